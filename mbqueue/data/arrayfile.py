@@ -1,4 +1,4 @@
-"""Files of named arrays: a JSON header, then the arrays as in memory, so that they can be memory-mapped.
+"""Files of named arrays: a JSON header, then the arrays in their in-memory layout, ready to be memory-mapped.
 
     bytes 0–7    MBQARR1\\n
     bytes 8–15   length of the header, little-endian

@@ -28,7 +28,7 @@ _Q = (-2.40339491173441421878e00, 2.02094576023350569471e00, -6.8828397160545329
 
 @compiled
 def _numbers(part: Any, width: int, numbers: Any) -> Any:
-    """Fill ``numbers``, uint32 [n], from ``part``, uint8 [n · width], and return the largest, 0 if there is none."""
+    """Fill ``numbers``, uint32 [n], from ``part``, uint8 [n · width]; return the largest number, or 0 if n is 0."""
     largest = np.uint32(0)
     if width == 2:
         for position in range(np.uint64(len(numbers))):
@@ -56,11 +56,11 @@ def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short
         record: uint8.
         shape: atoms n, directed bonds D, short directed bonds s, 1 if the record is wide; int64 [4].
         per_atom: filled with the number of bonds that start at each atom, uint32 [n].
-        ends: filled with first and second directed bond of each undirected one, within the crystal, uint32 [2, U + 1];
-            the last element is scratch. images: filled with the image of each undirected bond, uint32 [3 U]; its values
-        are int8 (int32 if wide). short: filled with the directed bonds that take part in angles, within the crystal,
-        ascending, and their
-            roles, uint32 [2, s].
+        ends: filled with the first and second directed bond of each undirected one, numbered within the crystal,
+            uint32 [2, U + 1]; the last element is scratch.
+        images: filled with the image of each undirected bond, uint32 [3 U]; its values are int8 (int32 if wide).
+        short: filled with the directed bonds that take part in angles (ascending, numbered within the crystal) and
+            their roles, uint32 [2, s].
 
     Returns:
         whether the record is valid; if not, the outputs are meaningless.
@@ -123,8 +123,8 @@ def _join(bases: Any, per_atom: Any, vectors: Any, bonds: Any) -> Any:
     Args:
         bases: indices of the crystal's first atom, directed bond and undirected bond, and two more.
         per_atom: as in ``unpack``.
-        vectors: what gives the vector of a bond: ``ends`` and ``images`` as in ``unpack``; ``half``, the sign bit of an
-            image; and the crystal's Cartesian coordinates float64 [n, 3] and lattice float64 [3, 3], Å.
+        vectors: the inputs for computing a bond's vector: ``ends`` and ``images`` as in ``unpack``; ``half``, the sign
+            bit of an image; and the crystal's Cartesian coordinates float64 [n, 3] and lattice float64 [3, 3], Å.
         bonds: the four arrays.
 
     Returns:
@@ -208,7 +208,7 @@ def _number_short(bonds: Any, undirected: Any, half0: int, number: Any, short_bo
         short_bond: filled with the undirected bond for each number, int32 [S + 1].
 
     Returns:
-        whether there are S.
+        whether the crystal has exactly S short undirected bonds.
     """
     for pair in range(len(number)):
         number[pair] = 0
@@ -233,8 +233,8 @@ def _short_bonds(bases: Any, joined: Any, vectors: Any, short: Any, number: Any,
 
     Args:
         bases, joined, vectors, short: as in ``_angles``.
-        number: of each short undirected bond, uint32 [U].
-        n_short: how many there are.
+        number: the number of each short undirected bond, uint32 [U].
+        n_short: how many short undirected bonds there are.
 
     Returns:
         positions in ``short`` of the one or two directed bonds of each, -1 for none, int32 [S, 2]; atom, undirected
@@ -278,7 +278,8 @@ def _short_bonds(bases: Any, joined: Any, vectors: Any, short: Any, number: Any,
 
 @compiled
 def _places_by_second(roles: Any, table: Any, n_first: Any, n_short: int) -> Any:
-    """Where the angles of each second bond begin if they are sorted by it, uint32 [S + 1]; and how many there are."""
+    """The start of each second bond's angles when angles are sorted by second bond, uint32 [S + 1]; and their
+    number."""
     atoms, which = table[0], table[1]
     counts = np.zeros(n_short + 1, np.uint32)
     total = 0
@@ -302,8 +303,8 @@ def _angles(bases: Any, joined: Any, vectors: Any, short: Any, out: Any) -> Any:
         vectors: as in ``_join``.
         short: as in ``unpack``.
         out: short_bond int32 [S + 1]; angle_center, angle_bond_i, angle_bond_j, angle_by_j, int32 [T + 1]; angle,
-            float32 [T]. All but the last have one extra element, because a bond or angle that does not count is also
-            written, and then overwritten.
+            float32 [T]. All but the last have one extra element, because the code also writes bonds and angles that do
+            not count, and then overwrites them.
 
     Returns:
         whether there are S short bonds and T angles; if not, the outputs are meaningless.
@@ -362,8 +363,8 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
         rounded once.
     """
     n_directed, n_short, n_places = sizes[0], sizes[1], sizes[2] + 1
-    # One block of memory for all: the allocator keeps it for the next batch. The allocator would return many small
-    # blocks to the system, which would then have to clear new ones.
+    # Allocate one block for all outputs: the allocator keeps a large block for the next batch. It would return many
+    # small blocks to the system, which would then have to clear new ones.
     room = np.empty(4 * (n_directed + n_places) + n_short + 1, np.int32)
     bonds, room = room[: 4 * n_directed].reshape((4, n_directed)), room[4 * n_directed :]
     numbers, short_bond = room[: 4 * n_places].reshape((4, n_places)), room[4 * n_places :]

@@ -44,7 +44,7 @@ class Batch:
         angle_bond_j: second bond of each angle, index into ``short_bond``, int32 [T].
         angle_by_j: the order of angles that sorts them by ``angle_bond_j`` (stable), int32 [T]. Not every angle has a
             reverse: CHGNet accepts a bond of exactly the cut-off length as i but not as j.
-        angle: value of each angle, radian, float32 [T]: acos((1 - 1e-6) · cos), as CHGNet takes it.
+        angle: value of each angle, radian, float32 [T]: acos((1 - 1e-6) · cos), as in CHGNet.
     """
 
     rows: Tensor
@@ -69,9 +69,9 @@ class Batch:
         return len(self.rows)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
-        """The same batch on ``device``; asynchronous only from pinned memory and with ``non_blocking``.
+        """The same batch on ``device``; the copy is asynchronous only from pinned memory and with ``non_blocking``.
 
-        On the way to a GPU it is converted to an `OrderedBatch`, so that the GPU does not have to sort.
+        For a GPU, the batch is first converted to an `OrderedBatch`, so that the GPU does not have to sort.
         """
         batch = self if device.type == "cpu" else self.ordered()
         tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
@@ -86,7 +86,7 @@ class Batch:
         return self.packed(pinned=True)
 
     def packed(self, *, pinned: bool) -> Batch:
-        """The same batch, ordered, in one block of memory, which a single copy brings to a GPU."""
+        """The same batch, ordered, in one block of memory, so that a single copy sends it to a GPU."""
         batch = self.ordered()
         tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
         sizes = [-(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values()]
@@ -107,14 +107,14 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderedBatch(Batch):
-    """A batch with the orders and offsets to sum over each of its indices; all int32.
+    """A batch with the orders and offsets needed to sum over each of its indices; all int32.
 
     An offset is the start of a row's segment in its order; the next offset is its end. Orders are stable.
 
     Attributes:
         bond_offsets: the directed bonds of each centre atom, already in order, [A + 1].
         bond_first: the first directed bond of each undirected one, [U]; the second is its reverse.
-        short_offsets: the short bond of each undirected bond: a segment of length one or zero, [U + 1].
+        short_offsets: the short bond of each undirected bond, as a segment of length one or zero, [U + 1].
         angle_offsets: the angles of each first bond, already in order, [S + 1].
         by_j_offsets: the angles of each second bond in ``angle_by_j``, [S + 1].
         angle_by_center: the order of angles that sorts them by centre atom, [T].

@@ -1,4 +1,4 @@
-"""Make batches from the graph cache: concatenated, with lengths and angles, ready for the device."""
+"""Make batches from the graph cache: concatenated graphs with lengths and angles, ready for the device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mbqueue.errors import CacheError
 class Distortion:
     """A random strain of each cell and a random shift of each atom: a pure function of ``seed`` and the row.
 
-    The distortion does not depend on the order or the batches of crystals.
+    The distortion of a crystal does not depend on its position or its batch.
 
     Attributes:
         strain: standard deviation of the six components of a symmetric strain; 0 is off.

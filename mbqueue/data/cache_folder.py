@@ -34,7 +34,7 @@ class StoredCache:
         n_shards: number of graph shards present, judged by file names; 0 for kind "frozen".
         n_shards_needed: number of shards of a finished cache; 0 if unknown.
         size: bytes on disk.
-        used_at: time of the last write to a file in it, seconds since the epoch.
+        used_at: time of the last write to a file in the folder, seconds since the epoch.
     """
 
     folder: Path
@@ -114,7 +114,7 @@ def verify_graphs(stored: StoredCache, *, repair: bool = False, progress: Progre
 
     Args:
         stored: a cache of kind "graphs".
-        repair: remake missing or damaged shards; the binary crystals cannot be remade from here.
+        repair: remake missing or damaged shards. This cannot remake the binary crystals.
         progress: called with (crystals done, total) while missing shards are made.
 
     Raises:
@@ -143,14 +143,14 @@ def prune_caches(
     keep_sources: Collection[str] = (),
     note: Callable[[str], None] = lambda _text: None,
 ) -> list[StoredCache]:
-    """Remove every cache that is outdated or that no argument keeps, and return the removed ones.
+    """Remove every cache that is outdated or that no argument keeps; return the removed ones.
 
-    A cache that is being built stays. A process that is reading a removed cache can finish.
+    This never removes a cache that is being built. A process that is reading a removed cache can finish.
 
     Args:
         keep: hashes of datasets to keep.
-        keep_sources: names or paths of datasets that may be in preparation. Their hash is unknown while the backbone
-            runs, between writing the cache and committing the job.
+        keep_sources: names or paths of datasets that may be in preparation. While the backbone runs, between writing
+            the cache and committing the job, their hash is unknown.
         note: called with a sentence for each cache that stays because it is being built.
     """
     stored = stored_caches(cache_dir)

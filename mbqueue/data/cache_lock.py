@@ -18,7 +18,7 @@ from mbqueue.files import make_folder
 
 @contextmanager
 def building(folder: Path) -> Iterator[None]:
-    """Prevent pruning of ``folder`` within the block; first wait for a process that is pruning it."""
+    """Prevent pruning of ``folder`` within the block; if a process is pruning the folder, first wait for it."""
     with ExitStack() as stack:
         with suppress(OSError):  # a read-only cache is never pruned, and can still be read
             fcntl.flock(stack.enter_context(_lock_file(folder)), fcntl.LOCK_SH)

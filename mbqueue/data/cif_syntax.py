@@ -61,7 +61,7 @@ class CifBlock:
         return any(tag.startswith("_atom_site_fract_") for tag in (*self.columns, *self.items))
 
     def value(self, *tags: str) -> str | None:
-        """The value of the first of ``tags`` with a value outside loops; None if there is none.
+        """The value of the first of ``tags`` that has a value outside loops; None if no tag has one.
 
         ``?`` (unknown) and ``.`` (inapplicable) do not count as values.
         """
@@ -71,7 +71,7 @@ class CifBlock:
         return None
 
     def statements(self, *tags: str) -> list[tuple[str, str]]:
-        """Each known value of any of ``tags`` with its tag, outside loops and in them.
+        """Each known value of any of ``tags``, with its tag, both inside and outside loops.
 
         A dot in a tag of the file, as newer dictionaries write it, counts as an underscore.
         """
@@ -94,7 +94,7 @@ def blocks_of(text: str) -> list[CifBlock]:
     """The data blocks of a CIF, in order.
 
     Raises:
-        Unusable: if the text breaks the format's rules, so that a parser would skip a part.
+        Unusable: if the text breaks the format's rules, so that a parser would skip part of the text.
     """
     blocks: list[CifBlock] = []
     begins: list[int] = []
@@ -119,7 +119,7 @@ def blocks_of(text: str) -> list[CifBlock]:
 
 
 def _respelled(match: re.Match[str]) -> str:
-    """A token; tags and keywords in pymatgen's spelling."""
+    """Return a token; tags and keywords get pymatgen's spelling."""
     token = match[0]
     if match["word"] is None:
         return token

@@ -1,4 +1,4 @@
-"""Choose a table's columns of id, structure and target, once for the whole table, and describe the choice."""
+"""Choose a table's id, structure and target columns, once for the whole table, and describe the choice."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def is_missing(value: Any) -> bool:
 
 
 def is_no_id(value: Any) -> bool:
-    """Whether a cell cannot be an id: null, NaN or blank. ``NA`` can."""
+    """Whether a cell is too empty for an id: null, NaN or blank. ``NA`` is a valid id."""
     return not value.strip() if isinstance(value, str) else is_missing(value)
 
 
 def inexact_id(value: Any) -> str:
-    """Why a cell cannot be an id: only texts and whole numbers keep their text; empty if the cell can be an id."""
+    """Why a cell cannot be an id; empty if it can. Only strings and whole numbers keep their exact text."""
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return ""
     return f"its id was read as {type(value).__name__}, whose text may be another than the file's; write ids as text"
@@ -54,8 +54,8 @@ class Columns:
     """The columns of one table.
 
     Attributes:
-        id, structure, target: names of the columns; None if there is none, or none has been seen yet.
-        row_names: what names the rows if there is no id column.
+        id, structure, target: names of the columns; None if the table has no such column, or none has been seen yet.
+        row_names: the source of the rows' names if there is no id column.
         targets_required: whether a table without a target column is rejected.
         passed_over: other columns that could be the target.
     """
@@ -103,10 +103,10 @@ class Columns:
         self._require_target(f"{source} has no column", there)
 
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
-        """Id, structure and target of a row in a table without a heading; the first row with a column chooses it.
+        """Id, structure and target of a row in a table without a heading; the first row that has a column chooses it.
 
         Raises:
-            DataError: if the row has an id, and the rows before it have none.
+            DataError: if the row has an id but earlier rows have none.
         """
         if self._is_open:
             self._seen |= dict.fromkeys(row)

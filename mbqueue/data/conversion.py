@@ -41,8 +41,8 @@ def pair_bonds(per_atom: Any, slots: Any, copies: Any) -> Any:
     """Pair directed bonds into undirected ones, which are numbered by first appearance.
 
     Returns:
-        undirected int32 [D], first directed bond of each undirected one int32 [U], and the second, -1 if it is not
-        in the list, int32 [U].
+        undirected int32 [D], first directed bond of each undirected one int32 [U], and the second directed bond, -1 if
+        it is not in the list, int32 [U].
     """
     n_directed = len(slots)
     undirected, centers = np.empty(n_directed, np.int32), np.empty(n_directed, np.int32)
@@ -149,8 +149,8 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
 def graph_of(cart: Any, lattice: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
     """Compute the graph of one crystal.
 
-    A directed bond whose reverse was lost to rounding at the cut-off is left out (CHGNet would raise an error; its
-    radial basis is zero at that length).
+    A directed bond whose reverse was lost to rounding at the cut-off is left out. (CHGNet would raise an error there;
+    its radial basis is zero at that length.)
 
     Returns:
         bonds per atom int64 [n], copy that is the neighbour int32 [D], copies int32 [P, 4], undirected int32 [D],
@@ -190,7 +190,7 @@ def _is_wide(slots: Any, copies: Any, first: Any) -> bool:
 
 @compiled
 def _with_room(records: Any, at: int, needed: int) -> Any:
-    """``records``, or a larger copy of its first ``at`` bytes if it is shorter than ``needed``."""
+    """``records``, or a larger copy of its first ``at`` bytes if ``records`` is shorter than ``needed``."""
     if needed <= len(records):
         return records
     larger = np.empty(2 * needed, np.uint8)
@@ -214,12 +214,12 @@ def _count_short(short: Any, undirected: Any, n_undirected: int) -> int:
 def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
     """Pack the graphs of N consecutive crystals as records of bytes.
 
-    A record contains these values in this order, little-endian, with 2 bytes each (4 if the record is wide: with more
-    than 65,535 bonds or an image beyond ±127): bonds per atom [n]; second directed bond of each undirected one [U];
-    directed bonds that take part in angles [s]. A record ends with the image of each undirected bond, relative to its
-    first directed one, [U, 3] with 1 byte each (4 if wide), and the roles in angles with 1 byte each [s]. The rest can
-    be derived: undirected bonds are numbered in the order of their first directed ones, and the neighbour of one
-    directed bond is the centre of the other.
+    A record contains the following values in this order, little-endian, with 2 bytes each (4 if the record is wide:
+    with more than 65,535 bonds or an image beyond ±127): bonds per atom [n]; second directed bond of each undirected
+    one [U]; directed bonds that take part in angles [s]. A record ends with the image of each undirected bond, relative
+    to its first directed one, [U, 3] with 1 byte each (4 if wide), and the roles in angles with 1 byte each [s]. The
+    rest can be derived: undirected bonds are numbered in the order of their first directed ones, and the neighbour of
+    one directed bond is the centre of the other.
 
     Args:
         atom_offsets: index of each crystal's first atom in ``cart``, int64 [N + 1], starting with 0.

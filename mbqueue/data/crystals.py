@@ -30,7 +30,8 @@ class Crystals:
 
     Attributes:
         ids: unique name of each crystal.
-        targets: in their unit, float64 [N]; nan only for crystals without a target (for prediction).
+        targets: target of each crystal, in its unit, float64 [N]; nan only for crystals without a target (for
+            prediction).
         atom_offsets: atoms of crystal i are ``atom_offsets[i]`` to ``atom_offsets[i + 1]``, int64 [N + 1].
         atomic_numbers: Z of each atom, 1–94, uint8 [A].
         frac_coords: fractional coordinates as given (not wrapped into the cell), float64 [A, 3].
@@ -111,7 +112,7 @@ class Crystals:
         """Durably write the binary form, about 100 MB for matbench's 132,752 crystals, with any ``meta`` data.
 
         Raises:
-            CacheError: if it cannot be written; the previous file is kept.
+            CacheError: if the file cannot be written; the previous file is kept.
         """
         joined = "".join(self.ids).encode()
         lengths = np.array([len(name.encode()) for name in self.ids], np.int32)

@@ -47,7 +47,7 @@ class Dataset:
 
 
 def check_dataset(name_or_path: str, *, project_root: Path | None = None, targets_required: bool = True) -> None:
-    """Raise the errors that ``load`` would raise and that can be found without reading the data.
+    """Raise every error of ``load`` that can be found without reading the data.
 
     This check imports nothing slow. Matbench tasks pass even if they are not on this machine.
 
@@ -98,12 +98,12 @@ def load(
     id_column: str = "",
     progress: Progress | None = None,
 ) -> Dataset:
-    """Read a dataset, after downloading a missing one of matbench's.
+    """Read a dataset; first download it if it is a matbench dataset that is not on this machine.
 
     Args:
         name_or_path: a matbench task, ``sample``, or a file or folder (see ``formats``).
         project_root: base of relative paths; by default the working folder.
-        limit: keep only this number of crystals, drawn with ``seed``, in their order; 0 keeps all.
+        limit: keep only this number of crystals, drawn with ``seed``, in the dataset's order; 0 keeps all.
         seed: the seed for ``limit``.
         drop_invalid: leave out unusable entries instead of raising ``InvalidCrystals``.
         targets_required: whether an entry without a target is invalid; if not, its target is nan (for prediction).

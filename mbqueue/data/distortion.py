@@ -39,7 +39,7 @@ def distort(cart: Any, lattices: Any, n_atoms: Any, rows: Any, strain: float, ji
         n_atoms: int64 [B]; rows: dataset row of each crystal, int64 [B].
         strain: standard deviation of the components of the symmetric strain ε; vectors v become v (1 + ε).
         jitter: standard deviation of each component of an atom's shift, Å, added after the strain.
-        seed: chooses the streams, one per row.
+        seed: selects the random streams, one per row.
 
     Returns:
         the new cart and lattices.

@@ -33,15 +33,16 @@ MIN_VOLUME_PER_ATOM = 0.1
 #: Å³ per atom. Of 37,248 crystals in the Materials Project, C3N4 is the densest by this measure, 5.57, followed by
 #: diamond, 5.71; metallic hydrogen would have 3. A denser cell has duplicate atoms or a wrong lattice.
 SMALLEST_VOLUME_PER_ATOM = 2.5
-#: g/cm³. The densest of those crystals is plutonium, 24.6; among stable elements osmium, 22.0.
+#: g/cm³. The densest of 37,248 crystals in the Materials Project is plutonium, 24.6. Among stable elements, it is
+#: osmium, 22.0.
 LARGEST_DENSITY = 30.0
 #: Cells so skewed or thin that more periodic images than this are within 6 Å are rejected.
 MAX_IMAGES = 2_000_000
 #: The converter stores a number for each cube of 6 Å, and coordinates of each copy of an atom. This many cubes fill a
 #: box of 1,300 Å.
 MAX_CUBES = 10_000_000
-#: The most bonds, and angles, in one crystal. 2,000 atoms of diamond have 0.3 and 0.5 million. A batch counts bonds and
-#: angles in 32 bits.
+#: The most bonds, and angles, in one crystal. A diamond cell of 2,000 atoms has 0.3 million bonds and 0.5 million
+#: angles. A batch counts bonds and angles in 32 bits.
 MAX_BONDS = 10_000_000
 #: Occupancies this close to 1 count as 1 (pymatgen's tolerance).
 _OCCUPANCY_TOLERANCE = 1e-8
@@ -61,7 +62,7 @@ class Unusable(Exception):
 
 
 class Gatherer:
-    """Collects entries into ``Crystals``.
+    """Gathers entries into ``Crystals``.
 
     Attributes:
         offenders: (id, reason) of every unusable entry, in order.
@@ -147,7 +148,7 @@ class Gatherer:
 
 
 def _class_of(target: Any) -> float:
-    """1 or 0, from a number or a word."""
+    """The class, 1 or 0, from a number or a word."""
     try:
         value = _CLASSES[target] if isinstance(target, bool) or target in _CLASSES else float(target)
     except (TypeError, ValueError):
@@ -166,14 +167,14 @@ def _shown(name: str) -> str:
 
 
 def _is_fit(character: str) -> bool:
-    """Whether a character may be in an id: it is visible, or a blank, and files preserve it."""
+    """Whether a character may be in an id: a visible character or a blank that files preserve."""
     return " " <= character <= "~" or not (
         unicodedata.category(character) in _UNFIT_CATEGORIES or character in _INVISIBLE
     )
 
 
 def _likeness(name: str, other: str) -> str:
-    """Why two similar ids cannot both be in a dataset."""
+    """The reason why two similar ids cannot both be in a dataset."""
     if name == other:
         return "the id occurs twice"
     if name.split() == other.split():

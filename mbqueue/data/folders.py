@@ -22,7 +22,8 @@ _VASP_NAMES = ("POSCAR", "CONTCAR")
 
 
 def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Read the file of each id in ``id_prop.csv``; without that list, read all files if no targets are needed.
+    """Read the file of each id in ``id_prop.csv``. Without that list, read all files, provided that no targets are
+    needed.
 
     An id's file is ``id.cif``, ``id.vasp``, ``id.poscar``, ``id/POSCAR``, ``id/CONTCAR`` or has the id as its name.
     """

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from mbqueue.errors import DataError
 from mbqueue.task import N_FOLDS
 
-#: How many batches of crystals are sorted by size together; few, so that each batch is a random draw of its size.
+#: The number of batches whose crystals are sorted by size together. A small number keeps each batch a random draw of
+#: crystals of similar size.
 _WINDOW = 16
 
 #: The seed of matbench's folds (matbench.constants), which are scikit-learn's ``KFold(5, shuffle=True)``.
@@ -45,9 +46,10 @@ def test_rows(  # this is no pytest test
 ) -> NDArray[np.int64]:
     """Rows of the test part of ``fold`` (0–4) of a data set of ``n`` crystals, ascending.
 
-    The split follows scikit-learn. ``KFold``: shuffle 0 … n−1 with ``RandomState(seed)``, cut into five runs, of which
-    the first n mod 5 are one longer, and sort each. ``StratifiedKFold``, for ``classes`` [N]: deal the sorted classes
-    to the folds in turn, which gives each fold's number per class, then shuffle the crystals of each class.
+    The split follows scikit-learn. ``KFold``: shuffle 0 … n−1 with ``RandomState(seed)``, cut into five runs, where the
+    first n mod 5 runs are one longer, and sort each run. ``StratifiedKFold``, for ``classes`` [N]: deal the sorted
+    classes to the folds in turn, which sets each fold's number of crystals per class, then shuffle the crystals of each
+    class.
 
     Raises:
         DataError: if there are fewer crystals than folds.
@@ -67,7 +69,7 @@ def test_rows(  # this is no pytest test
 
 
 def _stratified(classes: NDArray[np.float64]) -> NDArray[np.int64]:
-    """For each crystal, the fold with this crystal in its test part, [N]."""
+    """The fold whose test part contains each crystal, [N]."""
     values, firsts = np.unique(classes, return_index=True)
     generator = np.random.RandomState(_MATBENCH_SEED)
     in_order = values[np.argsort(firsts)]  # scikit-learn numbers classes by first appearance
@@ -110,7 +112,7 @@ def validation_split(
 
 
 def epoch_order(rows: NDArray[np.int64], seed: int, fold: int, epoch: int) -> NDArray[np.int64]:
-    """``rows`` in the order in which epoch ``epoch`` (1 is the first) of ``fold`` sees them."""
+    """``rows``, in the order in which epoch ``epoch`` (from 1) of ``fold`` uses them."""
     return rows[_generator("order", seed, fold, epoch).permutation(len(rows))]
 
 
@@ -127,7 +129,7 @@ def epoch_batches(
 
     By default, ``epoch_order`` is cut into batches; the last one may be short. With ``sizes`` (of every row of the
     dataset), each batch has crystals of similar size: the order is sorted by size within windows of 16 batches and cut,
-    and the batches are shuffled. The short batch, with crystals of any size, can then be anywhere.
+    and the batches are shuffled. The one short batch, which can have crystals of any size, can then be at any position.
     """
     order = epoch_order(rows, seed, fold, epoch)
     whole = len(order) - len(order) % batch_size
@@ -142,7 +144,7 @@ def epoch_batches(
 
 
 def drawn_rows(n: int, limit: int, seed: int) -> NDArray[np.int64]:
-    """``limit`` of ``n`` rows drawn with ``seed``, ascending; all rows if ``limit`` is 0 or at least ``n``."""
+    """Draw ``limit`` of ``n`` rows with ``seed``, ascending; return all rows if ``limit`` is 0 or at least ``n``."""
     if limit <= 0 or limit >= n:
         return np.arange(n)
     return np.sort(_generator("limit", seed).permutation(n)[:limit])

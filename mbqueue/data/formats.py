@@ -102,7 +102,7 @@ def read_csv(gatherer: Gatherer, columns: Columns, path: Path, progress: Progres
 def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
     """Id, target and problem (empty if there is none) of each row of an ``id_prop.csv``.
 
-    The file has two columns without a heading, or any columns with one.
+    The file has either two columns without a heading, or a heading and any columns.
     """
     with opened(path) as stream:
         lines = decoded_text(b"".join(lines_of(stream, path))).splitlines(keepends=True)
@@ -185,7 +185,7 @@ def _plain(text: str) -> str:
 
 
 def _looks_like_poscar(text: str) -> bool:
-    """Whether the second line is a number, like the scale of a POSCAR, and no line starts a data block."""
+    """Whether the second line is a number, like the scale in a POSCAR, and no line starts a CIF data block."""
     lines = text.split("\n", 2)
     return len(lines) > 2 and "data_" not in text.lower() and lines[1].strip()[:1] in tuple("+-.0123456789")
 

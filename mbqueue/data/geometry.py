@@ -12,7 +12,7 @@ from mbqueue.data.machine_code import compiled
 
 @compiled
 def _spacings(lattice: Any, spacings: Any) -> float:
-    """The volume, Å³; fills ``spacings``, float64 [3], with the distances between lattice planes, Å."""
+    """Return the volume, Å³; fill ``spacings``, float64 [3], with the distances between lattice planes, Å."""
     volume = 0.0
     for axis in range(3):
         a, b, c = axis, (axis + 1) % 3, (axis + 2) % 3
@@ -36,7 +36,7 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
     Args:
         frac: fractional coordinates, float64 [n, 3], finite.
         lattice: rows are lattice vectors, Å, float64 [3, 3], finite.
-        overlap: atoms nearer than this, Å, are at one place.
+        overlap: atoms nearer than this, Å, count as overlapping.
 
     Returns:
         volume, Å³ (0 for a flat cell, and then all else is 0); for a search up to 6 Å: periodic images around one atom,
@@ -89,12 +89,12 @@ def count_neighbors(frac: Any, lattice: Any, overlap: float, limit: float) -> An
     Args:
         frac: fractional coordinates, float64 [n, 3].
         lattice: rows are lattice vectors, Å, float64 [3, 3].
-        overlap: atoms nearer than this, Å, are at one place; this includes an atom and its own image.
-        limit: the most bonds, and the most angles.
+        overlap: atoms nearer than this, Å, count as overlapping; this includes an atom and its own image.
+        limit: the largest allowed number of bonds, and of angles.
 
     Returns:
-        directed bonds of up to 6 Å; pairs of bonds of up to 3 Å at one atom (CHGNet's angles), both as far as counted;
-        the first two overlapping atoms as i · n + j, or -1.
+        directed bonds of up to 6 Å; pairs of bonds of up to 3 Å at one atom (CHGNet's angles), both up to where
+        counting stopped; the first two overlapping atoms as i · n + j, or -1.
     """
     spacings = np.empty(3)
     _spacings(lattice, spacings)

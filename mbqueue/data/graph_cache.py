@@ -1,9 +1,9 @@
 """Packed graphs on disk: built once, in parallel, shard by shard, and then memory-mapped.
 
 A folder contains ``shard-00000.bin`` and so on, each an array file with the graphs of some consecutive crystals, and
-``locks/``. A shard records the hash of its structures, its cut-offs and its converter version, so an outdated shard is
-detected like a damaged one. A shard gets its final name only when complete. So a builder may die at any time, and the
-next one makes the missing shards. Builders share the work through one lock per shard.
+``locks/``. A shard records the hash of its structures, its cut-offs and its converter version, so mbqueue detects an
+outdated shard as it does a damaged one. A shard gets its final name only when complete. So a builder may die at any
+time, and the next one makes the missing shards. Builders share the work through one lock per shard.
 
 Opening checks every shard's length, key and index. Reading checks each record's CRC-32 at its first use in a process.
 Only shards that fail a check are rebuilt.
@@ -46,7 +46,8 @@ def folder_name(crystals: Crystals) -> str:
 
 
 def shard_borders(atom_offsets: NDArray[np.int64]) -> list[int]:
-    """First row of each shard, then N. A shard has at most 2,048 crystals and 65,536 atoms, or one larger crystal."""
+    """The first row of each shard, followed by N. A shard has at most 2,048 crystals and 65,536 atoms, or one larger
+    crystal."""
     n_rows = len(atom_offsets) - 1
     borders = [0]
     while borders[-1] < n_rows:
@@ -91,7 +92,7 @@ class GraphCache:
     """
 
     def __init__(self, crystals: Crystals, folder: Path, *, atom_cutoff: float, bond_cutoff: float) -> None:
-        """For ``GraphCache.open`` and ``GraphCache.build``, which callers use instead."""
+        """Set the fields; callers use ``GraphCache.open`` or ``GraphCache.build`` instead."""
         self.crystals = crystals
         self.folder = folder
         self.atom_cutoff = atom_cutoff
@@ -112,7 +113,7 @@ class GraphCache:
         """Open an existing, complete cache.
 
         Raises:
-            CacheError: if a shard is missing, truncated, damaged in its index, or has other crystals, cut-offs or
+            CacheError: if a shard is missing, truncated, has a damaged index, or belongs to other crystals, cut-offs or
                 another converter version. ``build`` repairs all of these.
         """
         cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
@@ -140,7 +141,7 @@ class GraphCache:
             bond_cutoff: longest bond that takes part in angles, Å.
             workers: threads; by default the cores that this process may use.
             progress: called with (crystals done, total) at the start and after each shard.
-            should_stop: called before each shard; a later call continues.
+            should_stop: called before each shard; a later call of ``build`` resumes.
 
         Returns:
             The open cache, or None if ``should_stop`` stopped it before it was complete.
@@ -322,8 +323,8 @@ class GraphCache:
     def _link_twin(self, number: int) -> bool:
         """Link a complete shard of the same structures from another dataset's cache; False if there is none.
 
-        Another column of the same table is another dataset with the same graphs. Both folders then link to one file,
-        which takes its space once and stays until both are removed.
+        Datasets made from different columns of one table have the same graphs. Both folders then link to one file,
+        which uses disk space once and stays until both folders are removed.
         """
         path = self._path(number)
         for twin in sorted(self.folder.parent.glob(f"*-{CONVERTER_VERSION}/{path.name}")):

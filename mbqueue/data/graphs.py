@@ -26,7 +26,8 @@ class PackedGraphs:
         records: uint8 [bytes], one record after the other.
         index: int64 [N, 6]: start of the record, directed bonds, short directed bonds, short undirected bonds,
             angles, 1 if the record is wide.
-        cutoffs: atom cut-off used, Å, float64 [N]; above the requested one if an atom would have been isolated.
+        cutoffs: atom cut-off used for each crystal, Å, float64 [N]; above the requested one if an atom would be
+            isolated.
     """
 
     records: NDArray[np.uint8]
@@ -75,7 +76,7 @@ def convert(
     atom_cutoff: float = ATOM_CUTOFF,
     bond_cutoff: float = BOND_CUTOFF,
 ) -> PackedGraphs:
-    """Make the graphs of crystals ``first`` to ``stop``, a pure function of their geometry; releases the GIL.
+    """Make the graphs of crystals ``first`` to ``stop``; a pure function of their geometry that releases the GIL.
 
     If an atom has no neighbour within the cut-off, its crystal's cut-off is raised to the next multiple of 0.5 Å at
     which every atom has a bond. CHGNet's radial basis is zero beyond 6 Å, so such a bond carries no message, but the

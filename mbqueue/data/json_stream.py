@@ -21,7 +21,7 @@ from mbqueue.data.source import Source
 _CHUNK = 4 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SPACE = re.compile(rb"[ \t\r\n]*")
-#: A number or a word, up to the character that ends it.
+#: A number or a literal, up to the character that ends it.
 _BARE = re.compile(rb"[^\s,:{}\[\]\"]*")
 _LONGEST_BARE = 1000
 #: The most characters of the text in a message.
@@ -40,8 +40,8 @@ class CutShort(NotJson):
 
 @compiled
 def _end_of_value(text: Any, position: Any, state: Any) -> Any:
-    """Find the end of the object, list or string at ``position``; -1 if it ends beyond ``text``, -2 if its brackets do
-    not match or are nested too deeply.
+    """Find the end of the object, list or string at ``position``. Return -1 if the value ends beyond ``text``, -2 if
+    its brackets do not match or are nested too deeply.
 
     ``state`` (depth, 1 inside a string, 1 after a backslash, then the open brackets) carries over from one piece of the
     document to the next.
@@ -86,7 +86,7 @@ class JsonStream:
     """
 
     def __init__(self, stream: Source) -> None:
-        """Read nothing from ``stream`` yet."""
+        """Keep ``stream`` for later; read nothing yet."""
         self._stream = stream
         self._text = b""
         self._bytes = np.empty(0, np.uint8)
@@ -105,7 +105,7 @@ class JsonStream:
                 return ""
 
     def members(self) -> Iterator[str]:
-        """The keys of the next object, each once."""
+        """Yield the keys of the next object, each once."""
         seen: set[str] = set()
         for _ in self._parts("{", "}"):
             if self.peek() != '"':
@@ -118,7 +118,7 @@ class JsonStream:
             yield key
 
     def items(self) -> Iterator[int]:
-        """The positions in the next list."""
+        """Yield the positions of the items in the next list."""
         return self._parts("[", "]")
 
     def value(self) -> Any:
@@ -136,7 +136,7 @@ class JsonStream:
         self._span(keep=False)
 
     def end(self) -> None:
-        """Check that nothing is left."""
+        """Check that the document has no further text."""
         if self.peek():
             raise NotJson(f"{self._shown()} comes after its end")
 

@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     """One row of a table.
 
     Attributes:
-        key: the row's name in the table's index or as a key; its position if there is neither.
+        key: the row's name, from the table's index or from a key; its position if it has no name.
         id, structure, target: the row's cells in the chosen columns.
     """
 
@@ -39,7 +39,7 @@ class JsonTable:
     """A table in a JSON file."""
 
     def __init__(self, path: Path, columns: Columns, progress: Progress | None = None) -> None:
-        """Open nothing yet; `entries` opens the file."""
+        """Keep the arguments; only `entries` opens the file."""
         self._path = path
         self._columns = columns
         self._open: Callable[[], AbstractContextManager[JsonStream]] = lambda: _opened(path, progress)
@@ -73,11 +73,11 @@ class JsonTable:
             yield from self._by(outline)
 
     def _first_pass(self, stream: JsonStream) -> Generator[Entry, None, dict[str, Any] | None]:
-        """Yield the rows of the split form if the names come before the rows, as in matminer's files.
+        """Yield the rows of the split form if the column names precede the rows, as in matminer's files.
 
         Returns:
-            otherwise, each key with the first character of its value, and ``index``, ``columns`` and ``schema`` with
-            their content.
+            if they do not, each key with the first character of its value, and ``index``, ``columns`` and ``schema``
+            with their content.
         """
         outline: dict[str, Any] = {}
         is_read = False
@@ -116,9 +116,9 @@ class JsonTable:
             yield from self._by_key(names)
 
     def _rows(self, stream: JsonStream, *, index: Sequence[str] = ()) -> Iterator[Entry]:
-        """A list of objects, structures (as objects or as text) or, from ``orient="values"``, cells.
+        """Yield the rows of a list of objects, structures (as objects or text) or, from ``orient="values"``, cells.
 
-        ``index`` are the columns that were the index of the table.
+        ``index`` lists the columns that were the table's index.
         """
         if len(index) == 1:
             self._columns.row_names = "the index" if index[0] == "index" else f"the index {index[0]}"
@@ -142,7 +142,7 @@ class JsonTable:
                 raise NotJson(f"row {number} is {row!r:.40}, neither an object nor a list")
 
     def _split(self, stream: JsonStream, outline: Mapping[str, Any]) -> Iterator[Entry]:
-        """Rows of the split form: lists of cells, named by ``columns`` and ``index``."""
+        """Yield the rows of the split form: lists of cells, named by ``columns`` and ``index``."""
         columns, index = outline["columns"], outline.get("index")
         for key, names in (("columns", columns), ("index", index)):
             if not isinstance(names, list | None):
@@ -169,7 +169,7 @@ class JsonTable:
             )
 
     def _column_wise(self, names: list[str]) -> Iterator[Entry]:
-        """An object of columns; each is a list, or an object of cells by index."""
+        """Yield the rows of an object of columns; each column is a list, or an object of cells by index."""
         self._columns.choose(names, str(self._path))
         ids, targets = (self._column(name) for name in (self._columns.id, self._columns.target))
         assert self._columns.structure is not None, "`choose` ensures it"
@@ -200,7 +200,8 @@ class JsonTable:
         return content
 
     def _by_key(self, names: list[str]) -> Iterator[Entry]:
-        """An object of rows or structures by id or, as in CHGNet's MPtrj dataset, of such objects."""
+        """Yield the rows of an object of rows or structures by id. The objects may be nested, as in CHGNet's MPtrj
+        dataset."""
         self._columns.row_names = "the key"
         with self._open() as stream:
             for key in stream.members():
@@ -283,7 +284,7 @@ def _index_of(schema: Any) -> list[str]:
 
 
 def _is_row(value: Any) -> bool:
-    """Whether an object is a structure, or has one in a column."""
+    """Whether an object is a structure or has a structure in a column."""
     return isinstance(value, dict) and (_is_structure(value) or not set(STRUCTURE_NAMES).isdisjoint(value))
 
 

@@ -13,7 +13,7 @@ from mbqueue.data.machine_code import compiled
 
 #: The most characters of a key in a message.
 _SHOWN = 60
-#: orjson's deepest nesting.
+#: The deepest nesting that orjson accepts.
 _DEEPEST = 1024
 #: Constants of the FNV-1a hash.
 _OFFSET, _PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
@@ -23,11 +23,11 @@ class RepeatedKey(ValueError):
     """An object repeats a key.
 
     Attributes:
-        key: that key.
+        key: the repeated key.
     """
 
     def __init__(self, key: str, where: str = "") -> None:
-        """``where`` is the start of the text that contains it; empty if the context is clear."""
+        """``where`` is the start of the text that contains the object; empty if the context is clear."""
         self.key = key
         there = f"in the value that starts with {where}" if where else "in one object"
         super().__init__(f"the key {key[:_SHOWN]!r} appears twice {there}; remove one of the two")
@@ -37,8 +37,8 @@ def parse_json(text: bytes | memoryview) -> Any:
     """Parse a JSON value, including NaN and Infinity, which Python writes although JSON does not have them.
 
     Raises:
-        RepeatedKey: if an object in it has one key twice.
-        ValueError: if it is not JSON.
+        RepeatedKey: if an object in the value has one key twice.
+        ValueError: if the text is not JSON.
     """
     try:
         value = orjson.loads(text)
@@ -87,7 +87,7 @@ def _count_keys(text: Any) -> Any:
 
 @compiled
 def _may_repeat_a_key(text: Any) -> Any:
-    """Whether two keys of one object in ``text``, which is valid JSON, have the same hash, or a key has an escape."""
+    """Whether two keys of one object in ``text`` (valid JSON) have the same hash, or a key contains an escape."""
     n_keys, size = _count_keys(text), 2
     while size < 2 * n_keys:
         size *= 2

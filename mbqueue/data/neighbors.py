@@ -1,10 +1,10 @@
 """Compiled neighbour search: finds the bonds of a crystal, in pymatgen's order.
 
 CHGNet numbers its bonds by the order of pymatgen's ``find_points_in_spheres``: by centre atom; then by the neighbour's
-cube of edge ``cutoff`` (x, y, z ascending, the 27 cubes around the centre's); then, within a cube, by periodic image
-(i, j, k) and atom, both descending. To give the same order if rounding decides (an atom exactly on a cell face, a bond
-exactly at the cut-off), sums are computed in pymatgen's order, and the Cartesian coordinates must be NumPy's (see
-``graphs.cartesian``).
+cube of edge ``cutoff`` (x, y, z ascending, over the 27 cubes around the centre's cube); then, within a cube, by
+periodic image (i, j, k) and atom, both descending. Rounding decides in some cases (an atom exactly on a cell face, a
+bond exactly at the cut-off). To give the same order there, sums are computed in pymatgen's order, and the Cartesian
+coordinates must be NumPy's (see ``graphs.cartesian``).
 
 The code uses plain loops, because Numba needs half a second to compile every array expression.
 """
@@ -80,7 +80,8 @@ def _box(cart: Any, cutoff: float) -> Any:
 
 @compiled
 def _images(frac: Any, lattice: Any, cutoff: float) -> Any:
-    """First image of the cell to search along each lattice vector, and the one after the last, int64 [2, 3]."""
+    """Range of the cell's images to search along each lattice vector: the first, and one past the last, int64 [2,
+    3]."""
     repeats, images = np.empty(3), np.empty((2, 3), np.int64)
     _repeats(lattice, cutoff, repeats)
     for axis in range(3):
@@ -92,7 +93,8 @@ def _images(frac: Any, lattice: Any, cutoff: float) -> Any:
 
 @compiled
 def _wrapped(frac: Any, lattice: Any) -> Any:
-    """Cartesian coordinates of the atoms inside the cell, float64 [n, 3], and the image that each was in, int64 [n, 3].
+    """Cartesian coordinates of the atoms inside the cell, float64 [n, 3], and the image that each atom was in, int64
+    [n, 3].
 
     ``frac`` is wrapped in place.
     """

@@ -19,7 +19,7 @@ from mbqueue.files import fsync_dir, sha256_of_file
 
 Progress = Callable[[int, int], None]
 
-#: The most consecutive attempts without a new byte.
+#: The maximum number of consecutive attempts without a new byte.
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60.0
 _CHUNK = 1 << 18
@@ -63,7 +63,7 @@ def official_file(name: str) -> OfficialFile:
 
 
 def is_whole(file: OfficialFile) -> bool:
-    """Whether the file exists with the digest that matminer lists, which takes a fraction of a second."""
+    """Whether the file exists with the digest that matminer lists. This check takes a fraction of a second."""
     return sha256_of_file(file.path) == file.sha256
 
 
@@ -71,16 +71,17 @@ def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock 
     """Download the file if it is missing; compare an existing file with its digest.
 
     A partial file is ``NAME.part`` beside it; after a broken connection, the download resumes there (HTTP Range), in
-    this call or a later one. Only a complete file with the right digest gets the final name. Two processes take turns.
+    this call or a later one. Only a complete file with the right digest gets the final name. Of two processes, one
+    waits for the other.
 
     Args:
-        file: what to get.
+        file: the file to get.
         progress: called with (bytes present, total bytes; 0 if unknown).
         clock: waits between attempts.
 
     Raises:
         DataError: if the existing file has another digest.
-        SourceAway: if it cannot be downloaded or written, or the download has another digest.
+        SourceAway: if the file cannot be downloaded or written, or the download has another digest.
     """
     from filelock import FileLock  # noqa: PLC0415  `mbqueue doctor` and `enqueue` only need the path
 
@@ -116,7 +117,7 @@ def _fetch(file: OfficialFile, progress: Progress | None, clock: Clock) -> None:
                 f"The download from {file.url} is not {file.path.name} (its SHA-256 is different). Try later, or put "
                 f"the file at {file.path} yourself."
             )
-        # The old partial file may have been another file; only a fresh download shows that the server is wrong.
+        # The old partial file may belong to a different file; only a fresh download proves that the server is wrong.
         began_anew = True
     with part.open("rb") as stream:
         os.fsync(stream.fileno())

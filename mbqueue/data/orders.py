@@ -11,7 +11,7 @@ from mbqueue.data.machine_code import compiled
 
 @compiled
 def offsets_of(rows: Any, n: int) -> Any:
-    """The start of each of ``n`` rows' segment in sorted ``rows``, and the end; int32 [n + 1]."""
+    """The start of the segment of each of ``n`` rows in sorted ``rows``, followed by the end; int32 [n + 1]."""
     offsets = np.zeros(n + 1, np.int32)
     for row in rows:
         offsets[row + 1] += 1

@@ -41,7 +41,7 @@ _ABOUT_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, Imp
 
 
 def is_harmless(message: str) -> bool:
-    """Whether a warning is on the list."""
+    """Whether a warning is on the list of harmless ones."""
     return any(re.match(pattern, message) for pattern, _ in HARMLESS)
 
 

@@ -14,7 +14,7 @@ from mbqueue.errors import DataError, SourceAway
 
 Progress = Callable[[int, int], None]
 
-#: The longest row or line of a dataset, bytes; a 2,000-atom cell takes 0.5 MB.
+#: The longest row or line accepted in a dataset, in bytes; a 2,000-atom cell takes 0.5 MB.
 LONGEST_ROW = 1 << 28
 
 
@@ -32,11 +32,12 @@ class Source(Protocol):
 
 @contextmanager
 def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
-    """Open a plain, .gz or .bz2 file, decompressed; ``progress`` is called with bytes of the file, read and total.
+    """Open a plain, .gz or .bz2 file, decompressed; ``progress`` is called with the bytes of the file read so far and
+    in total.
 
     Raises:
-        DataError: if the file is empty, is not such an archive or ends too early.
-        SourceAway: if the system cannot read it.
+        DataError: if the file is empty, ends too early or is not the archive that its name says.
+        SourceAway: if the system cannot read the file.
     """
     try:
         with path.open("rb") as raw:

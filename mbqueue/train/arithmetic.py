@@ -42,7 +42,7 @@ _PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def usable_precision(device: torch.device, wanted: str) -> str:
-    """The precision of matrix products: ``wanted``, or float32 if the device does not support it."""
+    """The precision of matrix products: ``wanted``, or float32 if the device does not support ``wanted``."""
     if device.type != "cuda" or wanted == "float32":
         return "float32"
     return wanted if torch.cuda.get_device_capability(device)[0] >= NEEDED_CAPABILITY[wanted] else "float32"
@@ -116,7 +116,7 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
     """The fingerprint: everything besides the work itself that affects the bytes of the result.
 
     Args:
-        precision: of training, as `usable_precision` gives it.
+        precision: the precision of training, from `usable_precision`.
     """
     on_gpu = device.type == "cuda"
     return {
@@ -145,7 +145,7 @@ def _library_versions() -> dict[str, str]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The differences between two fingerprints: key to [old, new]. Keys that only one of them has are ignored."""
+    """The differences between two fingerprints: key to [old, new]. Keys that only one fingerprint has are ignored."""
     if "precision" in old:
         old = {"validated_in": old["precision"], **old}  # earlier versions validated in this precision
     return {key: [old[key], new[key]] for key in sorted(old.keys() & new.keys()) if old[key] != new[key]}

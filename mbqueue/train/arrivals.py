@@ -17,8 +17,8 @@ class Arrived:
     """A batch on its device.
 
     Attributes:
-        rows: the dataset row of each of its crystals, in host memory.
-        batch: the batch; work enqueued on the device's current stream may use it.
+        rows: the dataset row of each crystal in the batch, in host memory.
+        batch: the batch, ready for work enqueued on the device's current stream.
     """
 
     rows: list[int]
@@ -31,7 +31,7 @@ def arriving(steps: Iterable[Sequence[Any]], device: torch.device) -> Generator[
     Copies to a GPU use a separate stream and page-locked memory, so they overlap with the previous step.
 
     Raises:
-        OutOfMemory: if they do not fit.
+        OutOfMemory: if a batch does not fit.
     """
     if device.type != "cuda":
         for batches in steps:
@@ -57,7 +57,7 @@ def arriving(steps: Iterable[Sequence[Any]], device: torch.device) -> Generator[
 
 
 class Fetch:
-    """Tensors being copied to host memory; only `wait` blocks until they have arrived."""
+    """Tensors being copied to host memory; only `wait` blocks until the copies arrive."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors, self._are_there = list(tensors), None

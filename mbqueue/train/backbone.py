@@ -39,8 +39,8 @@ def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbo
     """
     family = family_of(spec.model.pretrained)
     weights = family.weights_hash(family.load_pretrained(spec.model.pretrained))
-    # A backbone does not depend on the target. The folder's name for energies must not change, because machines share
-    # what is stored under it.
+    # A backbone does not depend on the target. The folder's name for energies must never change, because machines share
+    # its stored outputs.
     key = crystals.hash if spec.target.kind == "energy" else crystals.structures_hash
     return FrozenBackbone(
         frozen_folder(cache_dir, key, weights),
@@ -74,12 +74,12 @@ def prepare_frozen(
 ) -> bool:
     """Compute and store the missing shards, always in float32; return False if stopped before the end.
 
-    Shards that this machine's cache has for another dataset are copied from there. If the disk has room, features are
+    Shards that this machine's cache has for another dataset are copied instead. If the disk has room, features are
     stored together with energies, because one pass computes both.
 
-    On one kind of device, the bytes depend only on a shard's crystals and the weights, with one exception: if memory
-    runs out, smaller batches compute the rest of that shard. The digest of the stored bytes (`FrozenBackbone.digest`)
-    shows the difference.
+    On devices of the same model, the bytes depend only on a shard's crystals and the weights, with one exception: if
+    memory runs out, smaller batches compute the rest of that shard. The digest of the stored bytes
+    (`FrozenBackbone.digest`) shows such a difference.
 
     Raises:
         DeviceTooSmall: if a single crystal does not fit the device.

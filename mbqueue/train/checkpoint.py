@@ -17,7 +17,7 @@ class Checkpoints(OwnCommits):
     """The commits of one fold in training.
 
     Args:
-        place, identity, on_wrong, own: as for `OwnCommits`.
+        place, identity, on_wrong, own: the same as for `OwnCommits`.
         hold_on: called when an object store rejects a commit; waits, or raises the given error if no time is left.
     """
 

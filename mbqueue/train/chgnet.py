@@ -54,12 +54,13 @@ def load_pretrained(version: str) -> CHGNet:
     """
     path = Path(str(resources.files("chgnet"))) / "pretrained" / PRETRAINED[version]
     content = _read(path)
-    # CHGNet.load passes the same arguments: the weights were trained without that bias and are named by version.
+    # Pass the same arguments as CHGNet.load: the weights were trained without that bias and are named by version.
     return _build(content, path, mlp_out_bias=False, version=version)
 
 
 def load_model(path: Path) -> CHGNet:
-    """A model from a file with `model_bytes` or one written by CHGNet's trainer, on the CPU; nothing in it is executed.
+    """Load a model from a file with `model_bytes` or a file written by CHGNet's trainer, on the CPU, without executing
+    any code in the file.
 
     Raises:
         CheckpointError: if the file is missing, damaged or not a CHGNet model.
@@ -71,9 +72,9 @@ def load_model(path: Path) -> CHGNet:
 
 
 def model_bytes(model: CHGNet, target: Target = FORMATION_ENERGY.target) -> bytes:
-    """The content of a file that `CHGNet.from_file` reads; equal models of equal targets give equal bytes.
+    """The bytes of a model file for `CHGNet.from_file`; equal models of equal targets give equal bytes.
 
-    A target other than formation energy is recorded beside the model, where CHGNet ignores it.
+    The file records a target other than formation energy in a key that CHGNet ignores.
     """
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     buffer = io.BytesIO()
@@ -146,12 +147,13 @@ def depth(model: CHGNet, name: str) -> int:
 
 
 def decays(name: str) -> bool:
-    """Whether weight decay applies to a parameter: not to element references, which are not network weights."""
+    """Whether weight decay applies to a parameter. It does not apply to element references, which are not network
+    weights."""
     return not name.startswith("composition_model.")
 
 
 def set_references(model: CHGNet, references: References) -> None:
-    """Put the references into the model's AtomRef, in place."""
+    """Copy the references into the model's AtomRef, in place."""
     weight = model.composition_model.fc.weight
     with torch.no_grad():
         weight.copy_(torch.as_tensor(references.values, dtype=weight.dtype)[None])
@@ -183,7 +185,7 @@ def frozen(model: CHGNet, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def predict_from_features(model: CHGNet, features: Tensor, atoms: Any) -> Tensor:
-    """Like ``predict``, [B], from the features [A, 64] of the atoms of a batch."""
+    """The predictions of ``predict``, [B], computed from the features [A, 64] of a batch's atoms."""
     interaction = read_out(model, features, atoms.atom_crystal, atoms.n_atoms)
     return interaction + reference_energies(model, atoms.atomic_numbers, atoms.atom_crystal, atoms.n_atoms)
 

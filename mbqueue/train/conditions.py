@@ -20,13 +20,13 @@ class Conditions:
     Args:
         spec: the experiment.
         device: where to compute.
-        memory_file: JSON file that remembers, per device, what fits; None disables it.
+        memory_file: JSON file that records how many crystals fit each device; None disables it.
         extra: further entries of the fingerprint.
         on_note: called with a sentence when the conditions differ from what the experiment requests.
 
     Attributes:
-        precision: of matrix products in training.
-        training, inference: how many crystals go through the device at once.
+        precision: precision of matrix products in training.
+        training, inference: how many crystals the device processes at once.
     """
 
     def __init__(

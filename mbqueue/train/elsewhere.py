@@ -1,9 +1,9 @@
 """Find the same crystals in the caches of other datasets: larger ones, or ones with other ids or targets.
 
 The last digits of the backbone's outputs depend on which crystals go through it together. So a shard is copied from
-another dataset only if the same crystals form a shard there, in the same order. The copy then equals what computing the
-shard would give. Two crystals are the same if their elements, coordinates and cells are, bit for bit. The search covers
-only this machine's cache.
+another dataset only if the same crystals form a shard there, in the same order. The copy then equals the shard that
+this dataset's own computation would give. Two crystals are the same if their elements, coordinates and cells agree bit
+for bit. The search covers only this machine's cache.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Elsewhere:
         self._crystals = crystals
 
     def find(self, shard: int, kinds: Sequence[str]) -> tuple[FrozenBackbone, int] | None:
-        """A store that has all ``kinds`` of a shard undamaged, and the shard's number there; None if there is none."""
+        """A store that has all ``kinds`` of a shard undamaged, and the shard's number there; None if no store does."""
         for source, there in self._places.get(shard, ()):
             if all(source.is_whole(kind, there, verify=True) for kind in kinds):
                 return source, there

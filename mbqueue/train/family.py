@@ -37,7 +37,7 @@ class ModelFamily(Protocol):
         """A saved model, on the CPU."""
 
     def model_bytes(self, model: Any, target: Target, /) -> bytes:
-        """The content of a file for ``load_model`` and the family's own library; equal models give equal bytes."""
+        """The bytes of a model file for ``load_model`` and the family's own library; equal models give equal bytes."""
 
     def target_of_model(self, path: Path, /) -> Target:
         """The target that a saved model predicts."""
@@ -63,10 +63,10 @@ class ModelFamily(Protocol):
         """Whether weight decay applies to a parameter."""
 
     def set_references(self, model: Any, references: References, /) -> None:
-        """Put the element references into the model, in place."""
+        """Copy the element references into the model, in place."""
 
     def reset_read_out(self, model: Any, /) -> None:
-        """Make the model predict its references alone, in place, so that training starts from there."""
+        """Change the model in place to predict its references alone, so that training starts from them."""
 
     def scale_output(self, model: Any, factor: float, /) -> None:
         """Multiply the model's predictions, in place."""
@@ -83,7 +83,8 @@ class ModelFamily(Protocol):
         """Features of each atom, [A, F], and the prediction without element references, [B]."""
 
     def predict_from_features(self, model: Any, features: Tensor, atoms: Any, /) -> Tensor:
-        """The same as ``predict``, [B], from features [A, F] and a batch's atomic_numbers, atom_crystal and n_atoms."""
+        """The predictions of ``predict``, [B], from features [A, F] and a batch's atomic_numbers, atom_crystal and
+        n_atoms."""
 
 
 FAMILIES: tuple[ModelFamily, ...] = (chgnet,)

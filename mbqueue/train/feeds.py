@@ -63,7 +63,7 @@ class FeatureBatch:
 class Feed(Protocol):
     """A source of batches, and how a model predicts from them."""
 
-    #: Work per crystal, [N]; ``max_bonds`` limits its sum over a batch.
+    #: Work per crystal, [N]; ``max_bonds`` limits the sum of this work over a batch.
     costs: NDArray[np.int64]
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> Any:
@@ -141,9 +141,9 @@ def feed_of(
 
 
 def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_cost: int) -> list[Rows]:
-    """Cut ``rows``, in order, into parts with limits on crystals and cost (0: no limit).
+    """Cut ``rows``, in order, into parts with limits on the number of crystals and the cost (0: no limit).
 
-    A single crystal above the cost limit gets a part to itself.
+    A single crystal above the cost limit gets its own part.
     """
     parts: list[Rows] = []
     start, cost = 0, 0
@@ -210,7 +210,8 @@ def host_batches(
 
 
 def _pinned(batch: Any) -> Any:
-    """The batch in page-locked memory; unchanged if none is left, which makes only its copy to the device slower."""
+    """The batch in page-locked memory. If no such memory is left, the batch is unchanged, and its copy to the device is
+    slower."""
     try:
         return batch.pin()
     except RuntimeError:  # if the GPU has failed, the copy reports it

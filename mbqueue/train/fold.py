@@ -58,11 +58,11 @@ class FoldRun:
         spec: the experiment.
         fold: 0 to 4.
         crystals: the dataset.
-        cache: its packed graphs; may be None for a head experiment.
-        frozen: the pretrained backbone's outputs for it, already prepared.
+        cache: the dataset's packed graphs; may be None for a head experiment.
+        frozen: the pretrained backbone's outputs for the dataset, already prepared.
         checkpoints: the fold's commits.
         device: where to compute.
-        memory_file: JSON file that remembers, per device, what fits; None disables it.
+        memory_file: JSON file that records how many crystals fit each device; None disables it.
         fingerprint_extra: further entries of the fingerprint (the graph converter's version).
         on_note: called with a sentence for the user (a changed fingerprint, less memory than expected).
         clock: measures the epochs.
@@ -122,14 +122,14 @@ class FoldRun:
         save: Save,
         checkpoint_seconds: float = 300.0,
     ) -> EpochOutcome:
-        """Train and validate one epoch, starting at its newest commit; commit at its end, or when stopped.
+        """Train and validate one epoch from its newest commit; commit when the epoch ends or is stopped.
 
         Return at once if the epoch is already finished.
 
         Args:
             epoch: from 1; the previous one must be finished.
             fence: fence of the lease under which commits are written.
-            session: name of the working session.
+            session: name of this session.
             should_stop: called before every training step and every validation batch.
             on_step: called after every step.
             save: publishes a staged commit inside the queue's fence.
@@ -192,7 +192,7 @@ class FoldRun:
         )
 
     def _facts(self, learner: Learner, writer: _Writer) -> dict[str, Any]:
-        # The device may have run out of memory since the previous commit.
+        # Running out of memory may have changed the micro-batch size since the previous commit.
         learner.compute_under(self._conditions.fingerprint(), writer.session)
         return {
             **learner.facts(fence=writer.fence, session=writer.session, now=self._clock.now()),
@@ -270,7 +270,8 @@ class FoldRun:
         return Distortion(strain=train.strain, jitter=train.jitter, seed=int(stream >> np.uint64(1)))
 
     def _validate(self, learner: Learner, should_stop: Callable[[], bool]) -> bool:
-        """Finish the epoch: validate the weights to keep and write the history row; return False if stopped."""
+        """Finish the epoch: validate the weights that will be kept, and write the history row; return False if
+        stopped."""
         began, own_mae = self._clock.monotonic(), 0.0
         if learner.needs_own_mae:
             own = self._validation(learner, should_stop)
@@ -355,7 +356,7 @@ class FoldRun:
         """Predictions of the test rows, in the order of ``rows.test``; None if stopped.
 
         Without epochs the model is the pretrained one, and its predictions of the undistorted crystals come from the
-        store. Arguments and errors are those of `Inference.predict`.
+        store. Arguments and errors are the same as in `Inference.predict`.
         """
         self._conditions.begin()
         self._inference.check_kernels(self.rows.train)

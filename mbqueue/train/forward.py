@@ -143,7 +143,7 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
         message = messages.of_angles(*shares[:2], angles, shares[2], short_weights, Gate.of(layer.twoBody_bond))
         out = layer.mlp_out.layers[1]
         if out.bias is not None:
-            # The bias changes all bonds, also those without an angle.
+            # The bias changes all bonds, even those without an angle.
             bonds = bonds + out.bias
         bonds = messages.add_to_shorts(bonds, linear(message, out.weight))
         if block < model.n_conv - 2:
@@ -175,7 +175,8 @@ def _convolve_atoms(
 
 
 def _first_of_angles(gated: GatedMLP, index: int, atoms: Tensor, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The first layer's shares of the centre [A, 128] and of bond i ‖ bond j [S, 256], and its matrix for angles."""
+    """The contributions of the centre [A, 128] and of bond i ‖ bond j [S, 256] to the first layer, and its matrix for
+    angles."""
     weight, bias = _first(gated, index)  # [128, 256]
     of_atoms = linear(atoms, weight[:, 192:], bias)
     of_shorts = linear(short, torch.cat([weight[:, :64], weight[:, 64:128]]))

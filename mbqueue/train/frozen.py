@@ -2,8 +2,8 @@
 
 The two outputs are interaction energies (for the closed-form element references of every experiment) and atom features
 (for training the head). A shard contains one output of a fixed number of crystals: a .npy file, and a .json with its
-size and SHA-256. The .json is written last, and the shard exists only then, so preparing can stop anywhere and resume
-later. A folder belongs to one dataset and one set of weights.
+size and SHA-256. The .json is written last, and a shard without a .json counts as missing, so preparing can stop
+anywhere and resume later. A folder belongs to one dataset and one set of weights.
 
 Outputs computed on different devices differ in the last digits. So a whole shard is never rewritten, processes share
 the work with one lock per shard, and a digest of the stored bytes is part of a training's fingerprint.
@@ -91,11 +91,11 @@ class FrozenBackbone:
 
     @contextmanager
     def making(self, shard: int, *, wait_seconds: float = -1) -> Iterator[None]:
-        """The lock of a shard: one process on this machine holds it to make or fetch the shard; it is freed if that
-        process dies.
+        """The lock of a shard: one process on this machine holds it to make or fetch the shard. The system releases the
+        lock if that process dies.
 
         Raises:
-            Timeout: if another process holds it for ``wait_seconds``.
+            Timeout: if another process holds the lock for ``wait_seconds``.
         """
         make_folder(self.folder / "locks")
         with FileLock(self.folder / "locks" / f"{shard:05d}.lock", timeout=wait_seconds):
@@ -118,7 +118,7 @@ class FrozenBackbone:
         return str(json.loads(self._path(kind, shard).with_suffix(".json").read_bytes())["sha256"])
 
     def digest(self, kinds: Sequence[str]) -> str:
-        """A digest of all shards of these kinds, 16 characters; later reads of features use the files as mapped now.
+        """A digest of all shards of these kinds, 16 characters; later reads of features use the same mapped files.
 
         Raises:
             CacheError: if a shard is missing.
@@ -155,7 +155,7 @@ class FrozenBackbone:
         """Interaction energy of every crystal, eV/atom, [N].
 
         Raises:
-            CacheError: if any are missing or damaged.
+            CacheError: if any energies are missing or damaged.
         """
         missing = self.missing("energies", verify=True)
         if missing:
@@ -210,20 +210,20 @@ class Progress:
 #: Computes atom features [A, 64] and interaction energies [B] of rows, and reports the number of rows done; None if
 #: stopped.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
-#: For a shard and some kinds: a store that has all of them for the same crystals, and the shard's number there; else
-#: None.
+#: Finds, for a shard and some kinds, a store that has all these kinds for the same crystals, and the shard's number
+#: there; None if no store does.
 Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 
 @dataclass(kw_only=True)
 class Preparing:
-    """Computes and stores missing shards of some kinds, one by one.
+    """Computes and stores missing shards of the requested kinds, one by one.
 
     Attributes:
         frozen: the store to fill.
         compute: computes both kinds for rows of a shard.
         kinds: the kinds that are needed.
-        keeps_features: also store features whenever the backbone runs, even if only energies are needed.
+        keeps_features: whether to store features, too, whenever the backbone runs, even if only energies are needed.
         find: finds another store with a shard's crystals, to copy from.
         should_stop: called while waiting for another process.
         on_progress: called with the progress.
@@ -244,8 +244,8 @@ class Preparing:
         """Make the missing shards; return False if stopped before the end.
 
         Only missing or damaged shards are written: a stored one may come from another machine and be shared by all, and
-        this machine's bytes would differ in the last digits. If another process is making a shard, this one waits for
-        it, and makes the shard if that process dies.
+        this machine's bytes would differ in the last digits. If another process is making a shard, this process waits,
+        and makes the shard itself if the other one dies.
         """
         frozen = self.frozen
         missing = sorted({shard for kind in self.kinds for shard in frozen.missing(kind, verify=True)})
@@ -275,7 +275,7 @@ class Preparing:
         return True
 
     def _make(self, shard: int, tell: Callable[[int], None]) -> bool:
-        """Make what a shard still lacks, with its lock held; return False if stopped."""
+        """Make the missing outputs of a shard, with its lock held; return False if stopped."""
         frozen = self.frozen
         missing = [kind for kind in self.kinds if not frozen.is_whole(kind, shard, verify=True)]
         if not missing:

@@ -89,8 +89,8 @@ def _ranges(borders: Array) -> list[tuple[int, int]]:
 
 
 def _blocks_transposed(weight: Array) -> Array:
-    """The two square matrices of core and gate, each transposed, one below the other."""
-    # Contiguous: compiled for strided arrays, the kernels would run at a third of the speed.
+    """The square matrices of core and gate, each transposed and stacked, core above gate."""
+    # Make the array contiguous: kernels compiled for strided arrays would run at a third of the speed.
     return np.ascontiguousarray(np.concatenate([weight[:64].T, weight[64:].T]))
 
 
@@ -103,9 +103,9 @@ def _threads() -> ThreadPoolExecutor:
 def _subnormals_as_zero() -> Iterator[None]:
     """Make this thread treat numbers below 1.2e-38 as zero.
 
-    Closed gates and weights near the cut-off give gradients that small. Such numbers change no sum, but some processors
-    take a hundred times as long for each (`python -m benchmarks.training --subnormals` measures the cost). Every piece
-    of work sets the mode, so that results do not depend on what ran in the thread before.
+    Closed gates and weights near the cut-off give such tiny gradients. Such numbers change no sum, but some processors
+    take a hundred times as long for each (`python -m benchmarks.training --subnormals` measures the cost). Each task
+    sets the mode again, so that results do not depend on what ran in the thread before.
     """
     was_on = float(np.float32(1e-38) * np.float32(0.1)) == 0.0
     torch.set_flush_denormal(True)
@@ -251,10 +251,10 @@ def _kernels() -> ModuleType:
 
 
 def _matrices(ranges: list[tuple[int, int]]) -> NDArray[np.float32]:
-    """A buffer per range for the gradient of a [128, 64] matrix."""
+    """One buffer per range for the gradient of a [128, 64] matrix."""
     return np.zeros((len(ranges), 128, 64), np.float32)
 
 
 def _norms(ranges: list[tuple[int, int]]) -> NDArray[np.float32]:
-    """A buffer per range for the gradients of scale, shift and bias, [3, 128]."""
+    """One buffer per range for the gradients of scale, shift and bias, [3, 128]."""
     return np.zeros((len(ranges), 3, 128), np.float32)

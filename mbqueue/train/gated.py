@@ -1,7 +1,7 @@
 """CHGNet's gated messages in plain torch operations: for every device and dtype, and the reference for the kernels.
 
 A gated MLP is silu(norm(core(x))) · sigmoid(norm(gate(x))). The code keeps core and gate side by side, "core ‖ gate",
-128 wide. The first linear layer is the sum of the shares that each part of the concatenated input contributes.
+128 wide. The first linear layer is the sum of the contributions of each part of the concatenated input.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("PRODUCTS", default=None)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, products: torch.dtype | None = None) -> Tensor:
-    """x · weightᵀ + bias; the product has the precision ``products`` or, by default, that of `PRODUCTS`."""
+    """x · weightᵀ + bias, with the product in precision ``products`` or, by default, in that of `PRODUCTS`."""
     dtype = products or PRODUCTS.get()
     if dtype is None:
         return functional.linear(x, weight, bias)
@@ -77,8 +77,8 @@ class Gate:
     Attributes:
         second: second linear layers, [128, 64]; None if there is only one layer.
         bias: biases of the second layers, [128].
-        scale: of the layer norms, [128].
-        shift: of the layer norms, [128].
+        scale: scale of the layer norms, [128].
+        shift: shift of the layer norms, [128].
         products: value of `PRODUCTS` at construction, stored because torch computes GPU gradients in its own threads,
             where a context variable has its default.
     """
@@ -103,9 +103,10 @@ class Gate:
         )
 
     def open(self, pre: Tensor) -> Tensor:
-        """The gated MLP's output, [n, 64], from that of its first linear layer, [n, 128]."""
+        """The gated MLP's output, [n, 64], from the output of its first linear layer, [n, 128]."""
         if self.second is not None and self.bias is not None:
-            # Chunks, not slices: the gradient of two slices is two arrays of the whole size, padded and added.
+            # Use chunks, not slices: the gradient of two slices is two padded arrays of the full size that must be
+            # added.
             core, gate = functional.silu(pre).chunk(2, dim=1)
             core = linear(core, self.second[:64], self.bias[:64], products=self.products)
             gate = linear(gate, self.second[64:], self.bias[64:], products=self.products)
@@ -125,7 +126,7 @@ class PlainMessages:
         by_undirected = torch.stack([batch.bond_first, batch.bond_reverse.index_select(0, batch.bond_first)], dim=1)
         pairs = torch.arange(0, 2 * len(batch.bond_length) + 1, 2, dtype=torch.int32, device=by_undirected.device)
         self._center = Index(batch.bond_center, None, batch.bond_offsets)
-        # The bonds that end at an atom are the reverses of those that start there.
+        # The bonds that end at an atom are the reverses of the bonds that start at that atom.
         self._neighbor = Index(batch.bond_neighbor, batch.bond_reverse, batch.bond_offsets)
         self._undirected = Index(batch.bond_undirected, by_undirected.flatten(), pairs)
         self._angle_center = Index(batch.angle_center, batch.angle_by_center, batch.by_center_offsets)
@@ -139,7 +140,7 @@ class PlainMessages:
 
     def add_to_shorts(self, bonds: Tensor, x: Tensor) -> Tensor:
         """``bonds``, [U, …], with ``x``, [S, …], added to the rows of the short bonds."""
-        # Each segment has one row or none. On CUDA, adding by index would sort and check every index each time.
+        # Each segment has at most one row. On CUDA, adding by index would sort and check every index each time.
         return bonds + self._short.sum(x)
 
     def of_bonds(self, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate) -> Tensor:
@@ -163,7 +164,7 @@ class PlainMessages:
     def of_angles(
         self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, weights: Tensor, gate: Gate
     ) -> Tensor:
-        """Sum of each short bond's messages from the angles whose first bond it is, [S, 64].
+        """Sum of each short bond's messages from the angles that have it as first bond, [S, 64].
 
         Args:
             atoms: the first layer's share of the centre (with its bias), [A, 128].
@@ -181,7 +182,7 @@ class PlainMessages:
         return _recomputed(total, self._first_layer(atoms, shorts, angles, first), weights)
 
     def updated_angles(self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, gate: Gate) -> Tensor:
-        """New angle features, [T, 64]; arguments as in `of_angles`."""
+        """New angle features, [T, 64]; the arguments are the same as in `of_angles`."""
         return angles + _recomputed(gate.open, self._first_layer(atoms, shorts, angles, first))
 
     def _first_layer(self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ class PlainMessages:
 
 
 def _recomputed(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return ``work(*inputs)``, and keep only the inputs for the gradient, which repeats the work.
+    """Return ``work(*inputs)``, and store only the inputs for the backward pass, which repeats the computation.
 
     A message then keeps 128 numbers instead of about 700, so larger batches fit a GPU.
     """

@@ -1,4 +1,5 @@
-"""Choose how a device computes messages: with the fused GPU kernels if they agree with plain torch, else without."""
+"""Choose how a device computes messages: with the fused GPU kernels if they agree with plain torch, else in plain
+torch."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
 
 
 def uses_kernels(device: torch.device) -> bool:
-    """Whether the device computes with the fused kernels: the choice of `using`, or else the result of the check."""
+    """Whether the device uses the fused kernels: the choice made by `using`, or else the result of the check."""
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
@@ -49,7 +50,7 @@ def uses_kernels(device: torch.device) -> bool:
 
 @contextmanager
 def using(*, kernels: bool) -> Iterator[None]:
-    """Within the block, this thread uses the kernels without checking them, or does not use them."""
+    """Within the block, make this thread use the kernels without a check, or not use them at all."""
     token = _chosen.set(kernels)
     try:
         yield

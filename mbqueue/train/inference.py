@@ -88,9 +88,9 @@ class Inference:
         Args:
             model: gives values in the unit of the target (logits for a class target); it is moved to the device.
             strains: pairs of opposite small strains; each prediction is a mean over the crystal and its strained forms.
-            stored: the model's outputs for the undistorted crystals, [N], if known already.
+            stored: the model's outputs for the undistorted crystals, [N], if already known.
             should_stop: called before every batch.
-            on_progress: called with the crystals done and in total, each counted once per strain.
+            on_progress: called with the number of crystals done and in total; each crystal counts once per strain.
             keep_in: folder for partial predictions, so that an interrupted prediction resumes where it stopped.
 
         Raises:

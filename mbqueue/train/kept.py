@@ -27,8 +27,8 @@ class Kept:
     batches as an uninterrupted one.
 
     Args:
-        path: its file.
-        key: hash of everything that the outputs depend on; a file with another key is started afresh.
+        path: the file of outputs.
+        key: hash of everything that the outputs depend on; a file with another key is replaced.
         clock: decides when to write.
     """
 
@@ -78,10 +78,11 @@ def infer_kept(
     *,
     on_done: Callable[[int], None],
 ) -> NDArray[np.float32] | None:
-    """The outputs for all ``rows``; only those not on disk are computed. None if stopped.
+    """The outputs for all ``rows``; only outputs that are not on disk are computed. None if stopped.
 
     Args:
-        infer: computes outputs of rows, and passes each batch to a callback; None if stopped. Usually `step.infer`.
+        infer: computes outputs of rows, and passes each batch to a callback; returns None if stopped. Usually
+            `step.infer`.
         on_done: called with the number of crystals newly done.
     """
     there = kept.outputs if kept is not None else np.empty(0, np.float32)

@@ -20,10 +20,10 @@ def check(model: Any, batch: Batch, plain: Predict, fused: Predict, *, tolerance
     size. A gradient below a hundredth of the whole is mostly rounding error, so it is compared with that hundredth.
 
     Args:
-        model: its gradients are lost.
-        batch: on the device.
+        model: the model to check; its gradients are lost.
+        batch: a batch on the device.
         plain: the model's predictions for a batch, [B]: the reference.
-        fused: the same with the kernels; an exception that it raises becomes the reason.
+        fused: the same predictions with the kernels; an exception raised here becomes the reason.
     """
     expected = _results(model, batch, plain)
     try:
@@ -50,10 +50,10 @@ def told(error: BaseException) -> str:
 
 
 def _results(model: Any, batch: Batch, predict: Predict) -> dict[str, Tensor]:
-    """Gradients by parameter name, and the values under an empty name."""
+    """The gradients by parameter name, with the values under the key ""."""
     model.zero_grad(set_to_none=True)
     values = predict(model, batch)
-    # Weighted, so that errors of opposite sign cannot hide each other.
+    # Weight the sum, so that errors of opposite sign cannot hide each other.
     weights = torch.linspace(0.5, 1.5, len(values), device=values.device)
     torch.autograd.backward((values * weights).square().mean())
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -92,7 +92,7 @@ class Learner:
         restore_random_states(state.random, self._device)
 
     def compute_under(self, fingerprint: dict[str, Any], session: str) -> dict[str, list[Any]]:
-        """Set the fingerprint of the coming steps; return, and record, its changes."""
+        """Set the fingerprint of the coming steps; record and return its changes."""
         changes = differences(self.fingerprint, fingerprint)
         if changes:
             self.changes.append({"epoch": self.epoch, "step": self.step, "session": session, "changes": changes})
@@ -120,7 +120,7 @@ class Learner:
         return learning_rate(self._spec.train, step, self._spec.train.epochs * self.steps_per_epoch)
 
     def open_epoch(self, epoch: int, session: str) -> None:
-        """Start the next epoch, or continue the current one, and record the session as one that worked on it."""
+        """Start the next epoch, or continue the current one, and add the session to the sessions of that epoch."""
         if self.complete:
             self.epoch, self.step, self.complete = epoch, 0, False
             self.sums, self.seconds, self.sessions = _no_sums(), 0.0, []
@@ -150,10 +150,10 @@ class Learner:
         return self.soup is not None and self.soup.of_best
 
     def kept_weights(self, own_mae: float = 0.0) -> AbstractContextManager[None]:
-        """Within the block, the model has the weights to validate and keep: its own or their average.
+        """Within the block, the model has the weights to validate and keep: its own weights or their average.
 
         Args:
-            own_mae: validation MAE of its own weights, if `needs_own_mae`.
+            own_mae: validation MAE of the model's own weights, if `needs_own_mae`.
         """
         if self.soup is not None:
             self.soup.stir(own_mae)
@@ -199,7 +199,7 @@ class Learner:
             complete=self.complete,
             steps_done=self.steps_done,
             sums=dict(self.sums),
-            # Without the commit's name, which differs between two runs of the same work.
+            # Leave out the commit's name, which differs between two runs of the same work.
             best={"epoch": self.best["epoch"], "val_mae": self.best["val_mae"]} if self.best else None,
             model=to_host(self.model.state_dict()),
             optimizer={name: to_host(tensors) for name, tensors in optimizer.items()},

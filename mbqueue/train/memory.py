@@ -1,4 +1,4 @@
-"""The number of crystals that fit a device at once: learned from out-of-memory errors, and remembered."""
+"""Learn from out-of-memory errors how many crystals fit a device at once, and remember the number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mbqueue.errors import DeviceBusy, DeviceTooSmall
 from mbqueue.files import write_json
 from mbqueue.train.arithmetic import device_name
 
-#: No limit: more crystals than any batch has.
+#: A limit above the size of any batch, which stands for no limit.
 UNLIMITED = 1 << 20
 #: A GPU counts as free if at most this much memory is in use after a failed attempt is cleared. A process's context
 #: and libraries take up to 0.6 GiB, and a screen takes about as much.
@@ -28,7 +28,7 @@ class Shortage:
 
     Attributes:
         rows: rows of the crystals in the micro-batch.
-        said: PyTorch's message.
+        said: PyTorch's error message.
     """
 
     rows: Sequence[int]
@@ -38,7 +38,7 @@ class Shortage:
 class OutOfMemory(Exception):
     """A device ran out of memory.
 
-    Free memory only after leaving the ``except`` that caught it: its traceback holds the failed attempt's tensors.
+    Free memory only after the ``except`` block ends: the error's traceback holds the failed attempt's tensors.
     """
 
     def __init__(self, shortage: Shortage) -> None:
@@ -69,7 +69,7 @@ class DeviceMemory:
     and `begin` discards it.
 
     Args:
-        path: JSON file that remembers it for all experiments; None disables it.
+        path: JSON file that stores the limit for all experiments; None disables it.
         key: the device and the kind of work, such as ``NVIDIA L4|train|all|float32``.
         on_note: called with a sentence whenever the limit shrinks.
     """
@@ -89,11 +89,11 @@ class DeviceMemory:
         """Free the failed attempt's memory, and set the limit to half its number of crystals.
 
         Args:
-            ids: of every crystal of the dataset.
+            ids: id of every crystal of the dataset.
 
         Raises:
-            DeviceTooSmall: if it was a single crystal on a free device; the error names it.
-            DeviceBusy: if it was a single crystal, but other processes hold memory of the device.
+            DeviceTooSmall: if a single crystal failed on a free device; the error names the crystal.
+            DeviceBusy: if a single crystal failed, but other processes hold memory of the device.
         """
         gc.collect()
         if device.type == "cuda":

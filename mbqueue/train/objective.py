@@ -25,7 +25,7 @@ class Objective:
 
     Attributes:
         spec: the training options.
-        kind: of the target.
+        kind: kind of the target.
         scale: factor of the outputs: a power of two, so that scaling is exact; 1 except for scalars.
     """
 
@@ -34,7 +34,7 @@ class Objective:
     scale: float = 1.0
 
     def loss_sum(self, output: Tensor, target: Tensor) -> Tensor:
-        """Sum over B crystals of the loss of outputs [B] against targets [B]."""
+        """The loss of outputs [B] against targets [B], summed over the B crystals."""
         if self.kind == "class":
             return functional.binary_cross_entropy_with_logits(output, target, reduction="sum")
         if self.scale != 1.0:
@@ -46,7 +46,7 @@ class Objective:
         return functional.huber_loss(output, target, reduction="sum", delta=self.spec.huber_delta)
 
     def prediction(self, output: Tensor) -> Tensor:
-        """Outputs as predictions of the target, in its unit."""
+        """Convert outputs to predictions of the target, in its unit."""
         if self.kind == "class":
             return torch.sigmoid(output)
         return output if self.scale == 1.0 else output * self.scale

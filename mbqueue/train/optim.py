@@ -21,7 +21,7 @@ ADVICE = "Another version of mbqueue wrote this checkpoint. Use that version, or
 def open_for_training(
     family: ModelFamily, model: nn.Module, trained: dict[str, nn.Parameter], *, head_only: bool
 ) -> None:
-    """Require gradients of the trained parameters (only the head's with ``head_only``) and of no others."""
+    """Require gradients for the trained parameters alone; with ``head_only``, for the head's parameters alone."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name, parameter in trained.items():
@@ -33,7 +33,7 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW with one group per (scale, weight decay); each group's ``scale`` multiplies the scheduled rate.
 
-    Groups are few, because a GPU launches several kernels for each.
+    The code keeps the number of groups small, because a GPU launches several kernels for each group.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
@@ -122,7 +122,7 @@ class WeightAverage:
             tensor.copy_(tensors[name])
 
     def applied(self) -> AbstractContextManager[None]:
-        """Within the block, the model has the averaged weights; after it, its own again."""
+        """Within the block, the model has the averaged weights; afterwards, it has its own weights again."""
         return carrying(self._live, self.tensors)
 
 
@@ -130,13 +130,14 @@ class WeightSoup:
     """Mean of the trained parameters at the ends of several epochs, or of all epochs while there are fewer.
 
     A mean over the last epochs is "latest weight averaging" (Kaddour, arXiv 2209.14981). A mean over the best epochs is
-    a uniform soup (Wortsman et al., arXiv 2203.05482) of one training, with ingredients chosen by validation.
+    a uniform soup (Wortsman et al., arXiv 2203.05482) made from a single training run, whose ingredients validation
+    chooses.
 
     Attributes:
         of_best: whether the best epochs, by validation MAE of their own weights, are averaged instead of the last ones.
         tensors: the mean; empty before the first epoch's end.
         ends: parameters at the ends of earlier epochs that a later mean may need, oldest first.
-        end_maes: validation MAE of each of `ends`; empty unless `of_best`.
+        end_maes: validation MAE of each element of `ends`; empty unless `of_best`.
     """
 
     def __init__(self, trained: dict[str, nn.Parameter], epochs: int, *, of_best: bool = False) -> None:
@@ -148,10 +149,10 @@ class WeightSoup:
         self._maes: list[float] = []
 
     def stir(self, own_mae: float = 0.0) -> None:
-        """Add the current weights, those at the end of an epoch, to the mean in `tensors`.
+        """Add the current weights, at the end of an epoch, to the mean in `tensors`.
 
         Args:
-            own_mae: their validation MAE; used only for a soup of the best epochs.
+            own_mae: validation MAE of the current weights; used only for a soup of the best epochs.
         """
         ends = [*self.ends, {name: p.detach().clone() for name, p in self._live.items()}]
         maes = [*self.end_maes, own_mae]
@@ -168,7 +169,7 @@ class WeightSoup:
             self.tensors[name] = total / len(self._window)
 
     def keep(self) -> None:
-        """Record that the epoch just added is over."""
+        """Record that the epoch whose weights were just added has ended."""
         is_too_old = not self.of_best and len(self._window) == self._epochs
         self.ends, self.end_maes = self._window[1:] if is_too_old else self._window, self._maes
 
@@ -188,13 +189,13 @@ class WeightSoup:
         self.end_maes = list(end_maes)
 
     def applied(self) -> AbstractContextManager[None]:
-        """Within the block, the model has the mean weights; after it, its own again."""
+        """Within the block, the model has the mean weights; afterwards, it has its own weights again."""
         return carrying(self._live, self.tensors)
 
 
 @contextmanager
 def carrying(live: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Within the block, the parameters are ``tensors``; after it, the old values again."""
+    """Within the block, the parameters are ``tensors``; afterwards, they have their old values again."""
     own = [p.data for p in live.values()]
     try:
         for name, parameter in live.items():

@@ -1,4 +1,4 @@
-"""The results of training that its caller sees: of a step and of an epoch."""
+"""The results that training returns to its caller: of a step and of an epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StepReport:
         mae: mean absolute error of the step's structures, in the unit of the target.
         lr: learning rate.
         grad_norm: norm of the gradient before clipping.
-        structures: in this step.
+        structures: number of structures in the step.
         seconds: duration of the step, including the wait for data.
     """
 

@@ -1,4 +1,4 @@
-"""Predict any crystals with any models: ensembles, and averages over small strains."""
+"""Predict any crystals with any models, with ensembles and averages over small strains."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EnsemblePredictions:
     """Predictions of M models for N crystals.
 
     Attributes:
-        each: each model's predictions, in its unit, float64 [M, N].
+        each: each model's predictions, in the unit of its target, float64 [M, N].
     """
 
     each: NDArray[np.float64]
@@ -79,10 +79,11 @@ def predict_crystals(
 
     Args:
         family: the family of the models.
-        models: with their element references, see `ModelFamily.load_model`.
+        models: models that include their element references; see `ModelFamily.load_model`.
         strains: from `opposite_strains`; each prediction is a mean over the crystal and its strained forms.
         strain_size: standard deviation of the strains' components.
-        on_progress: called with the crystals done and in total, each counted once per model and strain.
+        on_progress: called with the number of crystals done and in total; each crystal counts once per model and
+            strain.
         keep_in: folder for partial predictions, so that an interrupted prediction resumes where it stopped.
 
     Raises:
@@ -138,7 +139,7 @@ def predict_crystals(
 
 
 def _digest(model: nn.Module) -> str:
-    """Hash all learned values, including references and scale."""
+    """Hash all learned values of a model, including references and scale."""
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

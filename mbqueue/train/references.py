@@ -1,8 +1,8 @@
-"""Fit the linear model of the composition from which every training starts.
+"""Fit the linear model of the composition that every training starts from.
 
 CHGNet's prediction is the mean of its read-out over atoms, plus one number for each element in proportion to its share
 (CHGNet's AtomRef). For an energy, the read-out's part is known, and the numbers are reference energies. For any other
-target, they are a regression of the target on the composition.
+target, the numbers come from a regression of the target on the composition.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class References:
     absent: tuple[int, ...]
 
     def predict(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The composition's part of the output, [N], for shares [N, 94]."""
+        """The part of the output that depends on the composition, [N], for shares [N, 94]."""
         return shares @ self.values
 
 
@@ -74,9 +74,9 @@ def fit_references(
 def fit_composition(shares: NDArray[np.float64], targets: NDArray[np.float64]) -> References:
     """Ridge regression of a scalar on the composition, regularised towards the mean of the targets.
 
-    Shares add up to one, so adding the mean to every element's value adds it to every prediction. An element missing
-    from all crystals gets the mean. The strength minimises the leave-one-out squared error, which has a closed form:
-    r_i / (1 − h_i), with the residuals r and the diagonal h of the hat matrix.
+    Shares add up to one, so adding the mean to every element's value adds the mean to every prediction. An element
+    missing from all crystals gets the mean. The strength minimises the leave-one-out squared error, which has a closed
+    form: r_i / (1 − h_i), with the residuals r and the diagonal h of the hat matrix.
 
     Args:
         shares: [N, 94]. targets: [N].
@@ -100,7 +100,7 @@ def fit_composition(shares: NDArray[np.float64], targets: NDArray[np.float64]) -
 def fit_classes(shares: NDArray[np.float64], classes: NDArray[np.float64]) -> References:
     """Logistic ridge regression of a class on the composition, regularised towards the overall log-odds.
 
-    Newton's method starts from these log-odds, and an element missing from all crystals keeps them.
+    Newton's method starts from the overall log-odds, and an element missing from all crystals keeps this value.
 
     Args:
         shares: [N, 94]. classes: 0 or 1, [N]; both must occur.

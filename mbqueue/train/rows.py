@@ -24,7 +24,7 @@ class FoldRows:
 
 
 def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
-    """A fold's rows of a dataset with these targets, [N]; without epochs, no rows are held out for validation."""
+    """Split a dataset with these targets, [N], into a fold's rows; without epochs, hold out no rows for validation."""
     n, classes = len(targets), targets if spec.predicts.is_class else None
     outer = train_rows(n, fold, classes=classes)
     train, validation = outer, outer[:0]
@@ -36,10 +36,10 @@ def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
 
 
 def common_validation(targets: NDArray[np.float64], specs: Iterable[Spec], fold: int) -> Rows:
-    """Rows that all experiments hold out for validation, so none of them trained on these rows; ascending.
+    """Rows that all experiments hold out for validation, so that no experiment trained on them; ascending.
 
     Args:
-        targets: of every crystal of the dataset, [N]; the split depends on their values only for classes.
+        targets: target of every crystal of the dataset, [N]; the split depends on the values only for classes.
     """
     parts = [split_rows(targets, spec, fold).validation for spec in specs]
     return reduce(partial(np.intersect1d, assume_unique=True), parts)

@@ -45,14 +45,14 @@ class Saver:
         return self._pending is not None
 
     def start(self, state: TrainState, facts: Mapping[str, Any]) -> None:
-        """Start staging a commit in the background. ``state`` must share no memory with the training."""
+        """Start staging a commit in the background. ``state`` must not share memory with the training."""
         assert self._pending is None
         self._pending = self._thread.submit(lambda: self._checkpoints.stage(serialise(state), facts))
 
     def publish_if_ready(self) -> Manifest | None:
         """Publish the commit that `start` began, if it is staged; otherwise return None at once.
 
-        If an object store does not answer, the commit is dropped: training continues, and the next one is due soon.
+        If an object store does not answer, the commit is dropped: training continues, and the next commit is due soon.
 
         Raises:
             LeaseLost: from the queue; nothing was published.
@@ -70,7 +70,7 @@ class Saver:
         """Stage and publish a commit before returning; an older pending commit is dropped.
 
         If an object store does not answer, the commit is retried for as long as `Checkpoints.hold_on` allows. Retries
-        send the same bytes, so a commit that arrived although its answer was lost is recognised.
+        send the same bytes, so mbqueue recognises a commit that arrived even though the answer was lost.
 
         Raises:
             StoreError: if no time is left to wait.

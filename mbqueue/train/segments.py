@@ -20,8 +20,8 @@ class Index:
 
     Attributes:
         rows: source row of each gathered row, int32 or int64 [n].
-        order: the stable order of the n that sorts ``rows``; None if they are sorted.
-        offsets: start of each source row's segment in that order, then n, int32 or int64 [N + 1].
+        order: the stable order that sorts ``rows``; None if ``rows`` is already sorted.
+        offsets: start of each source row's segment in the sorted rows, followed by n, int32 or int64 [N + 1].
     """
 
     rows: Tensor
@@ -30,7 +30,7 @@ class Index:
 
     @classmethod
     def of(cls, rows: Tensor, n: int, order: Tensor | None = None, *, is_sorted: bool = False) -> Index:
-        """The index into ``n`` rows. ``order`` sorts ``rows``; if it is not given, it is computed."""
+        """Make the index into ``n`` rows. ``order`` sorts ``rows``; by default, it is computed here."""
         if is_sorted:
             ascending = rows
         else:
@@ -81,7 +81,7 @@ class _Sum(torch.autograd.Function):
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows] for distinct rows: on the CPU, less work than an `Index`."""
+    """x[rows] for distinct rows, with less work on the CPU than through an `Index`."""
     out: Tensor = _Take.apply(x, rows)  # type: ignore[no-untyped-call]
     return out
 

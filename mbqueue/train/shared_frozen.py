@@ -20,7 +20,7 @@ from mbqueue.train.frozen import FrozenBackbone, Progress
 
 LARGEST_LISTING = 1 << 16
 LARGEST_SHARD = 1 << 30
-#: Concurrent requests: a small object mostly waits for the answer.
+#: The number of concurrent requests: a small object spends most of its time waiting for the answer.
 _AT_ONCE = 8
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -28,7 +28,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def send_shards(
     store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str], *, should_stop: Callable[[], bool]
 ) -> bool:
-    """Upload every whole shard that the store lacks; if another machine stored one first, use that one.
+    """Upload every whole shard that the store lacks; if another machine stored a shard first, use that copy.
 
     Returns:
         False if stopped before the end.
@@ -66,7 +66,7 @@ def fetch_shards(
     should_stop: Callable[[], bool],
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Download every whole shard that is missing here or differs; the rest must be computed.
+    """Download every whole shard that is missing here or differs; this machine must compute the rest.
 
     A shard can differ if this machine filled its cache before it used the store.
 
@@ -96,7 +96,7 @@ def fetch_shards(
 
 
 def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[str, int]]) -> Iterator[None]:
-    """Process each shard and report progress after each; after the first error, start no more."""
+    """Process each shard and report progress after each; after the first error, start no further shards."""
     has_failed = threading.Event()
 
     def unless_failed(kind: str, shard: int) -> None:

@@ -1,4 +1,4 @@
-"""The start of a fold's training: the pretrained model, fitted to the target by composition on the training part."""
+"""The start of a fold's training: the pretrained model, fitted to the training part's targets by composition."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mbqueue.train.references import References, compositions, fit_classes, fit_
 
 @dataclass(frozen=True)
 class Start:
-    """The initial model; it already predicts the target, at least from the composition.
+    """The initial model, which already predicts the target, at least from the composition.
 
     Attributes:
         model: the model, on the CPU; ``objective`` defines what its output means.
@@ -36,7 +36,7 @@ class Start:
 def start_of(
     spec: Spec, family: ModelFamily, crystals: Crystals, frozen: FrozenBackbone, rows: NDArray[np.int64]
 ) -> Start:
-    """The start of an experiment, fitted in closed form on the training ``rows``.
+    """Make an experiment's start, fitted in closed form on the training ``rows``.
 
     For an energy, fit element references on top of the pretrained energies. For a scalar or a class, fit the
     composition alone, and reset the read-out's last layer to zero, so that training starts from that fit.

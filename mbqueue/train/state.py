@@ -25,8 +25,8 @@ class TrainState:
     """A fold between two steps. Equal states continue identically, bit for bit, under the same fingerprint.
 
     The state contains nothing that differs between two runs of the same work (times, sessions, fences), so equal work
-    gives equal bytes. The learning rate is a pure function of ``steps_done``, and the sample order one of seed, fold
-    and epoch, so neither a scheduler nor a sampler has state.
+    gives equal bytes. The learning rate is a pure function of ``steps_done``, and the sample order is a pure function
+    of seed, fold and epoch, so neither a scheduler nor a sampler has state.
 
     Attributes:
         spec_hash: hash of the experiment's spec.
@@ -44,7 +44,7 @@ class TrainState:
         random: states of the random generators of torch, the GPU, NumPy and Python. Training draws from none of them;
             they are saved so that code that does draw still resumes exactly.
         ends: trained weights at the ends of earlier epochs, oldest first; empty except for a weight soup.
-        end_maes: validation MAE of each of ``ends``; empty except for a soup of the best epochs.
+        end_maes: validation MAE of each element of ``ends``; empty except for a soup of the best epochs.
     """
 
     spec_hash: str
@@ -79,7 +79,7 @@ def _canonical(value: Any) -> Any:
     """A copy of a value that uses one object for all equal strings.
 
     Pickle writes a repeated object as a reference, so the bytes depend on which equal strings are the same object. A
-    fresh state and a loaded one differ in that.
+    fresh state and a loaded state differ in which strings are shared.
     """
     if isinstance(value, dict):
         return {sys.intern(key): _canonical(part) for key, part in value.items()}
@@ -89,7 +89,7 @@ def _canonical(value: Any) -> Any:
 
 
 def deserialise(content: bytes) -> TrainState:
-    """The state in a checkpoint file, on the CPU; nothing in it is executed.
+    """Load the state in a checkpoint file, on the CPU, without executing any code in the file.
 
     Raises:
         CheckpointError: if the bytes are damaged or not a checkpoint.
@@ -138,11 +138,11 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Restore the result of `random_states`; a GPU's state only on a GPU."""
+    """Restore the result of `random_states`; a GPU's state is restored only on a GPU."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] and device.type == "cuda":
-        # Earlier versions saved the state of every GPU in the machine. These states are equal, because all GPUs get the
-        # same seed and nothing draws.
+        # Earlier versions saved the state of every GPU in the machine. The states of all GPUs are equal, because all
+        # get the same seed and no code draws numbers.
         torch.cuda.set_rng_state(states["cuda"][0], device)
     name, keys, position, has_gauss, gauss = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

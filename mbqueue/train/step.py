@@ -49,7 +49,7 @@ class Guard:
     it is set.
 
     Args:
-        optimizer: a fused optimizer; from now on it obeys the flag.
+        optimizer: a fused optimizer, which obeys the flag from now on.
         device: the device that holds the flag.
     """
 
@@ -59,7 +59,8 @@ class Guard:
 
     def see(self, figures: Tensor) -> None:
         """Set the flag permanently if one of ``figures`` is not finite."""
-        # Zero times their sum is zero or NaN. This takes few operations, and each one is a kernel launch.
+        # Zero times the sum of the figures is zero or NaN. This form needs few operations, and each one is a kernel
+        # launch.
         torch.maximum(self._is_raised, (figures.sum() * 0).ne(0), out=self._is_raised)
 
 
@@ -69,7 +70,7 @@ class Step:
     Args:
         figures: sum of the loss, sum of the absolute errors and norm of the gradient, float64 [3], on the device.
         rows: rows of the step's crystals.
-        rate: its learning rate.
+        rate: the step's learning rate.
     """
 
     def __init__(self, figures: Tensor, rows: list[int], rate: float) -> None:
@@ -84,7 +85,8 @@ class Step:
             ids: id of every crystal of the dataset, for errors.
 
         Raises:
-            NonFiniteLoss: if it is not finite; the error names the crystals, and the weights are unchanged.
+            NonFiniteLoss: if the loss or gradient is not finite; the error names the crystals, and the weights are
+                unchanged.
         """
         [figures] = self._figures.wait()
         loss, error, norm = figures.tolist()
@@ -154,7 +156,7 @@ def begin_step(
 def _add_gradient(
     model: nn.Module, feed: Feed, batch: Any, *, objective: Objective, structures: int, totals: Tensor
 ) -> None:
-    """Add one micro-batch's gradient to that of the step, and its loss and absolute error to ``totals``.
+    """Add one micro-batch's gradient to the step's gradient, and its loss and absolute error to ``totals``.
 
     When this function returns or fails, its locals and their device memory are freed.
     """
@@ -166,7 +168,7 @@ def _add_gradient(
 
 
 def listed(ids: Sequence[str]) -> str:
-    """Ids of crystals for an error message: all, or the first 70 and the number of others."""
+    """Ids of crystals for an error message: all ids, or the first 70 and the number of others."""
     more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
     return ", ".join(ids[:_LISTED]) + more
 
@@ -218,7 +220,7 @@ def infer(
                         raise
                     shortage = Shortage(arrived.rows, str(error))
                     break
-                # A GPU computes this batch while the previous one is read.
+                # A GPU computes this batch while the host reads the results of the previous one.
                 if running is not None:
                     keep(running.wait())
                 running = begun

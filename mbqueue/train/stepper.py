@@ -1,4 +1,4 @@
-"""Run an epoch's steps: on a GPU, each begins before the previous one's result is read."""
+"""Run an epoch's steps: on a GPU, each step begins before the result of the previous step is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mbqueue.train.step import Guard, Step, begin_step
 
 
 def steps_in_flight(device: torch.device) -> int:
-    """The number of steps that may be begun but not counted: none on the CPU, where nothing would overlap."""
+    """The number of steps that may be begun but not yet counted; 0 on the CPU, where nothing would overlap."""
     return 1 if device.type == "cuda" else 0
 
 

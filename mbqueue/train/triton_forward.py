@@ -1,6 +1,6 @@
 """CHGNet's energy on a GPU with fused kernels and a hand-written gradient: few launches, little memory.
 
-This module computes the same as `mbqueue.train.forward`, in another order:
+This module computes the same energy as `mbqueue.train.forward`, in another order:
 
 * All parameters are gathered into one vector that keeps related ones together (`Weights`). The gradients of the
   parameters are also views of one vector.
@@ -84,8 +84,8 @@ class _Layout:
     """Maps the backbone's parameters into one vector, and gradients back.
 
     Attributes:
-        parameters: all that the energy depends on, except the read-out's.
-        index: for each position in the vector, the position in the concatenated parameters, or that of the zero after
+        parameters: all parameters that the energy depends on, except those of the read-out.
+        index: for each position in the vector, the position in the concatenated parameters, or in the zero appended to
             them.
         back: for each position in the concatenated parameters, the position in the vector.
         shapes: shapes of the vector's pieces, in order, by name.
@@ -152,7 +152,7 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
         return torch.cat([both(layer, "3.weight").flatten(), both(layer, "3.bias"), norms(layer)])
 
     def wide(x: Tensor) -> Tensor:
-        """Padded to 64 numbers, as their gradients are."""
+        """The vector padded to 64 numbers, like its gradient."""
         return torch.cat([x, zero.expand(64 - len(x))])
 
     bases = "bond_basis_expansion.rbf_expansion"
@@ -206,7 +206,8 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
 
 
 def _gate(piece: Tensor, *, is_angle: bool = False) -> tuple[Tensor | None, Gate]:
-    """The first matrix of an angle's layer (None for an atom's), and the gate behind it, from their piece."""
+    """The first matrix of an angle layer (None for an atom layer) and the gate after it, from their piece of the
+    vector."""
     first = None
     if is_angle:
         first, piece = piece[: 128 * 64].view(128, 64), piece[128 * 64 :]
@@ -314,12 +315,13 @@ def _forward(model: CHGNet, batch: OrderedBatch, w: dict[str, Tensor]) -> tuple[
 
 
 class _Gradient:
-    """Computes the gradients of the weights ``w`` into ``d`` from the gradient of the atom features, last layer first.
+    """Computes the gradients of the weights ``w``, last layer first, from the gradient of the atom features, into
+    ``d``.
 
     Attributes:
         short: gradient of the short bonds at the current layer.
         angle: gradient of the angles.
-        weights: that of the bonds' weights.
+        weights: gradient of the bonds' weights.
         short_weights: gradient of the short bonds' weights.
     """
 
@@ -331,7 +333,7 @@ class _Gradient:
         self.short = self.angle = self.weights = self.short_weights = cast(Tensor, None)
 
     def write(self, atom: Tensor) -> None:
-        """Compute all gradients from that of the atom features, [A, 64]."""
+        """Compute all gradients from the gradient of the atom features, [A, 64]."""
         w, d, kept = self._w, self._d, self._kept
         for block in reversed(range(self._n_conv)):
             shares = [self._atom_layer(block, atom)]

@@ -1,4 +1,4 @@
-"""CHGNet's gated messages on a GPU with Triton kernels, and their gradients, for which only the inputs are kept."""
+"""CHGNet's gated messages on a GPU with Triton kernels, and gradients that need only the inputs to be kept."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class Plan:
         return cls(batch.ordered(), tiles or TILES[min(TILES)], precision or products_in_use())
 
     def shares(self, n_rows: int, rows: int) -> tuple[int, int]:
-        """Divide ``n_rows`` into programs: their number, and the tiles of ``rows`` in each, from these counts alone."""
+        """Divide ``n_rows`` into programs: return their number and the tiles of ``rows`` in each, from these counts
+        alone."""
         tiles = -(-n_rows // rows)
         per_program = max(1, -(-tiles // PARTIALS))
         return -(-tiles // per_program), per_program
@@ -104,7 +105,7 @@ class TritonMessages(PlainMessages):
 
 
 def _parameters(partials: Tensor, matrices: int) -> list[Tensor]:
-    """Gradients of the matrices [128, 64], and of the vectors [128] after them, from their partial sums."""
+    """The gradients of the matrices [128, 64] and of the vectors [128] that follow, from the partial sums."""
     from mbqueue.train.kernels.triton_sums import add_partials  # noqa: PLC0415  only where triton is
 
     sums = add_partials(partials)
@@ -174,6 +175,7 @@ class _Update(torch.autograd.Function):
 
 
 def _gate(parts: Any) -> Gate:
-    """Second layers, their bias, scale and shift, in the form that the kernels take; the plan has the precision."""
+    """Second layers, their bias, scale and shift, in the form that the kernels expect; the precision is part of the
+    plan."""
     second, bias, scale, shift = parts
     return Gate(second, bias, scale, shift, products=None)

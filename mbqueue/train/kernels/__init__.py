@@ -1,4 +1,5 @@
-"""Compiled kernels of CHGNet's gated messages for the CPU, float32: one pass over bonds or angles, all in cache.
+"""Compiled kernels of CHGNet's gated messages for the CPU, float32: one pass over bonds or angles, with all buffers in
+cache.
 
 The steps between a message's gathers and its sum (two linear layers, two layer norms, SiLU, sigmoid, products) run on
 one block of rows at a time, in buffers of about 100 KB, so that no array of size [bonds, features] is written to

@@ -29,7 +29,7 @@ _inlined = compiled_with(blocks, fastmath=blocks.FAST, forceinline=True)
 
 @_inlined
 def _angle_block(first: int, n: int, graph: Any, inputs: Any, weight: Any, features: Any, pre: Any) -> None:
-    """First layer on [bond i ‖ bond j ‖ angle ‖ centre] of ``n`` angles."""
+    """Apply the first layer to [bond i ‖ bond j ‖ angle ‖ centre] of ``n`` angles."""
     center, bond_i, bond_j = graph
     atoms, shorts, angles = inputs
     for r in range(n):
@@ -46,7 +46,8 @@ def _angle_block(first: int, n: int, graph: Any, inputs: Any, weight: Any, featu
 def _angle_block_back(
     first: int, n: int, graph: Any, features: Any, g: Any, back: Any, weight_back: Any, d_inputs: Any, d_weight: Any
 ) -> None:
-    """Gradients of ``_angle_block`` from ``g`` [64, 128], whose rows from ``n`` on are zero; ``back`` is scratch."""
+    """Gradients of ``_angle_block`` from ``g`` [64, 128], where rows from ``n`` onwards are zero; ``back`` is
+    scratch."""
     center, bond_i, bond_j = graph
     d_atoms, d_shorts, d_angles = d_inputs
     add_outer(g, 0, features, 0, d_weight, 0)

@@ -48,7 +48,7 @@ def sigmoid(x: Any) -> Any:
     exp(y) = 2^n · exp(r) with n = round(y / ln 2); the polynomial of exp(r) is Cephes' expf.
     """
     y = -x
-    # Written so that NaN passes through: every comparison with it is false.
+    # This form lets NaN pass through: every comparison with NaN is false.
     y = np.float32(87.0) if y > np.float32(87.0) else y
     y = np.float32(-87.0) if y < np.float32(-87.0) else y
     n = np.floor(y * np.float32(1.44269504088896341) + np.float32(0.5))
@@ -133,7 +133,7 @@ def add_outer(x: Any, x0: int, y: Any, y0: int, out: Any, o0: int) -> None:
 def normalise(z: Any, n: int, inverse: Any) -> None:
     """Layer norm without its scale and shift, of both halves of ``n`` rows in place; 1/σ goes to ``inverse`` [., 2]."""
     for r in range(n):
-        # Both halves in each loop, so that their sums run in parallel.
+        # Each loop handles both halves, so that their sums run in parallel.
         core, gate = _ZERO, _ZERO
         for j in range(64):
             core += z[r, j]
@@ -226,7 +226,7 @@ def gated_back(z: Any, r: int, j: int, scale: Any, shift: Any) -> Any:
 
 @_inlined
 def clear(rows: Any, first: int) -> None:
-    """Set the block's rows from ``first`` on to zero."""
+    """Set the block's rows from ``first`` onwards to zero."""
     for r in range(first, ROWS):
         for j in range(128):
             rows[r, j] = _ZERO

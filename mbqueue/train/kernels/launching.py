@@ -21,9 +21,9 @@ def launch(kernel: Any, programs: int, *args: Any, warps: int, **constants: Any)
     Args:
         kernel: made by ``triton.jit``.
         programs: number of programs; must depend on the batch alone.
-        args: its arguments; the first is a tensor on the device that runs it.
+        args: the kernel's arguments; the first is a tensor on the device that runs the kernel.
         warps: warps per program.
-        constants: its ``constexpr`` arguments.
+        constants: the kernel's ``constexpr`` arguments.
     """
     if programs == 0:
         return

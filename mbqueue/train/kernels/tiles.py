@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 #: Increase this whenever the kernels' result bytes change.
 VERSION = 2
 
-#: The most partial sums in a weight gradient. Each program owns a fixed range of rows, so the sums do not depend on
-#: the number of multiprocessors.
+#: The maximum number of partial sums in a weight gradient. Each program owns a fixed range of rows, so the sums do not
+#: depend on the number of multiprocessors.
 PARTIALS = 512
 
 #: Sizes for every chip, in this order: a program's rows of a basis; partial sums in that basis's gradient, at most;
@@ -24,19 +24,19 @@ class Tiles:
     Attributes:
         bond_rows: bonds in a tile of the forward kernel.
         bond_atoms: atoms whose bonds a program sums, at most 16.
-        bond_warps: its warps.
-        bond_back_rows: directed bonds in a tile of the kernel of the inputs' gradients, even.
-        bond_back_warps: its warps.
-        bond_sum_rows: directed bonds in a tile of the kernel of the parameters' gradients, even.
-        bond_sum_warps: its warps.
+        bond_warps: warps of the forward kernel.
+        bond_back_rows: directed bonds in a tile of the kernel for the inputs' gradients, even.
+        bond_back_warps: warps of the kernel for the inputs' gradients.
+        bond_sum_rows: directed bonds in a tile of the kernel for the parameters' gradients, even.
+        bond_sum_warps: warps of the kernel for the parameters' gradients.
         angle_rows: angles in a tile of the forward kernels.
         angle_shorts: short bonds whose angles a program sums, at most 16.
-        angle_warps: their warps.
-        angle_back_rows: angles in a tile of the kernels of the inputs' gradients.
-        angle_back_warps: their warps.
-        angle_sum_rows: angles in a tile of the kernels of the parameters' gradients; divides ``angle_back_rows``.
-        angle_sum_warps: their warps.
-        resident: whether shared memory holds all matrices of the angles' kernels from tile to tile, or half of them.
+        angle_warps: warps of the forward kernels.
+        angle_back_rows: angles in a tile of the kernels for the inputs' gradients.
+        angle_back_warps: warps of the kernels for the inputs' gradients.
+        angle_sum_rows: angles in a tile of the kernels for the parameters' gradients; divides ``angle_back_rows``.
+        angle_sum_warps: warps of the kernels for the parameters' gradients.
+        resident: whether shared memory keeps all matrices of the angles' kernels between tiles, or only half of them.
     """
 
     bond_rows: int
@@ -56,7 +56,7 @@ class Tiles:
     resident: bool
 
     def described(self) -> dict[str, int]:
-        """How all kernels divide their work, by name, for the fingerprint."""
+        """The tile sizes of all kernels, by name, for the fingerprint."""
         return {
             **asdict(self),
             "partials": PARTIALS,
@@ -84,7 +84,7 @@ def tiles_of(capability: int) -> Tiles:
     """The tiles of the newest chip in the table that is not newer than ``capability``, 10 · major + minor.
 
     Raises:
-        KeyError: if the chip is older than all in the table.
+        KeyError: if the chip is older than every chip in the table.
     """
     known = [each for each in TILES if each <= capability]
     if not known:

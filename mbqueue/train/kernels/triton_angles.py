@@ -39,7 +39,7 @@ UPDATE_COLUMNS = 128 * 64 + 2 * 128
 
 
 class AngleGradients(NamedTuple):
-    """Gradients of ``angles_forward`` and ``update_forward``; those of parameters as partial sums, [P, columns]."""
+    """Gradients of ``angles_forward`` and ``update_forward``; parameters have partial sums, [P, columns]."""
 
     atoms: Tensor
     shorts: Tensor
@@ -53,7 +53,7 @@ def _first_layer(
     features, here, first_bond, second_bond, valid, atoms, shorts, first, atoms_stride, shorts_stride, half,
     PRECISION: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """One half of the first layer on bond i ‖ bond j ‖ angle ‖ centre of a tile of angles."""
+    """Apply one half of the first layer to bond i ‖ bond j ‖ angle ‖ centre of a tile of angles."""
     column = (tl.arange(0, WIDTH) + half * WIDTH)[None, :]
     mask = valid[:, None]
     pre = times(features, first + half * (WIDTH * WIDTH), 1, WIDTH, PRECISION)
@@ -141,9 +141,9 @@ def angles_backward_kernel(  # noqa: PLR0912, PLR0915  one pass over the data
 ):  # fmt: skip
     """Gradients of the messages or of the update, from ``tiles`` tiles of angles.
 
-    Computes the gradients of the inputs (``OF_INPUTS``) or of the gate's parameters, as for bonds. The first layer's
-    matrix has a separate kernel. An update has one layer, so its norms' gradients are small and are computed with the
-    inputs'.
+    As for bonds, the kernel computes the gradients of the inputs (``OF_INPUTS``) or of the gate's parameters. The first
+    layer's matrix has a separate kernel. An update has one layer, so the gradients of its norms are small, and are
+    computed with those of the inputs.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
@@ -274,7 +274,7 @@ def angles_forward(
 
 
 def update_forward(plan: Plan, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, gate: Gate) -> Tensor:
-    """New angle features, [T, 64]; arguments as of ``angles_forward``."""
+    """New angle features, [T, 64]; the arguments are the same as in ``angles_forward``."""
     batch, tiles = plan.batch, plan.tiles
     out = room(atoms, len(batch.angle), 64)
     launch(
@@ -290,7 +290,7 @@ def angles_backward(
     plan: Plan, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, weights: Tensor, gate: Gate,
     d_total: Tensor, d_weights: Tensor | None = None, d_angles: Tensor | None = None,
 ) -> AngleGradients:  # fmt: skip
-    """Gradients of ``angles_forward``; partial sums are of first ‖ second ‖ bias ‖ scale ‖ shift.
+    """Gradients of ``angles_forward``; the partial sums have columns first ‖ second ‖ bias ‖ scale ‖ shift.
 
     Args:
         plan: as in ``angles_forward``, like the other inputs.
@@ -342,7 +342,7 @@ def angles_backward(
 def update_backward(
     plan: Plan, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, gate: Gate, d_out: Tensor
 ) -> AngleGradients:
-    """Gradients of ``update_forward``; partial sums are of first ‖ scale ‖ shift.
+    """Gradients of ``update_forward``; the partial sums have columns first ‖ scale ‖ shift.
 
     Args:
         plan: as in ``update_forward``, like the other inputs.

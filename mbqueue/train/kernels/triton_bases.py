@@ -1,8 +1,8 @@
 """GPU kernels for basis functions and the layers that use them, and their gradients.
 
 Bases are never written to memory: a program computes them for its rows and multiplies them by the matrices of all
-layers that use them. Gradients recompute them. A program owns its output rows, or writes partial sums over a fixed
-range of rows.
+layers that use them. Gradient kernels recompute the bases. A program owns its output rows, or writes partial sums over
+a fixed range of rows.
 """
 
 # Triton also compiles a kernel's annotations, so only constants have them.
@@ -43,7 +43,8 @@ def _envelope(x, inv_cutoff, norm):
 
 @triton.jit
 def _basis(x, f, k, inv_cutoff, norm, half_root, kind: tl.constexpr):
-    """[rows, 32] basis functions of [rows] lengths or angles; f and k are their frequencies and numbers, [32]."""
+    """[rows, 32] basis functions of [rows] lengths or angles; f and k are the frequencies and numbers of the functions,
+    [32]."""
     if kind == 0:
         return _envelope(x, inv_cutoff, norm)[:, None] * tl.sin((x * inv_cutoff)[:, None] * f[None, :])
     phase = x[:, None] * f[None, :]

@@ -36,7 +36,7 @@ COLUMNS = 128 * 64 + 3 * 128
 
 
 class BondGradients(NamedTuple):
-    """Gradients of ``bonds_forward``; the gate's are partial sums, [P, second ‖ bias ‖ scale ‖ shift]."""
+    """Gradients of ``bonds_forward``; those for the gate are partial sums, [P, second ‖ bias ‖ scale ‖ shift]."""
 
     atoms: Tensor
     bonds: Tensor
@@ -50,7 +50,7 @@ def _first_layer(
     here, there, bond, valid, atoms, bonds, shorts, short_offsets,
     atoms_stride, bonds_stride, shorts_stride, half, HAS_SHORTS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """One half of the first layer on centre ‖ neighbour ‖ bond of a tile of bonds."""
+    """Apply one half of the first layer to centre ‖ neighbour ‖ bond of a tile of bonds."""
     column = (tl.arange(0, WIDTH) + half * WIDTH)[None, :]
     mask = valid[:, None]
     pre = tl.load(atoms + here[:, None] * atoms_stride + column, mask=mask, other=0.0)
@@ -112,8 +112,8 @@ def bonds_backward_kernel(  # noqa: PLR0915  one pass over the data
 ):  # fmt: skip
     """Gradients from ``tiles`` tiles of undirected bonds, whose two directions are adjacent rows.
 
-    Computes the gradients of the inputs (``OF_INPUTS``) or of the gate's parameters. The shared part is computed twice,
-    because a multiprocessor's registers do not hold both.
+    The kernel computes the gradients of the inputs (``OF_INPUTS``) or of the gate's parameters. It computes the shared
+    part in both cases, because a multiprocessor's registers cannot hold both gradients.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
@@ -220,7 +220,7 @@ def bonds_forward(
         bonds: [U, 128].
         weights: [U, 64].
         gate: the layers after the first.
-        shorts: the short bonds' shares, used instead of their rows in ``bonds``, [S, 128].
+        shorts: the short bonds' shares, [S, 128], which replace their rows in ``bonds``.
     """
     batch, tiles = plan.batch, plan.tiles
     out = room(atoms, len(batch.atomic_numbers), 64)

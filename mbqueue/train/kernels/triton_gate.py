@@ -16,7 +16,7 @@ WIDTH = tl.constexpr(64)
 MATRICES = tl.constexpr(2 * 64 * 64)
 
 
-#: The interpreter multiplies in the dtype of the sum, so numbers are first rounded as tensor cores round them.
+#: The interpreter multiplies in the dtype of the sum, so the kernels first round numbers as tensor cores do.
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
@@ -50,8 +50,8 @@ def product(x, y, PRECISION: tl.constexpr):  # noqa: N803
 def settled(x, PRECISION: tl.constexpr):  # noqa: N803
     """Return ``x``, computed only once before it becomes a factor on tensor cores.
 
-    Several threads hold each number of such a factor. Without this function, each thread would compute the number from
-    the loads on, again for every product.
+    Several threads hold each number of such a factor. Without this function, each thread would load and compute the
+    number again for every product.
     """
     if PRECISION == "float32" or _INTERPRETED:
         return x
@@ -108,9 +108,9 @@ def half_of(vector, half):
 
 @triton.jit
 def second_layer(pre, second, bias, half, PRECISION: tl.constexpr, IS_BACKWARD: tl.constexpr = True):  # noqa: N803
-    """Second linear layer of one half after SiLU."""
+    """Apply the second linear layer of one half, after SiLU."""
     hidden = pre * sigmoid(pre)
-    if IS_BACKWARD or PRECISION != "fp16":  # fp16 runs on the T4, which has too few registers here
+    if IS_BACKWARD or PRECISION != "fp16":  # fp16 runs on the T4, which has too few registers for `settled`
         hidden = settled(hidden, PRECISION)
     return times(hidden, second + half * (WIDTH * WIDTH), 1, WIDTH, PRECISION) + half_of(bias, half)
 
@@ -151,7 +151,7 @@ def gated_back(core, gate, scale, shift):
 
 @triton.jit
 def through_norm(d, z, inverse, scale, half):
-    """The gradient before a norm, from that after its scale and shift; ``z`` is the normalised input."""
+    """The gradient before a norm, from the gradient after its scale and shift; ``z`` is the normalised input."""
     d = d * half_of(scale, half)
     return inverse * (d - tl.sum(d, axis=1)[:, None] / WIDTH - z * (tl.sum(d * z, axis=1)[:, None] / WIDTH))
 
@@ -165,7 +165,7 @@ def power_below(x):
 
 @triton.jit
 def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
-    """Like ``times``, for rows of ``d`` that are gradients: they may be too small for float16, so each is scaled."""
+    """Like ``times``, for gradients: a row of ``d`` may be too small for float16, so each row is scaled."""
     if PRECISION == "fp16":
         size = power_below(tl.max(tl.abs(d), axis=1))[:, None]
         return times(d / size, matrix, down, right, PRECISION) * size
@@ -188,7 +188,8 @@ def outer(d, x, PRECISION: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def by_segment(segment, x, SEGMENTS: tl.constexpr):  # noqa: N803
-    """Sum of the rows of ``x`` by ``segment``, [SEGMENTS, 64]: a product with zeros and ones, never rounded."""
+    """Sum of the rows of ``x`` by ``segment``, [SEGMENTS, 64], as a product with zeros and ones that is never
+    rounded."""
     member = tl.arange(0, SEGMENTS)[:, None] == segment[None, :]
     return tl.dot(member.to(x.dtype), x, input_precision="ieee", out_dtype=x.dtype)
 

@@ -1,4 +1,4 @@
-"""Deferred sums and products over rows, computed together on a GPU at the end of a backward pass."""
+"""Sums and products over rows, deferred to the end of a backward pass and then computed together on a GPU."""
 
 # Triton also compiles a kernel's annotations, so only constants have them.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -63,7 +63,7 @@ def weight_gradients_kernel(table, dtype: tl.constexpr, rows: tl.constexpr, prec
 class Later:
     """Deferred sums over rows: recorded during the backward pass, and launched together at its end.
 
-    Recording the sums replaces about forty launches by two. Recorded tensors must not change until `run`.
+    Deferring the sums replaces about forty launches by two. Recorded tensors must not change until `run`.
     """
 
     def __init__(self) -> None:

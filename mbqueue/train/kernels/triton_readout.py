@@ -87,8 +87,8 @@ def read_out_backward(
 ):
     """Gradient of the features, and each atom's contribution to the weights' gradients.
 
-    ``inputs``, [3, A, 64], are the inputs of the layers. ``gradients``, [7, A, 64], are those of the layers' outputs,
-    the norm's scale and shift, the last layer's weight, and the site's energy.
+    ``inputs``, [3, A, 64], are the inputs of the layers. ``gradients``, [7, A, 64], are the gradients of the layers'
+    outputs, the norm's scale and shift, the last layer's weight, and the site's energy.
     """
     crystal = tl.program_id(0)
     column = tl.arange(0, 64)

@@ -13,7 +13,7 @@ from mbqueue.train.kernels.triton_gate import WIDTH
 
 @triton.jit
 def bonds_to_atoms_kernel(d_pre, reverse, offsets, d_atoms, ROWS: tl.constexpr):  # noqa: N803
-    """Sum of each atom's rows as a centre, and as a neighbour (the rows of the reverse bonds)."""
+    """Sum of each atom's rows as a centre, and of its rows as a neighbour (the rows of the reverse bonds)."""
     atom = tl.program_id(0)
     begin, end = tl.load(offsets + atom), tl.load(offsets + atom + 1)
     column = tl.arange(0, 2 * WIDTH)[None, :]
@@ -135,7 +135,7 @@ def by_number(x: Tensor, order: Tensor, offsets: Tensor, out: Tensor | None = No
         x: one row for each atom.
         order: atoms sorted by atomic number, int32 [A].
         offsets: first position in ``order`` of each atomic number from 1, int32 [95].
-        out: where to write them; None allocates memory.
+        out: where to write the sums; None allocates memory.
     """
     out = room(x, len(offsets) - 1, 64) if out is None else out
     launch(sum_by_number, len(out), x, order, offsets, out, warps=1, ROWS=ELEMENT_ROWS)
