@@ -4,8 +4,8 @@ Each announcement is a separate file, SESSION-NUMBER.json, written once; then th
 are only hints, since a mount cannot lock out a session. Two sessions on one fold do no harm, because their commits are
 merged.
 
-Clocks of machines differ, by hours if one is set wrong. So a session counts as live for a while after the observer saw
-its number grow, by the observer's clock. The session's own times are used only when it is first seen.
+Clocks of machines differ, by hours if one is set wrong. A session therefore counts as live for a while after the
+observer saw its number grow, by the observer's clock. The session's own times are used only when it is first seen.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Announcement:
     """The announcement of a session.
 
     Attributes:
-        number: counts its announcements.
-        database: id of the live database that it works with.
-        folds: (experiment, fold) that it works on.
-        ended: why it ended, or None.
+        number: counts the session's announcements.
+        database: id of the live database that the session uses.
+        folds: (experiment, fold) pairs that the session works on.
+        ended: why the session ended, or None.
     """
 
     session: SeenSession
@@ -63,7 +63,7 @@ class _Heard:
 
 
 class Announcements:
-    """The announcements on a mount; writes those of one session."""
+    """Reads all announcements on a mount, and writes those of one session."""
 
     def __init__(self, drive: Drive, session: str, database: str, *, clock: Clock) -> None:
         self._drive, self._session, self._database, self._clock = drive, session, database, clock
@@ -72,7 +72,7 @@ class Announcements:
         self._heard: dict[str, _Heard] = {}
 
     def announce(self, row: SessionRow, folds: Iterable[tuple[str, int]], *, ended: str | None) -> None:
-        """Announce that the session lives, and what it works on, or that it has ended."""
+        """Announce that the session is live, and what it works on, or that it has ended."""
         now = self._clock.now()
         seen = {key: getattr(row, key) for key in SeenSession.__dataclass_fields__}
         seen |= {"heartbeat_at": now, "alive_until": now + ALIVE_SECONDS}
@@ -93,9 +93,9 @@ class Announcements:
                 self._drive.remove(f"{PUBLISHED_SESSIONS}/{name}")
 
     def others(self) -> list[Announcement]:
-        """The newest announcements of living sessions with other databases; those older than a week are removed.
+        """The newest announcements of live sessions with other databases; announcements older than a week are removed.
 
-        The times in them are by the clock of this machine.
+        The times in these announcements are by this machine's clock.
         """
         now, mono = self._clock.now(), self._clock.monotonic()
         newest: dict[str, Announcement] = {}

@@ -1,9 +1,9 @@
 """The whole state of a project in one archive: `mbqueue backup` and `mbqueue restore`.
 
-A tar file: queue.db (a snapshot), checkpoints/, results/, jobs/, mbqueue.toml, and last checksums.json with the size
-and SHA-256 of every other member. Sessions may run during a backup: the snapshot is taken before the commits are read,
-so the commits are at least as far. Restoring adopts the work that only the commits have. Sessions make caches again, so
-the archive has none.
+The archive is a tar file with queue.db (a snapshot), checkpoints/, results/, jobs/, mbqueue.toml, and finally
+checksums.json with the size and SHA-256 of every other member. Sessions may run during a backup: the snapshot is taken
+before the commits are read, so the commits are at least as far as the snapshot. Restoring adopts the work that only the
+commits have. The archive has no caches, because sessions create them again.
 """
 
 from __future__ import annotations
@@ -143,10 +143,10 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
 
 
 def _require_nothing_lost(project: ProjectFolder) -> None:
-    """Refuse to replace what `recover` would bring back.
+    """Refuse to replace work that `recover` would bring back.
 
     Raises:
-        QueueLost: if there is anything.
+        QueueLost: if there is any such work.
     """
     if cut_off_restore(project) is not None:
         return
@@ -156,7 +156,7 @@ def _require_nothing_lost(project: ProjectFolder) -> None:
             with Queue(project.queue_db, read_only=True) as queue:
                 is_lost = bool(lost_parts(project, queue))
         except QueueError:
-            return  # what that means is decided before the queue is moved
+            return  # the caller decides what that means before the queue is moved
     if is_lost:
         raise QueueLost(
             f"There are checkpoints or notes in {project.live_dir} whose queue was lost. Nothing was changed. First "
@@ -195,9 +195,9 @@ def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]
 
 
 def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of every member."""
+    """The name and bytes of every member."""
     content = snapshot.read_bytes()
-    snapshot.unlink()  # now, since a process that dies later would leave it behind
+    snapshot.unlink()  # now, since a process that dies later would leave the file behind
     yield "queue.db", content
     for folder in project.fold_dirs():
         for file, content in _commits(folder).items():
@@ -211,7 +211,7 @@ def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, byt
                 try:
                     yield name, path.read_bytes()
                 except FileNotFoundError:
-                    continue  # replaced during the backup; the next one has the new file
+                    continue  # replaced during the backup; the next backup has the new file
     for path in sorted(project.jobs_dir.glob("*.toml")):
         if _MEMBER.fullmatch(f"jobs/{path.name}"):
             yield f"jobs/{path.name}", path.read_bytes()
@@ -220,7 +220,7 @@ def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, byt
 
 
 def _commits(folder: Path) -> dict[str, bytes]:
-    """The files of a fold's newest commit and that of its best epoch, by name, all as of one instant.
+    """The files of a fold's newest commit and that of its best epoch, by name, all as of the same instant.
 
     Raises:
         QueueError: if the folder changes too fast.
@@ -253,7 +253,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _unpack(source: Path, lay: Callable[[str, bytes], None]) -> Backup:
-    """Check an archive; call ``lay`` with the name and content of each file."""
+    """Check an archive; call ``lay`` with each file's name and content."""
     try:
         with tarfile.open(source, mode="r:") as archive:
             return _lay_out(archive, source, lay)
@@ -336,7 +336,7 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
     with Queue(staging / "queue.db", read_only=True) as queue:
         for experiment in queue.experiments():
             keep_wanted(project, queue, experiment.name)
-    # The queue comes last: while it is missing, another `restore` repeats everything.
+    # Put the queue back last: while it is missing, another `restore` repeats everything.
     (staging / "queue.db").replace(project.queue_db)
     files.fsync_dir(project.live_dir)
 

@@ -53,12 +53,12 @@ def requests_of(queue: Queue, name: str) -> dict[str, Any]:
 
 
 def merged(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """The requests of two queues for one experiment: those of the first, and the folds that only the later one has."""
+    """Merge two queues' requests for one experiment: the first queue's, and the folds that only the later queue has."""
     folds = dict(later["folds"]) | dict(first.get("folds", {}))
     adds = sorted(set(folds) - set(first.get("folds", folds)))
     is_over = first.get("cancelled", later["cancelled"])
     spec = first["spec"] | {"folds": sorted({*first["spec"]["folds"], *later["spec"]["folds"]})}
-    # Where the first was cancelled as a whole, each of its folds says so, too.
+    # If the first queue's experiment was cancelled as a whole, so was each of its folds.
     return {**later, **first, "spec": spec, "folds": folds, "cancelled": is_over and not adds}
 
 

@@ -1,7 +1,7 @@
 """An experiment's crystals in binary for other machines, on the drive or in the object store.
 
-Graphs are not kept there: they take six times the space (matbench's 132,752 crystals take 109 MB), and converting
-crystals to graphs takes seconds.
+Graphs are not copied: they take six times the space (matbench's 132,752 crystals take 109 MB), and a machine converts
+crystals to graphs in seconds.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE
 from mbqueue.storage.objects import ObjectStore, store_of
 
-#: Far more than any dataset needs: mbqueue writes no larger file.
+#: The largest file accepted: far more than any dataset needs.
 LARGEST_BYTES = 1 << 32
 _NAME = re.compile(rf"([0-9a-f]{{16}})-([0-9a-f]{{64}}){DUPLICATE}\.bin")
 
 
 @dataclass(frozen=True)
 class SharedCrystals:
-    """A folder of crystals that other machines see. Names contain the content's hash, so files never change."""
+    """A folder of crystals that other machines can see. Names contain the content's hash, so files never change."""
 
     blobs: Drive | ObjectStore
     folder: str
@@ -56,7 +56,7 @@ def publish_crystals(
     *,
     before_piece: Callable[[int], None] = lambda _left: None,
 ) -> None:
-    """Copy a binary file of crystals to where other machines find it, once; report a drive or store that fails.
+    """Copy a binary file of crystals once to where other machines find it; report a drive or store that fails.
 
     Args:
         before_piece: called before each piece with the number of bytes left. An exception ends the copy and removes it.

@@ -23,7 +23,7 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import in_folder, named_after
 
 FORMAT = 1
-#: Longer than any write to a local disk.
+#: How long to wait for the lock: longer than any write to a local disk.
 _LOCK_SECONDS = 60.0
 
 
@@ -33,12 +33,12 @@ class LiveState:
 
     Attributes:
         database: id of the live database, for the names of its snapshots.
-        number: number of its last snapshot, or of the snapshot that it was made from.
+        number: number of the database's last snapshot, or of the snapshot that the database was made from.
         ancestry: database id → number of the snapshot from which this line of databases continues.
         last_event: the queue is published up to this event.
         commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit on the mount.
         published_at: the last time at which everything committed was on the mount.
-        trouble: why something is not published, and since when; None without trouble.
+        trouble: why some work is not published, and since when; None without trouble.
         aside: published commits that belong to no accepted chain.
         damaged: path → reason, of damaged files on the mount.
         others: (session, host, device, folds) of living sessions with other databases.
@@ -58,7 +58,7 @@ class LiveState:
 
     @classmethod
     def load(cls, path: Path) -> LiveState:
-        """Load the state from a file. A missing or damaged file gives a new state, so everything is published again."""
+        """Load the state from a file. After a missing or damaged file, everything is published again."""
         try:
             parts = json.loads(path.read_bytes())
             return cls(**{key: parts[key] for key in cls.__dataclass_fields__ if key in parts})
@@ -72,10 +72,10 @@ class LiveState:
     @classmethod
     @contextmanager
     def changing(cls, path: Path) -> Iterator[LiveState]:
-        """Give the current state, and save it at the end of the block if it changed; other writers wait.
+        """Yield the current state, and save it at the end of the block if it changed; other writers wait.
 
-        A session's main thread, its publishing thread and other sessions of this machine all write here, so none may
-        save what it read earlier.
+        A session's main thread, its publishing thread and other sessions of this machine all write to this file, so
+        none of them may save a state that it read earlier.
 
         Raises:
             OSError: if another process keeps the lock.
@@ -96,10 +96,10 @@ class LiveState:
 
 
 def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
-    """The committed and the published work, and what would be lost if this machine died now.
+    """Report the committed work, the published work, and the work that would be lost if this machine died now.
 
-    None if committed work needs no publishing. A store has each commit before the queue counts it, so nothing is ever
-    at risk, and no folds are listed. Keys:
+    The result is None if committed work needs no publishing. With a store, nothing is ever at risk and no folds are
+    listed, because each commit is in the store before the queue counts it. Keys:
 
         mount            the project's folder, or the address of the store
         state            "published", "behind" or "degraded" (with why and since)
@@ -162,7 +162,7 @@ def remember_root(project: ProjectFolder) -> None:
     """Record in the live folder which project it belongs to, so that mbqueue finds it while the drive is not mounted.
 
     Raises:
-        UsageError: if it belongs to the project that this one was copied from.
+        UsageError: if the live folder belongs to the project that this project was copied from.
     """
     before = Belonging.of(project.live_dir)
     if before is not None and before.root != str(project.root) and _is_elsewhere(before, project):
@@ -199,7 +199,7 @@ def agree_on_project(project: ProjectFolder, drive: Drive) -> None:
         known = replace(known, id=next(iter(ids_in(project.state_dir)), None) or secrets.token_hex(8))
     assert known.id is not None
     if not (project.state_dir / id_file(known.id)).exists():
-        drive.belonging = None  # there is nothing to compare it with yet
+        drive.belonging = None  # there is no id to compare with yet
         content = json.dumps({"id": known.id}).encode()
         drive.write_new(f"{PUBLISHED_ID}/{id_file(known.id)}", content)
     known.keep(project.live_dir)

@@ -1,7 +1,8 @@
 """Move commits and results along with a queue when its move changes the live folder.
 
-This happens on a cluster's file system. With the queue on a server, the machines share the commits in state/. With the
-queue in a file, commits are in a live folder on a local disk. Nothing is removed, so you can move back.
+A move changes the live folder on a cluster's file system. With the queue on a server, the machines share the commits in
+state/. With the queue in a file, the commits are in a live folder on a local disk. No files are removed, so you can
+move back.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mbqueue.storage.places import in_folder, named_after
 
 
 def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Callable[[str], None]) -> None:
-    """Copy commits and users' requests from one live folder to another without replacing any.
+    """Copy commits and users' requests from one live folder to another without replacing files.
 
     Args:
         differs: called for each commit that differs in the target.
@@ -57,7 +58,7 @@ def take_results(source: ProjectFolder, target: ProjectFolder) -> None:
 
 
 def follow_snapshots(project: ProjectFolder) -> None:
-    """Make the queue that becomes the live one count as later than every snapshot on the mount."""
+    """Make the queue that becomes the live queue count as later than every snapshot on the mount."""
     state = LiveState.load(project.publishing_file)
     for snapshot in Snapshots(Drive(project.root)).listed():
         listing = snapshot.listing
@@ -67,7 +68,7 @@ def follow_snapshots(project: ProjectFolder) -> None:
 
 
 def stray_state(project: ProjectFolder) -> Path | None:
-    """A queue or commit in a split project's state/, left by sessions without a live folder. Nothing reads it there."""
+    """A queue or commit in a split project's state/, left by sessions without a live folder. mbqueue reads neither."""
     unsplit = project.unsplit
     if unsplit.queue_db.exists():
         return unsplit.queue_db

@@ -20,10 +20,10 @@ class OtherSessions:
     """The other sessions that one session of a live folder finds on the mount.
 
     Attributes:
-        living: those found by the last `meet`.
+        living: the live sessions that the last `meet` found.
 
     Args:
-        note: called with a sentence for each new one.
+        note: called with a sentence for each new session.
     """
 
     def __init__(self, project: ProjectFolder, drive: Drive, *, clock: Clock, note: Callable[[str], None]) -> None:
@@ -40,7 +40,7 @@ class OtherSessions:
         return [one for one in self.living if one.number > self._first_numbers[one.session.id]]
 
     def meet(self, queue: Queue, session: str, ended: str | None) -> None:
-        """Announce what a session works on, or that it has ended, and write the others into the queue.
+        """Announce what a session works on, or that it has ended, and write the other sessions into the queue.
 
         Raises:
             OSError: if the mount fails.
@@ -62,7 +62,8 @@ class OtherSessions:
         before = {one.session.id for one in self.living}
         others = self._announcements.others()
         for one in others:
-            # Of two sessions on one fold, the earlier one keeps it; the ids show which one that is.
+            # If two sessions work on one fold, the earlier session keeps it. The order of their ids shows which is
+            # earlier.
             left = [fold for fold in one.folds if fold not in folds or one.session.id < session]
             queue.see_session(one.session, folds=left, now=now)
             self._first_numbers.setdefault(one.session.id, one.number)

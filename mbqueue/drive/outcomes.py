@@ -1,7 +1,7 @@
 """Results on the mount: the files that users read, and a listing beside the checkpoints that verifies them.
 
-Result files have fixed names (preds_fold_0.csv), so they are the only files on a mount that may be replaced. What
-counts is the listing, which is written once, under a unique name, with the size and hash of every file. mbqueue
+Result files have fixed names (preds_fold_0.csv), so they are the only files on a mount that may be replaced. The
+listing is the authority: it is written once, under a unique name, with the size and hash of every file. mbqueue
 recreates a file that matches no listing from the checkpoints.
 """
 
@@ -48,7 +48,7 @@ def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) ->
 
 
 def why_pruned(jobs: Sequence[Job]) -> dict[str, str]:
-    """The entry ``pruned`` of a listing: why a trial was pruned, if it was. Commits do not record that."""
+    """The entry ``pruned`` of a listing: why a trial was pruned, if it was. Commits do not record pruning."""
     record = next(job for job in jobs if job.kind is Kind.RECORD)
     is_pruned = record.state is State.SKIPPED and record.changed_why.startswith(PRUNED)
     return {"pruned": record.changed_why} if is_pruned else {}
@@ -60,7 +60,7 @@ class ResultListing:
 
     Attributes:
         chain: hash of the histories behind the results; empty for `prepare`.
-        files: those in the results folder.
+        files: the files in the results folder.
         enqueued: see `enqueued_facts`.
     """
 
@@ -76,11 +76,11 @@ class ResultListing:
 
     @property
     def stem(self) -> str:
-        """Beginning of the listing's name."""
+        """The beginning of the listing's file name."""
         return self.kind if self.fold is None else f"fold_{self.fold}"
 
     def is_another_in_the_folder_of(self, experiment: Experiment) -> bool:
-        """Whether the listing is of files with other settings in an experiment's results folder.
+        """Whether the listing has the results folder of an experiment, but other settings.
 
         Machines that do not see each other may begin trials of the same name with different settings.
         """
@@ -93,7 +93,7 @@ def chain_hash(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def histories_of(jobs: Sequence[Job]) -> dict[int, list[dict[str, Any]]]:
-    """Fold → rows of its committed epochs, from the jobs of one experiment."""
+    """The history rows of each fold's committed epochs, by fold, from the jobs of one experiment."""
     found: dict[int, list[dict[str, Any]]] = {job.fold: [] for job in jobs if job.fold is not None}
     for job in jobs:
         if job.kind is Kind.TRAIN and job.state is State.COMMITTED and job.result is not None:
@@ -116,7 +116,7 @@ class PublishedResults:
         self._seen: dict[str, tuple[tuple[int, int], str]] = {}
 
     def experiments(self) -> list[str]:
-        """The experiments with listings."""
+        """The names of the experiments with listings."""
         return experiment_folders(self._drive, PUBLISHED_OUTCOMES)
 
     def listed(self, experiment: str) -> list[ResultListing]:
@@ -143,7 +143,7 @@ class PublishedResults:
     def are_whole(self, results_dir: str, listed: Sequence[ResultFile]) -> bool:
         """Whether the result files on the mount match the listing; another session may have replaced them.
 
-        Reads a file only the first time and when its size or time changed.
+        A file is read only the first time, and when its size or time has changed.
         """
         for file in listed:
             path = f"{results_dir}/{file.name}"

@@ -1,4 +1,4 @@
-"""Measure how long publishing takes, so that nothing starts without enough time, and record it in the queue."""
+"""Measure how long publishing takes, so that no file starts without enough time, and record it in the queue."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mbqueue.queue.store import Queue
 
 
 class Rounds:
-    """The rounds of one session that wrote something, until they are noted in the queue.
+    """Collects one session's publishing rounds that wrote something, until the queue records them.
 
-    The queue gets them when a snapshot is due anyway: writing them at once would require a snapshot, and so another
-    round.
+    Rounds are recorded when a snapshot is due anyway: recording a round at once would require a snapshot, and so
+    another round.
     """
 
     def __init__(self, session: str | None) -> None:
@@ -23,7 +23,7 @@ class Rounds:
         self._took.append((ended_at, seconds))
 
     def note(self, queue: Queue) -> None:
-        """Write the rounds that are not noted yet; a command, which has no session, writes none."""
+        """Record the remaining rounds in the queue; a command, which has no session, records none."""
         while self._took and self._session is not None:
             ended_at, seconds = self._took.pop(0)
             queue.note(published_note(seconds), by=self._session, now=ended_at)
@@ -34,7 +34,7 @@ SMALL_FILE = 1_000_000
 
 
 class NoTime(Exception):
-    """A file was not started, because it would not be written before the session's end."""
+    """A file was not started, because its writing would not end before the session does."""
 
 
 class Pace:

@@ -6,8 +6,8 @@ too.
 
 Sessions that did not see each other may have trained one fold twice. Merging uses only the commits and their order
 (`mbqueue.storage.manifest`). The accepted chain is the greatest commit, the history in its manifest, and the commit of
-its best epoch. The best epoch's commit must be on the same line: its history is the beginning of the other's, row for
-row with sessions and times. Commits of another line stay and are reported.
+its best epoch. The best epoch's commit must be on the same line as the greatest commit: its history is the beginning of
+the greatest commit's, row for row with sessions and times. Commits of another line stay and are reported.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PublishedFold(Commits):
         return {(commit.base, "json"), (commit.base, "pt")} <= there
 
     def retire(self, ours: Manifest, *, now: float, steady_since: float) -> None:
-        """Remove superseded commits of our own line once their successors have been on the mount long enough.
+        """Remove superseded commits of our own training once their successors have been on the mount long enough.
 
         Only an intact commit supersedes others, since a dying machine's last upload may stay cut off forever.
 

@@ -1,9 +1,9 @@
 """Publish committed work to the mount, while training continues.
 
 One round publishes everything that is committed and not yet on the mount: commits (a fold's best before its newest),
-then results, then a snapshot of the queue. So a snapshot never mentions missing files. Superseded files are removed
-only after their successor was read back and has had time to be uploaded. If the mount fails, training continues. The
-reason is kept for `mbqueue status`, and rounds are retried with growing pauses until one succeeds.
+then results, then a snapshot of the queue. In this order, a snapshot never mentions missing files. Superseded files are
+removed only after their successor was read back and has had time to be uploaded. If the mount fails, training
+continues. The reason is kept for `mbqueue status`, and rounds are retried with growing pauses until one succeeds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from mbqueue.storage.results import total_bytes
 
 #: Seconds between two rounds without trouble.
 ROUND_SECONDS = 15.0
-#: Seconds between two rounds after a failed one: doubled each time up to the longest.
+#: Seconds between two rounds after a failed round: doubled each time, up to the longest.
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
 #: Seconds between two snapshots while a session is running.
@@ -64,14 +64,14 @@ LAST_ROUND_SECONDS = 600.0
 
 
 class Publisher:
-    """Publishes the content of one live folder: in a thread as a context manager, or by a call of `round`.
+    """Publishes the content of one live folder: use it as a context manager, which starts a thread, or call `round`.
 
-    Any number of sessions may share a live folder; one at a time publishes.
+    Any number of sessions may share a live folder, but only one publishes at a time.
 
     Args:
         session: the publishing session; None for a command, which announces nothing.
-        remaining: seconds until the session must end; nothing starts that takes longer.
-        should_stop: whether the session is to end; its main thread then stops waiting for the mount.
+        remaining: seconds until the session must end; a step that takes longer does not start.
+        should_stop: whether the session was asked to end; its main thread then stops waiting for the mount.
         on_published: called with the duration of each round that wrote something.
         note: called from the thread with sentences for the user.
     """
@@ -117,7 +117,7 @@ class Publisher:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Publish the rest while there is time; abandon a mount that hangs."""
+        """Publish the remaining work while there is time; abandon a mount that hangs."""
         self._over.set()
         self._wake.set()
         self._thread.join(min(LAST_ROUND_SECONDS, max(5.0, self._remaining())))
@@ -127,12 +127,12 @@ class Publisher:
             )
 
     def wake(self) -> None:
-        """Start a round soon: something was committed."""
+        """Start a round soon, because new work was committed."""
         self._wake.set()
 
     @property
     def others(self) -> list[Announcement]:
-        """Living sessions that use other databases of this project, as of the last round."""
+        """The live sessions that use other databases of this project, as of the last round."""
         return self._other_sessions.living
 
     @property
@@ -146,8 +146,8 @@ class Publisher:
         Threads read the mount and are abandoned when they take too long; the caller's thread adopts what they read.
 
         Args:
-            now: monotonic seconds; a call soon after another one does nothing.
-            spare: seconds that it may take, if fewer than `READ_SECONDS`.
+            now: monotonic seconds; a call soon after the previous call does nothing.
+            spare: seconds that the call may take, if fewer than `READ_SECONDS`.
 
         Returns:
             (experiment id, fold) of the adopted folds.
@@ -212,18 +212,18 @@ class Publisher:
             self._begun.set()
             self._wake.wait(pause)
             if self._failures:
-                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # commits do not shorten the pause
+                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # new commits do not shorten this pause
             self._wake.clear()
         self.round(ended="the session is over")
         with contextlib.suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:
-            self._rounds.note(queue)  # only for this machine's timeline: not worth another round
+            self._rounds.note(queue)  # this note is only for this machine's timeline: not worth another round
 
     # -- one round -----------------------------------------------------------------------------------------------
 
     def _publish_all(self, *, final: bool) -> None:
         agree_on_project(self._project, self._drive)
         for left in self._project.live_dir.glob(f"{self._sealed.name}*"):
-            left.unlink()  # a dead session left it: only one session publishes at a time
+            left.unlink()  # left by a dead session: only one session publishes at a time
         with LiveState.changing(self._project.publishing_file) as state:
             published_event = state.last_event
         there: dict[str, dict[str, Any]] = {}
@@ -265,7 +265,7 @@ class Publisher:
         return last_event
 
     def _publish_snapshot(self, last_event: int, experiments: list[dict[str, Any]]) -> None:
-        state = LiveState.load(self._project.publishing_file)  # only the publishing session changes it
+        state = LiveState.load(self._project.publishing_file)  # only the publishing session changes this file
         began, size = self._clock.monotonic(), self._sealed.stat().st_size
         self._pace.require(size, self._remaining())
         published = self._snapshots.publish(
@@ -288,7 +288,7 @@ class Publisher:
         self._snapshots.prune(published.listing, now=self._clock.monotonic(), steady_since=self._steady_since)
 
     def _publish_fold(self, experiment: Experiment, fold: int) -> tuple[Manifest | None, list[str]]:
-        """Publish a fold's commits; return the newest on the mount, and those of other lines there."""
+        """Publish a fold's commits; return the newest commit on the mount, and the commits of other lines there."""
         published = self._reentry.published_fold(experiment.identity(fold))
         if experiment.is_released:
             # The snapshot that records this must have had time to be uploaded before the files are removed.
@@ -325,7 +325,7 @@ class Publisher:
         ]
 
     def _worth_publishing(self, here: Commits) -> list[Commit]:
-        """Commits of the live folder that are worth publishing: the newest, and its best before it."""
+        """The live folder's commits that are worth publishing: the newest, preceded by that of its best epoch."""
         found = here.commits()
         best = found[-1].manifest.best if found else None
         return [one for one in found if one is found[-1] or (best and one.manifest.stem == best["commit"])]

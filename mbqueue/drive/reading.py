@@ -23,7 +23,7 @@ def what_is_wrong(error: Exception) -> str:
 
 
 class Reader:
-    """Reads files whose hash is known, and reports each wrong one once.
+    """Reads files whose hash is known, and reports each wrong file once.
 
     Incomplete files stay: their upload may still be running, and they are checked again next time.
 
@@ -36,7 +36,7 @@ class Reader:
         self._told: set[str] = set()
 
     def tell(self, path: str, why: str) -> None:
-        """Report a file, once."""
+        """Report a damaged file, once."""
         if path not in self._told:
             self._told.add(path)
             self._on_damaged(path, why)
@@ -59,7 +59,7 @@ class Reader:
         return None
 
     def whole(self, base: str, suffix: str, *, size: int, sha256: str, what: str) -> bytes | None:
-        """Read a file from any intact copy of its name; report ``base`` and return None if there is none.
+        """Read a file from any intact copy of its name; report ``base`` and return None if no copy is intact.
 
         Args:
             base: path without the suffix.

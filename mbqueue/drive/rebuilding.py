@@ -28,7 +28,7 @@ from mbqueue.storage.manifest import Manifest
 def rebuild_queue(
     project: ProjectFolder, fill: Callable[[Queue], None], *, lay: Callable[[Path], bool] = lambda _path: False
 ) -> None:
-    """Make the project's queue, which appears once it is complete; make none if there is nothing to put into it.
+    """Make the project's queue, which appears once it is complete; make no queue if it would be empty.
 
     Args:
         fill: fills the new queue.
@@ -95,7 +95,7 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
 
 
 def _is_of(experiment: Experiment, spec: Spec) -> bool:
-    is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # the hash does not cover it
+    is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # the hash leaves the trial out
     return not is_other_kind and experiment.spec_hash == spec.hash
 
 

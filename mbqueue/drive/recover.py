@@ -39,7 +39,7 @@ _MOST_KEYS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Recovered:
-    """The findings of `recover`.
+    """The outcome of `recover`.
 
     Attributes:
         folds: (experiment, fold, finished epochs).
@@ -55,16 +55,16 @@ def recover(
 ) -> Recovered:
     """Make a new queue from the manifests; for a split project, from those on the mount and in the live folder.
 
-    Every experiment returns as it was enqueued, with its finished epochs, priorities, pauses and cancellations (see
+    Every experiment is enqueued again as before, with its finished epochs, priorities, pauses and cancellations (see
     `wanted`), even without a commit. Sessions repeat predictions and records, except for a split project whose mount
     has them intact. Pauses are lost with the live folder.
 
-    If the replaced queue can be read, experiments and folds that only it contains also return: you may have started it
-    after the real queue was lost. If two specs share a name, the one with checkpoints returns, else the one that
-    `wanted` returns. Before a file is set aside, a message says why and where to.
+    If the replaced queue can be read, the experiments and folds that it alone contains are also restored: you may have
+    started it after the real queue was lost. If two specs share a name, the spec with checkpoints is restored, else the
+    spec that `wanted` returns. Before a file is set aside, a message says why and where to.
 
-    If the live folder is empty, work in state/ is moved there first. Sessions leave such work while the queue is on a
-    server or the project on a local disk.
+    If the live folder is empty, work in state/ is moved there first. Sessions leave work in state/ while the queue is
+    on a server or the project on a local disk.
 
     Raises:
         UsageError: if ``force`` is not given and there is an intact queue or an interrupted restore; or if a session
@@ -131,7 +131,8 @@ def move_queue_aside(
 
     Raises:
         UsageError: if the queue is intact and ``force`` is not given, or a session works with the queue.
-        QueueError: if this is unknown: a newer mbqueue wrote the queue, it is locked, or its disk does not answer.
+        QueueError: if mbqueue cannot find out: a newer mbqueue wrote the queue, it is locked, or its disk does not
+            answer.
         QueueMoved: if the queue is in another database now, and ``force`` is not given.
     """
     path, now = project.queue_db, clock.now()
@@ -155,7 +156,7 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
     sessions: tuple[SessionRow, ...] = ()
     try:
         with Queue(project.queue_db, read_only=True) as queue:
-            with suppress(QueueError):  # the checks below find whether it is damaged or missing
+            with suppress(QueueError):  # the checks below find out whether the queue is damaged or missing
                 sessions = queue.sessions()
             queue.verify()
             return sessions, not (has_lost_content(project, queue) or lost_parts(project, queue))
@@ -198,7 +199,7 @@ def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
 
 
 def _trained(project: ProjectFolder) -> dict[str, dict[str, Any]]:
-    """Experiment → how it was enqueued, according to the spec with the most finished epochs."""
+    """How each experiment was enqueued, by name, according to the spec with the most finished epochs."""
     works: dict[str, dict[str, int]] = {}
     records: dict[str, dict[str, Any]] = {}
     for folder in project.fold_dirs():
@@ -232,7 +233,7 @@ def _leave_aside(
     """Set aside each file that the new queue does not cover, and report it. Update the notes of all other experiments.
 
     Args:
-        asked: names whose notes were used; ``overruled`` those whose commits are of another spec than their notes.
+        asked: names whose notes were used; in ``overruled``, names whose commits are of another spec than the note.
     """
     stamp = utc_text(now).replace(":", "")
     aside = next(

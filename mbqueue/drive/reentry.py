@@ -1,8 +1,9 @@
 """Resume a project on a mount where the last session left it.
 
 A new live folder gets the newest intact snapshot of the queue. Then, and while other sessions run, everything published
-is compared with the live state. mbqueue enqueues the experiments that only another database has, and adopts folds whose
-accepted chain is further, with verified files and results. Recorded work whose files are missing is queued again.
+is compared with the live state. mbqueue enqueues the experiments that only another database has. It adopts folds whose
+accepted chain has advanced further, with verified files and results. Recorded work whose files are missing is queued
+again.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Reentry:
 
     @contextmanager
     def _remembering_at_once(self) -> Iterator[None]:
-        """Write all damaged files found in the block at once: after a month of lost machines there may be hundreds."""
+        """Record all damaged files found in the block at once: there may be hundreds after a month of lost machines."""
         if self._found is not None:
             yield
             return
@@ -114,7 +115,7 @@ class Reentry:
         return self._folds[identity]
 
     def restore(self, *, from_snapshot: bool = True, further: Callable[[Queue], None] = lambda _queue: None) -> None:
-        """Make the live queue: from the newest intact snapshot, or empty, and then from everything newer.
+        """Make the live queue from the newest intact snapshot, or an empty queue, and then add everything newer.
 
         Args:
             further: adds anything else to the queue.
@@ -178,7 +179,7 @@ class Reentry:
                 queue.prune(experiment.name, why=why, now=self._clock.now(), by=by)
 
     def _pruned_elsewhere(self) -> dict[tuple[str, str], str]:
-        """(pruned trial, hash of its spec) → the reason, by the newest listing of each database.
+        """Why each trial was pruned, by (trial, hash of its spec), from the newest listing of each database.
 
         Two machines that did not see each other may have begun trials of the same name with different settings.
         """
@@ -219,7 +220,7 @@ class Reentry:
 
     def _fold(self, queue: Queue, experiment: Experiment, fold: int, at_start: bool, by: str) -> bool:
         if experiment.is_released:
-            return False  # its spec keeps its histories, so no commits are needed
+            return False  # the trial's spec keeps its histories, so no commits are needed
         folder = self._project.checkpoints_dir(experiment.name, fold)
         identity = experiment.identity(fold)
         here = Commits(in_folder(folder), identity)
@@ -236,7 +237,7 @@ class Reentry:
         try:
             contents = [(commit, published.checkpoint(commit)) for commit in chain]
         except Damaged:
-            return False  # it was intact a moment ago; try again next time
+            return False  # the chain was intact a moment ago; try again next time
         taken = queue.adopt(
             trained_by(experiment, fold, manifest),
             now=self._clock.now(),

@@ -1,8 +1,8 @@
 """Which superseded files may be removed from a mount that uploads and removes in any order.
 
 A file that was read back is on this machine's disk, and a removal may reach the drive before the upload of the file's
-successor. If the machine is lost then, both are gone. So a file counts as settled only after some time on the mount,
-and what it supersedes stays until then.
+successor. If the machine is lost in between, both files are gone. A file therefore counts as settled only after some
+time on the mount, and the files that it supersedes stay until then.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def positions_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady
     Args:
         seen_at: when each file was first seen on the mount, the oldest work first; monotonic seconds.
         kept: number of settled files to keep.
-        steady_since: since when the mount has not failed; a mount that is gone uploads nothing.
+        steady_since: since when the mount has not failed; files on a failed mount are not uploaded.
     """
     before = now - SETTLED_SECONDS
     settled = [position for position, at in enumerate(seen_at) if max(at, steady_since) <= before]
@@ -31,7 +31,7 @@ def positions_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady
     keep = set(settled[-kept:] or range(min(kept, len(seen_at))))
     newer = range(max(keep, default=-1) + 1, len(seen_at))
     last = seen_at[max(keep)] if keep else now
-    # On a mount that keeps failing no file settles, and these positions reach back further.
+    # On a mount that keeps failing, no file settles, so the files to keep are spread further apart.
     apart = max(SETTLED_SECONDS, now - last) / SPACED
     for position in newer:
         if seen_at[position] - last >= apart:

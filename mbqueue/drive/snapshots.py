@@ -64,7 +64,7 @@ class Listing:
         database: id of the live database.
         ancestry: database id → number of the snapshot from which a later database of this line continues.
         experiments: what `mbqueue recover` needs for each: spec, results_dir, priority, enqueued_at, prepare.
-        last_event: id of the database's last event; another snapshot is due only after a later one.
+        last_event: id of the database's last event; another snapshot is due only after a later event.
     """
 
     number: int
@@ -83,7 +83,7 @@ class Listing:
         return self.knew(other.number, other.database)
 
     def knew(self, number: int, database: str) -> bool:
-        """Whether that number of a database is this snapshot, or an earlier one on its line."""
+        """Whether that number of a database is this snapshot, or an earlier snapshot on the same line."""
         return number <= (self.number if database == self.database else self.ancestry.get(database, -1))
 
 
@@ -121,7 +121,7 @@ def take(queue_db: Path, target: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """Check that a file is an intact database of mbqueue and nothing else, without running anything in it.
+    """Check that a file is an intact database of mbqueue and nothing else, without running any SQL from the file.
 
     Raises:
         DamagedSnapshot: if the file is anything else.
@@ -155,7 +155,7 @@ def check(path: Path) -> None:
 
 
 def _wrong_structure(db: sqlite3.Connection) -> str | None:
-    """The problem with a database's structure, or None."""
+    """What is wrong with a database's structure, or None."""
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in range(1, SCHEMA_VERSION + 1):
         return "is not a queue of mbqueue"
@@ -173,7 +173,7 @@ def _job(row: sqlite3.Row) -> None:
         raise TypeError(f"{job.label} has an invalid result")
 
 
-#: Queries for all rows that are ever read, with the readers of a row.
+#: Queries for all rows that mbqueue ever reads, each with the function that reads a row.
 _ROWS: tuple[tuple[str, Callable[[sqlite3.Row], object]], ...] = (
     ("SELECT * FROM experiments", Experiment.from_row),
     ("SELECT * FROM sessions", SessionRow.from_row),
@@ -238,7 +238,7 @@ class Snapshots:
         """Copy the newest intact snapshot to a local file; None if there is none.
 
         Raises:
-            SchemaTooNew: if a newer mbqueue wrote it: an older one must not be used instead.
+            SchemaTooNew: if a newer mbqueue wrote it; an older snapshot must not be used instead.
         """
         for snapshot in reversed(self.listed()):
             listing = snapshot.listing
@@ -276,10 +276,10 @@ class Snapshots:
         return self._known[base]
 
     def prune(self, newest: Listing, *, now: float, steady_since: float) -> None:
-        """Remove snapshots that a published one continues, except the newest few settled ones.
+        """Remove snapshots that a published snapshot continues, except the newest few that are settled.
 
-        Damaged files before those few on their line are removed too. Examples are a database whose session died before
-        it wrote the manifest, and a second file of the same name.
+        Damaged files that precede those snapshots on their line are also removed. Examples are a database whose session
+        died before it wrote the manifest, and a second file of the same name.
 
         Args:
             now, steady_since: see `mbqueue.drive.retention`.

@@ -16,8 +16,7 @@ Answer = TypeVar("Answer")
 class TimedDrive(Drive):
     """A drive whose reads have a time limit; it cannot be used for writing.
 
-    An abandoned thread keeps what it finally reads, so a mount that is slower than the limit is still read, in a few
-    attempts.
+    An abandoned thread keeps what it finally reads, so a few attempts still read a mount that is slower than the limit.
 
     Args:
         should_stop: ends the waiting when it returns true.

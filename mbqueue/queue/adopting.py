@@ -73,7 +73,7 @@ class Trained:
         fence: the newest commit's fence. The newest commit belongs to epoch `len(history)`, or to the next one if
             `is_within` is set.
         skip_rest: early stopping has ended the fold, so the remaining epochs are not trained.
-        source: the newest commit, for the events.
+        source: the name of the newest commit, for the events.
     """
 
     experiment: str
@@ -184,7 +184,7 @@ class Adopting(Part):
         fold: int | None = None,
         by: str = "adopt",
     ) -> bool:
-        """Adopt a `prepare`, `predict` or `record` that another machine has done, once all that this job needs is done.
+        """Adopt a `prepare`, `predict` or `record` that another machine has done, once every job that it needs is done.
 
         The result of a `prepare` must hold `dataset_hash`.
 
@@ -256,7 +256,7 @@ _BACK_TO_WAITING = """
 
 
 def _agreed_epochs(jobs: Iterable[Row], history: Sequence[Mapping[str, Any]]) -> int:
-    """Count the leading epochs whose committed rows equal those of a history."""
+    """Count the leading epochs whose committed rows equal the rows of a history."""
     agreed = 0
     for job, row in zip(jobs, history, strict=False):
         if job["state"] != "committed":

@@ -11,7 +11,7 @@ from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import HAS_ALL_IT_NEEDS
 from mbqueue.queue.jobs import Job, Lease
 
-#: If this many holders of a job die in a row without saving any work, the job itself probably kills them.
+#: If this many holders of a job die in a row without saving any work, the job itself probably kills its holders.
 MAX_LOST_IN_A_ROW: Final = 20
 #: The longest lease allowed.
 LONGEST_LEASE_SECONDS: Final = 86_400.0
@@ -128,7 +128,7 @@ class Claims(Part):
 
     @repeatable
     def reap_expired(self, *, by: str, now: float) -> int:
-        """Take back every expired lease, as `claim` does; return how many."""
+        """Take back every expired lease, as `claim` does; return the number of leases."""
         with self.writing() as db:
             return sum(rows.rowcount for rows in self.database.together(db, self._reap(db, by=by, now=now)))
 
@@ -142,7 +142,7 @@ class Claims(Part):
         return _claim_statement, {**values, "experiment_id": experiment_id, "fold": fold}
 
     def _claim_next(self, epoch: Job, session: str, now: float, lease_seconds: float) -> Bound:
-        """The statement that claims the job after an epoch, unless an ordinary claim would choose another."""
+        """The statement that claims the job after an epoch, unless an ordinary claim would choose another job."""
         return _CLAIM_NEXT, {**_lease_values(session, now, lease_seconds), "id": epoch.id}
 
     def _reap(self, db: Statements, *, by: str, now: float) -> Sequence[Bound]:
@@ -159,7 +159,7 @@ def _lease_values(session: str, now: float, lease_seconds: float) -> dict[str, A
 
 
 def lease_of(found: Sequence[Row], session: str) -> Lease | None:
-    """The lease in the rows that a claim returned; None without rows."""
+    """The lease from the rows that a claim returned; None if there are no rows."""
     if not found:
         return None
     job = Job.from_row(found[0])

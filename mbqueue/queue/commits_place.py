@@ -21,7 +21,7 @@ _BIND = """
 
 @dataclass(frozen=True, kw_only=True)
 class CommitsPlace:
-    """An object store, or a folder on a disk.
+    """The place of commits: an object store, or a folder on a disk.
 
     Attributes:
         id: identifies the place at any address or mount point; also stored in the place itself.
@@ -39,7 +39,7 @@ class CommitsPlace:
 
 
 class CommitsPlaces(Part):
-    """Record in a queue where its commits are."""
+    """Records in a queue where the queue's commits are."""
 
     @repeatable
     def commits_place(self) -> CommitsPlace | None:
@@ -50,7 +50,7 @@ class CommitsPlaces(Part):
 
     @repeatable
     def bind_commits(self, place: CommitsPlace, *, instead_of: CommitsPlace | None, by: str, now: float) -> None:
-        """Record where the commits are from now on.
+        """Record the new place of the commits.
 
         Args:
             instead_of: what `commits_place` returned; if another process has recorded a different place since, nothing

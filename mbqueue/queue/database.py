@@ -67,7 +67,7 @@ class Database(ABC):
     """A database that holds one queue. Any number of threads and processes may use it at once.
 
     Attributes:
-        name: where it is, for messages; never includes a password.
+        name: where the database is, for messages; never includes a password.
         file: the SQLite file; None on a server.
     """
 
@@ -105,10 +105,10 @@ class Database(ABC):
 
     @abstractmethod
     def holding(self, experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:
-        """The statement that locks an experiment, and what its jobs need, until this transaction ends.
+        """The statement that locks an experiment, with its jobs and their edges, until this transaction ends.
 
-        Shared locks exclude only exclusive ones. None locks the list of experiments. Every transaction locks an
-        experiment before it changes any of its jobs, so no two transactions wait for each other.
+        Shared locks exclude only exclusive ones. An experiment of None locks the list of experiments. Every transaction
+        locks an experiment before it changes any of its jobs, so no two transactions wait for each other.
         """
 
     def hold(self, db: Statements, experiment_id: int | None, *, shared: bool = False) -> None:
@@ -123,7 +123,7 @@ class Database(ABC):
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
         """Wait until there may be a new job to claim, or until ``is_over(seconds)`` returns True.
 
-        ``is_over`` does the waiting. ``seconds`` is how long to wait if the database announces no changes.
+        The call of ``is_over`` itself waits; ``seconds`` is how long to wait if the database announces no changes.
         """
 
 
@@ -131,7 +131,7 @@ def repeatable(method: Method) -> Method:
     """Mark a public method of the queue as one transaction, which starts over if it is interrupted.
 
     The new attempt sees what others have changed since, and refuses an outdated fence. `publish` is called only once,
-    however often the method starts over. The files that `publish` moved stay valid even if another session claims the
+    however often the method starts over. Files that `publish` has moved stay valid even if another session claims the
     job in between: the lease was held, and the job's row was locked.
     """
 
@@ -157,7 +157,7 @@ def _once(publish: Callable[[], None]) -> Callable[[], None]:
 
 
 class Part:
-    """The base of the queue's parts."""
+    """The base class of the queue's parts."""
 
     def __init__(self, database: Database) -> None:
         self.database = database

@@ -12,15 +12,16 @@ from typing import ClassVar
 
 
 class Dialect(ABC):
-    """The SQL that one database has in place of the other's.
+    """The parts of the SQL that are specific to one database.
 
     Attributes:
         row_id: the type of an auto-incrementing primary key.
         integer, bigint, real, text: types of columns; PostgreSQL keeps an ``integer`` in 32 bits.
         table, keyed_table: the end of a table's definition, and of a table with no columns besides its key.
         often_changed: the end of the definition of a table whose rows change often.
-        lock, skip_locked: ends a SELECT and locks its rows; ``skip_locked`` also skips rows that are locked already.
-        or_else: the first value that is not NULL, spelt as in the index of a job's identity.
+        lock, skip_locked: text that ends a SELECT and locks the selected rows; ``skip_locked`` also skips rows that are
+            locked already.
+        or_else: the function for the first value that is not NULL, spelt as in the index of a job's identity.
         claim_covers: extra columns in the index that claims search.
         board_index: text after the table's name in the dashboard's query, which forces one index.
     """
@@ -53,15 +54,15 @@ class Dialect(ABC):
 
     @abstractmethod
     def job_check(self, condition: str) -> str:
-        """A row's rule in the definition of the table of jobs; empty if a trigger enforces it."""
+        """A rule for a row, in the definition of the table of jobs; empty if a trigger enforces the rule."""
 
     @abstractmethod
     def event_of(self, table: str) -> str:
-        """The foreign key of a column of the table of events; empty if the table has none."""
+        """The foreign key of a column of the table of events; empty if the table has no foreign keys."""
 
     @abstractmethod
     def list_of(self, number: str, *, order: str, where: str) -> str:
-        """The numbers of a group in order, exact to the last bit, as ``1.5,null,2.0``."""
+        """The numbers of a group in order, exact to the last bit, as text like ``1.5,null,2.0``."""
 
 
 class _Sqlite(Dialect):
@@ -122,8 +123,8 @@ class _Postgresql(Dialect):
         return f"{left} IS NOT DISTINCT FROM {right}"
 
     def job_check(self, condition: str) -> str:  # noqa: ARG002
-        # PostgreSQL parses each CHECK again in every statement, a quarter of the server's work for a commit. A
-        # connection parses a trigger's function once (`mbqueue.queue.postgresql.schema`).
+        # PostgreSQL parses each CHECK again in every statement, which takes a quarter of the server's work for a
+        # commit. A connection parses a trigger's function once (`mbqueue.queue.postgresql.schema`).
         return ""
 
     def event_of(self, table: str) -> str:  # noqa: ARG002

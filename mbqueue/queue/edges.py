@@ -1,4 +1,4 @@
-"""Record which job needs which, and make a job ready once all that it needs is done."""
+"""Record which jobs a job needs, and make the job ready once all of these are done."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _links(sql: Dialect) -> Iterator[str]:
     """
 
 
-#: A condition on a row of jobs: everything that it needs is done.
+#: A condition on a row of jobs: every job that this job needs is done.
 HAS_ALL_IT_NEEDS = """
     NOT EXISTS (SELECT 1 FROM needs JOIN jobs AS needed ON needed.id = needs.needed_id
                 WHERE needs.job_id = jobs.id AND needed.state NOT IN ('committed', 'skipped'))
@@ -78,11 +78,11 @@ PRUNED = "pruned: "
 
 
 def link(db: Statements, sql: Dialect, experiment_id: int, *, epochs: int) -> None:
-    """Write the edges of an experiment; existing ones stay."""
+    """Write the edges of an experiment; existing edges stay."""
     for statement in _links(sql):
         db.execute(statement, {"experiment_id": experiment_id, "epochs": epochs})
 
 
 def settle(db: Statements, experiment_id: int, *, by: str, now: float) -> None:
-    """Make ready every waiting job of an experiment that has all it needs."""
+    """Make every waiting job of an experiment ready if all jobs that it needs are done."""
     db.execute(_SETTLE, {"experiment_id": experiment_id, "by": by, "now": now})

@@ -1,4 +1,4 @@
-"""Add experiments to the queue: each once, and never two specs under one name."""
+"""Add experiments to the queue: each experiment once, and never two specs under one name."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class EnqueueOutcome:
-    """The outcome of `enqueue`, with the experiment as it is now.
+    """The outcome of `enqueue`, with the experiment's current row.
 
     Attributes:
         folds: the folds that were added.
-        n_jobs: how many jobs were added.
+        n_jobs: the number of jobs that were added.
     """
 
     outcome: Outcome
@@ -257,7 +257,7 @@ def _read(db: Statements, experiment_id: int) -> Experiment:
 
 
 def different_keys(there: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The dotted keys that make two specs different experiments, those with short values first."""
+    """The dotted keys that make two specs different experiments; keys with short values come first."""
     old_values, new_values = dict(_flat(there)), dict(_flat(new))
     return [
         key

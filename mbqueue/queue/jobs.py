@@ -24,7 +24,7 @@ _PUBLISHED = re.compile(r"published to the mount in (\d+\.\d) s")
 
 
 def published_note(seconds: float) -> str:
-    """The note that says how long publishing took."""
+    """Build the note that says how long publishing took."""
     return _PUBLISHED_NOTE.format(seconds)
 
 
@@ -82,7 +82,7 @@ class Job:
         epoch: 1-based, for `train` only.
         priority: higher is claimed first.
         started: whether a session has worked on this job, or on an earlier one of its fold.
-        fence: how often the job has been claimed; a write that carries an older fence changes nothing.
+        fence: the number of times that the job has been claimed; a write with an older fence changes nothing.
         session: the session that holds the lease, or None.
         affinity: the session that last worked on this fold; other sessions leave the job to it while it is live and
             idle.
@@ -199,7 +199,7 @@ class Experiment:
         return bool((self.spec.get("trial") or {}).get("released"))
 
     def identity(self, fold: int) -> Identity:
-        """The identity that commits of a fold of this experiment must have."""
+        """The identity that all commits of the given fold of this experiment must have."""
         from mbqueue.storage.manifest import Identity  # noqa: PLC0415 - `status` need not wait for pydantic
 
         return Identity(experiment=self.name, fold=fold, spec_hash=self.spec_hash, dataset_hash=self.dataset_hash)

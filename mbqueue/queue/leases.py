@@ -66,7 +66,7 @@ _RELEASE = """
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
 
-#: Releases the leases of all sessions.
+#: Releases every lease of every session.
 LEASE_GIVEN_UP = """
     UPDATE jobs SET state = 'ready', session_id = NULL, lease_expires_at = NULL, affinity = NULL,
         changed_at = :now, changed_by = :by, changed_why = :why
@@ -98,7 +98,7 @@ def _commit_statement(sql: Dialect) -> str:
 
 
 def result_columns(sql: Dialect) -> str:
-    """SQL for the SET clause of an UPDATE of jobs: the result, and the columns that repeat its numbers."""
+    """The SET clause of an UPDATE of jobs: sets the result, and the columns that repeat numbers of the result."""
     numbers = (f"{name} = {sql.json_number(':result', name)}" for name in ("val_mae", "test_mae", "seconds"))
     return ", ".join(("result = :result", *numbers))
 
@@ -131,13 +131,13 @@ class Leases(Claims):
 
         Args:
             skip_rest, prunes: if given, skip jobs as the method `skip_rest` does, for this reason.
-            reap: as for `claim`.
+            reap: whether to take back expired leases first, as for `claim`.
 
         Returns:
             The next lease, or None if there is no job for this session now or the session has ended.
 
         Raises:
-            LeaseLost, QueueError: as `commit`; then nothing was claimed.
+            LeaseLost, QueueError: as for `commit`; then nothing was claimed.
         """
         job, session = lease.job, lease.session
         with self.writing() as db:
@@ -202,13 +202,13 @@ class Leases(Claims):
     def commit(
         self, lease: Lease, *, result: Mapping[str, Any], now: float, publish: Publish | None = None
     ) -> tuple[Job, ...]:
-        """Finish the job: check the fence, call `publish`, write `result`, make ready the jobs that waited for it.
+        """Finish the job: check the fence, call `publish`, write `result`, and make jobs that waited for it ready.
 
-        All of this is one write transaction, so no session can take the job over while `publish` runs. `publish` should
-        only rename files, since the database is locked meanwhile. If `publish` raises, nothing is written and the lease
-        is still held. If the process dies between `publish` and the end of the transaction, the files exist and the job
-        is still leased. Files published in this way are valid, because the fence was checked. The next holder of the
-        job adopts them.
+        A single write transaction does all of this, so no session can take the job over while `publish` runs. `publish`
+        should only rename files, since the database is locked meanwhile. If `publish` raises, nothing is written and
+        the lease is still held. If the process dies between `publish` and the end of the transaction, the files exist
+        and the job is still leased. Files published in this way are valid, because the fence was checked. The next
+        holder of the job adopts them.
 
         The result of a `prepare` job must hold `dataset_hash`.
 
@@ -234,13 +234,13 @@ class Leases(Claims):
         publish: Publish | None = None,
         prunes: bool = False,
     ) -> tuple[Job, ...]:
-        """Commit an epoch and skip all later epochs of its fold (early stopping) in one transaction.
+        """Commit an epoch, and in the same transaction skip all later epochs of its fold (early stopping).
 
         With ``prunes``, prune the whole trial: skip all its jobs that no session is working on, including predictions
         and record. ``why`` then begins with `mbqueue.queue.edges.PRUNED`.
 
         Raises:
-            LeaseLost: as `commit`.
+            LeaseLost: as for `commit`.
             QueueError: if the job is not a `train` job.
         """
         with self.writing() as db:
@@ -315,7 +315,7 @@ class Leases(Claims):
         skip_rest: str | None,
         then: Sequence[Bound] = (),
     ) -> list[Rows]:
-        """Commit the job, run the statements of ``then`` in the same message, and publish; return their results."""
+        """Commit the job, run the statements in ``then`` in the same message, and publish; return the results."""
         job = lease.job
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
@@ -346,9 +346,7 @@ class Leases(Claims):
         db.execute(SKIP_ALL, values)
 
     def _unlocking(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> Bound:
-        """Statements that make the jobs waiting for this one ready; with ``skip_rest``, they first skip later
-        epochs.
-        """
+        """Statements that make the jobs waiting for this job ready; ``skip_rest`` first skips later epochs."""
         job, done = lease.job, lease.job.id
         if skip_rest is not None:
             scope = {"experiment_id": job.experiment_id, "fold": job.fold}

@@ -29,12 +29,12 @@ _HEAD_BYTES = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What a note, or the newest commit of a fold, says about an experiment.
+    """The facts that a note, or a fold's newest commit, records about an experiment.
 
     Attributes:
         path: the note, or the folder of the fold.
         fold: None if the trace is a note that cannot be read.
-        spec_hash: None if it is unknown.
+        spec_hash: None if the hash is unknown.
         epochs: finished epochs, by the name of the newest commit; 0 for a note.
     """
 
@@ -73,7 +73,7 @@ class Lost:
 
 
 def traces(project: ProjectFolder) -> list[Trace]:
-    """What notes and commits in the live folder say about experiments."""
+    """The traces that notes and commits in the live folder leave of experiments."""
     found: list[Trace] = []
     for note in _entries(project.wanted_dir):
         if note.name.endswith(".json"):
@@ -86,7 +86,7 @@ def traces(project: ProjectFolder) -> list[Trace]:
 
 
 def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, Lost]]:
-    """The traces of lost work, each with what the queue lacks of it."""
+    """The traces of lost work, each with the part that the queue lacks."""
     # Files are listed before the queue is read, because an experiment and its folds enter the queue before any file
     # exists.
     found = traces(project)
@@ -190,7 +190,7 @@ def _of_commits(experiment: str, fold: int, folder: os.DirEntry[str]) -> list[Tr
         return [Trace(path=folder.path, experiment=experiment, fold=fold, spec_hash=None)]
     name, spec_hash, number = (part.decode(errors="replace") for part in head.groups())
     if (name, int(number)) != (experiment, fold):
-        return []  # someone moved the commits here; the fold's next session reports them
+        return []  # commits that were moved here by hand; the fold's next session reports them
     return [
         Trace(path=folder.path, experiment=experiment, fold=fold, spec_hash=spec_hash, epochs=newest.finished_epochs)
     ]

@@ -72,8 +72,8 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
     """Fill an empty queue with the content of another, and mark the source as moved (`mbqueue.queue.moved`).
 
     All rows are read back and compared before they are committed. A target that was itself moved away counts as empty
-    if it has nothing that the source lacks. If the target continues the source's events, an earlier run died before it
-    marked the source. In that case, this run only adds the mark.
+    if the source has everything in it. If the target continues the source's events, an earlier run died before it
+    marked the source. After such a crash, this run only adds the mark to the source.
 
     Raises:
         UsageError: if a session works with the source, or the target is not empty.
@@ -95,7 +95,7 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
 
 
 def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
-    """Copy as `copy_queue` does, into a new SQLite file that appears only once it is complete.
+    """Copy a queue as `copy_queue` does, into a new SQLite file that appears only once it is complete.
 
     If a moved-away queue has this path, it is renamed to ``queue.db.moved-TIME``.
 
@@ -127,7 +127,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
 
 
 def _require_another(source: Queue, old: Statements, target: Queue, new: Statements) -> None:
-    """Refuse to move a queue to its own address in another spelling, which would mark it as moved away.
+    """Refuse to move a queue to its own address in another spelling, which would mark the queue as moved away.
 
     Raises:
         UsageError: if both are the same queue.
@@ -142,7 +142,7 @@ def _require_another(source: Queue, old: Statements, target: Queue, new: Stateme
 
 
 def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
-    """Mark the source as moved once the transaction is committed."""
+    """Mark the source as moved once the transaction on the target is committed."""
     now = source.database.instant(old, now)
     if source.database.dialect is POSTGRESQL:
         old.execute(f"LOCK TABLE {', '.join(COLUMNS)} IN EXCLUSIVE MODE")
@@ -173,10 +173,10 @@ def _take_back(target: Queue, old: Statements, new: Statements) -> None:
 
 
 def _is_copied(path: Path, old: Statements) -> bool:
-    """Whether a file already holds the queue to be copied; False if there is none, or if it was moved away.
+    """Whether a file already holds the queue to be copied; False if there is no file, or if its queue was moved away.
 
     Raises:
-        UsageError: if it is another queue.
+        UsageError: if the file holds another queue.
     """
     if not path.exists():
         return False
@@ -239,7 +239,7 @@ def _fill(target: Queue, db: Statements, table: str, rows: Iterator[tuple[Any, .
 
 @contextmanager
 def _without_triggers(target: Queue, db: Statements) -> Iterator[None]:
-    """Allow jobs in any state and without events, in this transaction only."""
+    """In this transaction only, allow inserting jobs in any state and without events."""
     if target.database.dialect is POSTGRESQL:
         db.execute("ALTER TABLE jobs DISABLE TRIGGER USER")
         yield

@@ -1,8 +1,9 @@
-"""Mark a queue that was moved to another database: the rest names the new place and refuses all work.
+"""Mark a queue that was moved to another database: what is left names the new place and refuses all work.
 
-Two databases with the same jobs would hand out each job twice, under the same fence. So the source of the copy is
-marked: its version becomes one that no mbqueue accepts, not even an older one. Triggers refuse writes of processes that
-opened the source earlier, such as a session that was frozen during the move. A marked queue can still be read.
+Two databases with the same jobs would hand out each job twice, under the same fence. The source of the copy is
+therefore marked: its version becomes one that no mbqueue accepts, not even an old release. Triggers refuse writes of
+processes that opened the source earlier, such as a session that was frozen during the move. A marked queue can still be
+read.
 """
 
 from __future__ import annotations

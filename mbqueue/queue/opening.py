@@ -1,6 +1,6 @@
-"""Open a project's queue: the one place that chooses between SQLite and PostgreSQL.
+"""Open a project's queue. Only this module chooses between SQLite and PostgreSQL.
 
-Every command opens the queue here, so all of them report a lost queue alike, and none starts a second one.
+Every command opens the queue here, so all commands report a lost queue in the same way, and none starts a second queue.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def open_queue(
     Args:
         wait: waits for the given seconds and returns True to give up. With ``wait``, as in a session, opening waits for
             an unreachable server. Without ``wait``, as in a command, an unreachable server is an error at once.
-        refuses: whether a part of a lost queue must be brought back before this command runs.
+        refuses: whether a missing part of an earlier queue must be restored before this command runs.
         note: called with a sentence if the queue lacks parts and ``refuses`` none.
 
     Raises:
-        QueueError: if it cannot be opened, or does not exist (reading only).
-        QueueLost: if its file or its content is gone, but the files to rebuild it from still exist.
+        QueueError: if the queue cannot be opened, or does not exist (reading only).
+        QueueLost: if the queue's file or content is gone, but the files to rebuild it from still exist.
         SchemaTooNew: if a newer mbqueue wrote it.
         QueueMoved: if it is in another database now.
         UsageError: if psycopg is not installed, or the URL cannot be read.
@@ -85,7 +85,7 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
 
     Raises:
         QueueError: if its server cannot be reached.
-        QueueLost, UsageError: as `open_queue`, if there was one.
+        QueueLost, UsageError: as for `open_queue`, if there was a queue.
     """
     is_there = _is_there(project, wait=wait)
     if not is_there:
@@ -110,7 +110,7 @@ def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | Non
     Raises:
         UsageError: if nothing was ever enqueued.
         QueueError: if its server cannot be reached.
-        QueueLost: if there was one.
+        QueueLost: if there was a queue.
     """
     if queue_exists(project, wait=wait):
         return
@@ -151,8 +151,8 @@ def _require_not_lost(project: ProjectFolder, *, wait: Callable[[float], bool] |
     """Refuse a project whose queue is gone.
 
     Raises:
-        QueueLost: if experiments that it held still exist.
-        UsageError: if it is gone because a restore was interrupted.
+        QueueLost: if files of the queue's experiments still exist.
+        UsageError: if the queue is gone because a restore was interrupted.
     """
     on_server = bool(project.topology.queue_url)
     if not on_server and project.queue_db.exists():
@@ -194,11 +194,11 @@ def _require_whole(
     refuses: Callable[[Lost], bool],
     note: Callable[[str], None],
 ) -> None:
-    """Note, or refuse, a queue that lacks parts of an earlier one; arguments and errors as for `open_queue`."""
+    """Note or refuse a queue that lacks parts of an earlier queue; arguments and errors as for `open_queue`."""
     lost = lost_parts(project, queue)
     if lost and not read_only:
         with queue.writing():
-            pass  # waits for a process that may be recording epochs whose commits exist already
+            pass  # this waits for a process that may be recording epochs whose commits exist already
         lost = lost_parts(project, queue)
     if not lost:
         return
@@ -217,7 +217,7 @@ def _or_elsewhere(project: ProjectFolder) -> str:
 
 
 def how_to_recover(project: ProjectFolder) -> str:
-    """The commands that rebuild the queue from its files, for messages."""
+    """The commands that rebuild the queue from the project's files, for messages."""
     if not project.topology.queue_url:
         return "mbqueue recover"
     return "MBQUEUE_QUEUE=sqlite mbqueue recover, then move it to an empty schema: mbqueue migrate-queue --help"

@@ -20,13 +20,13 @@ the unit of the target.
                     structures_per_second, job {id, experiment, kind, fold, epoch, progress} or null
     errors[]        job, experiment, kind, fold, epoch, state, failures, at, retry_at, error (one line)
 
-State of a fold: the first that applies of running, done (predictions committed), failed, cancelled, pruned, paused,
-ready, waiting. State of an experiment: done (recorded), pruned, running, paused, ready, failed, cancelled, waiting.
-`seconds` is the sum over committed results, running work and released work; `epoch_seconds` is the sum over committed
-epochs. A progress has `what`, `done`, `total`, and, where known, `seconds` and `seconds_left`. Sessions that ended, or
-whose last heartbeat is over a day old, are left out of `sessions`. A session is lost when its heartbeat is overdue, and
-has died when its process on this machine is gone. A dead session's job is listed with it; experiments, folds and counts
-show the job as ready, as the next session will find it.
+State of a fold, the first of these that applies: running, done (predictions committed), failed, cancelled, pruned,
+paused, ready, waiting. State of an experiment: done (recorded), pruned, running, paused, ready, failed, cancelled,
+waiting. `seconds` is the sum over committed results, running work and released work; `epoch_seconds` is the sum over
+committed epochs. A progress has `what`, `done`, `total`, and, where known, `seconds` and `seconds_left`. Sessions that
+ended, or whose last heartbeat is over a day old, are left out of `sessions`. A session is lost when its heartbeat is
+overdue, and has died when its process on this machine is gone. A dead session's job is listed with it; experiments,
+folds and counts show the job as ready, as the next session will find it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _board(sql: Dialect) -> str:
     """
 
 
-#: Jobs that were started and released: few, found by an index that leaves out paused jobs.
+#: Finds the jobs that were started and released: few jobs, in an index that leaves out paused jobs.
 _BEGUN = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 0 AND progress IS NOT NULL"
 _BEGUN_AND_PAUSED = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 1 AND progress IS NOT NULL"
 
@@ -98,7 +98,7 @@ _OUTLOOK = """
 
 
 class _Group(NamedTuple):
-    """One row of the query above: a fold, or the jobs of an experiment that belong to no fold."""
+    """One row of `_board`: a fold, or the jobs of an experiment that belong to no fold."""
 
     experiment_id: int
     fold: int | None
@@ -202,9 +202,9 @@ class Reports(Part):
 
     @repeatable
     def overview(self, *, now: float, project: str = "", experiment: str | None = None) -> dict[str, Any]:
-        """Everything at one instant, in the format described at the top of this module; ready for JSON.
+        """The whole state at one instant, in the format described at the top of this module; ready for JSON.
 
-        With `experiment`, `experiments` and `jobs` cover only that one; an unknown name leaves both empty.
+        With `experiment`, `experiments` and `jobs` cover only that experiment; an unknown name leaves both empty.
         """
         with self.reading() as db:
             now = self.database.instant(db, now)
@@ -368,7 +368,7 @@ def _fold_state(group: _Group) -> str:
 
 
 def _with_work(group: _Group, fold: int | None, progress: Mapping[str, Any]) -> _Group:
-    """Add to a group the time that went into one of its uncommitted jobs."""
+    """Add the time spent on an uncommitted job to the job's group."""
     return group._replace(seconds=group.seconds + progress.get("seconds", 0.0)) if group.fold == fold else group
 
 

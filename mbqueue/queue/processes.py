@@ -117,7 +117,7 @@ def parent_of(pid: int) -> int | None:
 
 
 def _started(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot; None if it is gone or a zombie, or without /proc."""
+    """Start time of a process in clock ticks since boot; None without /proc, or if the process is gone or a zombie."""
     stat = _stat(pid)
     return None if stat is None or _is_over(stat) else int(stat[19])
 

@@ -1,4 +1,4 @@
-"""Prune trials of searches, discard their checkpoints, and resume them."""
+"""Prune trials of searches, discard checkpoints of pruned trials, and resume pruned trials."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mbqueue.queue.jobs import history_row
 from mbqueue.queue.notes import note
 
 _HELD = "SELECT 1 FROM jobs WHERE experiment_id = :experiment_id AND state = 'leased' LIMIT 1"
-# Puts back a pruned trial; epochs that early stopping skipped stay skipped.
+# Puts the jobs of a pruned trial back; epochs that early stopping skipped stay skipped.
 _TAKE_UP = """
     UPDATE jobs SET state = 'waiting', changed_at = :now, changed_by = :by, changed_why = 'retried'
     WHERE experiment_id = :experiment_id AND state = 'skipped' AND substr(changed_why, 1, :length) = :pruned
@@ -28,14 +28,14 @@ _SPEC = "UPDATE experiments SET spec = :spec WHERE id = :experiment_id"
 
 
 class Pruning(Part):
-    """Prune trials, and discard their checkpoints."""
+    """Prunes trials, and discards the checkpoints of pruned trials."""
 
     @repeatable
     def prune(self, experiment: str, *, why: str, now: float, by: str = "prune") -> int:
         """Skip all unfinished jobs of a search's trial; do nothing while a session works on one of them.
 
         Args:
-            why: begins with `mbqueue.queue.edges.PRUNED`.
+            why: the reason, which begins with `mbqueue.queue.edges.PRUNED`.
 
         Returns:
             How many jobs were skipped.
@@ -50,9 +50,9 @@ class Pruning(Part):
 
     @repeatable
     def give_up_checkpoints(self, experiment: str, *, now: float, by: str = "prune") -> bool:
-        """Discard the checkpoints of a pruned trial: its spec keeps its histories, and `retry` starts it again.
+        """Give up the checkpoints of a pruned trial: its spec keeps its histories, and `retry` starts it again.
 
-        The caller removes the checkpoints afterwards.
+        The caller then removes the files.
 
         Returns:
             Whether this was a pruned trial that still had its checkpoints.

@@ -17,14 +17,14 @@ SCHEMA_VERSION = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A rule that no statement may break, whichever program sends it.
+    """A rule that no statement may break, whichever program sends the statement.
 
     Attributes:
-        name: the name of its trigger.
-        event: the statements that it applies to.
+        name: the name of the rule's trigger.
+        event: the statements to which the rule applies.
         breaks: makes the condition under which a row breaks the rule, given the prefix of other tables' names; None
             means always.
-        says: the error, after "forbidden transition: ".
+        says: the text of the error, after "forbidden transition: ".
     """
 
     name: str
@@ -67,8 +67,8 @@ RULES = (STARTS_WAITING, FOLLOWS_THE_TABLE, FENCES_EVERY_CLAIM, FENCE_NEVER_FALL
 def column_checks(sql: Dialect, row: str = "") -> dict[str, str]:
     """The rules of single columns of a job; ``row`` is the prefix of each column's name.
 
-    The numbers of `result` that the dashboard sums also have columns, and a rule keeps both equal. (Generated columns
-    would do the same, but SQLite does not read those from an index alone.)
+    The numbers of `result` that the dashboard sums also have columns, and a rule keeps columns and result equal.
+    (Generated columns would be simpler, but SQLite does not read those from an index alone.)
     """
     json = {name: f"{row}{name} IS NULL OR {sql.is_json(row + name)}" for name in ("progress", "result")}
     numbers = {
@@ -90,7 +90,7 @@ def row_checks(row: str = "") -> tuple[str, ...]:
 
 
 def tables(sql: Dialect) -> Iterator[str]:
-    """The tables, indexes and views."""
+    """The definitions of the tables, indexes and views."""
     yield f"""
         CREATE TABLE experiments (
             id {sql.row_id},
@@ -128,7 +128,7 @@ def tables(sql: Dialect) -> Iterator[str]:
         "CREATE UNIQUE INDEX jobs_identity ON jobs "
         f"(experiment_id, kind, {sql.or_else}(fold, -1), {sql.or_else}(epoch, -1))"
     )
-    # A claim walks this index from its head and stops at the first row that it may take.
+    # A claim reads this index from its start, and stops at the first job that it may take.
     yield f"""
         CREATE INDEX jobs_claim ON jobs (priority DESC, started DESC, id{sql.claim_covers})
         WHERE state = 'ready' AND paused = 0
@@ -237,7 +237,7 @@ def require_known(version: int, *, name: object) -> None:
     """Refuse a database with a later schema version than this program's.
 
     Raises:
-        SchemaTooNew: if it has one.
+        SchemaTooNew: if its version is later.
     """
     if version > SCHEMA_VERSION:
         raise SchemaTooNew(

@@ -97,7 +97,7 @@ class Sessions(Part):
         """Record that the session is alive, and optionally its speed and when it plans to stop.
 
         Raises:
-            QueueError: if the session has ended (or another session has ended it as dead).
+            QueueError: if the session has ended, perhaps because another session found it dead.
         """
         values = {"id": session, "now": now, "alive_seconds": alive_seconds}
         with self.writing() as db:
@@ -108,7 +108,7 @@ class Sessions(Part):
 
     @repeatable
     def end_session(self, session: str, *, reason: str, now: float, lost: bool = False) -> None:
-        """End the session and release what it still holds as preempted; do nothing if it has ended.
+        """End the session, and release its jobs as preempted; do nothing if it has already ended.
 
         With ``lost``, its jobs count as those of a session that died; a job that is lost repeatedly becomes
         `failed`.
@@ -120,7 +120,7 @@ class Sessions(Part):
     def reap_dead(
         self, *, by: str, now: float, is_dead: Callable[[ProcessIdentity], bool] | None = None
     ) -> tuple[SessionRow, ...]:
-        """End the sessions of this machine whose process is proved dead, and release what they held.
+        """End the sessions of this machine whose process is certainly dead, and release their jobs.
 
         Also end sessions whose process uses another queue file, since this queue is then a copy.
 
@@ -152,7 +152,7 @@ class Sessions(Part):
         """One session.
 
         Raises:
-            QueueError: if there is none with this id.
+            QueueError: if no session has this id.
         """
         with self.reading() as db:
             row = db.execute("SELECT * FROM sessions WHERE id = ?", (session,)).fetchone()
@@ -198,7 +198,7 @@ def may_be_at_work(row: SessionRow, now: float, queue_file: Path | None) -> bool
         queue_file: as for `mbqueue.queue.processes.is_gone`.
     """
     if row.ended_at is not None or is_gone(row.identity, queue_file):
-        return False  # a session killed a moment ago has a recent heartbeat but a dead process
+        return False  # a session that was killed a moment ago has a recent heartbeat but a dead process
     # A session of the calling process is over, even if it could not record its end.
     return row.is_live(now) or (is_known_living(row.identity) and row.pid != os.getpid())
 
@@ -207,6 +207,6 @@ def _end(db: Statements, session: str, *, reason: str, by: str, now: float, lost
     if db.execute(_END, {"id": session, "now": now, "reason": reason}).rowcount:
         why = f"session {session} ended: {reason}"
         limit = {"max_lost": MAX_LOST_IN_A_ROW, "lost_error": LOST_ERROR}
-        db.execute(_held, (session,))  # waits for a running commit of the session, which may claim its next job
+        db.execute(_held, (session,))  # this waits for a running commit of the session, which may claim its next job
         db.execute(_GIVE_BACK, {"id": session, "now": now, "by": by, "why": why, "lost": int(lost), **limit})
         note(db, why, by=by, now=now)

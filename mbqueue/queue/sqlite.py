@@ -34,10 +34,11 @@ _UNREACHABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
     """Write a database's log into its file, so that the file can be moved. No process may have the database open.
 
-    Closing the database would also do this, but hides a failure. Without the write-ahead log the file would lack rows.
+    Closing the database would also do this, but hides a failure. A file moved without its write-ahead log would lack
+    rows.
 
     Raises:
-        QueueError: if it cannot be done, for example on a full disk; nothing is lost.
+        QueueError: if the log cannot be written, for example on a full disk; nothing is lost.
     """
     try:
         with closing(sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)) as db:
@@ -84,8 +85,8 @@ class SqliteFile(Database):
         mount, SQLite's locks and write-ahead log promise nothing. If another file replaces the one that was opened,
         nothing more is written.
 
-    With ``read_only=True`` nothing can be written and the file must exist. Even then, a database of an older version is
-    upgraded first. In a read-only folder, such as a backup, SQLite may assume that the file does not change.
+    With ``read_only=True``, no transaction can write, and the file must exist. Even then, a database of an older
+    version is upgraded first. In a read-only folder, such as a backup, SQLite may assume that the file does not change.
 
     Raises:
         QueueError: if the file is missing (reading only), locked for too long, or not writable.
@@ -129,7 +130,7 @@ class SqliteFile(Database):
         """
         with self.reading() as db:
             found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            # SQLite accepts any definition that it can parse: a flipped bit there gives a column another name.
+            # SQLite accepts any definition that it can parse, so a flipped bit could give a column another name.
             there = sqlite_schema.definitions(db.connection)
             if found == "ok" and there != sqlite_schema.expected_definitions(SCHEMA_VERSION):
                 found = "its tables are not those of a queue"
@@ -174,7 +175,7 @@ class SqliteFile(Database):
         return True
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        """Wait: SQLite announces no changes, so the caller checks again."""
+        """Wait for some time: SQLite announces no changes, so the caller checks again."""
         is_over(seconds)
 
     def _connection(self) -> sqlite3.Connection:
@@ -204,7 +205,7 @@ class SqliteFile(Database):
             uri=True,
             timeout=BUSY_SECONDS,
             isolation_level=None,
-            check_same_thread=False,  # only so that close() can close other threads' connections
+            check_same_thread=False,  # connections cross threads only so that close() can close those of other threads
         )
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA synchronous = FULL")
@@ -232,7 +233,7 @@ class SqliteFile(Database):
             connection = self._connect(read_only=False)
             try:
                 sqlite_schema.is_current(connection, path=self.path)
-                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # only a new file takes this
+                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # only a new file takes this setting
                 connection.execute("PRAGMA journal_mode = WAL")
                 sqlite_schema.upgrade(connection, path=self.path)
             finally:

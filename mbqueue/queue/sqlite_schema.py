@@ -1,7 +1,7 @@
 """Create and upgrade the tables of a queue in a SQLite file.
 
-`PRAGMA user_version` holds the version of a database, so opening a current one costs one small read. A released version
-is never edited: add an entry to `_STEPS` instead.
+`PRAGMA user_version` holds the version of a database, so opening a current database takes only one small read. A
+released version is never edited: add an entry to `_STEPS` instead.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ _SET = "mbqueue.queue"
 
 _EVENTS_INDEX = "CREATE INDEX events_experiment ON events (experiment_id)"
 
-#: Version → the steps from the version before. Versions that are missing here changed only the rows of transitions.
+#: The steps to each version from the version before. Versions that are missing here changed only the rows of
+#: transitions.
 _STEPS: dict[int, tuple[str, ...]] = {
     3: (commits_place(SQLITE).strip(),),
-    4: ("DROP INDEX events_experiment",),  # each event cost a write to this index, which few queries read
+    4: ("DROP INDEX events_experiment",),  # each event required a write to this index, which few queries used
 }
 
 #: The table of names, as sqlite-utils creates it: existing databases have it in this form.
@@ -67,7 +68,7 @@ def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
 
 
 def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
-    """Create or upgrade the schema: all of it or nothing, even when several processes try at once.
+    """Create or upgrade the whole schema or nothing, even when several processes try at once.
 
     The connection must be in autocommit mode (``isolation_level=None``).
 
@@ -145,7 +146,7 @@ def _has_a_later_name(connection: sqlite3.Connection) -> bool:
     return any(name not in _NAMES for (name, *_) in applied)
 
 
-#: Type, name and SQL of all that a database defines.
+#: The type, name and SQL of every object that a database defines.
 Definitions = set[tuple[str, str, str]]
 _EXPECTED: dict[int, Definitions] = {}
 

@@ -1,6 +1,6 @@
 """User actions on jobs, and the rewind of a fold whose checkpoint is damaged.
 
-Each method takes an experiment, or one fold of it, and who asks (`by`, for the events).
+Each method takes an experiment, or one of its folds, and the user or command that acts (`by`, for the events).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Scope(TypedDict):
 
 
 class Steering(Part):
-    """Pause, resume, cancel, retry, priority; rewind."""
+    """Pauses, resumes, cancels, retries, sets priorities, and rewinds."""
 
     @repeatable
     def pause(self, experiment: str, *, now: float, fold: int | None = None, by: str = "pause") -> int:
@@ -160,20 +160,20 @@ class Steering(Part):
         Every later epoch, finished, skipped or running, and the folds' `predict` and the `record` become waiting; the
         epoch after `to_epoch` becomes ready. Sessions that hold one of these jobs lose their leases. A worker that
         finds the damage passes its own `lease` on one of these jobs. The worker must still hold that lease, which this
-        call gives up. The worker's next claim, with the fold as `loaded`, gets epoch `to_epoch + 1`. Failed and
-        cancelled jobs stay as they are. If a session finds the same damage again, remaking the files does not help, so
-        this call refuses. This call also refuses a job that its holders have rewound `MAX_REWINDS` times without
-        committing it.
+        call gives up. If the worker's next claim passes the fold as `loaded`, it gets epoch `to_epoch + 1`. Failed and
+        cancelled jobs stay as they are. If a session finds the same damage again, training again does not help, so this
+        call refuses. It also refuses a job that its holders have rewound `MAX_REWINDS` times without committing it.
 
         Args:
-            folds: fold → reason; if empty, nothing is done.
+            folds: the reason for each fold; if empty, nothing is done.
 
         Returns:
             How many jobs were put back.
 
         Raises:
             LeaseLost: if `lease` is lost; then nothing was changed.
-            RewoundBefore: if it would rewind in circles; then nothing was changed, and the lease is still held.
+            RewoundBefore: if the rewind would repeat an earlier one; then nothing was changed, and the lease is still
+                held.
         """
         if not folds:
             return 0

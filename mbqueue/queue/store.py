@@ -23,7 +23,7 @@ class Queue(Enqueueing, Leases, Sessions, Steering, Pruning, Reports, Adopting, 
     """The queue of a project: in a SQLite file (``state/queue.db``) on a local disk, or in another database.
 
     Any number of processes and threads may use it at once. Every method is one transaction: if it returns, its effect
-    is on the disk; if it raises, it had none. Time is always passed in (`now`, seconds since the epoch).
+    is on the disk; if it raises, nothing has changed. Time is always passed in (`now`, seconds since the epoch).
 
     Exclusion depends on clocks: a lease that was not renewed in time, by the clock of the next claimant, goes to
     another session. The former holder can then change nothing, since its fence is outdated. So a wrong clock can cause
@@ -55,5 +55,5 @@ class Queue(Enqueueing, Leases, Sessions, Steering, Pruning, Reports, Adopting, 
         self.database.verify()
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        """Wait for something new to claim, as `Database.wait` does."""
+        """Wait for a new job to claim, as `Database.wait` does."""
         self.database.wait(seconds, is_over)

@@ -1,7 +1,7 @@
-"""The table that says which state of a job may follow which.
+"""The table of allowed changes between the states of a job.
 
-The rows are written into the database when it is created or upgraded, and a trigger there aborts every other change of
-state, whichever program asks for it. The diagram in ARCHITECTURE.md is `mermaid()`.
+The rows are written into the database when it is created or upgraded, and a trigger in the database aborts every other
+change of state, whichever program attempts it. The diagram in ARCHITECTURE.md is `mermaid()`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Transition:
     reason: str
 
 
-#: The state of every new job. A job that needs no other job becomes ready in the same transaction.
+#: The state of every new job. A job that needs no other job becomes ready in the transaction that creates it.
 INITIAL_STATE = State.WAITING
 
 TRANSITIONS = (

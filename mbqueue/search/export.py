@@ -1,6 +1,6 @@
 """Export a search as an Optuna study: to a file for optuna-dashboard, and to compute importances.
 
-Unlike the studies of `mbqueue.search.study`, which choose the next step, these only show results.
+Unlike the studies of `mbqueue.search.study`, which choose the next step, exported studies only show results.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from mbqueue.search.file import Search
 from mbqueue.search.study import distribution, imported_optuna
 from mbqueue.search.trials import Trial, TrialState
 
-#: Importances need at least this number of trials.
+#: The smallest number of trials for which importances are computed.
 _FEWEST_TRIALS = 4
-#: Optuna's names of the states.
+#: Optuna's names for the states of trials.
 _STATES = {
     TrialState.OPEN: "RUNNING",
     TrialState.DONE: "COMPLETE",
@@ -34,7 +34,7 @@ def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
 
     Trial n is Optuna's trial n. A trial's value, also for pruned trials, is the validation MAE by which the search
     compares trials. The intermediate values are means of the validation MAE over the folds that have reached that
-    epoch. The user attributes have the other facts.
+    epoch. All other facts about a trial are in its user attributes.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.

@@ -37,7 +37,7 @@ def draw(search: Search, trials: Sequence[Trial], shares: Mapping[str, float], t
 
 
 def history(trials: Sequence[Trial], target: Target) -> go.Figure:
-    """The result of each trial, by number, and the best fully trained one so far."""
+    """The result of each trial, by number, and the best result of a fully trained trial so far."""
     values = [trial.value for trial in trials if trial.value is not None]
     figure = go.Figure()
     for name, shown, colour in _groups(trials):
@@ -74,7 +74,7 @@ def history(trials: Sequence[Trial], target: Target) -> go.Figure:
 
 
 def parallel_coordinates(search: Search, trials: Sequence[Trial], target: Target) -> go.Figure:
-    """One line per trial through its settings, coloured by result; other settings have the base's values."""
+    """One line per trial through its settings, coloured by result; missing settings have the base's values."""
     values = [trial.value for trial in trials if trial.value is not None]
     dimensions = []
     for key, setting in search.space.items():
@@ -178,7 +178,7 @@ def shown(value: Any) -> str:
 
 
 def _scale(column: Sequence[float], is_log: bool) -> dict[str, Any]:
-    """A numeric axis. plotly's parallel coordinates have no logarithmic axes, so this one shows logarithms."""
+    """A numeric axis. plotly's parallel coordinates have no logarithmic axes, so such an axis shows logarithms."""
     if not is_log or min(column) <= 0:  # the base's value may be 0, which has no logarithm
         return {"values": column, "tickformat": ".4~g"}
     placed = [math.log10(value) for value in column]

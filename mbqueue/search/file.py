@@ -1,4 +1,4 @@
-"""Read search files: [search] in a file of jobs/, checked against the experiment that it varies."""
+"""Read search files: the table [search] in a file of jobs/, checked against the experiment that the search varies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mbqueue.provenance import KEPT_BY_COMMANDS
 from mbqueue.section import Section
 from mbqueue.task import N_FOLDS
 
-#: Allowed names of a search; its trials append ``.000``.
+#: Allowed names of a search; names of trials append ``.000``.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$"
 MOST_TRIALS = 1000
 
@@ -46,11 +46,11 @@ class Setting(Section):
     """One key of [search.space]: a range, or choices.
 
     Attributes:
-        low, high: the inclusive ends of the range; both are integers if the experiment's value is one.
+        low, high: the inclusive ends of the range; both are integers if the experiment's value is an integer.
         log: whether to search the range on a logarithmic scale.
         step: distance between values; without it, the range is continuous.
         choices: the values, instead of a range.
-        when: other key → the values with which trials vary this key; otherwise they use the base's value.
+        when: for other keys, the values with which trials vary this key; all other trials use the base's value.
     """
 
     low: Number | None = None
@@ -84,7 +84,7 @@ class Setting(Section):
 
     @property
     def corners(self) -> list[Value]:
-        """The values to check: if the spec accepts these, it accepts all others."""
+        """The values to check: all choices, or the ends of the range, which stand for the values between them."""
         if self.choices is not None:
             return self.choices
         assert self.low is not None
@@ -189,7 +189,7 @@ def load_search(path: Path, *, base: Any, name: str | None = None) -> Search:
         name: replaces the name in the file.
 
     Raises:
-        SpecError: if the search is invalid; the error lists every wrong key, its value and the allowed ones.
+        SpecError: if the search is invalid; the error lists every wrong key, its value and the allowed values.
     """
     content = read_toml(path)
     search = content.pop("search")
@@ -256,7 +256,7 @@ def _is_taken(search: Search, point: Mapping[str, Value]) -> bool:
 
 
 def _problems(search: Search) -> Iterator[str]:
-    """The settings of a search that do not fit its base."""
+    """The problems with settings of a search that do not fit the base."""
     if not search.base_spec["train"]["epochs"] and search.pruner != "none":
         yield f"pruner = {search.pruner!r}: {search.base} trains no epochs, so there is nothing to prune"
     elif search.pruner in {"halving", "hyperband"} and search.min_epochs > (most := _most_epochs(search)):
@@ -303,7 +303,7 @@ def _as_in(search: Search, key: str, value: Value) -> Value:
 
 
 def _at(content: Mapping[str, Any], key: str) -> Any:
-    """The value under a dotted key; None if there is none."""
+    """The value under a dotted key; None if the key is missing."""
     found: Any = content
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None

@@ -1,7 +1,7 @@
 """A session's work for searches between its jobs: start the next trial, and judge an epoch as it is committed.
 
-Both happen exactly once. A trial's name contains its number, and the queue accepts a name only once. The transaction
-that commits an epoch also judges the trial, under the fence of that job.
+Each trial is started, and each epoch judged, exactly once. A trial's name contains its number, and the queue accepts a
+name only once. The transaction that commits an epoch also judges the trial, under the fence of that job.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mbqueue.search.trials import Trial, TrialState, best_of, needs_a_person, se
 
 
 def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float, by: str) -> list[str]:
-    """Enqueue the next trial of every search that wants one; return the names of those that this session began.
+    """Enqueue the next trial of every search that wants one; return the names of the trials that this session began.
 
-    A search has one open trial per living session. So each session has a trial to work on, and each suggestion uses as
-    many results as possible.
+    A search has one open trial per living session. Each session then has a trial to work on, and each suggestion uses
+    as many results as possible.
 
     Raises:
-        SearchUnavailable: if a search wants one, and Optuna is not installed.
+        SearchUnavailable: if a search wants a trial, and Optuna is not installed.
         SpecError: if the spec rejects all settings that the sampler draws.
     """
     begun = []
@@ -53,7 +53,7 @@ def wants_trial(queue: Queue, *, now: float) -> bool:
 
 
 def _wanting(queue: Queue, now: float) -> Iterator[tuple[Search, list[Trial]]]:
-    """The searches that want another trial, with the trials that they have."""
+    """The searches that want another trial, with their existing trials."""
     newest: dict[str, tuple[int, Mapping[str, Any]]] = {}
     for experiment in queue.trials():
         trial = experiment.spec["trial"]
@@ -78,7 +78,7 @@ def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
     settings = next_settings(search, trials)
     if settings is None:
         return None
-    number = trials[-1].number + 1 if trials else 0  # a rebuilt queue may have gaps
+    number = trials[-1].number + 1 if trials else 0  # the trials of a rebuilt queue may have gaps in their numbers
     trial = {"search": search.to_json(), "number": number, "settings": settings}
     shown = ", ".join(f"{key} = {value}" for key, value in settings.items())
     return search.spec_with(
@@ -111,7 +111,7 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
     curves = {**own.curves, fold: [row["val_mae"] for row in history]}
     is_trained = all(len(curve) == spec.train.epochs for curve in curves.values())
     judged = [replace(trial, curves=curves) if trial.number == number else trial for trial in trials]
-    is_kept = queue.experiment(spec.name).spec["trial"]["kept"]  # `spec` may be older than this mark
+    is_kept = queue.experiment(spec.name).spec["trial"]["kept"]  # `spec` may be older than the mark of a resumed trial
     if is_trained or is_kept or not is_unpromising(search, judged, number, fold):
         return None
     best = best_of(trials)

@@ -1,7 +1,7 @@
 """Ask Optuna for the settings of a search's next trial, and whether a trial is worth more epochs.
 
-Each question builds the study from the trials in the queue. So the study cannot be lost, and its answers are a function
-of the search, its seed, the trial's number and the commits. The first question imports Optuna.
+Each question builds the study from the trials in the queue. The study therefore cannot be lost, and its answers depend
+only on the search, its seed, the trial's number and the commits. The first question imports Optuna.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 #: Random trials before TPE starts to learn from them: a third of all, at most ten.
 _STARTUP_TRIALS, _STARTUP_SHARE = 10, 3
 #: The most draws of settings for a trial if the spec rejects them. After `_STUBBORN_DRAWS`, draw settings at random,
-#: because a sampler that has learned from few results may repeat rejected ones. A grid repeats none.
+#: because a sampler that has learned from few results may repeat rejected ones. A grid sampler repeats no settings.
 _MOST_DRAWS, _STUBBORN_DRAWS = 50, 25
 #: Samplers that count their draws, for which the study must have the trials in order.
 _COUNTING = {"qmc", "cmaes"}
 
 
 def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] | None:
-    """The settings of the next trial; None if there are no more to try.
+    """The settings of the next trial; None if there are no more settings to try.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -205,7 +205,7 @@ def imported_optuna() -> Iterator[Any]:
     """Within the block, provide Optuna with its log and warnings silenced.
 
     Raises:
-        SearchUnavailable: if it is not installed.
+        SearchUnavailable: if Optuna is not installed.
     """
     try:
         import optuna  # noqa: PLC0415 - optional package, and slow to import

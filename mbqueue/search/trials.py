@@ -35,7 +35,7 @@ class Trial:
         curves: fold → validation MAE of each committed epoch.
         epochs: epochs per fold, as enqueued.
         is_trained: whether every fold has finished training.
-        seconds: time spent on it. `epoch_seconds`: time spent on its committed epochs.
+        seconds: time spent on the trial. `epoch_seconds`: time spent on its committed epochs.
     """
 
     number: int
@@ -58,14 +58,14 @@ class Trial:
 
     @property
     def mean_curve(self) -> list[float]:
-        """Per epoch, the mean validation MAE over the folds that have reached it."""
+        """The mean validation MAE of each epoch, over the folds that have reached the epoch."""
         longest = max((len(curve) for curve in self.curves.values()), default=0)
         reached = [[curve[epoch] for curve in self.curves.values() if epoch < len(curve)] for epoch in range(longest)]
         return [sum(values) / len(values) for values in reached]
 
     @property
     def epochs_done(self) -> int:
-        """Committed epochs over all folds."""
+        """The number of committed epochs over all folds."""
         return sum(len(curve) for curve in self.curves.values())
 
 
@@ -100,7 +100,7 @@ def needs_a_person(trials: Sequence[Trial]) -> bool:
 
 
 def best_of(trials: Iterable[Trial]) -> Trial | None:
-    """The fully trained trial with the lowest value; None while there is none."""
+    """The fully trained trial with the lowest value; None while no trial is fully trained."""
     ended = [trial for trial in trials if trial.is_trained and trial.value is not None]
     return min(ended, key=lambda trial: (trial.value, trial.number), default=None)
 

@@ -16,7 +16,7 @@ _SCHEMA = "schema="
 #: PostgreSQL silently truncates longer names, so two of them could become the same.
 LONGEST_NAME_BYTES = 63
 
-#: Gives up a connection after 60 s without an answer or a sign of life.
+#: Options that give up a connection after 60 s without an answer or a sign of life.
 _PATIENCE = {
     "connect_timeout": "10",
     "keepalives_idle": "30",
@@ -51,9 +51,8 @@ def parse_address(url: str) -> Address:
     """The parts of ``postgresql://[USER@]HOST[:PORT]/DATABASE[?schema=NAME&…]``; the other options are libpq's.
 
     Raises:
-        UsageError: if it is not such a URL, or libpq may misread it: libpq takes the end
-            of a password that contains @ or / for a host. The message does not repeat the URL, since it may contain a
-            password.
+        UsageError: if the text is not such a URL, or libpq may misread it: libpq takes the end of a password that
+            contains @ or / for a host. The message does not repeat the URL, since it may contain a password.
     """
     from psycopg import Error  # noqa: PLC0415 - optional package
     from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
@@ -62,7 +61,7 @@ def parse_address(url: str) -> Address:
     given = [option for option in query.split("&") if option]
     ours = [option for option in given if option.startswith(_SCHEMA)]
     schema = unquote(ours[-1].removeprefix(_SCHEMA)) if ours else DEFAULT_SCHEMA
-    rest = "&".join(option for option in given if option not in ours)  # as written: libpq does not read + as a blank
+    rest = "&".join(option for option in given if option not in ours)  # unchanged: libpq does not read + as a blank
     try:
         options = conninfo_to_dict(f"{base}?{rest}" if rest else base)
     except (Error, ValueError):
@@ -100,5 +99,5 @@ def _is_sound(options: Mapping[str, Any]) -> bool:
         and all(host.startswith("/") or _HOST.fullmatch(host) for host in hosts)
         and all(not port or (port.isascii() and port.isdigit()) for port in ports)
         and not re.search("[@/:]", str(options.get("dbname", "")))
-        and not re.search("[/:]", str(options.get("user", "")))  # some providers' user names contain an @, written %40
+        and not re.search("[/:]", str(options.get("user", "")))  # some providers' user names contain @, as %40
     )

@@ -1,4 +1,4 @@
-"""Connections to the server, the transactions on them, and what the server's errors mean."""
+"""Connections to the server, their transactions, and what the server's errors mean."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Client:
 
     Attributes:
         name: the name that the server shows for its transactions, and the key of its row in `receipts`.
-        pid: the process that owns it.
-        number: the number of its latest write transaction.
+        pid: the process that owns the connection.
+        number: the number of the connection's latest write transaction.
         is_orphaned: whether the server may still have a transaction open for a lost connection.
         openings: the statements that begin write (True) and read (False) transactions.
     """
@@ -114,7 +114,7 @@ class Transaction:
     """An open transaction, which begins on the server with its first message.
 
     Args:
-        opening: the text of the statements that begin it.
+        opening: the text of the statements that begin the transaction.
         first: the statements after ``opening``; the last one returns the transaction's time, ``now``, and the server's
             start, ``up_since``.
         server_clock: whether ``:now`` in a statement stands for the server's time; otherwise the caller passes it.
@@ -163,7 +163,7 @@ class Transaction:
             self._connection.execute(";".join(statements).encode())
 
     def _begun(self) -> Any:
-        """The transaction's times; begins the transaction if needed."""
+        """Return the transaction's times; begin the transaction if needed."""
         if self._times is None:
             self._sent([])
         return self._times
@@ -216,7 +216,7 @@ class LimitedConnection(Connection[Any]):
 
 
 def connect(address: Address) -> Connection[Any]:
-    """Open a connection, on which each statement is its own transaction unless one is begun."""
+    """Open a connection, on which each statement is its own transaction unless a transaction is begun."""
     # Values are filled in on the client, so that several statements fit into one message.
     return LimitedConnection.connect(
         **address.options, autocommit=True, prepare_threshold=None, cursor_factory=ClientCursor, row_factory=dict_row

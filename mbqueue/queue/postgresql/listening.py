@@ -19,15 +19,15 @@ LONGEST_WAIT_SECONDS = 10.0
 _SLICE_SECONDS = 0.25
 #: How long the test notification may take to arrive.
 _PROOF_SECONDS = 2.0
-#: The delay after a failed test before the next one: the server may have been slow for a moment.
+#: The delay between a failed test and the next test: the server may have been slow for a moment.
 _PROOF_AGAIN_SECONDS = 300.0
 
 
 class Listener:
     """A listening connection for the one thread that waits.
 
-    Behind a pooler that assigns connections per transaction, LISTEN succeeds but nothing ever arrives. This class
-    trusts LISTEN only after a notification from another connection has arrived.
+    Behind a pooler that assigns connections per transaction, LISTEN succeeds, but no notification ever arrives. This
+    class trusts LISTEN only after a notification from another connection has arrived.
     """
 
     def __init__(self, connect: Callable[[], Connection[Any]], schema: str) -> None:

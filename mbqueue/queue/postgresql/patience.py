@@ -36,7 +36,7 @@ def _sleep(seconds: float) -> bool:
 
 
 class Patience:
-    """Retries with one server; reports once that it is away, and once that it answers again."""
+    """Retries with one server; reports once that the server is away, and once that it answers again."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -78,7 +78,7 @@ def reached(address: Address, call: Callable[[], Result], wait: Wait | None) -> 
     """Run ``call``, which first connects to a server; with ``wait``, repeat it while the server is unreachable.
 
     Raises:
-        QueueError: if it cannot be reached, or refuses.
+        QueueError: if the server cannot be reached, or refuses the connection.
     """
 
     def once() -> Result:
@@ -99,7 +99,7 @@ def reached(address: Address, call: Callable[[], Result], wait: Wait | None) -> 
 
 
 def _is_temporary(address: Address, error: psycopg.Error) -> bool:
-    """Whether the server is unreachable or accepts no connections now; a server that refuses us is reachable."""
+    """Whether the server is unreachable or accepts no connections now; a server that refuses this user is reachable."""
     if any(sign in str(error) for sign in _CROWDED):
         return True
     return PGconn.ping(make_conninfo(**address.options).encode()) in {Ping.REJECT, Ping.NO_RESPONSE}

@@ -43,7 +43,7 @@ _RECEIPTS = """
 
 
 def _functions() -> Iterator[str]:
-    """The functions of the triggers. A connection parses a function once, but a CHECK or WHEN in every statement."""
+    """The functions of the triggers. A connection parses functions once, but each CHECK and WHEN in every statement."""
     yield f"""
         CREATE OR REPLACE FUNCTION jobs_rules() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -127,7 +127,7 @@ _TRIGGERS = (
 #: The triggers that make the database enforce the rules.
 TRIGGERS = len(_TRIGGERS)
 
-#: Version → the steps from the version before; after them the functions are replaced.
+#: The steps to each version from the version before; after the steps, the functions are replaced.
 _STEPS: dict[int, tuple[str, ...]] = {
     2: (commits_place(POSTGRESQL),),
     # Until this version, the checks of jobs were constraints of their table, and events had foreign keys.
@@ -152,7 +152,7 @@ _STEPS: dict[int, tuple[str, ...]] = {
         _SOUND,
         _CHANGED,
     ),
-    4: ("DROP INDEX events_experiment",),  # each event cost a write to this index, which few queries read
+    4: ("DROP INDEX events_experiment",),  # each event required a write to this index, which few queries used
 }
 
 _IS_THERE = """
@@ -194,10 +194,10 @@ def _statements_from(version: int) -> Iterator[str]:
 
 
 def upgrade(connection: Connection[Any], schema: str, *, name: str) -> None:
-    """Create or upgrade the tables: all of it or nothing, even when several processes try at once.
+    """Create or upgrade all tables or none, even when several processes try at once.
 
     Raises:
-        SchemaTooNew: if a newer mbqueue wrote them.
+        SchemaTooNew: if a newer mbqueue wrote the tables.
     """
     from psycopg import sql  # noqa: PLC0415 - optional package
 

@@ -30,7 +30,8 @@ LOCK_SECONDS = 30
 #: After this time the server rolls back the transaction of a silent worker, and so releases the lock on its job. A
 #: worker that is frozen for longer while it publishes finds its transaction gone when it wakes.
 SILENCE_SECONDS = 300
-#: How long after the server's start leases are not taken back: their holders could not renew them while it was down.
+#: How long after the server's start leases are not taken back: their holders could not renew them while the server was
+#: down.
 GRACE_SECONDS = 60.0
 
 # Sequential scans are off: the planner has no statistics on a new queue, and each statement here finds few rows by an
@@ -65,7 +66,7 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE application_name = {client} AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()
 """
 
-# Both statements wait for a transaction that has written the row.
+# Both of these statements wait for a transaction that has written the row.
 _LAST_COMMITTED = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('search_path', {path}, true), set_config('lock_timeout', {lock}, true);
@@ -98,7 +99,8 @@ class PostgresServer(Database):
     another connection.
 
     Args:
-        even_moved: open it even if it was moved to another database; then it can only receive another queue's content.
+        even_moved: open a queue even if it was moved to another database; it can then only receive another queue's
+            content.
         server_clock: False takes the caller's time, for tests that move it.
         wait: waits the given seconds and returns True to give up. With ``wait``, opening waits for an unreachable
             server, as later calls do. Without ``wait``, an unreachable server is an error at once.
