@@ -126,13 +126,13 @@ class Announcements:
     def _hear(self, found: Announcement, now: float, mono: float) -> _Heard:
         before = self._heard.get(found.session.id)
         if before is None or found.number > before.number:
-            # A session that announces itself again is alive, whatever its clock says.
+            # A session that announces itself again is alive, whatever time its clock shows.
             seconds = ALIVE_SECONDS if before else min(ALIVE_SECONDS, found.session.alive_until - now)
             before = self._heard[found.session.id] = _Heard(found.number, mono, mono + seconds)
         return before
 
     def _read(self, name: str) -> Announcement | None:
-        # Ignore a damaged or partly uploaded announcement: another one follows soon.
+        # Ignore a damaged or partly uploaded announcement: the next announcement follows soon.
         try:
             return _announcement(json.loads(self._drive.read(f"{PUBLISHED_SESSIONS}/{name}", at_most=LARGEST)))
         except (FileNotFoundError, *NOT_OURS):

@@ -22,7 +22,7 @@ from mbqueue.storage.manifest import Damaged, Identity, Manifest
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import on_mount
 
-#: Commits of a line to keep on the mount, besides that of its best epoch and those that are not settled yet.
+#: The number of settled commits to keep on the mount, besides the commit of the best epoch.
 KEPT = 2
 
 

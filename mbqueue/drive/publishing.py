@@ -93,7 +93,8 @@ class Publisher:
         self._drive = drive or Drive(project.root)
         self._sealed = project.live_dir / f"{files.TEMP_PREFIX}snapshot.db"
         self._reentry = Reentry(project, self._drive, note=note, clock=clock)
-        # The main thread has its own reader: threads cannot share one, and it must not wait for the mount.
+        # The main thread has its own reader: threads cannot share a reader, and the main thread must not wait for the
+        # mount.
         self._read = TimedDrive(self._drive, should_stop=should_stop)
         self._beside = Reentry(project, self._read, note=note, clock=clock)
         self._snapshots = Snapshots(self._drive, self._reentry.damaged)

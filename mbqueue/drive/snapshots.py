@@ -33,7 +33,7 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE, HIGHEST_FENCE
 
 FORMAT = 1
-#: Snapshots of one line of databases to keep, besides those that are not settled yet.
+#: The number of settled snapshots to keep for one line of databases.
 KEPT = 3
 #: The largest snapshot accepted: a queue of 100,000 jobs takes 60 MB.
 LARGEST_SNAPSHOT = 2 << 30

@@ -39,7 +39,7 @@ _SAVE_PROGRESS = """
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
 
-# Makes ready the jobs that needed only this one; jobs of the same fold stay with this session.
+# Makes the jobs ready that needed only this job; jobs of the same fold stay with this session.
 _UNLOCK = f"""
     UPDATE jobs SET state = 'ready', started = CASE WHEN :started = 1 THEN 1 ELSE started END,
         affinity = CASE WHEN fold = :fold THEN :session END,

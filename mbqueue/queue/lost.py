@@ -117,7 +117,7 @@ def _lost_of(trace: Trace, known: Mapping[str, Experiment], done: Mapping[tuple[
         return None
     if trace.fold not in experiment.spec["folds"]:
         return Lost(experiment=trace.experiment, fold=trace.fold)
-    # A session publishes a commit just before the queue counts its epoch.
+    # A session publishes a commit just before the queue counts the commit's epoch as done.
     ahead = trace.epochs - done.get((trace.experiment, trace.fold), 0)
     return Lost(experiment=trace.experiment, fold=trace.fold, ahead=ahead) if ahead > 1 else None
 

@@ -39,7 +39,7 @@ _NUMBERED = ("experiments", "jobs", "events")
 _NARROW = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(?) AND atttypid = to_regtype('integer')"
 _LARGEST_NARROW = 2**31 - 1
 
-# A lock per queue of a database, which one transaction at a time holds until it ends.
+# A lock for each queue of a database; one transaction at a time holds the lock until it ends.
 _ONE_MOVER = (
     "SELECT pg_try_advisory_xact_lock(hashtext('mbqueue moves'), "
     "CAST(CAST(to_regclass('experiments') AS oid) AS integer)) AS is_ours"

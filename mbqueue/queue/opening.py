@@ -52,7 +52,7 @@ def open_queue(
         wait: waits for the given seconds and returns True to give up. With ``wait``, as in a session, opening waits for
             an unreachable server. Without ``wait``, as in a command, an unreachable server is an error at once.
         refuses: whether a missing part of an earlier queue must be restored before this command runs.
-        note: called with a sentence if the queue lacks parts and ``refuses`` none.
+        note: called with a sentence if the queue lacks parts, but ``refuses`` is false for each of them.
 
     Raises:
         QueueError: if the queue cannot be opened, or does not exist (reading only).

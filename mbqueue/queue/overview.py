@@ -50,7 +50,7 @@ _STATES = tuple(state.value for state in State)
 
 
 def _board(sql: Dialect) -> str:
-    """One row per fold, and one for the jobs without a fold. SQLite reads them in a single index scan."""
+    """One row per fold, and one row for jobs without a fold. SQLite reads them in a single index scan."""
     val_mae = sql.list_of("val_mae", order="epoch", where="kind = 'train' AND state = 'committed'")
     counts = ", ".join(f"count(*) FILTER (WHERE state = '{state}') AS {state}" for state in _STATES)
     return f"""
@@ -127,7 +127,7 @@ class Outlook:
     """What is left to do, for a worker whose claim found nothing.
 
     Attributes:
-        ready: jobs that could be claimed now, including those left to another session, but not paused ones.
+        ready: jobs that could be claimed now, including jobs left to another session, but not paused jobs.
         delayed: jobs that wait for a retry; the first is due at `next_at`.
         leased: jobs that a session holds; the first of these leases expires at `lease_expires_at`.
     """
@@ -169,7 +169,7 @@ class Reports(Part):
 
     @repeatable
     def finished_epochs(self) -> dict[tuple[str, int], int]:
-        """(experiment, fold) → the last epoch that is committed or skipped, for folds that have one."""
+        """The last epoch that is committed or skipped, by (experiment, fold); other folds are left out."""
         query = (
             "SELECT experiment, fold, max(epoch) AS epoch FROM job_rows "
             "WHERE kind = 'train' AND state IN ('committed', 'skipped') GROUP BY experiment, fold"
@@ -210,7 +210,7 @@ class Reports(Part):
             now = self.database.instant(db, now)
             query = "SELECT * FROM experiments WHERE :name IS NULL OR name = :name ORDER BY id"
             experiments = db.execute(query, {"name": experiment}).fetchall()
-            ids = [row["id"] for row in experiments]  # all experiments, or one
+            ids = [row["id"] for row in experiments]  # all experiments, or the named one
             board = db.execute(_board, {"first": min(ids, default=0), "last": max(ids, default=0)})
             groups: dict[int, list[_Group]] = {row["id"]: [] for row in experiments}
             for row in board:
@@ -373,7 +373,7 @@ def _with_work(group: _Group, fold: int | None, progress: Mapping[str, Any]) -> 
 
 
 def _given_back(group: _Group, job: Row) -> _Group:
-    """A group of jobs as it will be once the next session has released the jobs of a dead one."""
+    """A group of jobs as it will be once the next session has released a dead session's jobs."""
     if group.fold != job["fold"]:
         return group
     state = State.READY if job["lost_in_a_row"] + 1 < MAX_LOST_IN_A_ROW else State.FAILED

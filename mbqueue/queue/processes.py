@@ -14,7 +14,7 @@ class ProcessIdentity:
 
     Attributes:
         boot_id: the machine's boot and the process namespace within which `pid` is valid; None if the system does not
-            say.
+            reveal it.
         pid_started: start of the process in clock ticks since boot, which a later process with the same pid does not
             share.
     """
@@ -128,7 +128,7 @@ def _is_over(stat: list[str]) -> bool:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the state on (the third field in proc(5)); None without that file."""
+    """The fields of /proc/PID/stat from the state on (the third field in proc(5)); None if /proc has no such file."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

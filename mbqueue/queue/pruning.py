@@ -32,7 +32,7 @@ class Pruning(Part):
 
     @repeatable
     def prune(self, experiment: str, *, why: str, now: float, by: str = "prune") -> int:
-        """Skip all unfinished jobs of a search's trial; do nothing while a session works on one of them.
+        """Skip all unfinished jobs of a search's trial; do nothing while a session works on one of these jobs.
 
         Args:
             why: the reason, which begins with `mbqueue.queue.edges.PRUNED`.

@@ -123,7 +123,7 @@ def tables(sql: Dialect) -> Iterator[str]:
         ){sql.table}
     """
     yield _jobs(sql)
-    # One job for each piece of work, however often it is enqueued.
+    # Allows one job for each piece of work, however often that work is enqueued.
     yield (
         "CREATE UNIQUE INDEX jobs_identity ON jobs "
         f"(experiment_id, kind, {sql.or_else}(fold, -1), {sql.or_else}(epoch, -1))"

@@ -110,7 +110,7 @@ class Sessions(Part):
     def end_session(self, session: str, *, reason: str, now: float, lost: bool = False) -> None:
         """End the session, and release its jobs as preempted; do nothing if it has already ended.
 
-        With ``lost``, its jobs count as those of a session that died; a job that is lost repeatedly becomes
+        With ``lost``, the session's jobs count as lost by a session that died; a job that is lost repeatedly becomes
         `failed`.
         """
         with self.writing() as db:
@@ -162,7 +162,7 @@ class Sessions(Part):
 
     @repeatable
     def sessions(self, *, experiment: str | None = None) -> tuple[SessionRow, ...]:
-        """All sessions, or those that worked on an experiment, oldest first."""
+        """All sessions, or only the sessions that worked on an experiment, oldest first."""
         with self.reading() as db:
             rows = db.execute(
                 "SELECT * FROM sessions WHERE :experiment IS NULL OR id IN "

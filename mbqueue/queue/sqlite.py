@@ -82,8 +82,8 @@ class SqliteFile(Database):
 
     Promise: a transaction that has returned is on the disk (``synchronous=FULL``), survives the death of the process
         and of the machine, and is visible whole or not at all. Limit: the file must be on a local disk; on a network
-        mount, SQLite's locks and write-ahead log promise nothing. If another file replaces the one that was opened,
-        nothing more is written.
+        mount, SQLite's locks and write-ahead log promise nothing. If another file replaces the opened file, every later
+        write fails.
 
     With ``read_only=True``, no transaction can write, and the file must exist. Even then, a database of an older
     version is upgraded first. In a read-only folder, such as a backup, SQLite may assume that the file does not change.
@@ -286,7 +286,7 @@ class SqliteFile(Database):
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
-    """The identity of the file that has this name now; None if there is none."""
+    """The identity of the file that has this name now; None if there is no such file."""
     try:
         found = path.stat()
     except OSError:

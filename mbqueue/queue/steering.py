@@ -88,7 +88,7 @@ class Steering(Part):
             How many jobs this changed.
 
         Raises:
-            UsageError: if there is no such experiment or fold, as in the other methods here.
+            UsageError: if there is no such experiment or fold; the other methods here also raise this.
         """
         return self._set_paused(experiment, fold, paused=True, by=by, now=now)
 

@@ -54,9 +54,9 @@ def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
 
 
 def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
-    """Key → its importance for the best trials, by Optuna's PED-ANOVA; the importances add up to 1.
+    """The importance of each key for the best trials, by Optuna's PED-ANOVA; importances add up to 1.
 
-    Each trial counts with its current value, whether or not it has trained all epochs. With fewer than four trials, or
+    Each trial's current value is used, whether or not the trial has trained all epochs. With fewer than four trials, or
     if all are equally good, the result is empty. Keys that only some trials vary are left out.
 
     Raises:

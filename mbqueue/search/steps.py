@@ -92,7 +92,7 @@ def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
 
 
 def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[str, Any]], now: float) -> str | None:
-    """Why to prune a trial after the last epoch of a history about to be committed; None to continue.
+    """Why to prune a trial after the last epoch of a history about to be committed; None to continue training.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.

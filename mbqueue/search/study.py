@@ -25,7 +25,7 @@ _STARTUP_TRIALS, _STARTUP_SHARE = 10, 3
 #: The most draws of settings for a trial if the spec rejects them. After `_STUBBORN_DRAWS`, draw settings at random,
 #: because a sampler that has learned from few results may repeat rejected ones. A grid sampler repeats no settings.
 _MOST_DRAWS, _STUBBORN_DRAWS = 50, 25
-#: Samplers that count their draws, for which the study must have the trials in order.
+#: Samplers that count their draws; the study must have the trials in order for these samplers.
 _COUNTING = {"qmc", "cmaes"}
 
 

@@ -68,8 +68,8 @@ def _state(trials: Sequence[Trial], wanted: int, budget_seconds: float) -> str:
 def _left(trials: Sequence[Trial], wanted: int, budget_seconds: float, per_epoch: float) -> float | None:
     """Estimate the remaining seconds; None before the first epoch.
 
-    The estimate assumes that trials train as many epochs as ended ones did, or all epochs if none has ended. Trials not
-    yet started take at most the remaining GPU-hours.
+    The estimate assumes that trials train as many epochs as the ended trials did, or all epochs if no trial has ended.
+    Trials not yet started take at most the remaining GPU-hours.
     """
     if not per_epoch:
         return None

@@ -31,8 +31,8 @@ class Trial:
 
     Attributes:
         experiment: the trial's name in the queue.
-        settings: dotted key → value, for the keys that the search varies.
-        curves: fold → validation MAE of each committed epoch.
+        settings: the value of each dotted key that the search varies.
+        curves: the validation MAE of each committed epoch, by fold.
         epochs: epochs per fold, as enqueued.
         is_trained: whether every fold has finished training.
         seconds: time spent on the trial. `epoch_seconds`: time spent on its committed epochs.

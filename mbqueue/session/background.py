@@ -117,7 +117,7 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
 
 
 def current(project: ProjectFolder) -> BackgroundSession | None:
-    """The latest background session, running or not; None if there was none.
+    """The latest background session, running or not; None if no session was ever started.
 
     Ignores a file copied from the project's original folder.
     """
@@ -138,7 +138,7 @@ def current(project: ProjectFolder) -> BackgroundSession | None:
 
 
 def came_with_a_copy(project: ProjectFolder) -> bool:
-    """Whether the latest background session belongs to the folder that this one was copied or moved from."""
+    """Whether the latest background session belongs to the folder from which this folder was copied or moved."""
     try:
         return not _is_of_this_folder(json.loads(project.background_file.read_bytes()), project)
     except (OSError, ValueError, AttributeError):

@@ -37,7 +37,7 @@ _HOW = "To move commits elsewhere: mbqueue move-commits --help"
 def enter_place(
     project: ProjectFolder, queue: Queue, store: ObjectStore | None, *, note: Callable[[str], None], clock: Clock
 ) -> CommitsPlace | None:
-    """Check that this session and the queue use the same place for commits; record the session's if the queue has none.
+    """Check that this session and the queue use the same place for commits; record it if the queue has none.
 
     Commits that only this machine has are sent to a new store.
 
@@ -46,7 +46,7 @@ def enter_place(
 
     Raises:
         StoreError: if the store is missing, denies access, ignores conditional puts or is a different store; or if the
-            queue's commits are in a store but the project has none.
+            queue's commits are in a store but the project has no store.
         QueueError: if the folder is not the recorded one, or if the queue is new and lacks epochs that the store has.
     """
     before = queue.commits_place()
@@ -93,7 +93,7 @@ def require_same(queue: Queue, place: CommitsPlace | None) -> None:
 
 
 def opened_store(project: ProjectFolder, queue: Queue) -> ObjectStore | None:
-    """Open the project's store for reading; None if commits and results are in its folder.
+    """Open the project's store for reading; None if the project keeps commits and results in its folder.
 
     Raises:
         StoreError: if the queue's commits are elsewhere.
@@ -171,7 +171,7 @@ def folder_id(project: ProjectFolder) -> str:
 
 
 def lacking(queue: Queue, there: Epochs) -> str:
-    """The folds with fewer epochs in a place than in the queue, as text; empty if there are none."""
+    """The folds with fewer epochs in a place than in the queue, as text; empty if no fold lacks epochs."""
     return ", ".join(
         f"{experiment} fold {fold} ({there.get((experiment, fold), 0)} of {known} epochs)"
         for (experiment, fold), known in known_epochs(queue).items()

@@ -45,7 +45,7 @@ class Device:
     Attributes:
         label: its name in messages, unique within one call.
         name: the device within the process, as for `mbqueue work --device`.
-        visible: CUDA_VISIBLE_DEVICES of the process; None leaves it unchanged.
+        visible: CUDA_VISIBLE_DEVICES of the process; None leaves the variable unchanged.
     """
 
     label: str

@@ -38,7 +38,7 @@ class EnsembleTable:
         target: what the models predict.
         dropped: (id, reason) of each crystal left out.
         is_compared: whether the crystals' targets are the property that the models predict.
-        is_known_data: whether the dataset is that of an experiment, so that each model was trained on most of it.
+        is_known_data: whether this is an experiment's dataset, on most of which each model was trained.
         made_from: the files of the dataset and of the models.
     """
 

@@ -19,9 +19,9 @@ BEATS_PER_LEASE = 4
 class Heartbeat:
     """Renews the session and its lease, and reports the job's progress to the queue.
 
-    A beat that fails (for example because the database is busy) does no harm. The next beat tries again, and the fence
-    checks everything that the worker publishes. `withdrawn` is set only if the lease is certainly lost (taken over, or
-    the queue was replaced) or the job was paused.
+    A heartbeat that fails (for example because the database is busy) does no harm. The next beat tries again, and the
+    fence checks everything that the worker publishes. `withdrawn` is set only if the lease is certainly lost (taken
+    over, or the queue was replaced) or the job was paused.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Heartbeat:
             self._lease, self._progress = None, None
 
     def show(self, progress: dict[str, Any], structures_per_second: float | None = None) -> None:
-        """Set what the next beat reports to the queue about the held job."""
+        """Set the progress of the held job that the next heartbeat reports to the queue."""
         with self._lock:
             self._progress = {**progress, "seconds": self.seconds}
             self._rate = structures_per_second or self._rate

@@ -77,7 +77,7 @@ def load_data(
     store: ObjectStore | None = None,
     keep: Callable[[SharedCrystals, Path, str], None] | None = None,
 ) -> LoadedData | None:
-    """The crystals and graphs that are requested; None if asked to stop before they are complete.
+    """The crystals and graphs that are requested; None if the session is asked to stop before they are complete.
 
     Args:
         dataset_hash: hash of the crystals, once the experiment is prepared. If the cache has these crystals, the source

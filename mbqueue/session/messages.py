@@ -122,7 +122,7 @@ def read_message(line: bytes) -> dict[str, Any] | None:
 
 
 def retell(message: Mapping[str, Any], report: Report) -> SessionOutcome | None:
-    """Pass a message on to ``report``; return the outcome if it is the last one."""
+    """Pass a message on to ``report``; return the outcome if this is the last message."""
     facts = {key: value for key, value in message.items() if key != "event"}
     if "job" in facts:
         job = facts["job"]

@@ -37,7 +37,7 @@ class Moved:
         source, target: the places of the commits before and after the move, for messages; the source is empty if the
             queue had recorded no place.
         copied: objects that were copied from one store to the other.
-        lost: epochs that the target lacks and that are trained again, for messages; empty if there are none.
+        lost: epochs that the target lacks and that are trained again, for messages; empty if no epochs are lost.
     """
 
     source: str

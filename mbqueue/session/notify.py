@@ -1,7 +1,7 @@
 """Send notifications by a command, a webhook or both (``[notify]`` in mbqueue.toml).
 
-A separate thread sends them one after the other, each with a time limit. A notification that fails or hangs leaves a
-note in the session and affects nothing else. If too many notifications wait, new ones are dropped.
+A separate thread sends notifications one after the other, each with a time limit. A notification that fails or hangs
+leaves a note in the session and affects nothing else. If too many notifications wait, new ones are dropped.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Notifier(Report):
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Wait until the remaining notifications are sent, at most twice the time limit of one."""
+        """Wait until the remaining notifications are sent, for at most twice the time limit of one notification."""
         try:
             self._open.put_nowait(None)
         except queue.Full:

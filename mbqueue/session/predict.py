@@ -50,6 +50,6 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
 
 
 def _trained_epochs(session: Session, experiment: str, fold: int) -> int:
-    """The last epoch of the fold that is committed in the queue; 0 if there is none."""
+    """The last epoch of the fold that is committed in the queue; 0 if no epoch is committed."""
     jobs = session.queue.jobs(experiment=experiment, fold=fold, state=State.COMMITTED)
     return max((job.epoch or 0 for job in jobs if job.kind is Kind.TRAIN), default=0)

@@ -20,7 +20,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     Raises:
         MembersNotRecorded, ResultsError: for an experiment that is made from others, as `made_from.prepare`.
         DataError: if the crystals are too few for the folds, or cannot be used.
-        Stopped: if asked to stop; finished shards are kept, and the next session does the rest.
+        Stopped: if asked to stop; finished shards are kept, and the next session computes the remaining shards.
     """
     job = lease.job
     experiment, spec = session.experiment_of(job)

@@ -65,7 +65,7 @@ def _keep_wanted(session: Session, name: str) -> None:
 
 
 def verdict(session: Session, spec: Spec, fold: int, history: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why to prune a trial after the last epoch of a history; None to keep training it, or if it is not a trial."""
+    """Why to prune a trial after the last epoch of a history; None to continue, or if this is not a trial."""
     try:
         return steps.verdict(session.queue, spec, fold=fold, history=history, now=session.clock.now())
     except SearchUnavailable as error:

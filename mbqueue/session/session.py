@@ -107,7 +107,7 @@ class Session:
     # -- the job that is held --------------------------------------------------------------------------------------
 
     def claim(self, loaded: tuple[int, int] | None) -> Lease | None:
-        """Claim the queue's next job, preferably of the loaded fold; None if there is none now."""
+        """Claim the queue's next job, preferably of the loaded fold; None if there is no such job now."""
         return self.queue.claim(
             self.id,
             now=self.clock.now(),
@@ -260,7 +260,7 @@ class Session:
         """A job's experiment and its spec.
 
         Raises:
-            SpecError: if the spec is not the one that was enqueued.
+            SpecError: if the spec differs from the one that was enqueued.
         """
         experiment = self.queue.experiment_of(job.experiment_id)
         if hash_of_spec(experiment.spec) != experiment.spec_hash:

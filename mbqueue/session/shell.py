@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 
-#: The characters that separate words of a command, and parts of an address in it.
+#: The characters that separate the words of a command, and the parts of an address in a command.
 _BORDERS = re.compile(r"[\s'\"`/?&=;|<>(){},@]+")
 _SHORTEST_SECRET = 8
 

@@ -121,11 +121,11 @@ class Deadline:
 
     @property
     def at(self) -> float | None:
-        """Wall-clock time of the deadline, for display; None without one."""
+        """Wall-clock time of the deadline, for display; None without a deadline."""
         return None if self._end is None else self._clock.now() + self.remaining()
 
     def remaining(self) -> float:
-        """Seconds to the deadline; infinite without one."""
+        """Seconds to the deadline; infinite without a deadline."""
         return float("inf") if self._end is None else self._end - self._clock.monotonic()
 
     def saw_save(self, seconds: float) -> None:

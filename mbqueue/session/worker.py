@@ -113,7 +113,7 @@ def _run(
             project, should_stop=lambda: stop.cause is not None, spare=session.deadline.spare, note=report.note
         )
         loaded = Loaded(session, device, compiling=Compiling(device, report.note), copies=copies)
-        with session.publisher or nullcontext(), copies:  # publishes the rest on exit
+        with session.publisher or nullcontext(), copies:  # publishes the remaining work on exit
             ending, cause, lost = _work_and_end(session, loaded, options)
     if lost is not None:
         # An error here keeps a script or cluster from starting session after session without any progress.
@@ -193,7 +193,7 @@ def _work_and_end(
 
 
 def _store(project: ProjectFolder, clock: Clock, report: Report) -> tuple[ObjectStore, StoreWatch] | tuple[None, None]:
-    """The project's object store, if it has one, and the watch that tracks whether it answers."""
+    """The project's object store, if any, and the watch that tracks whether the store answers."""
     store = store_of(project.topology)
     if store is None:
         return None, None

@@ -74,7 +74,7 @@ class Blobs(Protocol):
         """Write a blob whose name belongs to this content, even if the blob exists."""
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new blob, in one quick attempt; False if one with other content exists.
+        """Write a new blob, in one quick attempt; False if a blob of that name with other content exists.
 
         A blob with the same content counts as an earlier attempt whose answer was lost, so two writers must write
         different bytes.

@@ -94,13 +94,13 @@ class Commits:
 
     def chain(self, *, at_most_epoch: int | None = None, above: Manifest | None = None) -> list[Commit]:
         """The commits needed to resume: the intact one with the most work, preceded by that of its best epoch if it is
-        a different one. Empty if there is none.
+        a different one. Empty if no commit is intact.
 
         A commit counts as intact only together with the commit of its best epoch: without that, the fold's result is
         lost and must be trained again. Other commits are skipped and reported.
 
         Args:
-            above: consider only commits after this one in the order of commits.
+            above: consider only commits that come after this commit in the order of commits.
         """
         found = self.commits()
         for commit in reversed(found):

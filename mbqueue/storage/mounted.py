@@ -2,9 +2,9 @@
 
 Mounts like Google Drive in Colab keep a file on this machine's disk at first and upload it later, in any order. A
 cut-off upload leaves a truncated file, and a second file with the same name becomes `name (1)`. Locks, renames,
-symbolic links and changes in place cannot be trusted, and the mount can vanish at any moment. So files are written
-once, under names that are never used again, and every reader checks the hash. After `write_new`, this machine reads
-back the same bytes. When other machines can read the file depends on the mount.
+symbolic links and changes in place cannot be trusted, and the mount can vanish at any moment. Therefore files are
+written once, under names that are never used again, and every reader checks the hash. After `write_new`, this machine
+reads back the same bytes. When other machines can read the file depends on the mount.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ABOUT_ONE_FILE = {
 
 @contextlib.contextmanager
 def _about(path: str) -> Iterator[None]:
-    """Raise FileNotFoundError for an error about one file, and pass on any other, which means that the mount fails."""
+    """Raise FileNotFoundError for an error about one file, and pass on any other error: the mount fails."""
     try:
         yield
     except FileNotFoundError:
@@ -169,7 +169,7 @@ class Drive:
         self.write_new(names[-1], content, before_piece=before_piece)
 
     def create(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> bool:
-        """Write a file unless this machine sees one with that name; False if that has other content."""
+        """Write a file unless this machine sees a file of that name; False if that file has other content."""
         try:
             self.write_new(path, content, before_piece=before_piece)
         except FileExistsError:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 DUPLICATE = r"(?: \(\d{1,4}\))?"
 #: Digits of a hash in a name.
 HASH_DIGITS = 12
-#: The highest fence accepted. A fence counts the claims of one job, so only damage gives higher ones.
+#: The highest fence accepted. A fence counts the claims of one job, so only damage can give a higher number.
 HIGHEST_FENCE = 10**6
 
 _STEM = re.compile(r"e(?P<epoch>\d{4,9})-(?:done|s(?P<step>\d{6,12}))-f(?P<fence>\d{4,9})")

@@ -200,7 +200,7 @@ class ObjectStore:
         self.put_seconds = time.monotonic() - began
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new object, in one attempt; False if one with other content exists.
+        """Write a new object, in one attempt; False if an object of that name with other content exists.
 
         An object with the same content counts as an earlier attempt whose answer was lost, so two writers must write
         different bytes.
@@ -305,7 +305,7 @@ class ObjectStore:
 
 
 def store_of(topology: Topology) -> ObjectStore | None:
-    """The store with a project's commits; None if they are in folders.
+    """The store with a project's commits; None if the commits are in folders.
 
     Raises:
         UsageError: as `ObjectStore.open`.

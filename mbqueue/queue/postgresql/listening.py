@@ -24,7 +24,7 @@ _PROOF_AGAIN_SECONDS = 300.0
 
 
 class Listener:
-    """A listening connection for the one thread that waits.
+    """A listening connection for the single thread that waits.
 
     Behind a pooler that assigns connections per transaction, LISTEN succeeds, but no notification ever arrives. This
     class trusts LISTEN only after a notification from another connection has arrived.

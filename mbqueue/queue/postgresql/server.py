@@ -91,7 +91,7 @@ class PostgresServer(Database):
 
     Promise: a transaction that has returned is on the server's disk, as safe as its ``fsync`` and
     ``synchronous_commit`` make it, and is visible whole or not at all. The server's clock is the only clock: ``:now``
-    is the time at which the transaction began there, whatever the caller passes.
+    is the server's time at which the transaction began, whatever the caller passes.
 
     Lost connections are reopened. A transaction that was interrupted before its COMMIT was sent did nothing. Each
     transaction writes its connection's row in ``receipts``, which shows whether a sent COMMIT took effect. Transactions
