@@ -53,6 +53,8 @@ def demo(
         print_line(f"The demo took {format_duration(time.monotonic() - began)}.")
         if folder is not None:
             print_line(f"The project is in {root}. Look around with: mbqueue --project {root} status")
+        else:
+            print_line("Its projects are deleted now. To keep them, run: mbqueue demo --dir my-demo")
 
 
 def _run(root: Path, crystals: int) -> None:

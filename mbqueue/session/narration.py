@@ -53,13 +53,17 @@ class Narration(Report):
 
     def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
         pace = facts.get("per second")
-        rate = f", {_counted(pace)}/s, {format_duration((total - done) / pace)} left" if pace and done < total else ""
+        left = f", {format_duration((total - done) / pace)} left" if pace and done < total else ""
+        # Files are read by bytes, which mean nothing to a reader.
+        is_in_bytes = what == "reading" and total > 0
+        amount = f"{done / total:.0%}" if is_in_bytes else f"{done}/{total}"
+        rate = f", {_counted(pace)}/s" if pace and left and not is_in_bytes else ""
         figures = ", ".join(
             f"{key.replace('_', ' ')} {value:.4g}" for key, value in facts.items() if key != "per second"
         )
         deadline = "" if self._end is None else f", {format_duration(self._end - time.monotonic())} to the deadline"
         is_new, self._last_what = what != self._last_what, what
-        self._go_on(f"{job.label}: {what} {done}/{total}{rate}{deadline}", figures, at_once=is_new)
+        self._go_on(f"{job.label}: {what} {amount}{rate}{left}{deadline}", figures, at_once=is_new)
 
     def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
         best = ", best so far" if is_best else ""

@@ -276,7 +276,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
         elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
             rest = format_duration(outlook.next_at - clock.now())
             session.report.waiting(
-                f"{outlook.delayed} failed jobs wait for their next attempt; the next is due in {rest}"
+                f"{counted(outlook.delayed, 'failed job')} to be tried again, the next one in {rest}"
             )
         else:
             session.report.waiting(f"other sessions hold {counted(outlook.leased, 'job')}, which others need")

@@ -41,7 +41,7 @@ def test_a_terminal_shows_megabytes_a_second_while_a_source_is_read() -> None:
     shown: list[str] = []
     spoken = Narration(lambda *_: None, show=shown.append)
     spoken.advanced(job_of(Kind.PREPARE), "reading", 30_000_000, 40_000_000, {"per second": 2.5e6})
-    assert shown == ["small fold 0 prepare: reading 30000000/40000000, 2.5 M/s, 4s left"]
+    assert shown == ["small fold 0 prepare: reading 75%, 4s left"]
 
 
 def test_the_time_of_every_kind_of_job_is_measured(tmp_path: Path, report: RememberedReport) -> None:
