@@ -1,8 +1,9 @@
 """Match live folders with their projects on a drive, and find them even while the drive is not mounted.
 
-An empty mount point, another folder in its place, and a new project of the same name all look like a project that has
-lost everything. So a project on a drive gets an id when a live folder first publishes: a file that is named after the
-id and never changes. If two machines publish first at once, they create two ids, and each checks its own.
+An empty mount point, a wrong folder at the project's path, and a new project of the same name all look like a project
+that has lost everything. So a project on a drive gets an id when a live folder first publishes: a file that is named
+after the id and never changes. If two machines publish for the first time at once, they create two ids, and each
+machine checks its own.
 
 Finding the live folder's path needs the drive: the path is in mbqueue.toml or derived from the project's resolved path.
 So each machine also records the path, beside the default live folders.
@@ -37,7 +38,7 @@ Answer = TypeVar("Answer")
 
 
 def id_file(project_id: str) -> str:
-    """The name of the id's file in a project's state folder."""
+    """The name of the file in a project's state folder that records an id."""
     return f"project-{project_id}.json"
 
 
@@ -60,7 +61,7 @@ class Belonging:
 
     @classmethod
     def of(cls, live: Path) -> Belonging | None:
-        """The record in a live folder; None if there is none, or it is damaged."""
+        """The record in a live folder; None if the record is missing or damaged."""
         try:
             parts = json.loads((live / BELONGING_FILE).read_bytes())
             root, project_id = parts["root"], parts["id"]
@@ -70,12 +71,12 @@ class Belonging:
         return cls(root=root, id=project_id) if isinstance(root, str) and is_id else None
 
     def keep(self, live: Path) -> None:
-        """Write the record to a live folder, unless it is there already."""
+        """Write the record to a live folder, unless the folder has this record already."""
         if Belonging.of(live) != self:
             files.write_json(live / BELONGING_FILE, asdict(self))
 
     def missing(self, state: Path) -> str | None:
-        """Why a state folder does not belong to this project; None if nothing contradicts it.
+        """Why a state folder does not belong to this project; None if there is no contradiction.
 
         Raises:
             OSError: if the mount fails.
@@ -88,7 +89,8 @@ class Belonging:
 
 
 def default_live_dir(root: Path, resolved: str) -> Path:
-    """The live folder of the project at ``root``, which resolves to ``resolved``, unless another is given."""
+    """The default live folder of the project at ``root``, which resolves to ``resolved``, unless the user gave another
+    folder."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     # Stable for a project, so that a second session on this machine finds the first one's queue.
     key = hashlib.sha256(resolved.encode()).hexdigest()[:16]
@@ -105,9 +107,9 @@ def note_live_dir(root: Path, live: Path) -> None:
 
 
 def live_dir_of(root: Path, given: str | None) -> Path | None:
-    """The live folder known to belong to the project at ``root``: the one given, the default, or the recorded one.
+    """The live folder known to belong to the project at ``root``: the given, default or recorded folder.
 
-    Does not access the drive.
+    Finding this folder does not access the drive.
     """
     for live in (Path(given or "").expanduser(), default_live_dir(root, str(root)), _noted_live_dir(root) or Path()):
         belonging = Belonging.of(live) if live.is_absolute() else None
@@ -131,7 +133,8 @@ def _note_of(root: Path) -> Path:
 def answer_within(
     seconds: float, ask: Callable[[], Answer], *, should_stop: Callable[[], bool] = lambda: False
 ) -> Answer:
-    """Return or raise the result of ``ask``, called in a thread. If it hangs on a mount, the thread is left running.
+    """Call ``ask`` in a thread, and return its result or raise its error. If the call hangs on a mount, the thread
+    keeps running.
 
     Raises:
         TimeoutError: if the call takes too long.

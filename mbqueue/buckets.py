@@ -18,12 +18,12 @@ from mbqueue.errors import StoreError, UsageError
 from mbqueue.files import fsync_dir
 
 STORE_VARIABLE = "MBQUEUE_STORE"
-#: Marks a place as a store of mbqueue; the first session writes it, once.
+#: The object that marks a place as a store of mbqueue; the first session writes this object, once.
 MARKER = "mbqueue-store.json"
 
-#: Time limits of requests during which other sessions wait for the queue. A commit makes one or two of them
-#: (`mbqueue.storage.objects.ObjectStore.create`), in less than half of the time that SQLite waits for a locked database
-#: (mbqueue.queue.sqlite).
+#: Time limits of requests during which other sessions wait for the queue. A commit makes one or two such requests
+#: (`mbqueue.storage.objects.ObjectStore.create`). They take less than half of the time that SQLite waits for a locked
+#: database (mbqueue.queue.sqlite).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
 #: Time limits for checkpoints: at 80 kB/s, 5 MB take this long.
 PATIENT = {"connect_timeout": "5s", "timeout": "60s"}
@@ -54,7 +54,7 @@ def wrong_address(text: str) -> str | None:
 
 
 def backend_of(url: str, client: dict[str, Any]) -> Any:
-    """Open the store at an address; makes no request.
+    """Open the store at an address, without making a request.
 
     Raises:
         UsageError: if obstore is not installed, or the address is wrong.
@@ -94,7 +94,7 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
 
 
 def _needs_http(environment: Mapping[str, str]) -> bool:
-    """Whether to allow HTTP: only to an S3 server on this machine, unless AWS_ALLOW_HTTP says otherwise.
+    """Whether to allow HTTP: only for an S3 server on this machine, unless AWS_ALLOW_HTTP says otherwise.
 
     Raises:
         UsageError: if an address of another machine uses HTTP.
@@ -114,7 +114,8 @@ def _needs_http(environment: Mapping[str, str]) -> bool:
 
 
 def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Credentials from profiles and ~/.aws, which obstore cannot read, through boto3 if installed and needed."""
+    """Read credentials from profiles and ~/.aws with boto3, if it is installed and needed, because obstore cannot read
+    them."""
     named = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     if any(environment.get(name) for name in named) or not (
         environment.get("AWS_PROFILE") or Path("~/.aws/credentials").expanduser().exists()
@@ -182,6 +183,6 @@ class _LocalFolder:
 
 
 def said(error: BaseException) -> str:
-    """An error's message, shortened, without possible secrets: query strings and response bodies."""
+    """An error's message, shortened, and without query strings and response bodies, which may contain secrets."""
     line = str(error).split("\n", 1)[0].split("<?xml", 1)[0]
     return re.sub(r"\?\S*", "", line).strip().rstrip(":.")[:300]

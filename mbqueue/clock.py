@@ -1,4 +1,4 @@
-"""Clocks, which callers pass in, so that tests control time and need not sleep.
+"""Clocks. Callers pass them in, so that tests control time and need not sleep.
 
 Wall time (``now``) is recorded and compared between machines. Monotonic time measures durations within a process, so
 setting the system clock does not affect them.
@@ -29,7 +29,7 @@ class Clock(Protocol):
         ...
 
     def sleep(self, seconds: float) -> None:
-        """Return after about ``seconds``."""
+        """Wait for about ``seconds``, then return."""
         ...
 
 
@@ -47,7 +47,8 @@ class SystemClock:
 
 
 def backoff(tries: int, *, first: float, longest: float) -> float:
-    """Seconds to wait after a number of failures in a row: doubled each time, from ``first`` to ``longest``."""
+    """Seconds to wait after a number of failures in a row; the wait doubles each time, from ``first`` to
+    ``longest``."""
     return min(longest, first * 2.0 ** min(tries - 1, 30))
 
 
@@ -68,7 +69,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration for people: ``1h50m``, ``4m05s``, ``12s``; negative ones count as 0."""
+    """Format a duration for people: ``1h50m``, ``4m05s``, ``12s``; negative durations count as 0."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     minutes, secs = divmod(rest, 60)

@@ -60,15 +60,15 @@ _REMEDIES = {
 
 
 def remedy(error: BaseException) -> str:
-    """Advice for an error of the operating system; empty if its text says enough."""
+    """Advice for an error of the operating system; empty if the error's own text says enough."""
     return _REMEDIES.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 
 
 def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseException]:
-    """The causes of an error, each once, even if an error is among its own causes.
+    """The causes of an error, each once, even if the chain of causes is circular.
 
     Args:
-        hidden: include errors whose handling raised another.
+        hidden: include errors during whose handling another error was raised.
     """
     seen = {id(error)}
     cause = error.__cause__ or (error.__context__ if hidden else None)
@@ -79,7 +79,7 @@ def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseExcept
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """For example ``1 job`` or ``2 jobs``; ``plural`` if it is not the noun with an s."""
+    """A number with a noun, like ``1 job`` or ``2 jobs``; give ``plural`` if the plural is not the noun with an s."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
@@ -116,10 +116,10 @@ class InvalidCrystals(DataError):
 
     Attributes:
         offenders: pairs (crystal id, reason), in the order of the dataset, all of them.
-        columns: which columns were read, in words; empty if that is not known.
+        columns: a sentence about the columns that were read; empty if they are unknown.
     """
 
-    #: How many offenders the message lists before it counts the rest.
+    #: How many offenders the message lists before it only counts the rest.
     LISTED = 20
 
     def __init__(self, source: str, offenders: Sequence[tuple[str, str]], columns: str = "") -> None:
@@ -186,11 +186,11 @@ class QueueDiskFull(QueueError):
 
 
 class QueueReplaced(QueueError):
-    """Another file replaced the queue's (recover, restore); nothing was written to either."""
+    """Another file replaced the queue's file (after recover or restore); nothing was written to either file."""
 
 
 class QueueMoved(QueueError):
-    """The queue was moved to another database, and this one refuses all work."""
+    """The queue was moved to another database, and the old database refuses all work."""
 
 
 class SessionError(MbqueueError):

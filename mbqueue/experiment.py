@@ -1,8 +1,8 @@
 """Experiment specs: the content of files in jobs/, checked before anything is enqueued.
 
 A spec is frozen, complete (defaults filled in) and has a hash. The hash covers everything that changes the result of a
-fold. So it leaves out the name, the list of folds and the distribution of work over time. An experiment may gain folds,
-but its hash never changes.
+fold. So the hash leaves out the name, the list of folds and the distribution of work over time. An experiment may gain
+folds, but its hash never changes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _folds(folds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class DataSpec(Section):
-    """[data]: which crystals."""
+    """[data]: the crystals to train on and to predict."""
 
     dataset: str = Field(
         OFFICIAL_DATASET,
@@ -94,7 +94,7 @@ class ModelSpec(Section):
 
 
 class TrainSpec(Section):
-    """[train]: how."""
+    """[train]: how the model is trained."""
 
     epochs: int = Field(20, ge=0, le=10_000, description="Epochs of every fold; 0 predicts only.")
     batch_size: int = Field(64, ge=1, le=65_536, description="Crystals per optimizer step.")
@@ -204,13 +204,13 @@ class TrainSpec(Section):
 
 #: Keys that do not affect a fold's result.
 _NOT_HASHED = {"name", "results_name", "description", "folds", "trial", "chosen"}
-#: Keys that specs of earlier versions lack, with the values that those versions used. A key with that value is not
+#: Keys that specs of earlier versions lack, with the values that those versions used. A key with such a value is not
 #: hashed, so experiments of those versions resume.
 _YOUNGER: dict[str, dict[str, Any]] = {
     "data": {"id_column": ""},
     "train": {"group_by_size": False, "test_strains": 0, "validation_seed": -1, "soup": 0, "soup_of": "last"},
 }
-#: The target of specs without one, which is not hashed either.
+#: The target of specs that name no target; this target is not hashed either.
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)
 
 
@@ -280,7 +280,7 @@ class Spec(Section):
 
     @property
     def predicts(self) -> Target:
-        """The target, as other modules use it."""
+        """The target, in the form that other modules use."""
         return Target(**self.target.model_dump())
 
     @property
@@ -323,8 +323,8 @@ def parse_spec(content: Mapping[str, Any], *, source: str, advice: str = "Fix th
 
     Args:
         content: sections and keys, as in an experiment file.
-        source: their origin, for messages.
-        advice: advice if they are wrong.
+        source: the origin of the values, for messages.
+        advice: advice to show if the values are wrong.
 
     Raises:
         SpecError: naming every wrong key, its value and what is allowed.
@@ -369,7 +369,7 @@ def _is_name(problem: Mapping[str, Any]) -> bool:
 
 
 def _meant(key: tuple[int | str, ...]) -> str:
-    """Other sections that have an unknown key; empty if none has it."""
+    """The other sections that have a key of this name; empty if there are none."""
     found = [
         ".".join([*map(str, name), str(key[-1])]) for name, section in _sections() if key[-1] in section.model_fields
     ]

@@ -1,4 +1,4 @@
-"""A file in jobs/ as plain values, and ``--set`` options laid over it. Without pydantic."""
+"""Read a file in jobs/ as plain values, and apply ``--set`` options, without pydantic."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make the names in ``folder`` durable: a rename is durable only after this."""
+    """Make the names in ``folder`` durable: a rename is durable only after this call."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -53,8 +53,8 @@ def temp_beside(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces ``path`` when the block ends without an error.
 
-    Creates the folder. On an error the temp file is removed and ``path`` stays unchanged. Temp files of ``path`` that
-    dead processes left are removed.
+    The folder is created if it is missing. On an error the temp file is removed and ``path`` stays unchanged. Temp
+    files of ``path`` that dead processes left are removed.
     """
     make_folder(path.parent)
     temp = temp_beside(path)
@@ -81,7 +81,7 @@ def _sweep(temp: Path, name: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Durably replace ``path`` by ``content``."""
+    """Durably replace ``path`` with ``content``."""
     with replacing(path) as stream:
         stream.write(content)
 
@@ -96,7 +96,7 @@ def create_bytes(path: Path, content: bytes) -> bool:
             stream.flush()
             os.fsync(stream.fileno())
         try:
-            os.link(temp, path)  # of two writers, the first wins
+            os.link(temp, path)  # if two processes write, the first wins
         except FileExistsError:
             return False
         except OSError as error:
@@ -112,12 +112,12 @@ def create_bytes(path: Path, content: bytes) -> bool:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Durably replace ``path`` by ``content`` in UTF-8."""
+    """Durably replace ``path`` with ``content`` in UTF-8."""
     write_bytes(path, content.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Durably replace ``path`` by ``content`` as indented JSON with a final newline; nan and inf are rejected."""
+    """Durably replace ``path`` with ``content`` as indented JSON with a final newline; nan and inf are rejected."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 

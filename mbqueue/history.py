@@ -1,6 +1,6 @@
 """Find the best epoch in a fold's history, and decide whether training stops early.
 
-A history is the rows of ``history_fold_i.csv`` in epoch order, as read by `mbqueue.results.tables`.
+A history consists of the rows of ``history_fold_i.csv`` in epoch order, as read by `mbqueue.results.tables`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
-    """(epoch, MAE) of the earliest epoch with the lowest validation MAE, or None without epochs."""
+    """(epoch, MAE) of the earliest epoch with the lowest validation MAE; None if there are no epochs."""
     if not history:
         return None
     best = min(history, key=lambda row: (row["val_mae"], row["epoch"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 #: File systems whose writes reach other machines late, or whose locks other machines do not see. Google Drive in Colab
 #: is a FUSE mount. Any other type counts as local.
 _REMOTE = re.compile(r"^(fuse(\..*)?|nfs\d?|cifs|smb.*|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|drvfs|sshfs|davfs.*)$")
-#: File systems among them that clusters share: all machines see a file once it is closed, and renames are atomic.
+#: The network file systems that clusters share: all machines see a file once it is closed, and renames are atomic.
 _CLUSTERED = re.compile(r"^(nfs\d?|ceph|glusterfs|lustre|gpfs|beegfs)$")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -19,9 +19,9 @@ class Mount:
     """The mount that a path is on.
 
     Attributes:
-        point: where it is mounted.
-        fstype: the kernel's name for its type; "unknown" if the table cannot be read.
-        source: what is mounted there.
+        point: the mount point.
+        fstype: the kernel's name for the file system; "unknown" if the table cannot be read.
+        source: the device or share that is mounted.
     """
 
     point: Path
@@ -40,7 +40,7 @@ class Mount:
 
 
 def mount_of(path: Path, *, table: Path = Path("/proc/self/mountinfo")) -> Mount:
-    """The mount of ``path``, which need not exist: the deepest mount point above it, and the last mounted there."""
+    """The mount of ``path``, which need not exist: the last mount at the deepest mount point above the path."""
     target = path.expanduser().absolute()
     target = target.resolve() if target.exists() else target
     found = Mount(point=Path("/"), fstype="unknown", source="unknown")

@@ -19,8 +19,8 @@ def require_writable(
 
     Args:
         target: the file to write.
-        force: overwrite an existing file, but never one that is read.
-        reads: what the command reads; a folder stands for everything in it.
+        force: overwrite an existing file, but never one that the command reads.
+        reads: files and folders that the command reads; a folder includes everything inside.
         ours: text near the start of mbqueue's files of this kind; a file that contains it may be replaced.
         example: a name to suggest if the target is a folder.
 
@@ -41,10 +41,10 @@ def require_writable(
 
 
 def page_for(given: Path, name: str) -> Path:
-    """The file to write for ``given``; if that is an existing folder, the file named ``name`` in it.
+    """The file to write for ``given``; if ``given`` is an existing folder, the file named ``name`` in that folder.
 
     Raises:
-        UsageError: if its folder does not exist: a mistyped folder is not created.
+        UsageError: if the file's folder does not exist: a mistyped folder is not created.
     """
     from_here(given)
     if given.is_dir():
@@ -59,7 +59,7 @@ def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: C
 
     Args:
         target: the folder; it may exist if it is empty.
-        force: replace an existing folder, if the command could have made everything in it.
+        force: replace an existing folder, if the command could have made everything inside.
         reads: folders that the command reads.
         makes: whether the command makes a file with this name.
 
@@ -87,8 +87,8 @@ def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: C
 def replacing_folder(target: Path) -> Iterator[Path]:
     """Yield a folder to fill, which replaces ``target`` when the block ends without an error.
 
-    After an error or a crash, ``target`` is unchanged; only a crash between the last two renames leaves it under the
-    temporary name.
+    After an error or a crash, ``target`` is unchanged; only a crash between the last two renames leaves the target
+    under the temporary name.
     """
     files.make_folder(target.parent)
     staging = files.temp_beside(target)

@@ -63,7 +63,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 #: How long to wait for a drive before using only the local records about its project.
 LOOK_SECONDS = 20.0
 
-#: Where published files are, relative to the project's folder on the drive, for `mbqueue.storage.mounted.Drive`.
+#: The folders of published files, relative to the project's folder on the drive, for `mbqueue.storage.mounted.Drive`.
 PUBLISHED_ID = "state"
 PUBLISHED_CHECKPOINTS = "state/checkpoints"
 PUBLISHED_SNAPSHOTS = "state/snapshots"
@@ -71,7 +71,7 @@ PUBLISHED_OUTCOMES = "state/outcomes"
 PUBLISHED_SESSIONS = "state/sessions"
 PUBLISHED_CRYSTALS = "state/crystals"
 
-#: Where objects are, relative to the prefix of the store, for `mbqueue.storage.objects.ObjectStore`.
+#: The folders of objects, relative to the prefix of the store, for `mbqueue.storage.objects.ObjectStore`.
 STORED_CHECKPOINTS = "checkpoints"
 STORED_RESULTS = "results"
 STORED_CRYSTALS = "crystals"
@@ -84,7 +84,7 @@ class ProjectFolder:
 
     Attributes:
         live: the live folder if it is not state/ (see the module's docstring), else None.
-        away: why only the live folder can be read; None if the project itself is reachable.
+        away: the reason why only the live folder can be read; None if the project itself is reachable.
     """
 
     root: Path
@@ -97,7 +97,7 @@ class ProjectFolder:
         """The locations of the queue, the live state, the commits and the results.
 
         Raises:
-            UsageError: if an environment variable that sets one of them is wrong.
+            UsageError: if an environment variable that sets one of these locations is wrong.
         """
         return Topology.of(self.root, self.settings, live=self.live)
 
@@ -107,22 +107,23 @@ class ProjectFolder:
         return replace(self, live=None)
 
     def with_queue(self, *, on_server: bool) -> ProjectFolder:
-        """The same project with its queue on a server or in a file, which may change the live folder."""
+        """The same project with its queue moved to a server or to a file, which may change the live folder."""
         return replace(self, live=live_folder(self.root, self.settings, on_server=on_server))
 
     @property
     def store_file(self) -> Path:
-        """The file that says why commits do not reach the store; it exists only in that case."""
+        """The file that says why commits do not reach the store; it exists only while they do not."""
         return self.live_dir / "store.json"
 
     @property
     def commits_file(self) -> Path:
-        """The id by which a shared queue knows this folder's checkpoints, if they are in no store."""
+        """The id by which a shared queue knows this folder's checkpoints, if the project has no store."""
         return self.live_dir / "commits.json"
 
     @property
     def home_file(self) -> Path:
-        """The record of the project's last folder, to recognise copies (`mbqueue.session.originals`)."""
+        """The file that records where the project's folder last was, to recognise copies
+        (`mbqueue.session.originals`)."""
         return self.state_dir / "home.json"
 
     @property
@@ -137,7 +138,7 @@ class ProjectFolder:
 
     @property
     def state_dir(self) -> Path:
-        """The program's files; in a split project, the published ones."""
+        """The folder of the program's own files; in a split project, of the published files."""
         return self.root / "state"
 
     @property
@@ -176,7 +177,8 @@ class ProjectFolder:
         return self.live_dir / "background.json"
 
     def predictions_dir(self, *names: str) -> Path:
-        """Outputs of interrupted predictions: kept until a fold is predicted, or a week for `mbqueue predict`."""
+        """Outputs of interrupted predictions, kept until the fold is predicted or, for `mbqueue predict`, for a
+        week."""
         return self.live_dir.joinpath("predictions", *names)
 
     @property
@@ -199,7 +201,7 @@ class ProjectFolder:
 
     @property
     def wanted_dir(self) -> Path:
-        """The requests for each experiment, for `mbqueue recover`."""
+        """The record of what was enqueued for each experiment, for `mbqueue recover`."""
         return self.live_dir / "wanted"
 
     @property
@@ -283,7 +285,7 @@ def working_folder() -> Path:
 
 
 def from_here(path: Path) -> Path:
-    """A path that the user gave, made absolute.
+    """Make a path from the user absolute.
 
     Raises:
         ProjectNotFound: if the path is relative to a working folder that is gone.
@@ -292,7 +294,7 @@ def from_here(path: Path) -> Path:
 
 
 def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away: bool) -> ProjectFolder:
-    """The result of ``look``, unless one of the paths belongs to a known project that is unavailable now."""
+    """Return the result of ``look``, unless one of the paths belongs to a known project that is unavailable now."""
     given = os.environ.get(LIVE_VARIABLE)
     known = next(((path, live) for path in paths if (live := live_dir_of(path, given)) is not None), None)
     if known is None:

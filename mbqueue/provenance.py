@@ -1,4 +1,5 @@
-"""The origin of a spec, which commands record in it: a search, a promotion, a blend. Files in jobs/ never have it."""
+"""The origin of a spec, which commands record in it: a search, a promotion, a blend. Files in jobs/ never have an
+origin."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pydantic import Field, model_validator
 from mbqueue.project import NAME_PATTERN
 from mbqueue.section import Section
 
-#: Keys that only commands write.
+#: The keys of a spec that only commands write.
 KEPT_BY_COMMANDS = ("trial", "chosen", "made_from")
 
 
@@ -34,8 +35,8 @@ class TrialOf(Section):
         search: the whole search, as plain JSON values.
         number: the trial's number, from 0.
         settings: dotted key → value, for the keys that the search varies.
-        kept: whether a user resumed it after it was pruned, so that it is not pruned again.
-        released: set once its checkpoints were discarded.
+        kept: whether a user resumed the trial after pruning, so that it is not pruned again.
+        released: set once the trial's checkpoints were discarded.
     """
 
     search: dict[str, Any]
@@ -46,11 +47,11 @@ class TrialOf(Section):
 
 
 class Member(Section):
-    """A member: an experiment from whose recorded results another one is made.
+    """A member: an experiment whose recorded results go into another experiment.
 
     Attributes:
-        experiment: its name in the queue.
-        spec: its whole spec, as plain JSON values.
+        experiment: the member's name in the queue.
+        spec: the member's whole spec, as plain JSON values.
     """
 
     experiment: str = Field(pattern=NAME_PATTERN)
@@ -62,8 +63,8 @@ class MadeFrom(Section):
 
     Attributes:
         members: the experiments that are blended, or the one whose models predict again.
-        weights: how a blend weights its members: equally, or fitted on their validation parts; None if it is not a
-            blend.
+        weights: how a blend weights its members: equally, or fitted on their validation parts; None if the experiment
+            is not a blend.
     """
 
     members: Annotated[tuple[Member, ...], Field(min_length=1, strict=False)]
@@ -82,7 +83,7 @@ class Choice(Section):
     Attributes:
         search: the search with these best settings.
         trial: the best trial; trials: the number of trials.
-        folds: the folds whose validation parts the trials were compared on.
+        folds: the folds on whose validation parts the trials were compared.
     """
 
     search: str

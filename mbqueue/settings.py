@@ -1,9 +1,9 @@
 """The settings in mbqueue.toml: how sessions behave. No setting changes a result.
 
-A setting is one field: its name, type, default, bounds and description. docs/reference/experiment-file.md is generated
-from them. Settings are plain dataclasses, checked here, because every command reads them, and importing pydantic alone
-takes longer than all the rest of `mbqueue status`. Experiments (mbqueue.experiment) use pydantic, since few commands
-read them.
+Each setting is one field with a name, type, default, bounds and description. docs/reference/experiment-file.md is
+generated from these fields. Settings are plain dataclasses, checked here, because every command reads them, and
+importing pydantic alone takes longer than all the rest of `mbqueue status`. Experiments (mbqueue.experiment) use
+pydantic, since few commands read them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _PASSWORD = re.compile(r"//[^/@]*:[^@?]*@|//[^/@:?]*:(?!\d+[?,])[^/@]*@")
 
 
 def _wrong_shared_url(text: str) -> str | None:
-    """Like `wrong_queue_url`, for a URL in a file that may be shared and backed up."""
+    """The same as `wrong_queue_url`, but for a URL in a file that may be shared and backed up."""
     names = {unquote(option.partition("=")[0]) for option in text.partition("?")[2].split("&")}
     if _PASSWORD.search(text) or names & {"password", "sslpassword"}:
         return "must not contain a password: put it into ~/.pgpass or PGPASSWORD, or the whole URL into MBQUEUE_QUEUE"
@@ -66,7 +66,7 @@ def _setting(
     check: Callable[[Any], str | None] | None = None,
     is_secret: bool = False,
 ) -> Any:
-    """Make a field of a section. ``check`` returns what is wrong with a value of the right type, or None.
+    """Make a field of a section. ``check`` returns the problem with a value of the right type, or None.
 
     A secret field is left out of the repr, so it does not appear in logs and tracebacks.
     """
@@ -193,12 +193,12 @@ def _wrong(section: type, content: Mapping[str, Any], prefix: str = "") -> Itera
             else:
                 yield f"{prefix}{name}: is a section; write [{name}] and its keys below"
         elif problem := _problem(kind, field.metadata, value):
-            # A text value is not repeated: it may be a password or a secret address.
+            # The message does not repeat a text value, which may be a password or a secret address.
             yield f"{prefix}{name}{f' = {value!r}' if isinstance(value, int | float) else ''}: {problem}"
 
 
 def _problem(kind: Any, allowed: Mapping[str, Any], value: Any) -> str | None:
-    """The problem with a value, or None."""
+    """The problem with a value of a setting; None if the value is valid."""
     if get_origin(kind) is tuple:
         choices = get_args(get_args(kind)[0])
         fits = isinstance(value, list) and all(one in choices for one in value)

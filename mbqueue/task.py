@@ -15,7 +15,7 @@ from typing import Any, Literal
 N_FOLDS = 5
 
 Kind = Literal["energy", "scalar", "class"]
-#: A description of each kind.
+#: A description of each kind of target.
 KINDS: dict[Kind, str] = {
     "energy": "a total energy per atom, up to a reference of each element",
     "scalar": "any other number that does not grow with the cell",
@@ -25,13 +25,13 @@ KINDS: dict[Kind, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A property that is predicted.
+    """A property that models predict.
 
     Attributes:
-        name: in words, like ``formation energy``.
-        unit: of targets, predictions and errors, like ``eV/atom``; empty for none.
-        kind: decides how a model starts, is trained and is scored.
-        column: the table's column; empty if the reader finds it.
+        name: the name in words, like ``formation energy``.
+        unit: the unit of targets, predictions and errors, like ``eV/atom``; empty for none.
+        kind: determines how a model starts, is trained and is scored.
+        column: the table's column; empty if the reader should find it.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Target:
 
     @property
     def axis(self) -> str:
-        """Name and unit, for the axis of a figure."""
+        """The target's name and unit, for the axis of a figure."""
         return self.name + self.in_unit
 
     @property
@@ -65,7 +65,7 @@ class Target:
 
     @property
     def fine(self) -> tuple[float, Target]:
-        """For small differences: a factor, and this target in the scaled unit (meV/atom for eV/atom)."""
+        """For small differences, a factor and this target in the scaled unit (meV/atom for eV/atom)."""
         if re.match(r"eV(?![\w²³^*])", self.unit):  # a thousandth of an eV² is not a meV²
             return 1000.0, Target(name=self.name, unit=f"m{self.unit}", kind=self.kind)
         return 1.0, self
@@ -76,8 +76,8 @@ class Task:
     """A benchmark's dataset with its target.
 
     Attributes:
-        dataset: its name, also in experiment files.
-        n: the number of its crystals.
+        dataset: the dataset's name, also in experiment files.
+        n: the number of crystals.
         target: the predicted target.
     """
 
@@ -107,7 +107,7 @@ TASKS: dict[str, Task] = {
         FORMATION_ENERGY,
         _task("matbench_mp_gap", 106_113, "gap pbe", "scalar", "PBE band gap", "eV"),
         _task("matbench_mp_is_metal", 106_113, "is_metal", "class", "metallicity"),
-        # This energy is of the whole cell. Every cell has five atoms, so it is a scalar like any other.
+        # This energy is per cell, not per atom. Every cell has five atoms, so the energy is a scalar like any other.
         _task("matbench_perovskites", 18_928, "e_form", "scalar", "heat of formation of the cell", "eV/unit cell"),
         _task("matbench_log_kvrh", 10_987, "log10(K_VRH)", "scalar", "logarithm of the bulk modulus", "log10(GPa)"),
         _task("matbench_log_gvrh", 10_987, "log10(G_VRH)", "scalar", "logarithm of the shear modulus", "log10(GPa)"),
@@ -119,6 +119,7 @@ TASKS: dict[str, Task] = {
 
 
 def target_of(spec: Mapping[str, Any]) -> Target:
-    """The target of a spec in plain JSON values. Specs of earlier versions have none and predict formation energies."""
+    """The target of a spec in plain JSON values. Specs of earlier versions have no target and predict formation
+    energies."""
     section = spec.get("target")
     return FORMATION_ENERGY.target if section is None else Target(**section)

@@ -1,4 +1,4 @@
-"""Decide once, from a project's settings, the environment and the mount table, where its files are.
+"""Decide once where a project's files are, from the project's settings, the environment and the mount table.
 
 | project on | queue | live state | commits and results | mirrored |
 |---|---|---|---|---|
@@ -34,9 +34,10 @@ class Topology:
 
     Attributes:
         root: the project's folder.
-        live: the folder for what changes, on a local disk; None if that is state/.
-        queue_url: the server of the queue; empty if it is a file. Never show this URL: it may contain a password.
-        store: address of the object store for commits, results and caches; empty if they are in folders.
+        live: the folder for files that change, on a local disk; None if this is state/.
+        queue_url: the server of the queue; empty if the queue is a file. Never show this URL: it may contain a
+            password.
+        store: address of the object store for commits, results and caches; empty if the project has no store.
     """
 
     root: Path
@@ -73,7 +74,7 @@ class Topology:
 
     @property
     def shared_by_copies(self) -> str:
-        """The parts that a copy of the project's folder would share with it; empty if nothing.
+        """What a copy of the project's folder would share with the original; empty if nothing.
 
         On a drive the text is empty, too: `mbqueue.belonging` tells live folders apart there.
         """
@@ -99,7 +100,7 @@ class Topology:
         """Check that the other sessions of the queue can see this session's commits.
 
         Raises:
-            UsageError: if the other sessions cannot.
+            UsageError: if the other sessions cannot see these commits.
         """
         if self.why_not_shared is not None:
             raise UsageError(self.why_not_shared)
@@ -147,10 +148,11 @@ class Topology:
 def live_folder(root: Path, settings: Settings, *, on_server: bool | None = None) -> Path | None:
     """The live folder: from $MBQUEUE_LIVE_DIR, else the settings, else by the project's mount; None for state/.
 
-    With the queue on a server, a cluster's file system needs none: its machines share the commits in state/.
+    With the queue on a server, a project on a cluster's file system needs no live folder: the machines share the
+    commits in state/.
 
     Args:
-        on_server: whether the queue is on a server; by default as it is.
+        on_server: whether to assume that the queue is on a server; by default, as in the settings.
 
     Raises:
         UsageError: if $MBQUEUE_QUEUE is not the URL of a server.

@@ -32,16 +32,16 @@ __all__ = ["Project", "Status", "status", "watch"]
 class Project(Blending, Working, Launching, Data, Keeping):
     """One project: its queue, its sessions, its results.
 
-    Objects are cheap and hold nothing open. Any number of them, in any number of processes, may use the same folder.
-    Errors are subclasses of `mbqueue.errors.MbqueueError` whose message says what to do.
+    Objects are cheap and hold no files open. Any number of objects, in any number of processes, may use the same
+    folder. Errors are subclasses of `mbqueue.errors.MbqueueError` whose message says what to do.
 
     Args:
         path: the project's folder; by default $MBQUEUE_PROJECT, else the nearest project above the working folder.
-        while_away: also open it, only for `status`, if its drive is not mounted but its live folder is here.
+        while_away: open the project for `status` even if its drive is not mounted, as long as its live folder is here.
 
     Raises:
         ProjectNotFound: if there is no project.
-        SpecError: if its mbqueue.toml is wrong.
+        SpecError: if the project's mbqueue.toml is wrong.
     """
 
     @classmethod

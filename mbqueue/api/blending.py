@@ -19,7 +19,7 @@ Weights = Literal["mean", "fitted"]
 
 
 class Blending(Queueing, Results):
-    """blend, predict_again."""
+    """The methods blend and predict_again."""
 
     def blend(
         self, experiments: Sequence[str], *, name: str, weights: Weights = "mean", priority: int = 0
@@ -37,9 +37,9 @@ class Blending(Queueing, Results):
             priority: higher runs first.
 
         Raises:
-            UsageError: for fewer than two experiments, one that is given twice, is not in the queue or is a blend
-                itself; and when they differ in crystals, target or folds.
-            ResultsError: if one is not recorded, or its files are damaged; and when the members share too few
+            UsageError: for fewer than two experiments; if one is given twice, is not in the queue or is a blend itself;
+                or if they differ in crystals, target or folds.
+            ResultsError: if a member is not recorded, or its files are damaged; or if the members share too few
                 validation crystals to fit weights.
             ExperimentExists: if the name is taken by another spec.
         """
@@ -72,16 +72,17 @@ class Blending(Queueing, Results):
     def predict_again(self, experiment: str, *, test_strains: int, name: str, priority: int = 0) -> EnqueueOutcome:
         """Enqueue an experiment that predicts the test parts of a recorded one again, averaged over small strains.
 
-        The new experiment trains nothing: its models and histories are those of the recorded one.
+        The new experiment trains nothing: its models and histories are the same as in the recorded one.
 
         Args:
             experiment: a recorded experiment that is not a blend.
-            test_strains: pairs of opposite strains that each prediction is averaged over besides the crystal itself.
+            test_strains: pairs of opposite strains; each prediction is a mean over the strained crystals and the
+                crystal itself.
             name: name of the new experiment.
             priority: higher runs first.
 
         Raises:
-            UsageError: if it is not in the queue or is a blend, or no strain is asked for.
+            UsageError: if the experiment is not in the queue or is a blend, or if `test_strains` is 0.
             SpecError: for more than 100 pairs, or a wrong name.
             ResultsError: if it is not recorded, or its files are damaged.
             ExperimentExists: if the name is taken by another spec.
@@ -112,10 +113,10 @@ class Blending(Queueing, Results):
         return self._put(parse_spec(spec, source=f"the experiment {name}"), priority=priority)
 
     def _recorded_member(self, name: str) -> Recorded:
-        """The verified results of an experiment of the queue that others may be made from.
+        """The verified results of an experiment in the queue, to make other experiments from.
 
         Raises:
-            UsageError: if it is not in the queue, or is a blend itself.
+            UsageError: if the experiment is not in the queue, or is a blend itself.
             ResultsError: if it is not recorded, or its files are damaged.
         """
         from mbqueue.results.tables import is_blend  # noqa: PLC0415
@@ -135,7 +136,7 @@ class Blending(Queueing, Results):
 
 
 def _member(recorded: Recorded) -> dict[str, Any]:
-    """The member's spec as kept by an experiment made from it, without its part as a trial of a search."""
+    """The member's spec for an experiment made from the member, without the part that a search adds to trials."""
     spec = {key: value for key, value in recorded.content["spec"].items() if key != "trial"}
     return {"experiment": recorded.name, "spec": spec}
 
@@ -152,7 +153,7 @@ def _require_alike(first: Recorded, other: Recorded) -> None:
     """Refuse experiments whose predictions cannot be averaged.
 
     Raises:
-        UsageError: saying in what they differ.
+        UsageError: if they cannot; the error says how the experiments differ.
     """
     ours, theirs = first.target, other.target
     if (ours.name, ours.unit, ours.kind) != (theirs.name, theirs.unit, theirs.kind):
@@ -171,7 +172,7 @@ def _require_common_validation(found: Sequence[Recorded]) -> None:
     """Refuse to fit weights if the members' validation parts share too few crystals.
 
     Raises:
-        ResultsError: saying on which fold.
+        ResultsError: if they do; the error names the fold.
     """
     import numpy as np  # noqa: PLC0415 - as the rest, only for this
 

@@ -24,7 +24,7 @@ Progress = Callable[[str], Callable[[int, int], None]]
 
 
 class Data(OpenedProject):
-    """prepare, predict, prune_cache."""
+    """The methods prepare, predict and prune_cache."""
 
     def prepare(
         self, data: DataSpec, *, target_column: str = "", seed: int = 0, progress: Progress | None = None
@@ -35,9 +35,9 @@ class Data(OpenedProject):
         the queue was prepared with it, the crystals come from the cache, the drive or the object store.
 
         Args:
-            data: which crystals, like ``DataSpec(dataset="sample", limit=40)``.
-            target_column: the target's column in your own table; by default one with a known name.
-            seed: draws the crystals if there is a limit.
+            data: the crystals to prepare, like ``DataSpec(dataset="sample", limit=40)``.
+            target_column: the target's column in your own table; by default a column with a known name.
+            seed: the seed that draws the crystals if there is a limit.
 
         Raises:
             DataError: if the dataset cannot be used.
@@ -73,10 +73,10 @@ class Data(OpenedProject):
         """Predict crystals, with or without targets, with the models in some files.
 
         Args:
-            dataset: name or path, or a ``DataSpec`` that also names the column of ids or drops what cannot be used.
-            models: model_fold_*.pth files; several make an ensemble.
-            target_column: column of the dataset's table to compare with; by default one with a known name.
-            strains: pairs of opposite small strains that each prediction is averaged over.
+            dataset: name or path, or a ``DataSpec`` that also names the id column or drops unusable entries.
+            models: model_fold_*.pth files; several files make an ensemble.
+            target_column: column of the dataset's table to compare with; by default a column with a known name.
+            strains: number of pairs of opposite small strains; each prediction is averaged over them.
             device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
 
         Raises:
@@ -103,9 +103,9 @@ class Data(OpenedProject):
             )
 
     def prune_cache(self, *, everything: bool = False) -> list[StoredCache]:
-        """Remove the caches that no unfinished experiment in the queue needs, or all; return what was removed.
+        """Remove the caches that no unfinished experiment in the queue needs, or all caches; return the removed ones.
 
-        A cache that is being built stays, with a note.
+        A cache that is being built is kept, with a note.
         """
         from mbqueue.data.cache_folder import prune_caches  # noqa: PLC0415
 
@@ -120,7 +120,7 @@ class Data(OpenedProject):
         return list(prune_caches(self.folder.cache_dir, keep=needed, keep_sources=unprepared, note=tell))
 
     def _prepared_hash(self, data: DataSpec, target_column: str, seed: int) -> str | None:
-        """Hash of the crystals that an experiment in the queue was prepared with, if their source is not available.
+        """The hash of the crystals that an experiment in the queue was prepared with, if the dataset is not available.
 
         An existing file is read again, because it may have changed.
         """

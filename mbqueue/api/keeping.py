@@ -22,7 +22,7 @@ _FROM_SERVER = "after moving the queue into a file: mbqueue migrate-queue sqlite
 
 
 class Keeping(OpenedProject):
-    """recover, back_up, restore, migrate_queue, move_commits."""
+    """The methods recover, back_up, restore, migrate_queue and move_commits."""
 
     def recover(self, *, force: bool = False) -> Recovered:
         """Rebuild the queue from the manifests of the checkpoints. The old queue is kept beside the new one.
@@ -73,7 +73,7 @@ class Keeping(OpenedProject):
         """Replace this project's state with an archive; the old state is kept beside the new one.
 
         Raises:
-            DamagedArchive: if the archive is not what `back_up` wrote; nothing was changed.
+            DamagedArchive: if the archive differs from what `back_up` wrote; nothing was changed.
             UsageError: if there is a queue and ``force`` is not given, or a session uses it.
         """
         from mbqueue.drive.archive import restore  # noqa: PLC0415
@@ -86,16 +86,16 @@ class Keeping(OpenedProject):
     def migrate_queue(self, to: str) -> Migrated:
         """Move the queue into an empty database without loss; the settings stay unchanged.
 
-        The old database keeps its content, but is marked and refuses all work. You can move the queue back into
-        it, which replaces that content.
+        The old database keeps its content, but is marked and refuses all work. You can move the queue back into the old
+        database, which replaces that content.
 
-        On a cluster's file system the commits move, too, to the place where sessions of the new queue expect them.
+        On a cluster's file system, the commits also move to the place where sessions of the new queue expect them.
 
         Args:
             to: ``postgresql://USER@HOST/DATABASE``, or ``sqlite`` for the file of this project.
 
         Raises:
-            UsageError: if a session uses the queue, there is none, or the other database is not empty.
+            UsageError: if a session uses the queue, there is no queue, or the other database is not empty.
             QueueError: if a database cannot be reached or written; nothing was changed then.
         """
         from mbqueue.queue.migrating import copy_queue, copy_to_file  # noqa: PLC0415
@@ -123,7 +123,7 @@ class Keeping(OpenedProject):
         in the recorded place, so move commits only with this method.
 
         Args:
-            lost: continue even if finished epochs cannot be found: they are trained again.
+            lost: continue even if finished epochs cannot be found; sessions then train these epochs again.
 
         Raises:
             UsageError: if there is no queue.
@@ -157,7 +157,7 @@ class Keeping(OpenedProject):
         try:
             with open_queue(self.folder, read_only=True) as queue:
                 store = opened_store(self.folder, queue)
-        except QueueError:  # it is lost or damaged
+        except QueueError:  # the queue is lost or damaged
             from mbqueue.storage.objects import store_of  # noqa: PLC0415 - only projects with a store need it
 
             store = store_of(self.folder.topology)

@@ -1,6 +1,6 @@
 """A submitted job: one session that ends in time, and asks to run again as long as work is left.
 
-The job itself imports this, on the machine where it runs.
+The job imports this module on the machine that runs it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _TO_BE_CONTINUED = {signal.SIGUSR1, signal.SIGUSR2}
 
 
 class LaunchedSession:
-    """The job for submitit, which calls it, and calls its `checkpoint` when it should run again.
+    """The job for submitit, which calls this object to run a session, and `checkpoint` to run the job again.
 
-    A job that waits for others gives its GPU back after ``max_idle``. SIGUSR2, which announces the end of the time or a
-    preemption, stops the session gracefully. The job returns to Slurm's queue only when everything is saved.
+    A job that waits for other jobs releases its GPU after ``max_idle``. SIGUSR2, which announces the end of the time or
+    a preemption, stops the session gracefully. The job returns to Slurm's queue only when everything is saved.
 
     Args:
         project: the project's folder, the same on every machine.
@@ -66,7 +66,8 @@ class LaunchedSession:
         return outcome.reason
 
     def session_seconds(self, now: float) -> float:
-        """The time for a session that starts now, until the end of the job by Slurm's report, else by its own limit."""
+        """The time that a session starting now has until the job ends, by Slurm's report or else by the job's own
+        limit."""
         end = now + self.seconds
         if END_VARIABLE in os.environ:
             end = float(os.environ[END_VARIABLE])
@@ -75,10 +76,10 @@ class LaunchedSession:
         return max(1.0, end - self.margin_seconds - now)
 
     def is_to_be_continued(self, outcome: SessionOutcome) -> bool:
-        """Whether the session lost its machine or GPU, or ran out of time; False if the user stopped it.
+        """Whether the session lost its machine or GPU, or ran out of time; False if the user stopped the session.
 
-        A new process may be able to use a GPU that this one has lost. If the GPU is broken, that process fails at its
-        start.
+        A new process may be able to use a GPU that this process has lost. If the GPU is broken, the new process fails
+        when it starts.
         """
         from mbqueue.session.outcome import Ending, StopKind  # noqa: PLC0415
 
@@ -89,14 +90,14 @@ class LaunchedSession:
         return outcome.cause.kind in {StopKind.TIME, StopKind.DEVICE_LOST} or outcome.cause.signal in _TO_BE_CONTINUED
 
     def checkpoint(self) -> Any:
-        """The job that runs next: the same one, since the queue has the progress."""
+        """Return the job to run next: this same job, since the queue records the progress."""
         from submitit.core.utils import DelayedSubmission  # noqa: PLC0415
 
         return DelayedSubmission(self)
 
     @staticmethod
     def _preemption_handler() -> Any:
-        """submitit's handler of its signal, which requeues the job; called later, between two sessions."""
+        """submitit's signal handler, which requeues the job; the job calls it later, between two sessions."""
         from submitit.core.job_environment import JobEnvironment  # noqa: PLC0415
 
         number = JobEnvironment._usr_sig()
@@ -106,7 +107,7 @@ class LaunchedSession:
 
 
 def _is_preempted() -> bool:
-    """Whether Slurm, which sent SIGTERM, preempts this job for another; a cancelled job does not run again."""
+    """Whether Slurm sent SIGTERM because another job preempts this one. A cancelled job does not run again."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return False
@@ -120,7 +121,8 @@ def _is_preempted() -> bool:
 
 
 def _say(text: str, _style: str | None = None) -> None:
-    """Write to the job's log, since this is its main program. A log that cannot be written does not end the session."""
+    """Write to the job's log, since this module is the job's main program. A log that cannot be written does not end
+    the session."""
     with suppress(OSError):
         sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
         sys.stderr.flush()

@@ -17,10 +17,10 @@ from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.clock import parse_duration
 from mbqueue.errors import SessionError, UsageError
 
-#: The longest time reserved before the time limit; a tenth of a short limit.
+#: The longest time to reserve before the time limit; for a short limit, a tenth of the limit is reserved.
 LONGEST_MARGIN_SECONDS = 180.0
 MAX_IDLE = "10m"
-#: How often a job may run again after its time is up; more than a month of one-hour jobs.
+#: How often a job may run again after its time is up; one-hour jobs reach this number after more than a month.
 _MAX_TIMEOUTS = 1000
 #: The sbatch options that mbqueue sets.
 _OWN = {"time", "signal", "output", "error", "open_mode", "array", "requeue", "ntasks_per_node", "nodes"}
@@ -32,8 +32,8 @@ class LaunchedJob:
     """A submitted job.
 
     Attributes:
-        job_id: the cluster's id; the process id if it was started here.
-        log: the path of its log.
+        job_id: the cluster's id of the job; the process id if the job was started here.
+        log: the path of the job's log.
     """
 
     job_id: str
@@ -41,7 +41,7 @@ class LaunchedJob:
 
 
 class Launching(OpenedProject):
-    """launch_slurm, slurm_job_file, launch_local."""
+    """The methods launch_slurm, slurm_job_file and launch_local."""
 
     def launch_slurm(
         self,
@@ -62,7 +62,8 @@ class Launching(OpenedProject):
             time: limit of a job, like ``2h``.
             gpus: number of jobs with one GPU each; or
             workers: number of jobs without a GPU.
-            max_idle: end a job that finds nothing to claim for this long while others work; None makes it wait.
+            max_idle: end a job that finds nothing to claim for this long while other jobs work; None makes the job
+                wait.
             setup: shell lines to run before the session (``module load …``).
             options: options of sbatch, like ``{"partition": "gpu", "cpus-per-task": "8"}``.
 
@@ -94,7 +95,7 @@ class Launching(OpenedProject):
         setup: Sequence[str] = (),
         options: Mapping[str, str] | None = None,
     ) -> str:
-        """The file that `launch_slurm` would give to sbatch for each job; needs no Slurm."""
+        """The file that `launch_slurm` would give to sbatch for each job; this method works without Slurm."""
         session, _ = self._session(time, gpus, workers, None)
         _require_submitit()
         executor = self._slurm_executor(session, with_gpu=gpus is not None, setup=setup, options=options or {})
@@ -104,10 +105,11 @@ class Launching(OpenedProject):
     def launch_local(
         self, *, time: str, gpus: int | None = None, workers: int | None = None, max_idle: str | None = MAX_IDLE
     ) -> list[LaunchedJob]:
-        """Start the same jobs as processes on this machine, each at most six times in a row; return at once.
+        """Start the jobs of `launch_slurm` as processes on this machine, each at most six times in a row; return at
+        once.
 
         Raises:
-            UsageError: as `launch_slurm`.
+            UsageError: for the same reasons as in `launch_slurm`.
         """
         session, count = self._session(time, gpus, workers, max_idle)
         _require_submitit()
@@ -209,7 +211,7 @@ class Launching(OpenedProject):
 
 
 def _signal_delay(session: LaunchedSession) -> int:
-    """Seconds before the time limit at which a session that still runs is signalled; it should have ended by itself."""
+    """How many seconds before the time limit Slurm signals a session that should have ended by itself."""
     return max(1, round(session.margin_seconds / 2))
 
 

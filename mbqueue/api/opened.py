@@ -16,14 +16,14 @@ from mbqueue.queue.opening import anything, how_to_recover, nothing, open_queue
 from mbqueue.queue.store import Queue
 from mbqueue.search.trials import experiments_of
 
-#: Shown for the first few seconds; on a new machine with a cold disk, for up to a minute.
+#: The note for the first few seconds of a call; on a new machine with a cold disk, it stays for up to a minute.
 LOADING = "loading PyTorch and CHGNet"
 
 _log = logging.getLogger("mbqueue")
 
 
 def tell(text: str) -> None:
-    """Report a note through Python's logging: to standard error, unless the program configures it."""
+    """Report a note through Python's logging, which writes to standard error unless the program configures it."""
     _log.warning(text)
 
 
@@ -71,7 +71,7 @@ class OpenedProject:
         self._publish()
 
     def _keep_wanted(self, queue: Queue, experiment: str) -> None:
-        """Record the requests for an experiment; a failure is only reported."""
+        """Record what was requested for an experiment; if this fails, only report the failure."""
         from mbqueue.drive.asked_for import keep_wanted  # noqa: PLC0415 - reading commands need not wait for it
 
         try:
@@ -80,10 +80,10 @@ class OpenedProject:
             tell(f"{self.folder.wanted_dir} cannot be written ({error}), so mbqueue recover would not restore this.")
 
     def _require_no_earlier_commits(self, queue: Queue) -> None:
-        """With an object store, refuse to begin a queue where the store has the commits of an earlier one.
+        """With an object store, refuse to begin a queue if the store has the commits of an earlier queue.
 
         Raises:
-            QueueLost: if it has.
+            QueueLost: if the store has such commits.
         """
         if not (self.folder.topology.store and queue.is_empty()):
             return
@@ -92,7 +92,7 @@ class OpenedProject:
 
         store, names = store_of(self.folder.topology), list[str]()
         assert store is not None
-        with contextlib.suppress(StoreError):  # it is new, or away, which the first session reports
+        with contextlib.suppress(StoreError):  # the store is new or unavailable, which the first session reports
             names = sorted({experiment for experiment, _ in finished_epochs(store)})
         if names:
             raise QueueLost(
@@ -102,7 +102,7 @@ class OpenedProject:
             )
 
     def _publish(self) -> None:
-        """Publish the changes of a project on a drive; if the mount fails, they are published later."""
+        """Publish the changes of a project on a drive; if the mount fails, a later call publishes them."""
         if self.folder.topology.is_mirrored:
             from mbqueue.drive.publishing import Publisher  # noqa: PLC0415 - only projects on a drive need it
 
@@ -113,7 +113,7 @@ class OpenedProject:
 
         Raises:
             ResultsError: if the results are gone.
-            StoreError: if the store does not answer, or does not hold the queue's commits.
+            StoreError: if the store does not answer, or lacks the queue's commits.
         """
         from mbqueue.session.commits_binding import opened_store  # noqa: PLC0415 - status need not wait for it
 
@@ -127,8 +127,8 @@ class OpenedProject:
     def _newest_results(self, results_dir: str) -> Path:
         """The folder with the newest files of a results folder.
 
-        On a drive, that is the place with the later record, or the live folder if both are the same. Without a record,
-        it is where sessions here write results.
+        On a drive, this is the folder with the later record, or the live folder if both records are the same. Without a
+        record, this is the folder where sessions here write results.
         """
         from mbqueue.results.folder import recorded_at  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
@@ -142,7 +142,7 @@ class OpenedProject:
     def _lost_folds(self, queue: Queue, experiment: str) -> dict[int, str]:
         """Fold → problem, for folds whose written files are now incomplete or damaged.
 
-        If only the files of `record` are lost, it is the first fold, since redoing any fold records again.
+        If only the files of `record` are lost, the result is the first fold, since redoing any fold repeats `record`.
 
         Raises:
             StoreError: if the files are in an object store that does not answer, so their state is unknown.
@@ -151,7 +151,7 @@ class OpenedProject:
         from mbqueue.results.record import broken_folds  # noqa: PLC0415
         from mbqueue.session.record_inputs import written_facts  # noqa: PLC0415
 
-        with contextlib.suppress(ResultsError):  # files that could not be fetched are found missing below
+        with contextlib.suppress(ResultsError):  # the check below finds files that could not be fetched
             self._bring_results(queue, experiment)
         jobs = queue.jobs(experiment=experiment, state=State.COMMITTED)
         entry = queue.experiment(experiment)

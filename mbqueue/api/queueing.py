@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Queueing(OpenedProject):
-    """enqueue, pause, resume, cancel, retry, set_priority; status, events, watch."""
+    """The methods enqueue, pause, resume, cancel, retry and set_priority; status, events and watch."""
 
     def enqueue(
         self,
@@ -42,7 +42,7 @@ class Queueing(OpenedProject):
         For a search (a file with [search]), its first trial is enqueued; sessions begin the others.
 
         Args:
-            experiment: its name in jobs/, or a TOML file.
+            experiment: the experiment's name in jobs/, or a TOML file.
             folds, epochs, dataset, drop_invalid: replace the values of the file.
             priority: higher runs first.
             settings: other keys that replace values of the file, like ``{"train.lr": 3e-4}``.
@@ -128,7 +128,7 @@ class Queueing(OpenedProject):
             name: the experiment's name; by default the search's with ``-best``.
 
         Raises:
-            UsageError: if there is no such search, or none of its trials was trained to its end.
+            UsageError: if there is no such search, or no trial of the search was trained to the end.
         """
         from mbqueue.search.promotion import promoted  # noqa: PLC0415
 
@@ -212,7 +212,7 @@ class Queueing(OpenedProject):
             now = self._clock.now()
             newest = experiments_of(queue, experiment)[-1]
             begins_more = newest != experiment and not queue.experiment(newest).paused
-            if begins_more:  # so that no trial begins now, or later if the newest has ended
+            if begins_more:  # no trial begins now or, if the newest trial has ended, later
                 queue.pause(newest, now=now, by="cancel")
             cancelled = {name: queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment)}
             if begins_more and fold is None and cancelled[newest]:  # a cancelled job does not start the jobs after it
@@ -223,10 +223,10 @@ class Queueing(OpenedProject):
         """Give failed and cancelled jobs all their attempts again, and rebuild lost result files.
 
         A fold whose recorded files are missing or damaged is predicted again from its checkpoints. If an object store
-        with these files does not answer, this is skipped with a note.
+        with these files does not answer, this step is skipped with a note.
 
-        A pruned trial of a search resumes, and trains to its end. If its checkpoints were removed, it starts from the
-        beginning, with a note. For a whole search, failed and cancelled trials are retried.
+        A pruned trial of a search resumes and trains to the end. If the trial's checkpoints were removed, it starts
+        from the beginning, with a note. For a whole search, failed and cancelled trials are retried.
 
         Returns:
             The number of jobs that will run again.
@@ -240,7 +240,8 @@ class Queueing(OpenedProject):
                 return sum(self._retry_failed(queue, trial) for trial in trials)
             found = queue.experiment(experiment)
             if found.is_released:
-                # Remove checkpoints that a dying session left: they would be further than the queue, which starts over.
+                # Remove checkpoints that a dying session left: the queue starts over, so these checkpoints would be
+                # ahead of it.
                 remove_released(self.folder, [found], opened_store(self.folder, queue))
                 tell(
                     f"The checkpoints of {experiment} were removed after it was pruned (pruned_hours in mbqueue.toml), "
@@ -295,7 +296,9 @@ class Queueing(OpenedProject):
         """The latest changes of jobs' states, oldest first.
 
         Args:
-            since: seconds since the epoch. after: id of the last event already seen. limit: at most this many.
+            since: only changes since this time, seconds since the epoch.
+            after: only changes after the event with this id, the last one already seen.
+            limit: the maximum number of changes.
         """
         with self._reading_queue(experiment) as queue:
             return queue.events(experiment=experiment, since=since, after=after, limit=limit)
@@ -304,10 +307,10 @@ class Queueing(OpenedProject):
         """Show the status in a notebook cell and update it in place, until no session is running or Ctrl-C.
 
         Args:
-            seconds: between two updates.
+            seconds: time between two updates.
 
         Raises:
-            UsageError: outside a notebook; there, use `mbqueue status --watch`.
+            UsageError: outside a notebook, where you can use `mbqueue status --watch` instead.
         """
         try:
             from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
@@ -346,5 +349,5 @@ def _overrides(
 
 
 def _named(overrides: dict[str, Any], name: str | None) -> dict[str, Any]:
-    """The spec with another name for the queue and the results folder, if one is given."""
+    """The spec, with another name for the queue and the results folder if you give one."""
     return overrides if name is None else {"results_name": name} | overrides | {"name": name}

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Results(Searches):
-    """results, history, predictions, model; report, compare, export."""
+    """The methods results, history, predictions and model; report, compare and export."""
 
     def results(self, experiment: str) -> Recorded:
-        """The results of an experiment: if recorded, verified; otherwise those that exist so far.
+        """The results of an experiment: verified if they are recorded; otherwise, the results so far.
 
         Raises:
             ResultsError: if there are no results, or a file is missing or differs from what was recorded.
@@ -109,7 +109,7 @@ class Results(Searches):
 
         Raises:
             ResultsError: if the fold is not predicted yet, or the experiment is a blend, which has no model.
-            CheckpointError: if its file is damaged.
+            CheckpointError: if the model's file is damaged.
             ProjectNotFound: if the working folder is gone.
         """
         working_folder()
@@ -137,9 +137,9 @@ class Results(Searches):
         """Write the report of an experiment or a search, finished or not, as one self-contained HTML page.
 
         Args:
-            output: the page, or a folder for report.html; by default the results folder, for a search one beside those
-                of its trials.
-            png: a folder in which to draw each figure as a PNG, too.
+            output: the page, or a folder for report.html; by default, the results folder or, for a search, a folder
+                beside the results of its trials.
+            png: a folder to which each figure is also written as a PNG.
             force: overwrite existing files that are not reports.
 
         Returns:
@@ -157,7 +157,7 @@ class Results(Searches):
         page = None if output is None else page_for(Path(output), REPORT_FILE)
         recorded = self.results(experiment)
         page = page or self._shown_folder(recorded) / REPORT_FILE
-        if output is not None or page.exists():  # on a drive, the folder of the default page may be missing
+        if output is not None or page.exists():  # on a drive, the default page's folder may be missing
             require_writable(page, force=force, reads=[*_files_of(recorded), *self.folder.never_outputs], ours=MARK)
         if png is not None:
             from mbqueue.results.report.pictures import require_pictures, write_pictures  # noqa: PLC0415
@@ -176,7 +176,7 @@ class Results(Searches):
         with open_queue(self.folder, read_only=True) as queue:
             sessions = queue.sessions(experiment=experiment)
             events = [*queue.events(experiment=experiment, limit=10**6)]
-            if self.folder.topology.is_split:  # publishing belongs to no experiment
+            if self.folder.topology.is_split:  # publishing does not belong to an experiment
                 events += [e for row in sessions for e in queue.events(by=row.id, limit=10**6) if not e.job_id]
             results = {job.id: job.result or {} for job in queue.jobs(experiment=experiment)}
         return timeline(sessions, events, now=self._clock.now(), results=results)
@@ -218,9 +218,9 @@ class Results(Searches):
             force: overwrite an existing file that is not such a page.
 
         Raises:
-            UsageError: for fewer than two, for the same one twice, or if `html` is a folder, its folder is missing, or
-                it is a file that must not be overwritten.
-            ResultsError: if one is not recorded, or they share no crystals.
+            UsageError: for fewer than two experiments, for the same experiment twice, or if `html` is a folder, is in a
+                missing folder, or is a file that must not be overwritten.
+            ResultsError: if an experiment is not recorded, or the experiments share no crystals.
         """
         from mbqueue.results.compare import compare  # noqa: PLC0415
         from mbqueue.results.folder import newest_folder, read_recorded  # noqa: PLC0415
@@ -260,8 +260,10 @@ class Results(Searches):
             force: replace an earlier export.
 
         Raises:
-            ResultsError: with every reason, unless all five official folds are recorded; or if matbench is missing.
-            UsageError: if the authors are empty; if the folder exists, unless ``force`` and it is an export.
+            ResultsError: if not all five official folds are recorded (the error lists every reason), or if matbench is
+                missing.
+            UsageError: if the authors are empty, or if the folder exists, unless ``force`` is set and the folder is an
+                export.
         """
         from mbqueue.results.export import export_submission  # noqa: PLC0415
 
@@ -275,7 +277,7 @@ class Results(Searches):
         return list(dict.fromkeys([self.folder.working_results("results"), self.folder.results_dir]))
 
     def _shown_folder(self, recorded: Recorded) -> Path:
-        """The results folder that users see: on a drive, never the one in the live folder."""
+        """The results folder that users see; on a drive, this is never the folder inside the live folder."""
         folder, live = recorded.folder, self.folder.live_dir
         return self.folder.root / folder.relative_to(live) if folder.is_relative_to(live) else folder
 
@@ -290,7 +292,7 @@ class Results(Searches):
         return recorded
 
     def _folder_in_queue(self, experiment: str) -> Path | None:
-        """The results folder of an experiment in the queue; None if the queue does not have it."""
+        """The results folder of an experiment in the queue; None if the experiment is not in the queue."""
         if not is_queue_there(self.folder):
             return None
         with open_queue(self.folder, read_only=True) as queue:

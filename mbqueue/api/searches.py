@@ -20,7 +20,7 @@ _SQLITE = b"SQLite format 3\x00"
 
 
 class Searches(OpenedProject):
-    """export_study; and the report of a search."""
+    """The method export_study, and the report of a search."""
 
     def is_search(self, name: str) -> bool:
         """Whether a search of this name is in the queue."""
@@ -59,7 +59,7 @@ class Searches(OpenedProject):
         from mbqueue.task import target_of  # noqa: PLC0415
 
         (search, trials), overview = self._searched(name)
-        # Beside the results of the first trial, even on a drive.
+        # Write the page beside the results of the first trial, even on a drive.
         first = next(entry for entry in overview["experiments"] if entry["name"] == trials[0].experiment)
         folder = (self.folder.root / first["results_dir"]).parent / name
         page = folder / REPORT_FILE if output is None else page_for(Path(output), REPORT_FILE)
@@ -84,7 +84,7 @@ class Searches(OpenedProject):
         ]
 
     def _searched(self, name: str) -> tuple[tuple[Search, list[Trial]], dict[str, Any]]:
-        """A search with its trials, and the overview that they come from."""
+        """A search with its trials, and the overview that contains them."""
         from mbqueue.search.file import Search  # noqa: PLC0415
 
         with self._reading_queue(name) as queue:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class Working(OpenedProject):
-    """work, work_on_devices, work_in_background, stop, log."""
+    """The methods work, work_on_devices, work_in_background, stop and log."""
 
     def session_seconds(self, session: str | None) -> float | None:
-        """The length of a session in seconds, from ``1h50m`` or ``none`` (no deadline: None); by default that of
+        """The length of a session in seconds, from ``1h50m`` or ``none`` (no deadline: None); by default the length in
         mbqueue.toml.
 
         Raises:
@@ -57,11 +57,11 @@ class Working(OpenedProject):
         once.
 
         Args:
-            session: its length, like ``1h50m``, or ``none``; by default that of mbqueue.toml.
+            session: length of the session, like ``1h50m``, or ``none``; by default the length in mbqueue.toml.
             max_jobs: stop after this many jobs.
-            forever: wait for new jobs when none is left, without a deadline.
+            forever: wait for new jobs when no job is left, without a deadline.
             device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
-            max_idle: end after finding nothing to claim for this long, like ``10m``; by default wait.
+            max_idle: end after finding nothing to claim for this long, like ``10m``; by default, keep waiting.
             tensorboard: write TensorBoard event files to state/logs/tensorboard.
             end_command: whether to run the end command of mbqueue.toml.
             report: receives the events (see `mbqueue.session.report`); by default they are dropped.
@@ -130,9 +130,9 @@ class Working(OpenedProject):
     ) -> DevicesOutcome:
         """Run one session on each device at once, each in its own process; return when all have ended.
 
-        Results equal those of a single session byte for byte, as long as each uses the same number of threads. Signals
-        are passed on to all sessions; a second SIGINT ends them at once. If a session dies, this is reported and the
-        others keep running. The other arguments are those of `work`, for each session.
+        Results equal those of a single session byte for byte, as long as every session uses the same number of threads.
+        Signals are passed on to all sessions; a second SIGINT ends them at once. If a session dies, the report says so
+        and the others keep running. The other arguments are the same as in `work`, and apply to each session.
 
         Args:
             devices: like ``["0", "1"]``, ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``.
@@ -172,12 +172,12 @@ class Working(OpenedProject):
     ) -> BackgroundSession:
         """Start a session in its own process, which outlives this one; return once it is running.
 
-        The log is in state/logs (`mbqueue logs -f`); `stop` ends the session. The arguments are those of `work`, or
-        with ``devices`` those of `work_on_devices`.
+        The log is in state/logs (`mbqueue logs -f`); `stop` ends the session. The arguments are the same as in `work`
+        or, with ``devices``, in `work_on_devices`.
 
         Raises:
             UsageError: if a session runs in the background already, or an argument is wrong.
-            SessionError: if the process ended before it ran; the message includes the end of its log.
+            SessionError: if the process ended before the session ran; the message includes the end of the log.
         """
         from mbqueue.session import background  # noqa: PLC0415
 
@@ -218,10 +218,10 @@ class Working(OpenedProject):
         """Ask this project's sessions on this machine to save their work and end; wait until they have.
 
         Args:
-            session: the id of a session, as in `status`; by default all.
+            session: the id of a session, as in `status`; by default all sessions.
 
         Returns:
-            The outcome for each; empty if no such session runs here.
+            The outcome for each session; empty if no such session runs here.
         """
         from mbqueue.session import background  # noqa: PLC0415
 

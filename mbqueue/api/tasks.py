@@ -17,7 +17,7 @@ class TaskEntry:
     Attributes:
         measure: the leaderboard's score, in words.
         best: the best published score; None if unknown.
-        is_here: whether its file is on this machine.
+        is_here: whether the task's file is on this machine.
     """
 
     task: Task

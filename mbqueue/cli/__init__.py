@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _tell(error: BaseException, *, hint: bool) -> None:
-    """Print the chain of causes, one per line."""
+    """Print the chain of an error's causes, one per line."""
     say(f"error: {error or type(error).__name__}", style="bold red")
     for cause in causes(error):
         text = str(cause).splitlines()

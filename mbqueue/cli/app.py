@@ -18,7 +18,7 @@ from mbqueue.errors import ProjectNotFound
 from mbqueue.project import ENVIRONMENT_VARIABLE, working_folder
 from mbqueue.topology import LIVE_VARIABLE
 
-#: Sections of `mbqueue --help`: command → its module in this package, and its line in the list.
+#: The sections of `mbqueue --help`: command → its module in this package, and its line in the list of commands.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Get started": {
         "demo": ("demo", "Train on the shipped sample, kill the session, and resume."),
@@ -67,7 +67,7 @@ _MODULES = {name: module for commands in SECTIONS.values() for name, (module, _)
 
 
 class _Commands(Mapping[str, Any]):
-    """Build a command only when it is needed, so that `status` does not wait for the imports of others."""
+    """Build a command only when it is needed, so that `status` does not wait for the imports of other commands."""
 
     def __getitem__(self, name: str) -> Any:
         found = getattr(import_module(f"mbqueue.cli.{_MODULES[name]}"), name.replace("-", "_"))
@@ -113,7 +113,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def _leave_a_folder_that_is_gone(project: Path | None) -> None:
-    """If the working folder is gone, change to the project's folder if its full path is given, so that libraries load.
+    """Make libraries load even if the working folder is gone: change to the project's folder if its full path is given.
 
     Raises:
         ProjectNotFound: if no project has that name.
@@ -147,7 +147,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    del debug, version  # used by cli.main
+    del debug, version  # cli.main uses this name
     _leave_a_folder_that_is_gone(project)
     if live_dir is not None:
         os.environ[LIVE_VARIABLE] = str(live_dir.absolute())  # a background session reads it there

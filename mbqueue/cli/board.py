@@ -1,4 +1,4 @@
-"""``board``: the live page."""
+"""The command ``board``, which serves the live page."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def say(text: str, *, style: str | None = None) -> None:
 
 
 def tolerate_narrow_streams() -> None:
-    """Print ? instead of failing where a terminal or pipe cannot show a character (→ in an ASCII locale)."""
+    """Print ? instead of failing if a terminal or pipe cannot show a character (such as → in an ASCII locale)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -41,7 +41,7 @@ def tolerate_narrow_streams() -> None:
 
 @contextmanager
 def outliving_readers() -> Iterator[None]:
-    """Ignore a reader of the two streams that goes away (a closed terminal, `head`).
+    """Keep running when the reader of a stream goes away (a closed terminal, `head`).
 
     Later output is dropped until the process ends: the last flush would fail, too, and change the exit code. On a full
     disk, a log loses lines.
@@ -74,7 +74,7 @@ class _Outliving:
         self._try(self._stream.flush)
 
     def end(self) -> None:
-        """Drop the output that could not be written so far."""
+        """Drop the pending output that could not be written."""
         try:
             self._stream.flush()
         except (OSError, ValueError):

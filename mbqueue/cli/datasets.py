@@ -19,7 +19,7 @@ from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
 if TYPE_CHECKING:
     from mbqueue.api.tasks import TaskEntry
 
-#: How often progress is printed in a log.
+#: How often to print progress in a log.
 _LINE_SECONDS = 15.0
 
 cache = typer.Typer(
@@ -50,7 +50,7 @@ def prepare(
     """
     project = open_project(context)
     wanted = DataSpec(dataset=dataset, limit=limit, drop_invalid=drop_invalid, id_column=id_column)
-    say(f"preparing {dataset} …")  # before the imports, which are slow on a new machine
+    say(f"preparing {dataset} …")  # printed before the imports, which are slow on a new machine
     with progress_bars() as progress:
         data = project.prepare(wanted, target_column=target_column, seed=seed, progress=progress)
     for crystal_id, reason in data.dropped:
@@ -196,7 +196,7 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 def _progress_line(what: str) -> Callable[[int, int], None]:
     said = float("-inf")
-    begin: tuple[float, int] | None = None  # time and size of the first part, which an earlier run may have done
+    begin: tuple[float, int] | None = None  # time and size of the part that an earlier run may have done
 
     def advanced(done: int, total: int) -> None:
         nonlocal said, begin

@@ -1,4 +1,4 @@
-"""``mbqueue demo``: the main job on a small scale, on real crystals, with a session killed mid-epoch."""
+"""``mbqueue demo``: a small five-fold finetune on real crystals, with a session killed mid-epoch."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _run(root: Path, crystals: int) -> None:
 
 
 class _Commands:
-    """Run the commands of mbqueue in one project, and show each."""
+    """Run commands of mbqueue in one project, and show each command."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -111,7 +111,7 @@ class _Commands:
             raise DemoFailed(f"mbqueue {' '.join(arguments)} ended with code {code} instead of {expected}.")
 
     def run_until_killed(self, *arguments: str) -> None:
-        """Start a session and kill it once it is far enough into the epoch."""
+        """Start a session and kill it once it has published a mid-epoch commit."""
         print_line(f"$ mbqueue {' '.join(arguments)}")
         process = subprocess.Popen(self._command(arguments))
         try:

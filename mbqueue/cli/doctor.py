@@ -184,21 +184,21 @@ def _store(url: str, place: CommitsPlace | None) -> Finding:
         if place is not None and place.kind == "store" and not store.is_the_one(place.id):
             return Finding("object store", "problem", url, "This is not the store that holds the queue's commits.")
         if is_new := store.check():
-            store.forget()  # the first session marks the store as used, once it fits the queue
+            store.forget()  # the first session marks the store as used, once the store matches the queue
     except (UsageError, StoreError) as error:
         return Finding("object store", "problem", url, str(error))
     return Finding("object store", "ok", f"{url}: writable, refuses to write a name twice{', new' if is_new else ''}")
 
 
 def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
-    """Report where the queue's commits are, if known, and any reason why a session cannot start here."""
+    """Report where the queue's commits are, if that is known, and any reason why a session cannot start here."""
     from mbqueue.queue.opening import open_queue, queue_exists
     from mbqueue.session.commits_binding import opened_store
 
     place = None
     try:
         if queue_exists(project):
-            # What it lacks is reported with the queue.
+            # The queue's check reports what is missing here.
             with open_queue(project, read_only=True, note=lambda _text: None) as queue:
                 place = queue.commits_place()
                 opened_store(project, queue)

@@ -1,4 +1,4 @@
-"""The current project and options that commands share."""
+"""The current project, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ TargetColumnOption = Annotated[
 ExperimentArgument = Annotated[str, typer.Argument(help="Name of an enqueued experiment.")]
 SearchArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="A search in the queue.")]
 
-#: The most folds or seeds in one command: more are a typing error.
+#: The maximum number of folds or seeds in one command: a larger number is a typing error.
 _MOST_NUMBERS = 100
 
 
 def current_project(context: typer.Context) -> ProjectFolder:
-    """The project that the command was given or runs in."""
+    """The project that the user named, or that the command runs in."""
     given: str | Path | None = context.find_root().params.get("project")  # typer before 0.29 leaves the option as text
     return find_project(None if given is None else Path(given))
 
 
 def open_project(context: typer.Context, *, while_away: bool = False) -> Project:
-    """The current project as Python users see it."""
+    """The current project as an object of the Python API."""
     return Project(context.find_root().params.get("project"), while_away=while_away)
 
 

@@ -1,4 +1,4 @@
-"""``mbqueue predict``: any crystals, by any models trained here."""
+"""``mbqueue predict``: predict any crystals with any models trained here."""
 
 from __future__ import annotations
 

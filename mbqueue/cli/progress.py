@@ -34,7 +34,7 @@ class Screen:
             self._live.stop()
 
     def report(self, label: str = "") -> Narration:
-        """Shows one session; labels distinguish several."""
+        """Shows the progress of one session; a label distinguishes it from others."""
         return Narration(
             lambda text, style: self._line(label, text, style),
             show=(lambda text: self._move(label, text)) if self._is_moving else None,

@@ -183,7 +183,7 @@ def cancel(
     Example: mbqueue cancel full_finetune --yes
     """
     project = open_project(context)
-    project.status(experiment)  # raises errors before the question instead of after it
+    project.status(experiment)  # raises errors before the command asks, not after
     if not yes:
         typer.confirm(f"Cancel the unfinished jobs of {_place(experiment, fold)}?", abort=True, err=True)
     changed = project.cancel(experiment, fold=fold)

@@ -1,4 +1,4 @@
-"""``mbqueue init``."""
+"""The command ``mbqueue init``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mbqueue status``: where everything stands."""
+"""``mbqueue status``: show the state of experiments, sessions and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The terminal's views: `status` draws the queue (it imports only rich), `comparison` draws recorded experiments."""
+"""The views for terminals: `status` draws the queue and imports only rich; `comparison` draws recorded experiments."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ from mbqueue.results.folder import Recorded
 from mbqueue.results.scores import Measure
 from mbqueue.task import N_FOLDS, Target
 
-#: The width of a name of twelve characters, five folds and their mean.
+#: The width needed for a name of twelve characters, five folds and their mean.
 _NEEDED_FOR_FOLDS = 70
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
-    """The scores beside the leaderboard, then every pair on the crystals that both predicted."""
+    """Draw the scores beside the leaderboard, then each pair of experiments on the crystals that both predicted."""
     return _View(comparison)
 
 
@@ -39,11 +39,11 @@ class _View:
 
 
 def _scores(comparison: Comparison, sign: str, dash: str, mark: str, width: int) -> Table:
-    """Numbers are never cut: long names wrap, and a narrow terminal shows only the means."""
+    """Draw a table that never cuts numbers: long names wrap, and a narrow terminal shows only the means."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     first = comparison.recorded[0]
     measure, unit = first.board_measure, first.target.unit
-    # The only column that may shrink: the others do not wrap.
+    # This is the only column that may shrink, because the others do not wrap.
     table.add_column(", ".join(filter(None, [measure.label, unit])), overflow="fold")
     shown = range(N_FOLDS) if width >= _NEEDED_FOR_FOLDS else range(0)
     for fold in shown:

@@ -1,4 +1,4 @@
-"""Draw an experiment for `mbqueue status`: as a table of its folds, or as one line if there is little room."""
+"""Draw an experiment for `mbqueue status`, as a table of folds or, if there is little room, as one line."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def left_out(shown: Sequence[Mapping[str, Any]], drawn: Sequence[Mapping[str, An
 
 
 def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
-    """Title, folds and scores."""
+    """Draw an experiment's title, folds and scores."""
     title = Text.assemble((entry["name"], "bold"), "  ", (entry["state"], STYLES.get(entry["state"], "")))
     if entry["paused"] and entry["state"] != "paused":
         title.append(" (paused)", STYLES["paused"])
     if entry["target"]["name"] != FORMATION_ENERGY.target.name:
         title.append(f"  {entry['target']['name']}", "dim")
-    title.append(f"  {entry['dataset']}", "dim")  # last, since the dataset may be a path that is longer than the line
+    title.append(f"  {entry['dataset']}", "dim")  # the dataset comes last, since its path may be longer than the line
     if entry["priority"]:
         title.append(f"  priority {entry['priority']}", "dim")
     yield cut(title, width, plain)
@@ -74,7 +74,7 @@ def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Te
 
 
 def _how_far(progress: Mapping[str, Any] | None) -> str:
-    """The progress of a part of a job, and the time left."""
+    """Draw the progress of a part of a job, and the time left."""
     if not progress or not progress.get("total"):
         return ""
     left = progress.get("seconds_left")
@@ -83,7 +83,7 @@ def _how_far(progress: Mapping[str, Any] | None) -> str:
 
 
 def one_line(entry: Mapping[str, Any], width: int, plain: bool) -> Text:
-    """Name, state, epochs, and the scores or the running folds."""
+    """Draw one line: name, state, epochs, and the scores or the running folds."""
     folds = entry["folds"]
     epochs = f"{sum(fold['epochs_done'] for fold in folds)}/{sum(fold['epochs_total'] for fold in folds)} epochs"
     at_work = ", ".join(f"fold {fold['fold']} {_fold_state(fold)}" for fold in folds if fold["running"])
@@ -94,7 +94,7 @@ def one_line(entry: Mapping[str, Any], width: int, plain: bool) -> Text:
 
 
 def cut(text: Text, width: int, plain: bool) -> Text:
-    """The text on one line of at most ``width`` columns."""
+    """Fit a text into one line of at most ``width`` columns."""
     text.truncate(width, overflow="crop" if plain else "ellipsis")
     return text
 
@@ -102,7 +102,7 @@ def cut(text: Text, width: int, plain: bool) -> Text:
 def sparkline(values: Sequence[float], length: int, *, low: float, high: float, ascii_only: bool = False) -> str:
     """``values`` as at most ``length`` blocks on a logarithmic scale from ``low`` to ``high``.
 
-    Longer series are averaged over equal stretches. Values that are not finite or not above 0 show as ``?``.
+    A longer series is averaged over equal parts. A value that is not finite or not above 0 appears as ``?``.
     """
     levels = _ASCII_LEVELS if ascii_only else _BLOCKS
     if len(values) > length:
@@ -120,7 +120,8 @@ def sparkline(values: Sequence[float], length: int, *, low: float, high: float, 
 
 
 def bar(done: int, total: int, length: int = _BAR, *, ascii_only: bool = False) -> str:
-    """A bar of ``length`` characters: full only when everything is done, and empty only when nothing is."""
+    """A bar of ``length`` characters, which is full only when everything is done, and empty only when nothing is
+    done."""
     full, empty = ("#", ".") if ascii_only else ("█", "░")
     if total <= 0:
         return empty * length
@@ -133,7 +134,7 @@ def bar(done: int, total: int, length: int = _BAR, *, ascii_only: bool = False) 
 
 
 def _tested(entry: Mapping[str, Any], plain: bool) -> str:
-    """The test score over the folds that have one; empty for fewer than two."""
+    """The test score over the folds that have a score; empty for fewer than two folds."""
     key, label = _score(entry)
     tested = [fold[key] for fold in entry["folds"] if fold[key] is not None]
     if len(tested) < 2:
@@ -190,7 +191,7 @@ def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
 
 
 def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> list[tuple[str, str]]:
-    """The columns of a fold, with their style; without the curve, which fills the remaining width."""
+    """The columns of a fold with their styles, except the curve, which fills the remaining width."""
     done, total = fold["epochs_done"], fold["epochs_total"]
     is_over = done + fold["epochs_skipped"] == total
     return [
@@ -206,7 +207,7 @@ def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> li
 
 
 def _curve(val_mae: Sequence[float | None], length: int, plain: bool) -> str:
-    """A fold's curve on its own scale: one bad fold must not flatten the others."""
+    """A fold's curve on its own scale, so that one bad fold does not flatten the others."""
     values = [math.nan if value is None else value for value in val_mae]
     drawn = [value for value in values if _is_drawable(value)]
     low = min(drawn, default=1.0)

@@ -1,4 +1,4 @@
-"""The latest errors in `mbqueue status`: each one once, in full, with what to do about it."""
+"""The latest errors in `mbqueue status`: each error once, in full, with advice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rich.text import Text
 
 from mbqueue.clock import format_duration
 
-#: The beginning of a traceback's last line: module and class. Our own errors are full sentences without it.
+#: The beginning of a traceback's last line: module and class. mbqueue's own errors are full sentences without this
+#: prefix.
 _OWN_CLASS = re.compile(r"^mbqueue\.errors\.\w+: ")
 _MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*(?::|$))")
 
@@ -42,7 +43,7 @@ def last_errors(
 
 
 def job_label(job: Mapping[str, Any]) -> str:
-    """For example ``full_finetune fold 2 epoch 7``."""
+    """Describe where an error occurred, for example ``full_finetune fold 2 epoch 7``."""
     return _where([job])
 
 

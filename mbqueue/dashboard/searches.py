@@ -15,7 +15,8 @@ from mbqueue.dashboard.experiments import STYLES, cut
 
 
 def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: bool) -> Iterable[RenderableType]:
-    """The trials by state and the best so far; with all of its settings if the search is opened."""
+    """Draw the number of trials by state, and the best trial so far; if the search is opened, with all settings of that
+    trial."""
     trials = search["trials"]
     counts = ", ".join(f"{count} {state}" for state, count in trials.items() if count)
     total = f" of {search['trials_wanted']}" if search["trials_wanted"] else ""
@@ -40,7 +41,7 @@ def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: 
 
 
 def trial_table(entries: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """One row per trial, in order: state, epochs, best validation MAE, settings."""
+    """Draw one row per trial, in order: state, epochs, best validation MAE, settings."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for justify in ("right", "left", "right", "left", "left"):
         table.add_column(justify=justify)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NOTEBOOK_COLUMNS = 110
-#: Middle tones, legible on a white notebook and on a dark one: black, red, green, yellow, blue, magenta, cyan, white.
+#: Middle tones that are legible in both light and dark notebooks: black, red, green, yellow, blue, magenta, cyan,
+#: white.
 _TONES = [
     (100, 100, 100), (207, 64, 64), (45, 145, 80), (176, 128, 0),
     (74, 125, 220), (160, 95, 205), (20, 145, 165), (140, 140, 140),
@@ -71,7 +72,7 @@ class Status:
 
     @property
     def is_active(self) -> bool:
-        """Whether a session is running."""
+        """Whether any session is running."""
         return any(session["state"] == "live" for session in self.overview["sessions"])
 
     @property
@@ -110,7 +111,7 @@ class Status:
 
     @property
     def errors(self) -> pd.DataFrame:
-        """One row per job whose last attempt failed, the newest first."""
+        """One row per job whose last attempt failed, newest first."""
         return _frame(self.overview["errors"], _ERROR_COLUMNS, index="job")
 
     def view(self, *, fits_height: bool = False) -> RenderableType:
@@ -125,7 +126,8 @@ class Status:
         )
 
     def says_more_than(self, earlier: Status) -> bool:
-        """Whether a state, an epoch, a session or an error changed; ages, rates and progress always change."""
+        """Whether a state, an epoch, a session or an error changed. Ages, rates and progress always change, so they are
+        ignored."""
         return bool(_lasting(self.overview) != _lasting(earlier.overview))
 
     def __rich__(self) -> RenderableType:
@@ -159,7 +161,7 @@ def _lasting(told: Any) -> Any:
 
 
 def _frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, index: str | list[str]) -> pd.DataFrame:
-    """The rows as a frame, which has ``columns`` even without rows."""
+    """Make a frame from the rows; it has ``columns`` even without rows."""
     import pandas as pd  # noqa: PLC0415 - takes half a second, and `mbqueue status` does without
 
     found = list(rows)

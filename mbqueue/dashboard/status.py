@@ -18,7 +18,7 @@ from mbqueue.dashboard.experiments import STYLES, by_interest, cut, experiment, 
 from mbqueue.dashboard.failures import job_label, last_errors
 from mbqueue.dashboard.searches import search_lines, trial_table
 
-#: The order of the job counts: open ones first.
+#: The order of the job counts: open jobs first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
 _NOBODY = "No session is running. Start one with: mbqueue work"
 #: With more experiments than this, only active ones and those that need attention are drawn, newest first.
@@ -29,14 +29,14 @@ Height = Callable[[Iterable[RenderableType]], int]
 
 
 class _Limits(NamedTuple):
-    """The amount of detail below the experiments."""
+    """How much detail the part below the experiments has."""
 
     sessions: int
     errors: int
     error_lines: int
 
 
-#: From the most detailed to the least.
+#: The levels of detail, from the most to the least.
 _LIMITS = (_Limits(1000, 5, 6), _Limits(8, 3, 2), _Limits(3, 2, 2), _Limits(1, 1, 1))
 
 
@@ -66,8 +66,8 @@ def render(
 def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
     """(seconds used, seconds left) of an experiment.
 
-    The time left is that of preparing, by its rate, plus that of the open epochs and predictions, at the mean of the
-    finished ones. The time left is None while an open part has no estimate.
+    The time left is the rest of preparing, at its current rate, plus the open epochs and predictions, at the mean time
+    of the finished ones. The time left is None as long as an open part has no estimate.
     """
     folds = experiment["folds"]
     used = float(experiment["seconds"])
@@ -97,7 +97,7 @@ class TimeLeft(NamedTuple):
 
     Attributes:
         used: time of all work: preparing, epochs, predictions, scores, including unfinished jobs.
-        left: time of the remaining work, where a finished epoch gives an estimate.
+        left: time of the remaining work of experiments for which a finished epoch gives an estimate.
         unknown: number of experiments and searches without a finished epoch, whose time left is unknown.
         sessions: number of sessions of the usual length that `left` takes.
     """
@@ -153,7 +153,7 @@ class _Dashboard:
         def height(parts: Iterable[RenderableType]) -> int:
             return sum(len(console.render_lines(part, options, pad=False)) for part in parts)
 
-        # One line less than the height: a full screen would scroll when the view ends.
+        # Use one line less than the height, because a full screen would scroll when the view ends.
         room = console.height - 1
         for limits in _LIMITS:
             rest = list(self._rest(limits, width, plain))
@@ -163,20 +163,21 @@ class _Dashboard:
         yield Group(*above, *rest)
 
     def _shortened(self, room: int, height: Height, width: int, plain: bool) -> list[RenderableType]:
-        """The experiments on at most ``room`` lines, if possible, with as few as possible reduced to one line."""
+        """Draw the experiments on at most ``room`` lines, if possible, and reduce as few as possible to one line."""
         shown = self.shown
         n_drawn = len(shown) if len(shown) <= room else max(1, room - 2)
         n_whole = min(n_drawn, _EXPERIMENTS_SHOWN)
         first = by_interest(shown)[:n_whole]
         tables = [height(experiment(shown[position], width, plain)) + 1 for position in first]
-        # Plus a line for each other experiment, one for those that are not drawn, and a blank one.
+        # Add a line for each other experiment, one for the experiments that are not drawn, and a blank line.
         others = (n_drawn < len(shown)) + 1
         while n_whole and n_drawn - n_whole + others * (n_whole < len(shown)) + sum(tables[:n_whole]) > room:
             n_whole -= 1
         return self._experiments(n_whole, n_drawn, width, plain)
 
     def _experiments(self, n_whole: int, n_drawn: int, width: int, plain: bool) -> list[RenderableType]:
-        """The ``n_drawn`` most relevant ones in the order of the queue, ``n_whole`` of them with their folds."""
+        """Draw the ``n_drawn`` most relevant experiments in the order of the queue, ``n_whole`` of them with their
+        folds."""
         shown = self.shown
         if not shown:
             if self.overview["experiments"]:
@@ -197,7 +198,7 @@ class _Dashboard:
         return parts
 
     def _rest(self, limits: _Limits, width: int, plain: bool) -> Iterable[RenderableType]:
-        """The part below the experiments."""
+        """Draw the part below the experiments."""
         for search in self.overview.get("searches", ()):
             yield from search_lines(search, width, plain, opened=self.opened)
             if self.opened:
@@ -272,7 +273,7 @@ def _sessions(
 
 
 def _left(job: Mapping[str, Any] | None) -> str:
-    """Show the remains of a dead session."""
+    """Show a session that died, and what it left behind."""
     if job is None:
         return "held no job"
     at = _progress(job)

@@ -1,7 +1,7 @@
-"""The timeline of the report: what each session did when, from the queue's events.
+"""The report's timeline, which shows from the queue's events what each session did and when.
 
 Events record when a job was claimed, when its data and model were loaded, and when it was released or committed. For a
-session on a drive they also record when it published and for how long, which runs beside the training.
+session on a drive, events also record when it published and for how long; publishing runs beside the training.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def timeline(
 
     Args:
         sessions: the sessions to draw.
-        events: events of one experiment or all, oldest first; those of publishing belong to no experiment.
-        now: the end of what is still running.
+        events: events of one experiment or of all, oldest first; publishing events belong to no experiment.
+        now: the end of spans that are still running.
         results: results of committed jobs by job id: `seconds` of their work, and `checkpoint_seconds`.
     """
     rows = {row.id: row for row in sessions}
@@ -84,7 +84,7 @@ def _kept(kind: Kind | None, result: Mapping[str, Any]) -> float | None:
     """Seconds of work in a finished job, over all attempts; None if unknown."""
     if kind is Kind.TRAIN:
         return result.get("seconds")
-    # Predictions and records start over; preparing keeps whole shards, which are not counted.
+    # Predictions and records start over. Preparing keeps whole shards, which this function does not count.
     return None if kind is Kind.PREPARE else 0.0
 
 
@@ -116,7 +116,7 @@ def _publishing(rows: dict[str, SessionRow], events: Iterable[Event]) -> Iterabl
 
 
 def _bad_ending(claim: Event, end: Event) -> str | None:
-    """The kind of a span that did not end properly, or None."""
+    """The kind of a span that did not end properly; None if the span ended properly."""
     if end.by != claim.by:
         return CUT_OFF
     return "failed" if end.to_state is State.FAILED or end.why.startswith("failed") else None
@@ -159,5 +159,5 @@ def _gaps(row: SessionRow, spans: Sequence[Span], now: float) -> Iterable[Span]:
 
 
 def _last_sign(row: SessionRow, *, now: float) -> float:
-    """When the session ended, or until when it counted as live."""
+    """The time when the session ended or, for a session that died, the time until which it counted as live."""
     return min(now if row.ended_at is None else row.ended_at, row.alive_until)

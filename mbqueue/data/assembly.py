@@ -153,7 +153,7 @@ def _join(bases: Any, per_atom: Any, vectors: Any, bonds: Any) -> Any:
 
 @compiled
 def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) -> Any:
-    """The atoms of B crystals, one crystal after the other.
+    """Compute the atoms of B crystals, one crystal after the other.
 
     Args:
         begins: index of each crystal's first atom in ``numbers`` (uint8) and ``frac`` (fractional coordinates, float64
@@ -351,10 +351,13 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
     """Combine B records into one graph with lengths and angles.
 
     Args:
-        records: the records, one after the other, uint8; starts: where each begins, and the end, int64 [B + 1].
+        records: the records, one after the other, uint8.
+        starts: the start of each record, and the end of the last, int64 [B + 1].
         sizes: totals of directed, short undirected bonds and angles, int64 [3].
-        n_atoms: int64 [B]. index: rows of the index of ``conversion.pack_rows``, int64 [B, 6].
-        cart: Cartesian coordinates, Å, float64 [A, 3]. lattices: float64 [B, 3, 3], Å.
+        n_atoms: atoms per crystal, int64 [B].
+        index: rows of the index of ``conversion.pack_rows``, int64 [B, 6].
+        cart: Cartesian coordinates, Å, float64 [A, 3].
+        lattices: rows are lattice vectors, Å, float64 [B, 3, 3].
 
     Returns:
         centre, neighbour, undirected and reverse of each directed bond int32 [4, D]; bond_length float32 [U];

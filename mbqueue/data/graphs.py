@@ -20,7 +20,7 @@ CONVERTER_VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class PackedGraphs:
-    """Graphs of N crystals as records of bytes.
+    """The graphs of N crystals, packed as records of bytes.
 
     Attributes:
         records: uint8 [bytes], one record after the other.
@@ -45,7 +45,8 @@ class Graph:
         directed2undirected: int64 [D].
         undirected2directed: int64 [U].
         bond_graph: centre, undirected and directed first bond, undirected and directed second bond, int64 [T, 5],
-            in the order of the angles in batches. cutoff: atom cut-off used, Å.
+            in the order of the angles in batches.
+        cutoff: atom cut-off used, Å.
     """
 
     atom_graph: NDArray[np.int64]

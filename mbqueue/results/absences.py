@@ -1,4 +1,4 @@
-"""Elements in a fold's test part that its training part lacks: predictions of crystals with them are poor."""
+"""Elements that occur in a fold's test part but not in its training part, which makes predictions poor."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mbqueue.task import Target
 def absences(
     folds: Mapping[str, Mapping[str, Any]], predictions: Mapping[int, Predictions], target: Target
 ) -> list[str]:
-    """One sentence per set of folds that lack the same elements; elements in no test crystal are left out.
+    """One sentence per set of folds that lack the same elements. Elements that no test crystal contains are left out.
 
     Args:
-        folds: as in results.json, with ``absent_elements`` of each fold's training part.
-        predictions: fold → its test part.
+        folds: ``folds`` of results.json, with the ``absent_elements`` of each fold's training part.
+        predictions: fold → predictions of its test part.
     """
     missing: dict[tuple[str, ...], list[str]] = {}
     for fold, entry in folds.items():

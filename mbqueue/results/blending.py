@@ -15,10 +15,10 @@ FEWEST_CRYSTALS, FEWEST_PER_MEMBER = 30, 10
 
 
 def require_enough(n: int, members: int, *, fold: int) -> None:
-    """Check that there are enough crystals to fit weights for the number of members.
+    """Check that there are enough crystals to fit weights for this number of members.
 
     Raises:
-        ResultsError: if there are too few.
+        ResultsError: if there are too few crystals.
     """
     fewest = max(FEWEST_CRYSTALS, FEWEST_PER_MEMBER * members)
     if n < fewest:
@@ -34,7 +34,7 @@ def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> 
 
     Args:
         tables: experiment → its predictions.
-        weights: experiment → its weight; they sum to one.
+        weights: experiment → its weight; the weights sum to one.
 
     Raises:
         ResultsError: if the tables have different crystals or targets.
@@ -52,10 +52,10 @@ def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> 
 
 
 def members_of(spec: Mapping[str, Any]) -> list[str]:
-    """The names of the experiments that a spec is made from; empty if there are none."""
+    """The names of the experiments that a spec's experiment is made from; empty if it is not made from others."""
     return [member["experiment"] for member in spec.get("made_from", {}).get("members", ())]
 
 
 def enumerated(names: Sequence[str]) -> str:
-    """``A, B and C``."""
+    """Join names for a sentence: ``A, B and C``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

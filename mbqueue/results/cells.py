@@ -1,8 +1,8 @@
 """Escape text for CSV cells, so that no spreadsheet runs it, and for Markdown, so that it appears literally.
 
 mbqueue reads its own CSV files back exactly. A spreadsheet treats a cell as a formula if it begins with ``=``, ``+``,
-``-`` or ``@``, also after a tab or a carriage return (OWASP, CSV injection). So such cells get a leading apostrophe,
-except numbers. Cells in which apostrophes precede such a character get one more.
+``-`` or ``@``, also after a tab or a carriage return (OWASP, CSV injection). So mbqueue adds a leading apostrophe to
+these cells, except to numbers. If such a cell already starts with apostrophes, it gets one more.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def csv_rows(text: str) -> Iterable[list[str]]:
     """The rows of a text from `csv_text`, or of a table written without escaping formulas.
 
     Raises:
-        ValueError: if it is not CSV.
+        ValueError: if the text is not CSV.
     """
     try:
         for cells in csv.reader(io.StringIO(text, newline=""), strict=True):
@@ -48,7 +48,7 @@ def _written(cell: object) -> str:
 
 
 def markdown(text: str) -> str:
-    """A text as one line of Markdown that shows it literally."""
+    """Escape a text as one line of Markdown that appears literally."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 

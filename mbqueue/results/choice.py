@@ -1,8 +1,8 @@
 """Mark the scores of folds on which an experiment's settings were chosen.
 
-A search compares trials by their validation MAE, and `promote` enqueues the best one. On the trials' folds, its
-validation MAE is the lowest of many, and so too optimistic. The choice did not use the test parts of these folds. A
-blend has the marks of its members.
+A search compares trials by their validation MAE, and `promote` enqueues the best one. On the trials' folds, the best
+trial's validation MAE is the lowest of many, and therefore too optimistic. The choice did not use the test parts of
+these folds. A blend inherits the marks of its members.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: The mark after the number or score of a fold that took part in the choice; the second is for ASCII terminals.
+#: The mark after the number or score of a fold that took part in the choice: the usual one, and one for ASCII
+#: terminals.
 MARK, ASCII_MARK = "†", "*"
 
 
@@ -20,7 +21,7 @@ def chosen_on(spec: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def marked(fold: int | str, spec: Mapping[str, Any], mark: str = MARK) -> str:
-    """The number of a fold, with the mark if it took part in the choice."""
+    """The number of a fold, with the mark if the fold took part in the choice."""
     return f"{fold} {mark}" if int(fold) in chosen_on(spec) else str(fold)
 
 
@@ -46,7 +47,7 @@ def _choices(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The choices that `promote` recorded for the experiment and its members, each once."""
     members = (spec.get("made_from") or {}).get("members", ())
     of_members = [choice for member in members for choice in _choices(member["spec"])]
-    # A blend takes the choices of all its members, and each names its search.
+    # A blend has the choices of all its members, and each choice names its search.
     found = of_members or ([spec["chosen"]] if spec.get("chosen") else [])
     return [choice for position, choice in enumerate(found) if choice not in found[:position]]
 

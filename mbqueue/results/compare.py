@@ -3,7 +3,7 @@
 For crystals that two experiments both predicted, d = |error of B| − |error of A|, which is negative if B is better. The
 interval is mean(d) ± t · s / √n, with Student's t at n − 1 degrees of freedom for the 95 % level. The interval covers
 the choice of crystals, but neither the effect of another training seed, nor the dependence between folds, which share
-most of their training data. So the comparison also has the difference of each fold.
+most of their training data. So the comparison also shows the difference on each fold.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PairedDifference:
 
     Attributes:
         mae_a, mae_b: each experiment's MAE on these crystals.
-        mean, low, high: of |error b| − |error a|, with its 95 % interval; None for fewer than two crystals.
+        mean, low, high: mean of |error b| − |error a|, and its 95 % interval; None for fewer than two crystals.
         share_better: share of these crystals on which b's error is smaller.
         per_fold: fold → mean difference, for folds with the same crystals in both.
         differences: float64 [n].
@@ -62,7 +62,7 @@ class PairedDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Experiments in the order given, and every pair of them."""
+    """Experiments in the order given, and the difference for every pair."""
 
     recorded: tuple[Recorded, ...]
     labels: tuple[str, ...]
@@ -74,8 +74,8 @@ def compare(recorded: Sequence[Recorded]) -> Comparison:
 
     Raises:
         UsageError: if there are fewer than two.
-        ResultsError: if two have different kinds or units of target, share no crystal, or disagree on a target value
-            (they then have different data).
+        ResultsError: if two experiments have different kinds or units of target, share no crystal, or disagree on a
+            target value, which means that their data differ.
     """
     if len(recorded) < 2:
         raise UsageError("Name at least two experiments to compare.")
@@ -93,7 +93,7 @@ def compare(recorded: Sequence[Recorded]) -> Comparison:
 
 
 def _labels(recorded: Sequence[Recorded]) -> tuple[str, ...]:
-    """The experiments' names; a name that occurs twice is followed by the day."""
+    """The experiments' names; if a name occurs twice, the day follows it."""
     names = [one.name for one in recorded]
     return tuple(
         name if names.count(name) == 1 else f"{name} ({one.content['run']['enqueued_on']})"
@@ -137,7 +137,7 @@ def _pair(a: Recorded, b: Recorded, label_a: str, label_b: str) -> PairedDiffere
 
 
 def _common_rows(a: Predictions, b: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the common crystals, in the order of a."""
+    """Rows of the common crystals in both experiments, in the order of a."""
     row_in_b = {crystal_id: row for row, crystal_id in enumerate(b.ids)}
     rows = [(row, row_in_b[crystal_id]) for row, crystal_id in enumerate(a.ids) if crystal_id in row_in_b]
     table = np.array(rows, dtype=np.int64).reshape(-1, 2)

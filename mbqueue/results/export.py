@@ -75,12 +75,13 @@ def export_submission(
         recorded: verified results folders, one per task.
         parent: where to create the folder ``matbench_v0.1_ALGORITHM``.
         authors: authors as the leaderboard should show them.
-        algorithm: short name on the leaderboard; by default the experiment's name. Several tasks require it.
+        algorithm: short name on the leaderboard; by default the experiment's name. Exports of several tasks require it.
         notes: text before the note on the overlap with the pretraining data, which is always included.
         force: replace an earlier export.
 
     Raises:
-        ResultsError: if the results are not all five official folds, or matbench rejects them; it lists every reason.
+        ResultsError: if the results are not all five official folds, or matbench rejects them; the error lists every
+            reason.
         UsageError: if the authors are empty, or the folder exists, unless ``force`` is set and it is an export.
     """
     for one in recorded:
@@ -100,7 +101,7 @@ def export_submission(
 
 
 def _is_ours(name: str) -> bool:
-    """Whether an export can contain a file of this name."""
+    """Whether an export can contain a file with this name."""
     return name in ("results.json.gz", "info.json", "run_experiment.py") or fnmatch(name, "experiment*.toml")
 
 
@@ -125,7 +126,7 @@ def _write(folder: Path, recorded: Sequence[Recorded], info: Mapping[str, Any]) 
 def _add_steps(
     spec: Mapping[str, Any], file: str, enqueued: dict[str, Mapping[str, Any]], made: list[list[str]]
 ) -> None:
-    """Add what reproduces an experiment: files to enqueue, then commands that blend or average."""
+    """Add the steps that reproduce an experiment: files to enqueue, then commands that blend or average."""
     made_from = spec.get("made_from")
     if made_from is None:
         enqueued[file] = spec

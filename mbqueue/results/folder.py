@@ -56,7 +56,7 @@ class Recorded:
 
     @property
     def board_measure(self) -> Measure:
-        """The score to compare with the leaderboard; without a leaderboard, the main score."""
+        """The score that is compared with the leaderboard; without a leaderboard, the main score."""
         return leaderboard_measure(self.target) if self.content["leaderboard"]["rows"] else self.measure
 
     def spread(self, measure: Measure) -> dict[str, float] | None:
@@ -71,18 +71,18 @@ class Recorded:
 
     @cached_property
     def histories(self) -> dict[int, list[dict[str, Any]]]:
-        """Fold → rows of its history; for an unfinished experiment, also of folds without predictions."""
+        """Fold → rows of its history. For an unfinished experiment, this includes folds without predictions."""
         folds = sorted(int(fold) for fold in self.content["run"]["fold_seconds"])
         return {fold: read_history(history_file(self.folder, fold)) for fold in folds}
 
     @cached_property
     def predictions(self) -> dict[int, Predictions]:
-        """Fold → its test part."""
+        """Fold → predictions of its test part."""
         return {fold: read_predictions(predictions_file(self.folder, fold)) for fold in self.folds}
 
     @cached_property
     def all_predictions(self) -> Predictions:
-        """The test parts of all folds, one after the other."""
+        """The predictions of all folds' test parts, one after the other."""
         tables = [self.predictions[fold] for fold in self.folds]
         return Predictions(
             [crystal_id for table in tables for crystal_id in table.ids],
@@ -142,7 +142,7 @@ def _content_of(path: Path) -> dict[str, Any]:
 
 
 def read_unfinished(folder: Path, inputs: RecordInputs) -> Recorded:
-    """The results so far of an experiment that is not recorded yet.
+    """Read the results so far of an experiment that is not recorded yet.
 
     Raises:
         ResultsError: if a table is damaged.
@@ -154,11 +154,11 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
     """Find the newest complete results folder named ``name`` (by folder or experiment).
 
     Args:
-        results_dirs: where to look. The newest was enqueued on the latest day, and among those recorded last. Among
-            equal copies, the first folder of `results_dirs` wins.
+        results_dirs: where to look. The newest folder is the one enqueued on the latest day and, within that day,
+            recorded last. Among equal copies, the first folder of `results_dirs` wins.
 
     Raises:
-        ResultsError: if there is none; the error lists those that exist.
+        ResultsError: if there is no such folder; the error lists the existing ones.
     """
     folders = list(results_dirs)
     found = [path.parent for results_dir in folders for path in results_dir.glob(f"daily/*/*/{RESULTS_FILE}")]
@@ -179,7 +179,7 @@ def recorded_at(folder: Path) -> str:
 
 
 def _facts(folder: Path) -> tuple[str, str]:
-    """The experiment's name, and when it was recorded."""
+    """The experiment's name and the time of its recording."""
     try:
         recorded = read_recorded(folder, verify=False)
     except ResultsError:

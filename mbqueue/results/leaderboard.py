@@ -35,7 +35,7 @@ _COMPOSITION_NOTE = (
 
 
 def overlap_note(target: Target, spec: Mapping[str, Any]) -> str:
-    """A note on what the pretraining has seen of the crystals and targets."""
+    """A note on which of the crystals and targets the pretraining has seen."""
     if target.kind == "energy":
         return _ENERGY_NOTE
     members = (spec.get("made_from") or {}).get("members", ())

@@ -153,7 +153,7 @@ def _how(content: dict[str, Any], target: Target) -> list[str]:
 
 
 def _made(content: dict[str, Any]) -> list[str]:
-    """How an experiment was made from others: a blend's members and weights, or a model and its strains."""
+    """Describe how an experiment was made from others: a blend's members and weights, or a model and its strains."""
     members = members_of(content["spec"])
     if not is_blend(content["spec"]):
         strains = content["spec"]["train"]["test_strains"]

@@ -29,14 +29,14 @@ _SILENT = logging.CRITICAL + 1
 def write_matbench_file(
     path: Path, predictions: Mapping[int, Predictions], task: Task, *, parameters: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
-    """Write all five official folds like ``MatbenchBenchmark.to_file``, gzipped, after matbench's validation.
+    """Validate all five official folds with matbench, and write them gzipped, like ``MatbenchBenchmark.to_file``.
 
-    The bytes depend only on the inputs, and on matbench's date stamp and its hash.
+    The bytes depend only on the inputs, and on matbench's date stamp and the hash that includes it.
 
     Args:
         path: the .json.gz file.
-        predictions: fold → its test part, in any order of rows.
-        task: the task of the folds.
+        predictions: fold → predictions of its test part, with rows in any order.
+        task: the matbench task of the folds.
         parameters: plain values that matbench stores with each fold.
 
     Returns:
@@ -67,10 +67,10 @@ def write_matbench_file(
 
 
 def merge_matbench_files(path: Path, parts: Sequence[Path]) -> None:
-    """Merge several files of ``write_matbench_file`` into one, after matbench's validation.
+    """Validate several files of ``write_matbench_file`` with matbench, and merge them into one.
 
     Raises:
-        ResultsError: if a file is missing or damaged, two have the same task, or matbench rejects one.
+        ResultsError: if a file is missing or damaged, two files have the same task, or matbench rejects a file.
     """
     with _quiet_matbench() as benchmark_class:
         tasks: dict[str, Any] = {}
@@ -132,7 +132,8 @@ def _write(path: Path, benchmark: Any) -> None:
 def _quiet_matbench() -> Iterator[Any]:
     """Within the block, provide matbench's MatbenchBenchmark class, and keep its log off standard output.
 
-    On import, matbench binds a log handler to ``sys.stdout``, and it logs at every call. Standard output is for data.
+    On import, matbench binds a log handler to ``sys.stdout``, and every call logs something. Standard output is for
+    data.
     """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # matbench 0.6 and matminer use calls that newer Pythons deprecate

@@ -1,7 +1,7 @@
 """Record an experiment: write results.json, RESULTS.md and the matbench file from the tables of its folds.
 
-A folder is complete if and only if it has a results.json: recording removes that file first, and writes it last. The
-file contains the size and SHA-256 of every other file, and its own checksum. Its format (``"format": 1``):
+A folder is complete if and only if it has a results.json: recording first removes results.json, and writes it again
+last. The file contains the size and SHA-256 of every other file, and its own checksum. Its format (``"format": 1``):
 
     format           1
     experiment       name in the queue
@@ -76,7 +76,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionFacts:
-    """A session that worked on the experiment, and its duration."""
+    """A session that worked on the experiment, and the duration of its work."""
 
     id: str
     device: str
@@ -85,7 +85,7 @@ class SessionFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordInputs:
-    """Everything to record besides the tables of the folds.
+    """Everything that a record contains besides the tables of the folds.
 
     Attributes:
         experiment: name in the queue.
@@ -126,7 +126,7 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
     """Score the folds in ``folder``; write the matbench file (official task only), RESULTS.md and results.json.
 
     The files are first written under temporary names. ``commit`` then receives the content of results.json and a fast
-    function that renames them, results.json last. ``commit`` calls that function inside the queue's fence, if the lease
+    function that renames them, results.json last. ``commit`` calls this function inside the queue's fence, if the lease
     still holds.
 
     Returns:
@@ -168,7 +168,7 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
                 path.replace(folder / path.name)
             for left_over in folder.glob(
                 f"{prefix}*"
-            ):  # including this one, so that a crash after the commit leaves nothing behind
+            ):  # including this file, so that a crash after the commit leaves nothing behind
                 shutil.rmtree(left_over, ignore_errors=True)
             files.fsync_dir(folder)
 
@@ -177,16 +177,17 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
 
 
 def checksum_of(content: Mapping[str, Any]) -> str:
-    """The checksum that results.json must have over the rest of its content."""
+    """Compute the checksum over the rest of results.json's content."""
     rest = {**content, "run": {key: value for key, value in content["run"].items() if key != "checksum"}}
-    # Hash the content as a reader gets it: JSON has no tuples, and its keys are strings.
+    # Hash the content as read back from JSON, which has no tuples and only string keys.
     return files.sha256_of_json(json.loads(json.dumps(rest)))
 
 
 def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
     """Compute the content of results.json for the finished folds without writing it.
 
-    ``folds`` contains those with predictions, ``run.fold_seconds`` those with a history; ``run.files`` is empty.
+    ``folds`` contains the folds with predictions, ``run.fold_seconds`` the folds with a history; ``run.files`` is
+    empty.
 
     Raises:
         ResultsError: if a table is damaged.
@@ -206,7 +207,7 @@ def fold_facts(folder: Path, fold: int, spec: Mapping[str, Any]) -> dict[str, di
     """Name → size and SHA-256 of the fold's history, predictions and, if it has one, model.
 
     Raises:
-        ResultsError: if one is missing.
+        ResultsError: if a file is missing.
     """
     return {path.name: _facts(path) for path in fold_files(folder, fold, spec)}
 
@@ -225,7 +226,7 @@ def broken_folds(
 ) -> dict[int, str]:
     """Fold → the problem, for folds whose history, predictions or model are missing or damaged.
 
-    The worker only has to predict such a fold again, because its checkpoints contain everything.
+    The worker only has to predict such a fold again, because the fold's checkpoints contain everything else.
 
     Args:
         spec: the experiment's spec, as plain JSON values.
@@ -311,7 +312,8 @@ def _content(
 
 
 def _published(dataset: str, target: Target) -> Sequence[Published]:
-    """The leaderboard of the dataset; for formation energies of other crystals, that of matbench_mp_e_form."""
+    """The leaderboard of the dataset; for formation energies of other crystals, the leaderboard of
+    matbench_mp_e_form."""
     is_like_the_first = target == FORMATION_ENERGY.target
     return leaderboard(FORMATION_ENERGY.dataset if dataset not in TASKS and is_like_the_first else dataset)
 

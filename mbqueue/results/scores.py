@@ -45,7 +45,7 @@ Scores = dict[str, float | int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A score, for people.
+    """A score and how to show it.
 
     Attributes:
         key: key in results.json.
@@ -90,7 +90,7 @@ def score(y_true: NDArray[np.float64], y_pred: NDArray[np.float64], target: Targ
     """Scores of predictions against targets, both float64 [N].
 
     Raises:
-        ResultsError: if there is nothing to score.
+        ResultsError: if there are no predictions.
     """
     if len(y_true) == 0:
         raise ResultsError("A test part without crystals has no scores. Use a dataset of at least five crystals.")
@@ -127,7 +127,8 @@ def roc_auc(is_one: NDArray[np.bool_], probability: NDArray[np.float64]) -> floa
     """Area under the ROC curve: the share of pairs in which class 1 has the higher probability (Mann-Whitney).
 
     Args:
-        is_one: [N], with both values present. probability: [N]; ties count half.
+        is_one: whether each crystal is of class 1, [N]; both values must occur.
+        probability: probability of class 1, [N]; ties count half.
     """
     _, position, counts = np.unique(probability, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[position]

@@ -19,9 +19,9 @@ from mbqueue import files
 from mbqueue.errors import ResultsError
 from mbqueue.results.cells import csv_rows, csv_text
 
-#: Columns of history_fold_{i}.csv and their types. MAEs are in the unit of the target, losses in that of the loss.
-#: ``lr`` is that of the epoch's last step, ``grad_norm`` the mean over its steps before clipping. ``session`` names
-#: every session that worked on the epoch, joined by ``+``.
+#: Columns of history_fold_{i}.csv and their types. MAEs are in the unit of the target, losses in the unit of the loss.
+#: ``lr`` is the rate of the epoch's last step; ``grad_norm`` is the mean over the epoch's steps, before clipping.
+#: ``session`` lists the sessions that worked on the epoch, joined by ``+``.
 HISTORY_TYPES: dict[str, type] = {
     "epoch": int,
     "train_loss": float,
@@ -43,7 +43,7 @@ RESTORE = "Restore it from a copy, or enqueue the experiment under another name.
 
 
 def advised(error: ResultsError, advice: str) -> ResultsError:
-    """The same error with the caller's advice instead of `RESTORE`."""
+    """A copy of an error with the caller's advice instead of `RESTORE`."""
     return ResultsError(f"{str(error).removesuffix(RESTORE)}{advice}")
 
 
@@ -51,17 +51,17 @@ PREDICTION_COLUMNS = ("id", "composition", "n_atoms", "y_true", "y_pred", "abs_e
 
 
 def history_file(folder: Path, fold: int) -> Path:
-    """history_fold_{fold}.csv of a results folder."""
+    """The path of history_fold_{fold}.csv in a results folder."""
     return folder / f"history_fold_{fold}.csv"
 
 
 def predictions_file(folder: Path, fold: int) -> Path:
-    """preds_fold_{fold}.csv of a results folder."""
+    """The path of preds_fold_{fold}.csv in a results folder."""
     return folder / f"preds_fold_{fold}.csv"
 
 
 def model_file(folder: Path, fold: int) -> Path:
-    """model_fold_{fold}.pth of a results folder; ``CHGNet.from_file`` loads it."""
+    """The path of model_fold_{fold}.pth in a results folder; ``CHGNet.from_file`` loads this file."""
     return folder / f"model_fold_{fold}.pth"
 
 
@@ -76,20 +76,20 @@ def fold_files(folder: Path, fold: int, spec: Mapping[str, Any]) -> list[Path]:
 
 
 def is_blend(spec: Mapping[str, Any]) -> bool:
-    """Whether an experiment's predictions are the weighted mean of others'."""
+    """Whether an experiment's predictions are a weighted mean of other experiments' predictions."""
     return len(spec.get("made_from", {}).get("members", ())) > 1
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The test part of one fold, in the order of the dataset.
+    """The predictions of one fold's test part, in the order of the dataset.
 
     Attributes:
         ids: crystal ids, [N], distinct.
         compositions: reduced formulas, [N].
         n_atoms: atoms in the cell, int64 [N].
         y_true: targets, float64 [N], in the unit of the target.
-        y_pred: predictions, float64 [N], likewise.
+        y_pred: predictions, float64 [N], in the unit of the target.
     """
 
     ids: Sequence[str]
@@ -113,7 +113,7 @@ class Predictions:
 
 
 def write_history(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Durably replace the history of a fold by ``rows``, the finished epochs from 1.
+    """Durably replace the history of a fold with ``rows``, one per finished epoch.
 
     Raises:
         ResultsError: if the columns of a row differ from ``HISTORY_TYPES``, or the epochs are not 1, 2, 3, …; the file

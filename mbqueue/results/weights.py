@@ -1,4 +1,4 @@
-"""Fit the weights of a blend on crystals on which none of its members was trained."""
+"""Fit the weights of a blend on crystals that none of its members was trained on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import optimize, sparse
 
 from mbqueue.errors import ResultsError
 
-#: Probabilities closer to 0 or 1 count as this far away, so that no single crystal dominates.
+#: Probabilities closer than this to 0 or 1 are clipped to this distance, so that no single crystal dominates.
 _SUREST = 1e-6
 
 
@@ -24,7 +24,7 @@ def fitted_weights(
     each crystal's error. For classes, minimise the log loss, which is convex in the weights.
 
     Args:
-        predictions: member → its predictions for crystals on which it was not trained, [V].
+        predictions: member → its predictions for crystals that it was not trained on, [V].
         targets: the crystals' targets, [V].
 
     Raises:

@@ -2,11 +2,11 @@
 
 This prevents three attacks:
 
-* A page of another site sends a form or a fetch to the board (CSRF). Every action requires the board's own origin, and
-  a secret that only the board's page has, in a header that no form can send.
+* A page of another site sends a form or a fetch to the board (CSRF). Every action requires the board's own origin. It
+  also requires a secret that only the board's page knows, in a header that no form can send.
 * An attacker makes a host name point to this machine (DNS rebinding). Without a token, the board answers only to the
   names of the loopback interface.
-* A stranger on the network opens the board. On any interface except loopback, every request requires a token.
+* A stranger on the network opens the board. On every interface except loopback, all requests require a token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-#: The parameter of a URL that has the token; after the first visit, a cookie has it.
+#: The URL parameter that contains the token; after the first visit, a cookie contains the token.
 TOKEN = "token"  # noqa: S105 - the name of a parameter
 CSRF_HEADER = "x-mbqueue-csrf"
 
@@ -33,10 +33,10 @@ class Access:
     """The rules of one running board.
 
     Attributes:
-        token: required with every request; None on the loopback interface, which needs none.
-        is_embedded: whether a notebook shows the pages, through its proxy. There, cookies are unreliable, so each link
-            has the token, and the proxy may have changed the Host header.
-        csrf: the secret required with every action; each process makes its own.
+        token: the token that every request must have; None on the loopback interface, where none is needed.
+        is_embedded: whether a notebook shows the pages, through its proxy. In a notebook, cookies are unreliable, so
+            each link has the token, and the proxy may have changed the Host header.
+        csrf: the secret that every action must have; each process makes a new one.
     """
 
     token: str | None
@@ -44,10 +44,10 @@ class Access:
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
     def check(self, request: Request, *, cookie: str) -> None:
-        """Refuse a request that lacks the token, or comes under another host name.
+        """Refuse a request that lacks the token or uses another host name.
 
         Raises:
-            Refused: if a required token is missing, or the host name is not one of loopback.
+            Refused: if a required token is missing, or the host name is not a name of the loopback interface.
         """
         if self.token is None:
             if _host(request) not in LOOPBACK_NAMES:
@@ -62,7 +62,7 @@ class Access:
         """Refuse an action that does not come from the board's own page.
 
         Raises:
-            Refused: if it comes from another site, or lacks the page's secret.
+            Refused: if the action comes from another site, or lacks the page's secret.
         """
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             raise Refused("The board refused this action, because another site sent it.")
@@ -76,7 +76,7 @@ class Access:
 def _host(request: Request) -> str:
     try:
         return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    except ValueError:  # brackets that are not an IPv6 address
+    except ValueError:  # the brackets do not contain an IPv6 address
         return ""
 
 
@@ -88,5 +88,5 @@ def _netloc(origin: str) -> str:
 
 
 def _equal(given: str, secret: str) -> bool:
-    """Compare in constant time, which reveals nothing about the secret."""
+    """Compare two texts in constant time, which reveals nothing about the secret."""
     return hmac.compare_digest(given.encode(), secret.encode())

@@ -9,7 +9,7 @@ from mbqueue.api import Project
 from mbqueue.errors import UsageError
 from mbqueue.experiment_file import parse_overrides
 
-#: How long to wait for stopped sessions before reporting; they keep saving after that.
+#: How long to wait for stopped sessions before reporting; the sessions may still be saving then.
 _STOP_WAIT_SECONDS = 5.0
 
 
@@ -18,8 +18,8 @@ def act(project: Project, name: str, given: Mapping[str, Any]) -> str:
 
     Args:
         name: pause, resume, cancel, retry, priority, enqueue or stop.
-        given: what the page sent: `experiment`, `fold` (a number or null) and `priority`; for enqueue, the fields of
-            its form as text; for stop, the id of a `session`, by default all on this machine.
+        given: the values that the page sent: `experiment`, `fold` (a number or null) and `priority`; for enqueue, the
+            fields of its form as text; for stop, the id of a `session`, by default all on this machine.
 
     Raises:
         UsageError: if the action is unknown, or an argument is missing or has the wrong type.

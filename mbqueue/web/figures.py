@@ -30,14 +30,14 @@ class Figures:
         """All figures of an experiment, as one JSON object: name → plotly's figure; empty if there are none yet.
 
         Args:
-            entry: the experiment as in the overview.
+            entry: the experiment's entry in the overview.
         """
         name = entry["name"]
         epochs = tuple((fold["fold"], fold["epochs_done"]) for fold in entry["folds"])
         predicted = (*(fold["fold"] for fold in entry["folds"] if fold["state"] == "done"), entry["record"])
         found = self._newest(name, "curves", epochs, lambda: self._curves(entry))
         found = found | self._newest(name, "finished", predicted, lambda: self._finished(entry))
-        # The sessions' time grows as long as a session works on this experiment.
+        # The sessions' time keeps growing while a session works on this experiment.
         running = entry["state"] == "running"
         found |= self._newest(name, "sessions", (epochs, running), lambda: self._sessions(name))
         return b"{" + b",".join(orjson.dumps(key) + b":" + content for key, content in found.items()) + b"}"
@@ -60,7 +60,7 @@ class Figures:
             return drawn[1]
 
     def _curves(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The learning curves, which need only the histories, are cheap to draw, and change with every epoch."""
+        """Draw the learning curves, which need only the histories, are cheap, and change with every epoch."""
         from mbqueue.results.report import figures  # noqa: PLC0415 - plotly takes a second to import
         from mbqueue.results.tables import history_file, read_history  # noqa: PLC0415
 

@@ -40,7 +40,7 @@ from mbqueue.web.acts import act
 from mbqueue.web.figures import Figures
 from mbqueue.web.reading import Reader
 
-#: Scripts and styles come only from the board. plotly sets styles of elements, which 'unsafe-inline' allows.
+#: Scripts and styles come only from the board. plotly sets inline styles, which 'unsafe-inline' allows.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors "
@@ -64,7 +64,8 @@ def application(project: Project, access: Access, *, read_only: bool) -> ASGIApp
     """The board of a project.
 
     Args:
-        access: checks requests. read_only: leave out all buttons.
+        access: checks requests.
+        read_only: leave out all buttons.
     """
     board = _Board(project, access, read_only=read_only)
     routes = [
@@ -114,7 +115,7 @@ class _Guarded:
             return
         given = request.query_params.get(TOKEN)
         if given is not None and not self._access.is_embedded and request.method == "GET":
-            # Remove the token from the address bar, and so from screenshots, bookmarks and the history.
+            # Remove the token from the address bar, and so from screenshots, bookmarks and the browser's history.
             rest = [(key, value) for key, value in request.query_params.multi_items() if key != TOKEN]
             # Redirect only to a query: a path such as //other.example/ would lead away from the board.
             answer = RedirectResponse("?" + urlencode(rest), status_code=303)
@@ -171,7 +172,8 @@ class _Board:
     # -- the changing part -------------------------------------------------------------------------------------------
 
     def part(self, request: Request) -> Response:
-        """The changing part of a page as JSON: its HTML, trouble with the queue, and the secret that actions need."""
+        """The changing part of a page as JSON: its HTML, any trouble with the queue, and the secret that actions
+        need."""
         reading = self._reader.read()
         facts: dict[str, Any] = {"trouble": reading.trouble, "csrf": self._access.csrf, "html": "", "figures": None}
         if reading.status is not None:
@@ -179,7 +181,7 @@ class _Board:
                 facts |= self._filled(request, reading.status.overview, reading.status.session_seconds)
             except (MbqueueError, OSError) as error:  # the page keeps its content
                 facts["trouble"] = reading.trouble or str(error) or type(error).__name__
-        # The browser updates ages by its own clock, so a change of ages alone needs no new answer.
+        # The browser updates ages by its own clock, so the board sends no new answer when only ages change.
         tag = f'"{hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"ETag": tag})
@@ -259,7 +261,8 @@ class _Board:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def file(self, request: Request) -> Response:
-        """Serve a result file. The request names one of the existing files, and is never used as a path."""
+        """Serve a result file. The name in the request only selects one of the existing files, and is never used as a
+        path."""
         wanted, name = request.query_params.get("file"), request.query_params.get("name", "")
         for path in self._files(name):
             if path.name == wanted:
@@ -303,12 +306,12 @@ class _Board:
         return page + ("?" + urlencode(everything, doseq=True, quote_via=quote) if everything else "")
 
     def _token(self) -> dict[str, str]:
-        """The query that each link has inside a notebook, where the browser may block cookies."""
+        """The query string of every link inside a notebook, where the browser may block cookies."""
         return {TOKEN: self._access.token} if self._access.is_embedded and self._access.token else {}
 
 
 def _is_utf8(name: str) -> bool:
-    """Whether a file's name can appear in a page and in an address."""
+    """Whether a file's name can be shown on a page and used in an address."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
@@ -354,7 +357,8 @@ def _part_done(job: Mapping[str, Any] | None) -> float:
 
 
 def _spark(values: list[float | None]) -> str:
-    """Points of an SVG polyline, 100 wide and 24 high, for a curve on a logarithmic scale; empty for fewer than two."""
+    """The points of an SVG polyline, 100 wide and 24 high, for a curve on a logarithmic scale; empty for fewer than two
+    values."""
     known = [(position, math.log(value)) for position, value in enumerate(values) if value is not None and value > 0]
     if len(known) < 2:
         return ""

@@ -32,7 +32,7 @@ class Reading:
 
 
 class Reader:
-    """Reads a project's status for any number of threads: one read at a time, and only as often as needed."""
+    """Reads a project's status for any number of threads, with one read at a time, and only as often as needed."""
 
     def __init__(self, project: Project, clock: Clock) -> None:
         self._look: Callable[[], Status] = project.status
@@ -61,7 +61,7 @@ class Reader:
         return self._reading
 
     def expire(self) -> None:
-        """Make the next call read the queue again, because the board has changed something."""
+        """Make the next call read the queue again, because the board has changed the queue."""
         self._has_expired = True
         self._next_look = float("-inf")
 
@@ -73,5 +73,5 @@ class Reader:
         except (MbqueueError, OSError) as error:
             self._reading = Reading(status=self._reading.status, trouble=str(error) or type(error).__name__)
         ended = self._clock.monotonic()
-        if not self._has_expired:  # if nothing changed after this read began
+        if not self._has_expired:  # unless the queue changed after this read began
             self._next_look = ended + max(FRESH_SECONDS, _REST * (ended - began))

@@ -37,7 +37,8 @@ def serve(
     """Serve the board until SIGINT or SIGTERM.
 
     Args:
-        host: the address of an interface; on any except loopback, the board makes a token and adds it to the address.
+        host: the address of an interface; on every interface except loopback, the board makes a token and adds it to
+            the address.
         port: 0 for a free one.
         on_address: called with the URL to open, once the port is bound.
 
@@ -52,12 +53,12 @@ def serve(
 def board(path: str | Path | None = None, *, height: int = 720, read_only: bool = False) -> None:
     """Show the live page of a project in the output of a notebook cell (Colab and Jupyter).
 
-    The server runs in a thread of the notebook's kernel, and ends with it.
+    The server runs in a thread of the notebook's kernel, and ends when the kernel ends.
 
     Args:
-        path: the project's folder; by default the one above the working folder.
+        path: the project's folder; by default the nearest project above the working folder.
         height: height of the frame, in pixels.
-        read_only: without buttons.
+        read_only: leave out all buttons.
 
     Raises:
         UsageError: outside a notebook (use `mbqueue board` there), or without `mbqueue[board]`.
@@ -93,11 +94,11 @@ def board(path: str | Path | None = None, *, height: int = 720, read_only: bool 
 def listening_server(
     project: Project, host: str, port: int | None, *, read_only: bool, is_embedded: bool
 ) -> tuple[uvicorn.Server, socket.socket, str | None]:
-    """Make a server that is ready to run, its listening socket, and its token.
+    """Make a server that is ready to run, a listening socket, and a token.
 
     Args:
-        port: 0 for any free port, None for the first free port from the default one on.
-        is_embedded: for a notebook's frame, which always has a token.
+        port: 0 for any free port; None for the first free port, starting at the default.
+        is_embedded: whether the server is for a notebook's frame, which always has a token.
 
     Raises:
         UsageError: if the port is taken, the host is not this machine's, or `mbqueue[board]` is not installed.
@@ -126,7 +127,7 @@ def _listener(host: str, port: int | None) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, number))
-            listener.listen()  # a browser can connect now, and waits for an answer
+            listener.listen()  # a browser can already connect, and waits for an answer
         except OSError as failed:
             listener.close()
             error = failed

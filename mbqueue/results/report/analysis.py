@@ -22,15 +22,15 @@ _PARITY_BINS = 160
 _ROC_POINTS = 400
 
 # The validation MAE has risen if it exceeds that of the best epoch by this factor. A fold whose training MAE fell
-# meanwhile overfits if the best epoch is long ago, or the factor is at least the second one.
+# meanwhile overfits if the best epoch is long ago, or if the rise reaches the second factor.
 _RISE, _DOUBLED = 1.05, 2.0
 # The best epoch is long ago if at least this share of the epochs, and this many epochs, follow it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
-# Gap between validation and training, as a ratio.
+# The gap between validation and training MAE, as a ratio.
 _SMALL_GAP, _LARGE_GAP = 1.25, 2.0
-#: The fewest epochs from which to judge a curve.
+#: The minimum number of epochs for judging a curve.
 _FEWEST_EPOCHS = 3
-#: The report shows larger ratios as "more than" this one.
+#: The report shows larger ratios as "more than" this value.
 _LARGEST_RATIO = 100
 
 
@@ -42,7 +42,7 @@ class Verdict:
         kind: untrained, too few epochs, diverged, overfits, unsettled (the validation MAE rose only recently, or the
             training MAE rose too), improving or settled.
         text: the reason.
-        is_doubtful: whether you should look closer at the training.
+        is_doubtful: whether the training deserves a closer look.
     """
 
     fold: int
@@ -52,10 +52,11 @@ class Verdict:
 
 
 def verdict(fold: int, history: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Whether a fold overfits, from the gap of training and validation MAE and what came after the best epoch.
+    """Judge whether a fold overfits, from the gap between training and validation MAE and the epochs after the best
+    one.
 
-    The training MAE is a running mean over the epoch, while the model still changes. So early in training it is above
-    the validation MAE. Only a training MAE below the validation MAE is a sign of memorising.
+    The training MAE is a running mean over the epoch, while the model still changes. So early in training, the training
+    MAE is above the validation MAE. Only a training MAE below the validation MAE is a sign of memorising.
     """
     best = best_epoch(history)
     if best is None:
@@ -122,14 +123,15 @@ def _since(epochs: int) -> str:
 
 @dataclass(frozen=True)
 class Density:
-    """Counts on a square grid: ``counts[i, j]`` crystals with target in bin j and prediction in bin i."""
+    """Counts on a square grid: ``counts[i, j]`` is the number of crystals with target in bin j and prediction in bin
+    i."""
 
     edges: NDArray[np.float64]
     counts: NDArray[np.int64]
 
 
 def parity_density(predictions: Predictions) -> Density:
-    """Targets against predictions, binned, so that any number of crystals stays readable."""
+    """Bin targets against predictions, so that a plot of any number of crystals stays readable."""
     both = np.concatenate([predictions.y_true, predictions.y_pred])
     low, high = float(both.min()), float(both.max())
     pad = 0.02 * (high - low) or 0.1
@@ -153,7 +155,7 @@ def roc(predictions: Predictions) -> Roc | None:
     if is_one.all() or not is_one.any():
         return None
     order = np.argsort(-predictions.y_pred, kind="stable")
-    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # last of each run of equal probabilities
+    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # the last of each run of equal values
     true, false = np.cumsum(is_one[order])[ends], np.cumsum(~is_one[order])[ends]
     kept = np.unique(np.linspace(0, len(ends) - 1, min(len(ends), _ROC_POINTS)).astype(int))
     rates = [np.concatenate([[0.0], counts[kept] / counts[-1]]) for counts in (false, true)]
@@ -162,7 +164,8 @@ def roc(predictions: Predictions) -> Roc | None:
 
 @dataclass(frozen=True)
 class Reliability:
-    """For bins of the predicted probability: its mean, the share of class 1, and the number of crystals."""
+    """For each bin of predicted probabilities: the mean probability, the share of class 1, and the number of
+    crystals."""
 
     predicted: NDArray[np.float64]
     observed: NDArray[np.float64]
@@ -186,7 +189,7 @@ def confusion(predictions: Predictions) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class ErrorDistribution:
-    """Histogram of absolute errors in logarithmic bins, and quantiles (share → error)."""
+    """A histogram of absolute errors in logarithmic bins, and the quantiles (share → error)."""
 
     edges: NDArray[np.float64]
     counts: NDArray[np.int64]
@@ -194,7 +197,7 @@ class ErrorDistribution:
 
 
 def error_distribution(abs_error: NDArray[np.float64]) -> ErrorDistribution:
-    """The distribution of errors; those below ``SMALLEST_ERROR`` count in the first bin."""
+    """The distribution of errors; errors below ``SMALLEST_ERROR`` count in the first bin."""
     clipped = np.maximum(abs_error, SMALLEST_ERROR)
     top = np.ceil(np.log10(clipped.max()) * 10 + 0.5) / 10
     edges = np.logspace(np.log10(SMALLEST_ERROR), max(top, -4.0), 61)
@@ -229,7 +232,7 @@ def trend(values: NDArray[Any], abs_error: NDArray[np.float64], edges: NDArray[n
 
 
 def by_atoms(predictions: Predictions) -> Trend:
-    """Errors against the number of atoms in the cell, in bins whose edges grow by half."""
+    """Errors against the number of atoms in the cell, in bins whose edges grow by a factor of 1.5."""
     largest = int(predictions.n_atoms.max())
     edges = [1]
     while edges[-1] <= largest:
@@ -238,7 +241,8 @@ def by_atoms(predictions: Predictions) -> Trend:
 
 
 def by_target(predictions: Predictions, bins: int = 30) -> Trend:
-    """Errors against the target, in equal bins over the middle 99.8 %; the outer bins include the rest."""
+    """Errors against the target, in equal bins over the middle 99.8 % of the crystals; the outer bins include the
+    rest."""
     low, high = np.quantile(predictions.y_true, (0.001, 0.999))
     edges = np.linspace(low, high if high > low else low + 1e-9, bins + 1)
     return trend(predictions.y_true, predictions.abs_error, edges)
@@ -289,11 +293,11 @@ def worst(predictions: Mapping[int, Predictions], count: int = 50) -> list[Worst
 def session_hours(
     content: Mapping[str, Any], histories: Mapping[int, Sequence[Mapping[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """Per session in order: id, device, hours of finished epochs by fold, and the rest of its time.
+    """For each session, in order: id, device, hours of finished epochs by fold, and the rest of the session's time.
 
     The time of an epoch that several sessions worked on (``first+second``) is divided evenly between them.
-    The rest is the time outside finished epochs: start-up, preparation, predictions, and epochs that a death or a
-    deadline cut off.
+    The rest is the time outside finished epochs: start-up, preparation, predictions, and epochs that a crash or a
+    deadline cut short.
     """
     trained: dict[str, dict[int, float]] = {}
     devices: dict[str, str] = {}

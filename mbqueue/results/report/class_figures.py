@@ -1,4 +1,4 @@
-"""The report's figures for classes, instead of the plot of predictions against targets."""
+"""The report's figures for class targets, which replace the plot of predictions against targets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DIAGONAL = {"x": [0, 1], "y": [0, 1], "mode": "lines", "hoverinfo": "skip", "sh
 
 
 def roc_curve(curves: Mapping[int, Roc | None]) -> go.Figure:
-    """True against false positive rate of every fold."""
+    """Plot the true against the false positive rate of every fold."""
     figure = go.Figure(go.Scatter(line={"color": QUIET, "dash": "dash", "width": 1}, **_DIAGONAL))
     for fold, curve in curves.items():
         if curve is None:

@@ -19,7 +19,7 @@ from mbqueue.results.report.markup import number, page, plot, spread, table
 from mbqueue.results.scores import Measure
 from mbqueue.task import N_FOLDS, Target
 
-#: The width of a name beside the plot, in characters.
+#: The width of the names beside the plot, in characters.
 _NAME_COLUMNS = 28
 
 
@@ -31,7 +31,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
 
 
 def paired_differences(comparison: Comparison) -> go.Figure:
-    """The only figure of the comparison."""
+    """Draw the only figure of the comparison."""
     return paired(comparison.pairs, comparison.recorded[0].target)
 
 
@@ -109,7 +109,7 @@ def paired(pairs: Sequence[PairedDifference], target: Target) -> go.Figure:
 
 
 def _wrapped(name: str) -> str:
-    """A name split over lines, so that a long one leaves room for the figure."""
+    """A name split over lines, so that a long name leaves room for the figure."""
     return "<br>".join(escape(part) for part in textwrap.wrap(name, _NAME_COLUMNS))
 
 

@@ -1,7 +1,7 @@
 """The report's figures, drawn with plotly from the numbers of `analysis`.
 
-Data that grow with the number of crystals are binned first, so a report on 132,752 crystals opens as quickly as one on
-a hundred.
+Data that grow with the number of crystals are binned first, so a report opens as quickly for 132,752 crystals as for a
+hundred.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from mbqueue.results.scores import Measure
 from mbqueue.results.tables import Predictions
 from mbqueue.task import Target
 
-#: Okabe and Ito's colours, which colour-blind readers can distinguish; one per fold.
+#: Okabe and Ito's colours, one per fold, which colour-blind readers can distinguish.
 FOLD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 INK, _GRID, QUIET = "#222222", "#e3e3e3", "#9a9a9a"
 _SCALE = "Viridis"
 #: Up to this number of crystals, the parity plot draws each one as a point.
 _MOST_POINTS = 3000
 _ROUND_NUMBERS = [m * 10**power for power in range(4) for m in (1, 2, 5)]
-#: On an axis with more decades than this, only powers of ten have labels, because more would overlap.
+#: On an axis with more decades than this, only powers of ten have labels, because further labels would overlap.
 _DECADES_OF_ROUND_TICKS = 1.5
 
 
 def leaderboard(name: str, mean: float, board: Mapping[str, Any], measure: Measure, target: Target) -> go.Figure:
-    """This run and the leaderboard's models, best on top; errors on a logarithmic axis."""
+    """Plot this run among the leaderboard's models, best on top, with errors on a logarithmic axis."""
     entries = [(float(row[measure.key]), str(row["name"]), False) for row in board["rows"]] + [(mean, name, True)]
     entries.sort(reverse=measure.is_error)
     own = FOLD_COLOURS[0] if board["comparable"] else "#7fb8d8"
@@ -128,7 +128,7 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]], target
 
 
 def log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Labels of a logarithmic axis for ``values``."""
+    """The labels of a logarithmic axis for ``values``."""
     drawn = [value for value in values if np.isfinite(value) and value > 0]
     if not drawn:
         return {}
@@ -142,7 +142,7 @@ def log_ticks(values: Sequence[float]) -> dict[str, Any]:
 
 
 def parity(predictions: Predictions, target: Target) -> go.Figure:
-    """Predictions against targets: each crystal as a point with its id or, for many, their density."""
+    """Plot predictions against targets: each crystal as a point with its id or, for many crystals, their density."""
     density = parity_density(predictions)
     few = len(predictions) <= _MOST_POINTS
     low, high = float(density.edges[0]), float(density.edges[-1])
@@ -178,7 +178,7 @@ def _points(predictions: Predictions) -> go.Scatter:
 
 
 def _density(density: Density) -> go.Heatmap:
-    """Number of crystals per bin, with logarithmic colours."""
+    """Plot the number of crystals per bin, with logarithmic colours."""
     counts = density.counts.astype(float)
     with np.errstate(divide="ignore"):
         shade = np.where(counts > 0, np.log10(counts), np.nan)
@@ -337,7 +337,7 @@ def periodic_table(by_element: Mapping[str, tuple[float, int]], target: Target) 
 
 
 def styled(figure: go.Figure, *, height: int, legend: bool = True) -> go.Figure:
-    """The figure with the report's fonts, colours and margins."""
+    """Give a figure the report's fonts, colours and margins."""
     figure.update_layout(
         template="none",
         height=height,

@@ -61,7 +61,8 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def plot(name: str, figure: go.Figure) -> str:
-    """A figure as ``<div id="plot-NAME">``, with a button that saves it as PNG. It scrolls on a narrow page."""
+    """A figure as ``<div id="plot-NAME">``, with a button that saves it as PNG. On a narrow page, the figure
+    scrolls."""
     html = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -84,7 +85,7 @@ def table(
     foot: Sequence[str] = (),
     style: str = "",
 ) -> str:
-    """A table of cells in HTML (escape outside text first); the columns ``left`` are flush left."""
+    """A table of HTML cells; columns listed in ``left`` are flush left. Escape text from outside before you pass it."""
 
     def line(cells: Sequence[str], tag: str) -> str:
         opened = [f'<{tag} class="left">' if column in left else f"<{tag}>" for column in range(len(cells))]
@@ -97,10 +98,10 @@ def table(
 
 
 def number(value: float | None) -> str:
-    """Four decimals, or a dash."""
+    """A number with four decimals, or a dash if there is none."""
     return "–" if value is None else f"{value:.4f}"
 
 
 def spread(value: dict[str, float] | None) -> str:
-    """Mean ± standard deviation, or a dash."""
+    """Mean ± standard deviation, or a dash if there is none."""
     return "–" if value is None else f"{value['mean']:.4f} ± {value['std']:.4f}"

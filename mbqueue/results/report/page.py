@@ -36,7 +36,8 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
     Args:
         recorded: a results folder; the report reads all of its tables.
         path: the .html file.
-        timeline: the sessions' activities; without it, the report shows only their hours, from the histories.
+        timeline: the sessions' activities; without a timeline, the report shows only the sessions' hours, from the
+            histories.
 
     Raises:
         ResultsError: if a table is missing or damaged.
@@ -208,7 +209,7 @@ def _scores(recorded: Recorded) -> str:
     ]
     labels = [measure.label for measure in measures]
     head = ["Fold", "Crystals", *labels, "Epochs", "Best epoch", "Validation MAE"]
-    # On two lines, so that the table fits a page of 1250 pixels.
+    # Use two lines, so that the table fits a page of 1250 pixels.
     over_folds = (spread(recorded.spread(measure)).replace(" ± ", "<br>± ") for measure in measures)
     foot = ["all", "", *over_folds, "", "", ""]
     target = recorded.target

@@ -13,7 +13,7 @@ from mbqueue import files
 from mbqueue.errors import ResultsError, UsageError
 
 WIDTH_PIXELS = 1100
-#: Widths of the figures that share a row on the page, so that they keep about the same shape.
+#: Widths of the figures that share a row on the page; with these widths, pictures keep about the same shape.
 _NARROW_PIXELS = {"parity": 680, "errors": 680, "by-atoms": 480, "by-target": 480, "by-elements": 480} | dict.fromkeys(
     ("roc", "reliability", "confusion"), 480
 )
@@ -24,7 +24,7 @@ def require_pictures(names: Iterable[str], folder: Path, *, force: bool) -> None
     """Check that writing these figures to a folder would not replace any picture.
 
     Raises:
-        UsageError: if it would, unless ``force`` is set, or if the folder is a file.
+        UsageError: if a picture would be replaced and ``force`` is not set, or if the folder is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Name a folder for the pictures.")

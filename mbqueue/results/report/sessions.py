@@ -1,4 +1,4 @@
-"""Figures of the sessions: when they worked, and how they spent their time."""
+"""Figures that show when the sessions worked and how they spent their time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue.results.report.figures import FOLD_COLOURS, QUIET, styled
 
-#: The kind of span that overlaps the others.
+#: The only kind of span that overlaps other spans.
 PUBLISH = "publish"
 CUT_OFF, LOST = "cut off", "lost to deaths"
 
@@ -34,7 +34,7 @@ _BAR, _BESIDE = 0.7, 0.14
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A stretch of one session's time, in seconds since the epoch; ``kind`` is a name in the timeline's legend."""
+    """A span of one session's time, in seconds since the epoch; ``kind`` is a name in the timeline's legend."""
 
     session: str
     device: str
@@ -45,7 +45,7 @@ class Span:
 
 
 def session_bars(sessions: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Hours of each session: finished epochs by fold, and the rest."""
+    """Plot the hours of each session: finished epochs by fold, and the rest."""
     labels = [f"{number}. {entry['device']}" for number, entry in enumerate(sessions, start=1)]
     folds = sorted({fold for entry in sessions for fold in entry["folds"]})
     figure = go.Figure(
@@ -78,7 +78,7 @@ def session_bars(sessions: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def timeline(spans: Sequence[Span]) -> go.Figure:
-    """The activity of each session over time; publishing is a thin line below the session's bar."""
+    """Plot the activity of each session over time; publishing is a thin line below the session's bar."""
     sessions = list(dict.fromkeys((span.session, span.device) for span in spans))
     labels = {session: f"{number}. {device}" for number, (session, device) in enumerate(sessions, start=1)}
     figure = go.Figure()
