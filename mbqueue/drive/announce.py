@@ -1,11 +1,11 @@
-"""Announce a session to those that use other databases of the same project, by small files on the mount.
+"""Announce a session to sessions that use other databases of the same project, by small files on the mount.
 
-Each announcement is a separate file, SESSION-NUMBER.json, written once; then the previous one is removed. Announcements
-are only hints, since a mount cannot lock out a session. Two sessions on one fold do no harm, because their commits are
-merged.
+Each announcement is a separate file, SESSION-NUMBER.json, written once; then the previous announcement is removed.
+Announcements are only hints, since a mount cannot lock out a session. Two sessions on one fold do no harm, because
+their commits are merged.
 
-Clocks of machines differ, by hours if one is set wrong. A session therefore counts as live for a while after the
-observer saw its number grow, by the observer's clock. The session's own times are used only when it is first seen.
+The clocks of machines differ, by hours if a clock is set wrong. A session therefore counts as live for a while after
+the observer saw its number grow, by the observer's clock. The session's own times are used only when it is first seen.
 """
 
 from __future__ import annotations

@@ -101,12 +101,13 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
     """Replace the project's state with an archive's, after checking the whole archive.
 
     The former state is kept beside the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archive's settings
-    would run other commands than the present ones, they are only saved beside them, with a note.
+    would run other commands than the present settings, mbqueue only saves them beside the present ones, and says so in
+    a note.
 
     Raises:
         DamagedArchive: if any byte is not what `back_up` wrote; nothing was changed.
         UsageError: if there is a queue and ``force`` is not given, or a session uses the queue.
-        QueueLost: if the queue, or a part of it, was lost, and ``force`` is not given.
+        QueueLost: if the queue or a part of the queue was lost, and ``force`` is not given.
         QueueError: if mbqueue cannot find out whether a session uses the queue.
     """
     if not source.is_file():

@@ -39,7 +39,7 @@ class SharedCrystals:
 
 
 def shared_crystals_of(project: ProjectFolder, store: ObjectStore | None = None) -> SharedCrystals | None:
-    """The place of a project's crystals for other machines; None if no other machine can see one."""
+    """The place of a project's crystals for other machines; None if no place is shared with other machines."""
     store = store or store_of(project.topology)
     if store is not None:
         return SharedCrystals(store, STORED_CRYSTALS)

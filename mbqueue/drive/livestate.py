@@ -34,9 +34,9 @@ class LiveState:
     Attributes:
         database: id of the live database, for the names of its snapshots.
         number: number of the database's last snapshot, or of the snapshot that the database was made from.
-        ancestry: database id → number of the snapshot from which this line of databases continues.
+        ancestry: for each earlier database id, the number of the snapshot from which this line of databases continues.
         last_event: the queue is published up to this event.
-        commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit on the mount.
+        commits: by "EXPERIMENT/fold_i", the stem and seconds of training of the newest commit on the mount.
         published_at: the last time at which everything committed was on the mount.
         trouble: why some work is not published, and since when; None without trouble.
         aside: published commits that belong to no accepted chain.
@@ -187,7 +187,7 @@ def _is_elsewhere(belonging: Belonging, project: ProjectFolder) -> bool:
 
 
 def agree_on_project(project: ProjectFolder, drive: Drive) -> None:
-    """Check that the live folder belongs to the project on the mount; give the project an id if it has none.
+    """Check that the live folder belongs to the project on the mount; if the project has no id, create one.
 
     Raises:
         OSError: if the folder belongs to another project, or the mount fails.
@@ -207,7 +207,7 @@ def agree_on_project(project: ProjectFolder, drive: Drive) -> None:
 
 
 def as_published(manifest: Manifest) -> dict[str, Any]:
-    """The entry in `LiveState.commits` for a fold whose newest commit on the mount is this one."""
+    """The entry in `LiveState.commits` for a fold whose newest commit on the mount is the given commit."""
     return {"stem": manifest.stem, "seconds": trained_seconds(manifest)}
 
 

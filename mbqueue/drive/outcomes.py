@@ -157,7 +157,7 @@ class PublishedResults:
         return True
 
     def fetch(self, outcome: ResultListing, folder: Path) -> bool:
-        """Copy a job's files into a local folder; False, with nothing copied, if one is damaged."""
+        """Copy a job's files into a local folder; False, with nothing copied, if a file is damaged."""
         contents = {}
         for file in outcome.files:
             path = f"{outcome.enqueued['results_dir']}/{file.name}"
@@ -203,7 +203,7 @@ def _outcome(parts: Any, path: str, experiment: str) -> ResultListing:
 
 
 def result_files(folder: Path, job: Job, spec: Mapping[str, Any]) -> list[ResultFile] | None:
-    """A job's result files; None if one of them is missing, or `results.json` is damaged."""
+    """A job's result files; None if a file is missing, or `results.json` is damaged."""
     try:
         if job.fold is not None:
             paths = fold_files(folder, job.fold, spec)

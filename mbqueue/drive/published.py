@@ -4,7 +4,7 @@ A commit is two files, STEM-HASH.pt and STEM-HASH.json. HASH is the beginning of
 commits share a name, and a cut-off manifest is recognised. A second file that the mount renamed to `name (1)` is read
 too.
 
-Sessions that did not see each other may have trained one fold twice. Merging uses only the commits and their order
+Sessions that did not see each other may have trained the same fold. Merging uses only the commits and their order
 (`mbqueue.storage.manifest`). The accepted chain is the greatest commit, the history in its manifest, and the commit of
 its best epoch. The best epoch's commit must be on the same line as the greatest commit: its history is the beginning of
 the greatest commit's, row for row with sessions and times. Commits of another line stay and are reported.

@@ -142,7 +142,7 @@ class Publisher:
         return self._other_sessions.active
 
     def reconcile(self, queue: Queue, *, now: float, spare: float = READ_SECONDS) -> list[tuple[int, int]]:
-        """Adopt what other sessions have published beyond this one's work; do nothing while the mount fails or hangs.
+        """Adopt what others have published beyond this session's work; do nothing while the mount fails or hangs.
 
         Threads read the mount and are abandoned when they take too long; the caller's thread adopts what they read.
 

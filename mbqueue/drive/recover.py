@@ -124,7 +124,7 @@ def move_queue_aside(
     clock: Clock,
     beforehand: Callable[[ProjectFolder], None] = lambda _project: None,
 ) -> Path | None:
-    """Move the queue aside; return where it is now, or None if there was none.
+    """Move the queue aside; return its new path, or None if there was no queue.
 
     Args:
         beforehand: called just before the queue is moved, so that a crash or a full disk in this call changes nothing.

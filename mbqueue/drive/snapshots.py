@@ -62,7 +62,8 @@ class Listing:
     Attributes:
         number: grows along the line of databases.
         database: id of the live database.
-        ancestry: database id → number of the snapshot from which a later database of this line continues.
+        ancestry: for each earlier database id, the number of the snapshot from which a later database of this line
+            continues.
         experiments: what `mbqueue recover` needs for each: spec, results_dir, priority, enqueued_at, prepare.
         last_event: id of the database's last event; another snapshot is due only after a later event.
     """
@@ -235,7 +236,7 @@ class Snapshots:
         return sorted(found.values(), key=lambda one: (one.listing.number, one.listing.taken_at, one.listing.sha256))
 
     def fetch_newest(self, target: Path) -> PublishedSnapshot | None:
-        """Copy the newest intact snapshot to a local file; None if there is none.
+        """Copy the newest intact snapshot to a local file; None if no snapshot is intact.
 
         Raises:
             SchemaTooNew: if a newer mbqueue wrote it; an older snapshot must not be used instead.

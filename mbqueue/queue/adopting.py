@@ -117,8 +117,8 @@ class Adopting(Part):
 
         Epochs that are finished in the chain become committed with the chain's rows, even if they had failed. Epochs
         that the chain lacks, or has with different rows, are rewound first, with the fold's `predict` and the `record`.
-        A cancelled epoch and all later ones stay as they are, because a person cancelled it. A fold with a held lease
-        does not change.
+        A cancelled epoch and all later epochs stay as they are, because a person cancelled them. A fold with a held
+        lease does not change.
 
         Args:
             publish: moves the chain's files into place, while no session can claim the fold. If `publish` raises,
@@ -222,7 +222,7 @@ class Adopting(Part):
 
     @repeatable
     def see_session(self, seen: SeenSession, *, folds: Iterable[tuple[str, int]], now: float) -> None:
-        """Count a session of another machine as live, and let no other session claim the folds that it works on.
+        """Record a session of another machine as live, and let no other session claim the session's folds.
 
         `folds` are (experiment, fold) pairs; pairs that the queue lacks are ignored.
         """

@@ -107,8 +107,8 @@ class Database(ABC):
     def holding(self, experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:
         """The statement that locks an experiment, with its jobs and their edges, until this transaction ends.
 
-        Shared locks exclude only exclusive ones. An experiment of None locks the list of experiments. Every transaction
-        locks an experiment before it changes any of its jobs, so no two transactions wait for each other.
+        Shared locks exclude only exclusive locks. An experiment of None locks the list of experiments. Every
+        transaction locks an experiment before it changes any of its jobs, so no two transactions wait for each other.
         """
 
     def hold(self, db: Statements, experiment_id: int | None, *, shared: bool = False) -> None:
@@ -128,11 +128,11 @@ class Database(ABC):
 
 
 def repeatable(method: Method) -> Method:
-    """Mark a public method of the queue as one transaction, which starts over if it is interrupted.
+    """Mark a public method of the queue as one transaction, which starts over if interrupted.
 
-    The new attempt sees what others have changed since, and refuses an outdated fence. `publish` is called only once,
-    however often the method starts over. Files that `publish` has moved stay valid even if another session claims the
-    job in between: the lease was held, and the job's row was locked.
+    The new attempt sees what other sessions have changed since, and refuses an outdated fence. `publish` is called only
+    once, however often the method starts over. Files that `publish` has moved stay valid even if another session claims
+    the job in between: the lease was held, and the job's row was locked.
     """
 
     @wraps(method)

@@ -10,7 +10,7 @@ from mbqueue.queue.dialect import Dialect
 
 # prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record. Subqueries
 # avoid a join, for which both databases may scan a fold's epochs once per epoch. The + in "+later.fold" lets SQLite use
-# an index on an expression: it does so only if the other side is not a plain column.
+# an index on an expression: SQLite uses such an index only if the other side is not a plain column.
 def _links(sql: Dialect) -> Iterator[str]:
     fold, epoch = f"{sql.or_else}(earlier.fold, -1)", f"{sql.or_else}(earlier.epoch, -1)"
     fold_before = f"""

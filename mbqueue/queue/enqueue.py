@@ -42,7 +42,7 @@ _EXPERIMENT = "SELECT * FROM experiments WHERE name = ?"
 #: The bounds of a job's priority; every database can hold them.
 MOST_URGENT = 2**31 - 1
 
-# Keys that may differ between two specs of one experiment: none of them changes a fold's result.
+# Keys that may differ between two specs of one experiment, because no such key changes a fold's result.
 _FREE_KEYS = {"name", "results_name", "description", "folds"}
 # Differences in these keys come last, since they hold whole specs. The message lists a limited number of keys, each cut
 # to a limited length.
@@ -80,13 +80,13 @@ class Enqueueing(Part):
     def enqueue(
         self, spec: Spec, *, results_dir: str, now: float, priority: int = 0, by: str = "enqueue"
     ) -> EnqueueOutcome:
-        """Add an experiment, or the folds of it that the queue lacks.
+        """Add an experiment, or those of its folds that the queue lacks.
 
         Enqueueing the same spec and folds again changes nothing, not even `results_dir` and `priority`. New folds also
         put `record` back to waiting, so that it covers them.
 
         Raises:
-            ExperimentExists: if the name is taken by another spec; the message lists what differs.
+            ExperimentExists: if the name is taken by another spec; the message lists the differing keys.
             UsageError: if another experiment already writes to `results_dir`, or the priority is out of bounds.
         """
         require_priority(priority)

@@ -81,7 +81,7 @@ class Job:
         fold: 0–4, or None for `prepare` and `record`.
         epoch: 1-based, for `train` only.
         priority: higher is claimed first.
-        started: whether a session has worked on this job, or on an earlier one of its fold.
+        started: whether a session has worked on this job, or on an earlier job of its fold.
         fence: the number of times that the job has been claimed; a write with an older fence changes nothing.
         session: the session that holds the lease, or None.
         affinity: the session that last worked on this fold; other sessions leave the job to it while it is live and

@@ -24,7 +24,7 @@ RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
 Publish = Callable[[], None]
 
-#: One encoder for all calls: with non-default options, json.dumps would make a new one each time.
+#: One encoder for all calls: with non-default options, json.dumps would make a new encoder each time.
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 _ROW = "SELECT * FROM job_rows WHERE id = ?"
@@ -124,7 +124,7 @@ class Leases(Claims):
         prunes: bool = False,
         reap: bool = True,
     ) -> Lease | None:
-        """Commit a job and claim the next one in one transaction, which waits for the disk once instead of twice.
+        """Commit a job and claim the next one in a single transaction, which waits for the disk once instead of twice.
 
         After an epoch, the next job of its fold is claimed directly. A direct claim takes back no expired leases. A
         direct claim counts as a heartbeat only if the session's last one is older than half of `lease_seconds`.

@@ -51,7 +51,7 @@ class Migrated:
     """The counts of copied rows.
 
     Attributes:
-        rows: table → number of rows.
+        rows: the number of rows of each table.
         source, target: the addresses, without passwords.
     """
 
@@ -190,7 +190,7 @@ def _is_copied(path: Path, old: Statements) -> bool:
 
 
 def _goes_on(db: Statements, *, after: Statements) -> bool:
-    """Whether one queue's events are the first events of another; events never change."""
+    """Whether the events of one queue are the first events of another queue; events never change."""
     events = rows_of(db, "events")
     return all(next(events, None) == before for before in rows_of(after, "events"))
 

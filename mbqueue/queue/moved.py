@@ -1,4 +1,4 @@
-"""Mark a queue that was moved to another database: what is left names the new place and refuses all work.
+"""Mark a queue that was moved to another database: the old database names the new place and refuses all work.
 
 Two databases with the same jobs would hand out each job twice, under the same fence. The source of the copy is
 therefore marked: its version becomes one that no mbqueue accepts, not even an old release. Triggers refuse writes of
@@ -48,14 +48,14 @@ def mark_moved(db: Statements, dialect: Dialect, tables: Iterable[str], *, targe
 
 
 def version_before(db: Statements) -> int | None:
-    """The schema version that a queue on a server had when it was moved away; None if it was not moved."""
+    """The schema version that a queue on a server had when it was moved away; None if the queue was not moved."""
     if db.execute("SELECT 1 FROM mbqueue_schema WHERE version = ?", (MOVED_VERSION,)).fetchone() is None:
         return None
     return int(db.execute("SELECT version FROM moved").fetchone()["version"])
 
 
 def empty_moved(db: Statements, tables: Iterable[str]) -> None:
-    """Within a transaction, turn a moved queue on a server into an empty, usable one. Grants stay."""
+    """Within a transaction, turn a moved queue on a server into an empty, usable queue. Grants stay."""
     db.execute("UPDATE mbqueue_schema SET version = (SELECT version FROM moved)")
     db.execute("DROP TABLE moved")
     db.execute("DROP FUNCTION refuse_moved() CASCADE")

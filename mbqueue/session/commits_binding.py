@@ -149,7 +149,7 @@ def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
     known = folder_id(project)
     if not known and make:
         content = {"format": FORMAT, "made_by": "mbqueue", "id": secrets.token_hex(8)}
-        # If two machines share the folder, the first one sets its id.
+        # If two machines share the folder, the first machine sets the folder's id.
         files.create_bytes(project.commits_file, (json.dumps(content, indent=2) + "\n").encode())
         known = folder_id(project)
     if not known:

@@ -308,7 +308,7 @@ class Session:
             self.report.note(text)
 
     def require_epochs(self, lease: Lease, experiment: Experiment, fold: FoldRun, epochs: int) -> None:
-        """Check that this many epochs of the fold have intact commits; otherwise queue the lost ones again.
+        """Check that this many epochs of the fold have intact commits; otherwise queue the lost epochs again.
 
         Raises:
             Rewound: if epochs were queued again; the lease is given up.

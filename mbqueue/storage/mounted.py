@@ -21,7 +21,7 @@ from mbqueue.storage.blobs import Listed, Unreadable
 
 #: Bytes written between two checks for a stop.
 PIECE_BYTES = 4 << 20
-#: The most files with the same name, if the earlier ones are damaged and cannot be removed.
+#: The largest number of files with the same name, if earlier files are damaged and cannot be removed.
 _MOST_DUPLICATES = 10
 _LARGEST_MOVED = 1 << 30
 
@@ -139,7 +139,7 @@ class Drive:
             if self.read(path, at_most=len(content)) != content:
                 raise OSError(errno.EIO, "what was read back is not what was written", str(target))  # noqa: TRY301
         except BaseException:
-            # Remove the file: on a full drive, each attempt would leave another truncated one.
+            # Remove the file: on a full drive, each attempt would leave another truncated file.
             with contextlib.suppress(OSError):
                 target.unlink()
             raise

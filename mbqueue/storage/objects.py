@@ -27,7 +27,7 @@ FORMAT = 1
 LARGEST_MARKER = 1 << 16
 #: Larger objects get the time limit of `LASTING`.
 LARGE_BYTES = 16 << 20
-#: Attempts of one `create` while no session waits for it, and the pauses between them.
+#: The number of attempts of a `create` while no session waits for it, and the pauses between attempts.
 _CREATE_TRIES = 3
 _PAUSE_SECONDS = 0.2
 
