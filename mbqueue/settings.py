@@ -48,7 +48,7 @@ _PASSWORD = re.compile(r"//[^/@]*:[^@?]*@|//[^/@:?]*:(?!\d+[?,])[^/@]*@")
 
 
 def _wrong_shared_url(text: str) -> str | None:
-    """The same as `wrong_queue_url`, but for a URL in a file that may be shared and backed up."""
+    """The problem with a queue's URL in a file that may be shared and backed up, or None; see `wrong_queue_url`."""
     names = {unquote(option.partition("=")[0]) for option in text.partition("?")[2].split("&")}
     if _PASSWORD.search(text) or names & {"password", "sslpassword"}:
         return "must not contain a password: put it into ~/.pgpass or PGPASSWORD, or the whole URL into MBQUEUE_QUEUE"
