@@ -40,7 +40,7 @@ def make_folder(folder: Path) -> None:
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    # Without this, a power loss could remove the folder and everything synced in it.
+    # Without this sync, a power loss could remove the folder together with files that were synced inside.
     fsync_dir(folder.parent)
 
 

@@ -170,7 +170,8 @@ def live_folder(root: Path, settings: Settings, *, on_server: bool | None = None
 
 
 def _queue_url(settings: Settings) -> str:
-    """The server of the queue; ``MBQUEUE_QUEUE=sqlite`` means the file, whatever the settings say."""
+    """The server of the queue; empty for a file. ``MBQUEUE_QUEUE=sqlite`` selects the file even if the settings name a
+    server."""
     given = os.environ.get(QUEUE_VARIABLE) or settings.queue
     if given == "sqlite":
         return ""

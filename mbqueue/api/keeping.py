@@ -27,10 +27,10 @@ class Keeping(OpenedProject):
     def recover(self, *, force: bool = False) -> Recovered:
         """Rebuild the queue from the manifests of the checkpoints. The old queue is kept beside the new one.
 
-        With an object store, the manifests are those in the store.
+        With an object store, this method reads the manifests from the store.
 
         Raises:
-            UsageError: if there is an intact queue and ``force`` is not given, or a session uses it.
+            UsageError: if there is an intact queue and ``force`` is not given, or if a session uses the queue.
         """
         from mbqueue.drive.recover import recover  # noqa: PLC0415
 
@@ -74,7 +74,7 @@ class Keeping(OpenedProject):
 
         Raises:
             DamagedArchive: if the archive differs from what `back_up` wrote; nothing was changed.
-            UsageError: if there is a queue and ``force`` is not given, or a session uses it.
+            UsageError: if there is a queue and ``force`` is not given, or if a session uses the queue.
         """
         from mbqueue.drive.archive import restore  # noqa: PLC0415
 

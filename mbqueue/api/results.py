@@ -215,7 +215,7 @@ class Results(Searches):
         Args:
             experiments: two or more; the first is the reference.
             html: a page to write.
-            force: overwrite an existing file that is not such a page.
+            force: overwrite an existing file even if mbqueue did not write it.
 
         Raises:
             UsageError: for fewer than two experiments, for the same experiment twice, or if `html` is a folder, is in a

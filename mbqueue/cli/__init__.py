@@ -1,4 +1,4 @@
-"""The command line: the only place that prints, catches errors and picks exit codes.
+"""The command line. Only this package prints, catches errors and chooses exit codes.
 
 Data goes to standard output, messages to standard error. Exit codes: 0 done, 1 failure, 2 usage, 75 stopped with work
 left, 130 interrupted. Commands import heavy packages (torch, chgnet, pymatgen) inside their functions, so ``status``

@@ -20,7 +20,8 @@ _MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*(?::|$))")
 def last_errors(
     errors: Sequence[Mapping[str, Any]], now: float, width: int, plain: bool, *, at_most: int, lines: int
 ) -> Iterable[Text]:
-    """At most ``at_most`` errors, each on at most ``lines`` lines; the same error of several folds counts as one."""
+    """Draw at most ``at_most`` errors, each on at most ``lines`` lines; an error that several folds share counts
+    once."""
     if not errors:
         return
     yield Text("")

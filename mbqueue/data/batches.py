@@ -39,8 +39,8 @@ def make_batch(
 ) -> Batch:
     """Combine the crystals of ``rows`` into one graph, on the CPU.
 
-    The bonds are those of the undistorted crystal. With ``distortion``, lengths and angles are those of the distorted
-    crystal. A bond may then exceed the cut-off, where CHGNet's radial basis is zero.
+    The bonds always belong to the undistorted crystal. With ``distortion``, lengths and angles belong to the distorted
+    one. A bond may then exceed the cut-off, where CHGNet's radial basis is zero.
     """
     rows = np.asarray(rows, np.int64)
     crystals = cache.crystals

@@ -201,7 +201,7 @@ def _with_room(records: Any, at: int, needed: int) -> Any:
 
 @compiled
 def _count_short(short: Any, undirected: Any, n_undirected: int) -> int:
-    """Number of undirected bonds among the directed ones that take part in angles."""
+    """The number of different undirected bonds among the directed bonds that take part in angles."""
     seen = np.zeros(n_undirected, np.uint8)
     count = 0
     for bond in short:

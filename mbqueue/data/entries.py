@@ -26,7 +26,7 @@ OVERLAP = 0.3
 #: No formation energy in eV/atom and no property in a sensible unit exceeds this. The square of a larger target would
 #: overflow float32.
 LARGEST_TARGET = 1e6
-#: Words for a class, besides numbers.
+#: Words that stand for a class, in addition to numbers.
 _CLASSES = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0}
 #: Cells below this volume per atom, Å³, count as flat; other checks run before the density check.
 MIN_VOLUME_PER_ATOM = 0.1
@@ -51,14 +51,14 @@ _OCCUPANCY_TOLERANCE = 1e-8
 #: Unicode's categories of characters that a CSV does not preserve, that UTF-8 cannot encode or that are invisible:
 #: control and format characters, surrogates, private and unassigned ones, separators of lines and paragraphs.
 _UNFIT_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
-#: Invisible characters of other categories: joiners, fillers, blank letters and notes, variation selectors.
+#: Invisible characters in other categories: joiners, fillers, blank letters and notes, variation selectors.
 _INVISIBLE = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0\U00016fe4\U0001d159"
 ) | frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
 
 
 class Unusable(Exception):
-    """An entry cannot be used; the message is the reason."""
+    """An entry cannot be used; the error's message is the reason."""
 
 
 class Gatherer:
@@ -70,7 +70,7 @@ class Gatherer:
     """
 
     def __init__(self, *, targets_required: bool = True, target: Target = FORMATION_ENERGY.target) -> None:
-        """Start empty."""
+        """Start without entries."""
         self._kind = target.kind
         self.offenders: list[tuple[str, str]] = []
         self.targets_required = targets_required
@@ -191,7 +191,7 @@ def parse_structure(structure: Any) -> tuple[bytes, NDArray[np.float64], NDArray
     """Atomic numbers, fractional coordinates [n, 3] and lattice [3, 3] of a ``Structure.as_dict()``.
 
     Raises:
-        Unusable: if the structure is not such a dictionary, or CHGNet does not support the crystal.
+        Unusable: if the structure is not a ``Structure.as_dict()``, or CHGNet does not support the crystal.
     """
     if structure is None:
         raise Unusable("the structure is missing")

@@ -38,7 +38,7 @@ def check_folds(targets: NDArray[np.float64], share: float, *, is_class: bool = 
         validation_split(train_rows(n, fold, classes=classes), share, 0, fold, classes=classes)
 
 
-def test_rows(  # this is no pytest test
+def test_rows(  # despite its name, not a pytest test
     n: int,
     fold: int,
     *,

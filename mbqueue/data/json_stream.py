@@ -24,18 +24,18 @@ _SPACE = re.compile(rb"[ \t\r\n]*")
 #: A number or a literal, up to the character that ends it.
 _BARE = re.compile(rb"[^\s,:{}\[\]\"]*")
 _LONGEST_BARE = 1000
-#: The most characters of the text in a message.
+#: The maximum number of characters of the document to quote in a message.
 _SHOWN = 30
 #: The deepest nesting accepted; a structure has seven levels.
 _DEEPEST = 1000
 
 
 class NotJson(Exception):
-    """A document is not JSON; the message is the reason."""
+    """A document is not JSON; the error's message is the reason."""
 
 
 class CutShort(NotJson):
-    """A document ends in the middle."""
+    """A document ends before it is complete."""
 
 
 @compiled

@@ -11,7 +11,7 @@ import orjson
 
 from mbqueue.data.machine_code import compiled
 
-#: The most characters of a key in a message.
+#: The maximum number of characters of a key to quote in a message.
 _SHOWN = 60
 #: The deepest nesting that orjson accepts.
 _DEEPEST = 1024

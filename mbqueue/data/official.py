@@ -31,7 +31,7 @@ class OfficialFile:
 
     Attributes:
         path: where matminer looks for the file: in ``$MATMINER_DATA``, else in its own folder.
-        url: where to download it.
+        url: the address for downloading the file.
         sha256: hex digest of the file.
         n: number of entries.
     """
@@ -153,7 +153,7 @@ def _complete(file: OfficialFile, part: Path, progress: Progress | None, clock: 
 
 
 def _receive(url: str, part: Path, progress: Progress | None) -> bool:
-    """Append one connection's bytes to ``part``; return whether the file is complete."""
+    """Append the bytes from one connection to ``part``; return whether the file is complete."""
     begin = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})  # noqa: S310  matminer's
     try:

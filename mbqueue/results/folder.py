@@ -174,7 +174,8 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
 
 
 def recorded_at(folder: Path) -> str:
-    """When a folder's results were recorded; an empty text, which sorts first, if results.json cannot be read."""
+    """The time at which a folder's results were recorded. If results.json cannot be read, an empty text, which sorts
+    first."""
     return _facts(folder)[1]
 
 

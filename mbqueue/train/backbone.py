@@ -25,8 +25,8 @@ from mbqueue.train.gpu_path import using
 from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.step import infer
 
-#: The most crystals and directed bonds in one batch of the backbone. The last digits depend on these limits, so they
-#: are the same for every experiment and device. Such a batch fits 4 GiB.
+#: The maximum number of crystals and of directed bonds in one batch of the backbone. The last digits depend on these
+#: limits, so they are the same for every experiment and device. Such a batch fits 4 GiB.
 BATCH_CRYSTALS, BATCH_BONDS = 64, 65_536
 #: The largest share of the free disk space to fill with features that no experiment needs yet.
 _SHARE_OF_DISK = 0.25

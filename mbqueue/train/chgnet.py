@@ -64,7 +64,7 @@ def load_model(path: Path) -> CHGNet:
 
     Raises:
         CheckpointError: if the file is missing, damaged or not a CHGNet model.
-        TrainingError: if its architecture differs from that of the pretrained models.
+        TrainingError: if the model's architecture differs from that of the pretrained models.
     """
     model = _build(_read(path), path)
     check_architecture(model)

@@ -1,4 +1,5 @@
-"""The conditions under which a fold computes: precision, micro-batch size, and whatever else affects the last bits."""
+"""The conditions under which a fold computes: precision, micro-batch size, and everything else that affects the last
+bits."""
 
 from __future__ import annotations
 

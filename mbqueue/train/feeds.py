@@ -200,7 +200,7 @@ def ahead(make: Callable[[int], T], n: int, *, depth: int = 2) -> Generator[T, N
 def host_batches(
     feed: Feed, parts_of: Sequence[Sequence[Rows]], *, pinned: bool, distortion: Distortion | None = None
 ) -> Generator[list[Any], None, None]:
-    """For each sequence of parts, yield its batches in host memory, made ahead of time."""
+    """For each sequence of parts, yield the list of its batches in host memory, which are made ahead of time."""
 
     def make(index: int) -> list[Any]:
         batches = [feed.load(rows, distortion) for rows in parts_of[index]]

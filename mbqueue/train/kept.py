@@ -66,7 +66,7 @@ class Kept:
 def forget_old(folder: Path, *, now: float) -> None:
     """Remove files in ``folder`` that were last written over a week ago."""
     for path in folder.glob("*.bin"):
-        with suppress(OSError):  # a file that stays only wastes space
+        with suppress(OSError):  # a file that cannot be removed only wastes space
             if now - path.stat().st_mtime > FORGET_SECONDS:
                 path.unlink()
 

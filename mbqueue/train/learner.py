@@ -29,14 +29,14 @@ from mbqueue.train.step import StepResult
 
 
 class Learner:
-    """A fold's training between two steps; a new one has not taken any step.
+    """A fold's training between two steps; a new learner has not taken any step.
 
     Args:
         spec: the experiment.
         fold: 0 to 4.
         dataset_hash: hash of the crystals.
         first: the initial model; it is copied.
-        device: where to put the copy.
+        device: the device for the copy.
         steps_per_epoch: optimizer steps of an epoch.
     """
 

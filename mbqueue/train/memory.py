@@ -125,7 +125,8 @@ class DeviceMemory:
 
     def _remembered(self) -> int:
         entry = self._read().get(self._key)
-        # Earlier versions wrote a bare number without checking that the device was free; the limit is learned again.
+        # Earlier versions wrote a bare number without checking that the device was free, so ignore it and learn the
+        # limit again.
         limit = entry.get("limit") if isinstance(entry, dict) else None
         return max(1, limit) if isinstance(limit, int) else UNLIMITED
 

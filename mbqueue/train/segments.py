@@ -1,8 +1,8 @@
 """Gathers and segment sums whose gradients are segment sums and gathers: no atomics, one fixed summation order.
 
-On a GPU, the gradient of `index_select` adds with atomics, in whatever order threads run. Here every index has an order
-that sorts it, so each row of the gradient sums a segment in the same order every time. Nothing here waits for the
-device.
+On a GPU, the gradient of `index_select` adds with atomics, in an order that depends on the threads. Here every index
+has an order that sorts it, so each row of the gradient sums a segment in the same order every time. Nothing here waits
+for the device.
 """
 
 from __future__ import annotations

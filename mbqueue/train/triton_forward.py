@@ -199,9 +199,9 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
     for block in range(1, n_conv - 1):
         together = [pieces.pop(f"angle shorts {block - 1}"), pieces.pop(f"bond shorts {block}"), of_bonds[block]]
         pieces[f"shorts {block}"] = torch.cat(together)  # [256 ‖ 256 ‖ 128, 64]
-    # After the copies above: the gradients of the shares go here.
+    # Placed after the copies above, because the gradients of the shares go here.
     pieces["bond shares"] = torch.cat(of_bonds)  # [4 · 128, 64]
-    pieces["frequencies"] = waves  # last, because it has 15 numbers: anything after it would not be aligned to 16 bytes
+    pieces["frequencies"] = waves  # last, because 15 numbers would misalign any piece after them
     return pieces
 
 

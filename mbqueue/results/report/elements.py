@@ -26,5 +26,5 @@ _ISOTOPES = {"D": "H", "T": "H"}
 
 
 def elements_of(formula: str) -> frozenset[str]:
-    """The elements in a formula such as ``LiFe(PO3)4``; deuterium and tritium count as hydrogen."""
+    """The elements in a formula such as ``LiFe(PO3)4``, with deuterium and tritium counted as hydrogen."""
     return frozenset(_ISOTOPES.get(symbol, symbol) for symbol in _SYMBOL.findall(formula))
