@@ -12,11 +12,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
-from mbqueue.errors import QueueError
+from mbqueue.errors import CheckpointError, QueueError
+from mbqueue.files import sha256_of_json
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment
 from mbqueue.queue.store import Queue
+from mbqueue.storage.manifest import manifest_of
 from mbqueue.storage.names import CommitFile, commit_file, order_of
 
 #: Messages name at most this many lost parts.
@@ -36,6 +39,7 @@ class Trace:
         fold: None if the trace is a note that cannot be read.
         spec_hash: None if the hash is unknown.
         epochs: finished epochs, by the name of the newest commit; 0 for a note.
+        manifest: the manifest of the newest commit; None for a note.
     """
 
     path: str
@@ -43,6 +47,7 @@ class Trace:
     fold: int | None
     spec_hash: str | None
     epochs: int = 0
+    manifest: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +99,11 @@ def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, Lost]
         return []
     known = {experiment.name: experiment for experiment in queue.experiments()}
     done = queue.finished_epochs() if any(trace.epochs > 1 for trace in found) else {}
-    return [(trace, lost) for trace in found if (lost := _lost_of(trace, known, done)) is not None]
+    return [
+        (trace, lost)
+        for trace in found
+        if (lost := _lost_of(trace, known, done)) is not None and not (lost.is_of_other_spec and _is_damaged(trace))
+    ]
 
 
 def lost_parts(project: ProjectFolder, queue: Queue) -> list[Lost]:
@@ -167,12 +176,14 @@ def _of_note(note: os.DirEntry[str]) -> list[Trace]:
     try:
         with open(note, "rb") as stream:  # noqa: PTH123 - a project may have a thousand, and a Path takes half the time
             content = json.loads(stream.read())
+        if content.pop("checksum") != sha256_of_json(content):
+            raise ValueError("the checksum of this note is wrong")  # noqa: TRY301 - as any other damage
         spec_hash = str(content["spec_hash"])
         return [
             Trace(path=note.path, experiment=experiment, fold=int(fold), spec_hash=spec_hash)
             for fold in content["spec"]["folds"]
         ]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return [Trace(path=note.path, experiment=experiment, fold=None, spec_hash=None)]
 
 
@@ -181,8 +192,9 @@ def _of_commits(experiment: str, fold: int, folder: os.DirEntry[str]) -> list[Tr
     if not files:
         return []
     newest = max(files, key=lambda file: order_of(file.stem))
+    manifest = f"{folder.path}/{newest.stem}.json"
     try:
-        with open(f"{folder.path}/{newest.stem}.json", "rb", buffering=0) as stream:  # noqa: PTH123 - as above
+        with open(manifest, "rb", buffering=0) as stream:  # noqa: PTH123 - as above
             head = _HEAD.search(stream.read(_HEAD_BYTES))
     except OSError:
         head = None
@@ -192,8 +204,26 @@ def _of_commits(experiment: str, fold: int, folder: os.DirEntry[str]) -> list[Tr
     if (name, int(number)) != (experiment, fold):
         return []  # commits that were moved here by hand; the fold's next session reports them
     return [
-        Trace(path=folder.path, experiment=experiment, fold=fold, spec_hash=spec_hash, epochs=newest.finished_epochs)
+        Trace(
+            path=folder.path,
+            experiment=experiment,
+            fold=fold,
+            spec_hash=spec_hash,
+            epochs=newest.finished_epochs,
+            manifest=manifest,
+        )
     ]
+
+
+def _is_damaged(trace: Trace) -> bool:
+    """Whether a trace is from a damaged manifest, whose first bytes prove nothing; a session sets it aside."""
+    if trace.manifest is None:
+        return False
+    try:
+        manifest_of(Path(trace.manifest).read_bytes(), source=trace.manifest)
+    except (OSError, CheckpointError):
+        return True
+    return False
 
 
 def _is_manifest(file: CommitFile) -> bool:

@@ -63,6 +63,20 @@ def ignored(_text: str) -> None:
     """Ignore a note."""
 
 
+@pytest.mark.parametrize("damaged", ["checkpoints/head_finetune/fold_0/e0001-done-f*.json", "wanted/*.json"])
+def test_a_damaged_file_does_not_prove_that_a_queue_was_lost(whole: Project, damaged: str) -> None:
+    """The session that finds the damage sets the file aside or skips it."""
+    (path,) = (whole.folder.root / "state").glob(damaged)
+    content = path.read_text()
+    with open_queue(whole.folder, read_only=True) as queue:
+        spec_hash = queue.experiment("head_finetune").spec_hash
+        path.write_text(
+            content.replace(f'"spec_hash": "{spec_hash[0]}', f'"spec_hash": "{int(spec_hash[0], 16) ^ 1:x}')
+        )
+        assert path.read_text() != content
+        assert lost_parts(whole.folder, queue) == []
+
+
 @pytest.mark.parametrize("state", STATES)
 def test_after_recover_a_queue_lacks_nothing(whole: Project, state: str, caplog: pytest.LogCaptureFixture) -> None:
     STATES[state][0](whole)
