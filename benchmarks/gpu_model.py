@@ -299,7 +299,7 @@ def _partial_sums(s: Sizes) -> Work:
     return Work("partial sums of weights", 0, 4.0 * 2 * written, written)
 
 
-#: Rows of a tile in the kernels of weights' gradients (`mbqueue.train.kernels.tiles`).
+#: Rows per tile in the weight-gradient kernels (`mbqueue.train.kernels.tiles`).
 TILE = 16
 
 

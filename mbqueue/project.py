@@ -305,7 +305,7 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
     def look_closely() -> tuple[ProjectFolder, str | None]:
         found = look()
         if found.root != root and root.is_relative_to(found.root):
-            raise ProjectNotFound  # the project found is above the known one's mount point
+            raise ProjectNotFound  # the project that was found is above the mount point of the known project
         return found, belonging.missing(found.state_dir) if belonging is not None and found.root == root else None
 
     try:

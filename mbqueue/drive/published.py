@@ -7,7 +7,7 @@ too.
 Sessions that did not see each other may have trained the same fold. Merging uses only the commits and their order
 (`mbqueue.storage.manifest`). The accepted chain is the greatest commit, the history in its manifest, and the commit of
 its best epoch. The best epoch's commit must be on the same line as the greatest commit: its history is the beginning of
-the greatest commit's, row for row with sessions and times. Commits of another line stay and are reported.
+the greatest commit's, row for row with sessions and times. Commits of another line of training are kept and reported.
 """
 
 from __future__ import annotations

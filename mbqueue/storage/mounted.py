@@ -1,4 +1,4 @@
-"""Files on an unreliable mount, by the few operations that work there.
+"""Read and write files on an unreliable mount, with only the few operations that work there.
 
 Mounts like Google Drive in Colab keep a file on this machine's disk at first and upload it later, in any order. A
 cut-off upload leaves a truncated file, and a second file with the same name becomes `name (1)`. Locks, renames,

@@ -168,7 +168,7 @@ def reset_read_out(model: CHGNet) -> None:
 
 
 def scale_output(model: CHGNet, factor: float) -> None:
-    """Multiply the model's predictions, in place, by scaling the read-out's last layer and the references."""
+    """Scale the model's predictions: multiply the read-out's last layer and the references, in place."""
     with torch.no_grad():
         for parameter in [*_last_layer(model).parameters(), model.composition_model.fc.weight]:
             parameter.mul_(factor)
