@@ -38,7 +38,7 @@ trials = 3
 sampler = "grid"
 reduction = 2
 [search.space]
-"train.lr" = { choices = [1e-2, 1e-7, 1e-8] }
+"train.lr" = { choices = [1e-8, 1e-3, 1e-5] }
 """
 
 

@@ -352,7 +352,7 @@ def test_recorded_models_predict_again_under_strains(project):
         whole = project.predict(CRYSTALS, [path], strains=2, device="cpu").predictions.mean
         np.testing.assert_allclose(after.predictions[fold].y_pred, whole[fold_rows(60, fold)], rtol=0, atol=1e-5)
     page = (after.folder / "RESULTS.md").read_text()
-    assert "the models of head.seed0; each prediction is a mean over the crystal and 2 pairs of opposite" in page
+    assert "the models of head.seed0; each prediction is a mean over the crystal and 2 pairs of small" in page
     project.blend(["head.seed1", "strained"], name="mixed")
     finish(project.folder)
     assert project.results("mixed").folds == (0, 1)
