@@ -94,7 +94,7 @@ def search_names(overview: Mapping[str, Any]) -> list[str]:
 
 
 def needs_a_person(trials: Sequence[Trial]) -> bool:
-    """Whether so many trials in a row have failed that the search waits for you."""
+    """Whether the search waits for you, because too many trials in a row have failed."""
     last = trials[-MOST_FAILED_IN_A_ROW:]
     return len(last) == MOST_FAILED_IN_A_ROW and all(trial.state is TrialState.FAILED for trial in last)
 
