@@ -16,7 +16,7 @@ from mbqueue.project import ProjectFolder, init_project
 
 @pytest.fixture(scope="session", autouse=True)
 def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what commands note on the machine out of this machine's own folders."""
+    """Let commands write their caches and notes below a temporary folder instead of `~/.cache`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
         yield

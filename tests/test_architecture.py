@@ -62,7 +62,7 @@ def imports(folder: Path = PACKAGE) -> list[tuple[str, str, str]]:
 
 
 def upward(room: str, name: str) -> bool:
-    """Whether a room may not import this."""
+    """Return whether the import of ``name`` breaks the rules for ``room``."""
     parts = name.split(".")
     if parts[0] != "mbqueue" or parts[1:2] == ["__version__"]:
         return False

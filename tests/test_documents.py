@@ -33,7 +33,7 @@ from mbqueue.topology import QUEUE_VARIABLE
 ROOT = Path(__file__).parent.parent
 #: Pages whose blocks show the output of each command.
 TUTORIAL = "docs/tutorials/first-run.md"
-#: Pages in the order of a reader; each page continues in the project of the pages before.
+#: Pages in the order in which a reader follows them. All pages use the same project.
 RUN_IN_ORDER = (
     TUTORIAL,
     "README.md",
@@ -103,7 +103,7 @@ LEFT_OUT = {
     "make test": "runs this test",
     "make test-kernels": "takes minutes; tests/train/test_offline.py runs a part of it",
 }
-#: Commands in running text that no block of a document runs, and the test that runs each, or the reason for none.
+#: Commands that appear only in running text → the test that runs each, or the reason why none does.
 NAMED_IN_TEXT = {
     "mbqueue --project DIR status": "tests/cli/conftest.py",
     "mbqueue init project": "tests/test_project.py",
@@ -431,7 +431,7 @@ QUOTED = re.findall(r"^### `(.*)`$", (ROOT / "docs" / "reference" / "errors.md")
 
 @pytest.mark.parametrize("quoted", QUOTED)
 def test_a_quoted_error_text_is_one_that_the_program_says(quoted: str) -> None:
-    # Blanks beside an ellipsis may belong to the variable text.
+    # A blank beside an ellipsis may belong to the part that varies.
     pieces = [re.escape(piece.strip()) for piece in quoted.split("…")]
     pattern = re.compile(".*?".join(pieces), re.DOTALL)
     assert any(pattern.search(text) for text in said_by_the_program()), quoted

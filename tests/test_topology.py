@@ -19,7 +19,7 @@ SERVER, STORE = "postgresql://me@host/db", "s3://bucket/prefix"
 
 @pytest.fixture
 def find(tmp_path, monkeypatch):
-    """Find a project on a kind of file system, with its queue on a server or not."""
+    """Return a function that finds a project as if it were on the given type of file system."""
     root = make_project(tmp_path / "project").root
 
     def found(fstype: str, *, queue: str = "sqlite") -> ProjectFolder:
@@ -100,7 +100,7 @@ def test_several_machines_are_refused_one_file_and_shown_a_folder_that_only_this
     with pytest.raises(UsageError, match="several machines cannot share"):
         find("nfs4").topology.require_launchable(2)
     with pytest.raises(UsageError, match="is on a network mount, too"):
-        find("nfs4").topology.require_launchable(1)  # the stand-in reports this for every path
+        find("nfs4").topology.require_launchable(1)  # here, every path looks like NFS
     assert "this machine's own disk" in (find("ext4").topology.require_launchable(2) or "")
     assert find("nfs4", queue=SERVER).topology.require_launchable(2) is None
 

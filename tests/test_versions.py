@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-#: Extras for users; the others are for developers, or (gpu) come with torch.
+#: The extras that users install. `gpu` is missing because torch brings its package; all others are for developers.
 EXTRAS = ("postgresql", "objects", "slurm", "search", "board")
 
 
@@ -34,7 +34,7 @@ def is_same(one: str, other: str) -> bool:
 def test_each_lower_bound_is_the_version_that_the_oldest_environment_has() -> None:
     oldest = pinned("constraints-oldest.txt")
     bounds = lower_bounds()
-    del bounds["torch"]  # as installed, since the test machines have only one build of torch
+    del bounds["torch"]  # the test machines offer only one build of torch
     wrong = {
         name: (bound, oldest.get(name)) for name, bound in bounds.items() if not is_same(bound, oldest.get(name, "0"))
     }

@@ -1,4 +1,4 @@
-"""Sessions as cluster jobs end in time, are requeued when preempted, and are refused where they cannot run."""
+"""Sessions that run as cluster jobs: their time limits, requeueing after preemption, and refused launches."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ Programs = Callable[..., None]
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
-    """Puts stand-ins for Slurm's programs on an otherwise empty PATH."""
+    """Return a function that puts shell scripts named like Slurm's programs on an otherwise empty PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))

@@ -58,7 +58,7 @@ def web_hook() -> Iterator[WebHook]:
 
 @dataclass
 class Worked:
-    """A finished project, and its state before its second session."""
+    """A finished project, and what its methods returned between its two sessions."""
 
     project: Project
     half: pd.DataFrame
@@ -232,7 +232,7 @@ def test_tensorboard_files_hold_every_epoch_and_step(worked: Worked) -> None:
     from tensorboard.backend.event_processing import event_accumulator as accumulator
 
     folder = worked.project.folder.logs_dir / "tensorboard" / "head_finetune"
-    assert {path.name for path in folder.iterdir()} == {"fold_0"}  # the second session was run without event files
+    assert {path.name for path in folder.iterdir()} == {"fold_0"}  # only the first session wrote event files
     epochs = accumulator.EventAccumulator(str(folder / "fold_0" / "epochs")).Reload()
     assert [event.step for event in epochs.Scalars("epoch/val_mae")] == [1, 2]
     steps = accumulator.EventAccumulator(str(folder / "fold_0")).Reload()

@@ -37,7 +37,7 @@ def test_every_command_has_help_with_an_example(mbqueue: Command, command: tuple
 
 def test_enqueueing_the_same_thing_twice_changes_nothing_and_says_so(mbqueue: Command) -> None:
     first = mbqueue("enqueue", "full_finetune", "--dataset", "sample")
-    assert "enqueued, 107 jobs" in first.out  # prepare, five folds of 20 epochs and a predict, record
+    assert "enqueued, 107 jobs" in first.out  # prepare + 5 × (20 train + predict) + record
     before = mbqueue("events", "--json").out
     second = mbqueue("enqueue", "full_finetune", "--dataset", "sample")
     assert (second.code, "nothing was changed" in second.out) == (0, True)

@@ -98,7 +98,7 @@ def test_a_damaged_or_hostile_record_of_an_experiment_is_skipped(
     content = json.loads(path.read_text())
     del content["checksum"]
     content = hostile(content)
-    path.write_text(json.dumps(content | {"checksum": sha256_of_json(content)}))  # as an attacker would
+    path.write_text(json.dumps(content | {"checksum": sha256_of_json(content)}))  # recompute the checksum
     project.queue_db.unlink()
     assert mbqueue("recover").code == 0
     assert "head_finetune.json is skipped" in caplog.text

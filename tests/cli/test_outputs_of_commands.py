@@ -1,4 +1,4 @@
-"""No command overwrites its inputs or foreign files, and each checks that before it computes."""
+"""No command overwrites its inputs or files of other programs, and each command checks this before it computes."""
 
 from __future__ import annotations
 

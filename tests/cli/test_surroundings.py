@@ -130,7 +130,7 @@ def test_steps_that_are_done_again_replace_those_that_a_killed_session_wrote(tmp
 def test_a_rewind_leaves_each_step_and_each_epoch_once_in_tensorboard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_one_session: bool
 ) -> None:
-    """Epochs 1 to 3 of four steps are trained, then 2 and 3 again, by the session that rewound or by the next one."""
+    """Train epochs 1 to 3 (4 steps each), then repeat 2 and 3 in the same session or in another one."""
     # TensorBoard reads event files in the order of their names, which begin with the second of their creation.
     seconds = itertools.count(1_800_000_000)
     monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", lambda: next(seconds))

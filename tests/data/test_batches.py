@@ -49,7 +49,7 @@ def test_bonds_lengths_and_angles_are_those_of_chgnet(some_crystals, some_graphs
         assert torch.equal(batch.bond_neighbor, theirs.atom_graph[:, 1].long())
         assert torch.equal(batch.bond_undirected, theirs.directed2undirected.long())
         torch.testing.assert_close(batch.bond_length, lengths.float(), rtol=2e-7, atol=0)
-        # CHGNet's angles are in any order; ours are in that of graphs.graph. Directed bonds identify both.
+        # CHGNet's angles have another order than ours, so compare angles by their two directed bonds.
         ours = graph(convert(some_crystals, row, row + 1), 0, int(batch.n_atoms[0])).bond_graph
         assert torch.equal(batch.angle_center, torch.tensor(ours[:, 0]))
         assert torch.equal(batch.short_bond[batch.angle_bond_i], torch.tensor(ours[:, 1]))
@@ -154,7 +154,7 @@ def test_pure_strain_changes_all_images_of_a_bond_alike(tmp_path):
     assert cache is not None
     batch = make_batch(cache, [0], Distortion(strain=0.03, seed=1))
     plain = make_batch(cache, [0])
-    # A bond to an image twice as far away has the same relative strain.
+    # Strain scales all periodic images of a bond by the same factor.
     share = (batch.bond_length / plain.bond_length).tolist()
     theirs = graph(convert(cache.crystals), 0, 1)
     image = theirs.image[theirs.undirected2directed]

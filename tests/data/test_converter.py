@@ -104,7 +104,7 @@ def test_the_cutoff_widens_until_no_atom_is_isolated():
 def test_a_bond_whose_reverse_is_lost_to_rounding_is_left_out():
     from mbqueue.data.conversion import _drop_unpaired, pair_bonds
 
-    # Atom 0 has two bonds to atom 1, which has only one bond back.
+    # Atom 0 has two bonds to atom 1, but atom 1 has only one bond to atom 0.
     per_atom = np.array([2, 1])
     copies = np.array([[1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]], np.int32)
     slots, squares = np.array([0, 1, 2], np.int32), np.array([4.0, 36.0, 4.0])

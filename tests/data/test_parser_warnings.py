@@ -20,7 +20,7 @@ REFUSED, HARMLESS = "refused", "harmless"
 #: Warnings that the parser does not give when mbqueue calls it.
 NOT_GIVEN = "not given"
 
-#: The start of each warning of pymatgen's CIF reader (2026.10), and its effect; … stands for parts that vary.
+#: The start of each warning of pymatgen's CIF reader (2026.10) → its effect; … stands for a part that varies.
 CIF_WARNINGS = {
     "Possible issue in CIF file at line: …": REFUSED,
     "Initializing CifParser from StringIO is deprecated": NOT_GIVEN,
@@ -28,7 +28,7 @@ CIF_WARNINGS = {
     "Pauling file corrections applied.": REFUSED,
     "Keys changed to match new magCIF specification.": HARMLESS,
     "… fractional coordinates rounded to ideal values": HARMLESS,
-    "…": REFUSED,  # the text of any exception: an unknown crystal system, a section without a crystal
+    "…": REFUSED,  # pymatgen also warns with the text of an exception, such as for an unknown crystal system
     "A 1-line symmetry op P1 CIF is detected!": HARMLESS,
     "No _symmetry_equiv_pos_as_xyz type key found. Spacegroup from {} used.": HARMLESS,
     "No _symmetry_equiv_pos_as_xyz type key found. Defaulting to P1.": REFUSED,
@@ -37,10 +37,10 @@ CIF_WARNINGS = {
     "Some occupancies (…) sum to > 1!": REFUSED,
     "The default value of primitive was changed": NOT_GIVEN,  # mbqueue passes primitive=False
     "No structure parsed for section … in CIF.": REFUSED,
-    "Issues encountered while parsing CIF: ": NOT_GIVEN,  # on_error="raise" checks each issue separately
-    "Skipping relative stoichiometry check": NOT_GIVEN,  # check_cif=False: mbqueue compares the formula itself
-    "Magnetic symmetry cannot currently be detected": NOT_GIVEN,  # writing
-    "Site labels are not unique": NOT_GIVEN,  # writing
+    "Issues encountered while parsing CIF: ": NOT_GIVEN,  # on_error="raise" reports each issue separately
+    "Skipping relative stoichiometry check": NOT_GIVEN,  # check_cif=False turns it off; mbqueue compares the formula
+    "Magnetic symmetry cannot currently be detected": NOT_GIVEN,  # given only when writing a file
+    "Site labels are not unique": NOT_GIVEN,  # given only when writing a file
 }
 POSCAR_WARNINGS = {
     "check_for_POTCAR is deprecated.": NOT_GIVEN,
@@ -52,9 +52,9 @@ POSCAR_WARNINGS = {
 }
 #: Warnings of ase's readers of extended XYZ and of its databases (3.29).
 ASE_WARNINGS = {
-    "Skipping unhashable information ": NOT_GIVEN,  # writing
-    "Failed to register external IO format ": NOT_GIVEN,  # on importing ase, about another package
-    "Can not parse index for path": NOT_GIVEN,  # do_not_split_by_at_sign=True
+    "Skipping unhashable information ": NOT_GIVEN,  # given only when writing a file
+    "Failed to register external IO format ": NOT_GIVEN,  # given when ase is imported beside a broken plugin
+    "Can not parse index for path": NOT_GIVEN,  # do_not_split_by_at_sign=True turns it off
     "It is best not to use keys ({0}) that are also a chemical formula.": NOT_GIVEN,  # writing
     "Accessing the IOFormat.": NOT_GIVEN,  # a warning about code
     "Wrong type for ": NOT_GIVEN,  # the text of an error

@@ -51,7 +51,7 @@ def assert_all_three(data, *, ids: list[str], targets: list[float] = TARGETS) ->
     assert data.crystals.compositions() == ["NaCl", "MgO", "Fe"]
 
 
-# ---- cells that do not fit their heading
+# ---- rows with a wrong number of cells, repeated headings and repeated keys
 
 
 CIF = SALT.to(fmt="cif")
@@ -165,7 +165,7 @@ def test_the_same_keys_in_different_objects_and_in_texts_are_no_repetition(inden
     assert not json_values._may_repeat_a_key(np.frombuffer(text, np.uint8)), "it would be parsed twice"
 
 
-# ---- one column for the whole table
+# ---- all rows use the same columns
 
 
 def test_a_missing_target_is_not_filled_from_another_column(tmp_path):
@@ -626,7 +626,7 @@ def test_a_frame_of_xyz_that_gives_one_key_twice_is_refused(tmp_path):
 
 XYZ_FRAME = '1\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3 {}\nFe 0 0 0\n'
 
-#: A comment line, and the id that it gives.
+#: The value of `id` in the comment line → the id that mbqueue reads.
 XYZ_IDS = {
     "007": "007",
     "1e5": "1e5",
@@ -762,7 +762,7 @@ def test_an_empty_line_at_which_ase_would_stop_is_refused(tmp_path, at):
 
 XYZ_CELL = 'Lattice="3 0 0 0 3 0 0 0 3"'
 
-#: The ``Properties`` of a frame and the line of its atom, which is line 6 of the file, with the reason to refuse it.
+#: Additional ``Properties`` of a frame, the line of its atom (line 6 of the file), and the expected error.
 WRONG_ATOMS = {
     "element-in-capitals": ("", "CO 0 0 0", "line 6 has the species 'CO' instead of an element's symbol"),
     "oh": ("", "HO 0 0 0", "line 6 has the species 'HO' instead of"),

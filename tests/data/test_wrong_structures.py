@@ -39,7 +39,7 @@ def operations(*listed: str) -> str:
 
 
 def one_site(group: str, *, z: int, beta: float) -> str:
-    """An atom in a general position, with a space group that has no operations, and its formula if ``z`` is given."""
+    """Return a CIF with one atom in a general position and a space group without operations; ``z`` adds the formula."""
     lengths = "_cell_length_a 7.0\n_cell_length_b 7.0\n_cell_length_c 9.0\n"
     angles = f"_cell_angle_alpha 90\n_cell_angle_beta {beta}\n_cell_angle_gamma 90\n"
     formula = f"_chemical_formula_sum As\n{Z4.replace('4', str(z))}" if z else ""
@@ -197,7 +197,7 @@ WRONG = {
 }  # fmt: skip
 
 
-#: Statements about rock salt that contradict each other or its space group, F m -3 m.
+#: CIF tags that contradict rock salt's space group (F m -3 m) or each other → the kind of tag.
 CONTRADICTIONS = {
     "_symmetry_Int_Tables_number 1": "symbol-and-number",
     "_symmetry_Int_Tables_number 221": "another lattice",

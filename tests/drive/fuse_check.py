@@ -127,7 +127,8 @@ def check(base: Path) -> None:
     shutil.rmtree(project.root)
     mount.mount()
     assert session.wait() == 0, log.read_text()
-    assert run(project.root, "work", "--device", "cpu").returncode == 0  # publishes what the session could not
+    # The next session publishes what this one could not.
+    assert run(project.root, "work", "--device", "cpu").returncode == 0
     told = status(project.root)
     assert told["state"] == "published", told
     say("mounted again: published")

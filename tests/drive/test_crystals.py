@@ -87,7 +87,7 @@ def test_prepare_on_a_new_machine_takes_the_crystals_that_an_experiment_was_prep
     assert "not on this machine" in caplog.text
     with pytest.raises(UsageError, match="There is no dataset"):
         project.prepare(DataSpec(dataset=SOURCE, limit=8))
-    # The session reads the file as it is now.
+    # Shorten the dataset, so the count of crystals shows that `prepare` read the new file.
     (split.root / SOURCE).write_bytes(b"".join(source.splitlines(keepends=True)[:10]))
     assert len(project.prepare(DataSpec(dataset=SOURCE)).crystals) == 10
 
@@ -128,7 +128,7 @@ def test_incomplete_crystals_on_the_mount_are_read_from_their_source_with_a_note
     notes: list[str] = []
     assert load(split, first.crystals.hash, notes).crystals.hash == first.crystals.hash
     assert any("is incomplete" in note for note in notes)
-    # The session keeps the crystals again, for the next machine.
+    # That call stored the crystals on the drive again, so a new machine needs no dataset.
     shutil.rmtree(split.live)
     (split.root / SOURCE).unlink()
     assert load(split, first.crystals.hash, []).crystals.hash == first.crystals.hash
@@ -144,7 +144,7 @@ def test_a_lost_mount_only_causes_a_note(split: ProjectFolder) -> None:
     source = (split.root / SOURCE).read_bytes()
     shutil.rmtree(split.root)
     split.root.mkdir()
-    (split.root / SOURCE).write_bytes(source)  # the data exist, the project's folders do not
+    (split.root / SOURCE).write_bytes(source)  # the drive has only the dataset, not the project's folders
     notes: list[str] = []
     assert len(load(split, None, notes).crystals) == 12
     assert any("could not be copied" in note for note in notes)

@@ -99,7 +99,7 @@ def test_wherever_reading_the_mount_hangs_training_continues_and_converges_later
     for n_hung in range(20):
         two.drive.back.clear()
         two.drive.hangs.clear()
-        two.drive.hangs_at = two.drive.reads + 1  # earlier reads are kept
+        two.drive.hangs_at = two.drive.reads + 1  # results of earlier reads are cached
         began = time.monotonic()
         taken = two.look()
         assert time.monotonic() - began < FOR_EVER / 2

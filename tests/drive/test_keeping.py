@@ -41,7 +41,7 @@ def local(tmp_path: Path, clock: ManualClock) -> LocalProject:
 def epochs_and_rows(project: ProjectFolder) -> list[tuple[str, State, object]]:
     with Queue(project.queue_db, read_only=True) as queue:
         return [
-            # Only the queue knows how long saving took.
+            # Do not compare the time that saving took, because only the queue records it.
             (job.label, job.state, {**(job.result or {}), "checkpoint_seconds": 0})
             for job in queue.jobs()
             if job.kind is Kind.TRAIN and job.state is State.COMMITTED
@@ -79,7 +79,7 @@ def test_a_queue_that_was_begun_beside_the_checkpoints_of_a_lost_one_costs_no_ep
     with Queue(local.project.queue_db) as queue:
         spec = queue.experiment("tiny").spec
     local.project.queue_db.unlink()
-    with Queue(local.project.queue_db) as queue:  # an earlier version did this, or a person
+    with Queue(local.project.queue_db) as queue:  # earlier versions could start a second queue
         queue.enqueue(parse_spec(spec | {"name": second}, source="test"), results_dir=f"results/{second}", now=0.0)
     recover(local.project, force=second == "tiny", note=note, clock=local.clock)
     assert epochs_and_rows(local.project) == before
@@ -141,7 +141,7 @@ def test_a_session_killed_a_moment_ago_does_not_block_recover(local: LocalProjec
     local.train(2).die()
     connection = sqlite3.connect(local.project.queue_db)
     with connection:
-        connection.execute("UPDATE sessions SET pid_started = pid_started - 1")  # another process has its number now
+        connection.execute("UPDATE sessions SET pid_started = pid_started - 1")  # a later process has this pid
     connection.close()
     recover(local.project, force=True, note=note, clock=local.clock)
     assert epochs_and_rows(local.project)

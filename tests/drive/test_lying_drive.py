@@ -99,7 +99,7 @@ class Schedule:
             with Queue(project.queue_db) as queue:
                 queue.enqueue(tiny_spec(epochs=EPOCHS), results_dir=RESULTS, now=self.clock.now())
             assert Publisher(project, None, note=lambda _text: None, clock=self.clock).round()
-            self.drive.settle()  # a user waits until the experiment shows as enqueued
+            self.drive.settle()  # let the drive upload the enqueued experiment
         try:
             self.running[number] = self._session(client, live), client
         except UsageError as error:
@@ -124,9 +124,10 @@ class Schedule:
         shutil.rmtree(session.project.live_dir)
 
     def check_that_no_line_was_lost(self) -> None:
-        """Check that the cloud still has a whole commit of every former line, or of another line as far trained.
+        """Check that the cloud still has the training of every earlier commit, or another line of equal progress.
 
-        When two lines part at a commit, one may replace that commit. The other may then lack its best epoch.
+        If two lines contain different commits of one epoch, one commit may replace the other. The other line may then
+        lack its best epoch.
         """
         whole = whole_commits(self.drive.cloud)
         self.held |= whole
@@ -174,7 +175,7 @@ def whole_commits(cloud: dict[str, bytes]) -> dict[str, Manifest]:
 
 
 def progress(manifest: Manifest) -> tuple[int, bool, int]:
-    """How far the training in a commit has come."""
+    """Return the progress of a commit, as a value that grows with training."""
     return manifest.epoch, manifest.complete, manifest.step
 
 

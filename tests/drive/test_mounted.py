@@ -151,14 +151,17 @@ def test_a_dead_sessions_partial_snapshot_is_removed_with_those_of_its_time(
             assert publisher.round()
             if not left:
                 whole = next((root / "state/snapshots").glob("*.db"))
-                left.append(whole.with_name(whole.name[:18] + "000000000000.db"))  # no manifest: the session died
-                left.append(whole.with_name(whole.stem + " (1).db"))  # the drive made a second file of it
-                other = whole.with_name("00000001-00000000-000000000000.db")  # of another line: not ours to remove
+                # A snapshot whose session died before it wrote the manifest:
+                left.append(whole.with_name(whole.name[:18] + "000000000000.db"))
+                # A duplicate that the drive made:
+                left.append(whole.with_name(whole.stem + " (1).db"))
+                # A snapshot of another database, which must stay:
+                other = whole.with_name("00000001-00000000-000000000000.db")
                 for path in (*left, other):
                     path.write_bytes(whole.read_bytes()[:100])
     assert not any(path.exists() for path in left)
     assert other.exists()
-    assert len(list((root / "state/snapshots").glob("*.json"))) == 4  # three settled ones, and the last
+    assert len(list((root / "state/snapshots").glob("*.json"))) == 4  # three settled snapshots and the newest
 
 
 def test_a_session_on_a_full_drive_publishes_everything_once_there_is_room(

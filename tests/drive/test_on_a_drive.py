@@ -38,7 +38,7 @@ def _one_thread() -> Any:
 def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_undisturbed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # All sessions run in this process, so none is known to be dead, but their successors must not wait.
+    # All sessions run in this process, so none looks dead. Later sessions must not wait for earlier ones.
     monkeypatch.setattr("mbqueue.drive.announce.ALIVE_SECONDS", 0.1)
     straight = make_project(tmp_path / "straight", checkpoint_minutes=60.0)
     expected = enqueue(straight, small_spec(straight))
@@ -56,7 +56,7 @@ def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_undisturb
         if number == 0:
             enqueue(project, small_spec(straight))
             assert Publisher(project, None, note=report.note, clock=_clock()).round()
-            drive.settle()  # a user waits until the experiment shows as enqueued
+            drive.settle()  # let the drive upload the enqueued experiment
         steps: list[int] = []
 
         def disturb(_job: object, what: str, done: int, _total: int, *, number: int = number) -> None:
@@ -73,7 +73,7 @@ def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_undisturb
         done = work(project, WorkOptions(device="cpu"), report=report, stop=stop)
         resumed_at += steps[:1]
         if done.ending is Ending.DONE:
-            client.remount()  # a session that ended without the mount publishes once the mount is back
+            client.remount()  # the mount may have been lost when the session ended
             assert Publisher(project, None, note=report.note, clock=_clock()).round()
             drive.settle()
             break
@@ -83,7 +83,7 @@ def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_undisturb
             assert told["state"] == "degraded"
             assert any("DEGRADED" in line for line in report.lines)
         if number % 2 or number > 4:
-            drive.settle()  # uploads finished in time; otherwise each is lost, cut off or done
+            drive.settle()  # finish all uploads; without this, `kill` may lose or truncate them
         drive.kill(client)
     else:
         pytest.fail(f"it was never done: {report.lines}")

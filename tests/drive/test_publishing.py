@@ -415,7 +415,7 @@ def test_a_hostile_or_damaged_snapshot_is_skipped_for_the_one_before(
     copy = mount.base / "evil.db"
     copy.write_bytes(newest.read_bytes())
     harm(copy)
-    # The manifest matches, because an attacker can write one.
+    # Write a matching manifest, as an attacker can do.
     listing |= {"size": copy.stat().st_size, "sha256": files.sha256_of_file(copy), "number": listing["number"] + 1}
     text = json.dumps(listing).encode()
     base = f"{listing['number']:08d}-{listing['database']}-{hashlib.sha256(text).hexdigest()[:12]}"
@@ -532,7 +532,7 @@ def test_a_snapshot_of_an_impossible_line_of_databases_is_skipped(mount: Mount, 
 
 
 def _another_snapshot(mount: Mount, change: Callable[[dict[str, Any]], None]) -> str:
-    """Add a later snapshot of the newest one's database with a changed manifest; return its base name."""
+    """Copy the newest snapshot to the next number, and change its manifest; return the copy's name without suffix."""
     newest = max((mount.root / "state/snapshots").glob("*.db"))
     listing = json.loads(newest.with_suffix(".json").read_text())
     listing["number"] += 1

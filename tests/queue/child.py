@@ -23,7 +23,7 @@ def stale(queue: Queue, folder: Path) -> None:
     lease = queue.claim(session, now=time.time(), lease_seconds=0.2)
     assert lease is not None
     say(f"claimed {lease.fence}")
-    sys.stdin.readline()  # the parent freezes this process here until long after its lease
+    sys.stdin.readline()  # the parent freezes this process here until the lease has expired
     now = time.time()
     publish = (folder / "published-by-the-stale-worker").touch
     for write in (
@@ -52,7 +52,7 @@ def drain(queue: Queue, folder: Path) -> None:
         if lease is None:
             if queue.outlook(now=time.time()).is_exhausted:
                 return
-            time.sleep(0.002)  # other processes hold the jobs that come next
+            time.sleep(0.002)  # the next jobs depend on jobs that other processes hold
             continue
         while lease is not None:  # the commit also claims the next job, as in a worker
             if lease.job.fold is not None:

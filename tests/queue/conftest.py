@@ -168,7 +168,7 @@ class ModelJob:
     lost: int = 0
     not_before: float = 0.0
     rewound: list[tuple[str, str]] = field(default_factory=list)
-    is_pruned: bool = False  # why it is skipped
+    is_pruned: bool = False  # whether the job was skipped because its trial was pruned
 
     @property
     def is_done(self) -> bool:

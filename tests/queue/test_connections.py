@@ -11,7 +11,7 @@ def test_what_was_written_is_there_after_reopening(world, open_queue):
     jobs = world.queue.jobs()
     world.queue.close()
     assert open_queue().jobs() == jobs
-    assert world.queue.jobs() == jobs  # a closed connection opens again
+    assert world.queue.jobs() == jobs  # a closed queue reconnects when used
 
 
 def test_a_reader_sees_one_instant(world, open_queue):

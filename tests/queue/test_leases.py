@@ -160,7 +160,7 @@ def test_publish_runs_while_no_other_session_can_take_the_job(world, open_queue)
     seen = []
 
     def publish():
-        with open_queue().reading() as db:  # another reader still sees the job as it was
+        with open_queue().reading() as db:  # a second connection does not see the open transaction
             seen.append(db.execute("SELECT state FROM jobs WHERE id = ?", (lease.job.id,)).fetchone()["state"])
 
     world.queue.commit(lease, result={}, now=world.now, publish=publish)
@@ -485,7 +485,7 @@ def test_changed_data_are_refused_when_prepared_again(world):
     session = world.session()
     world.enqueue(folds=(0,), epochs=0)
     world.queue.commit(world.take(session), result={"dataset_hash": "old"}, now=world.now)
-    with world.queue.writing() as db:  # only a database edited by hand can have this
+    with world.queue.writing() as db:  # mbqueue itself never produces this state
         db.execute("UPDATE jobs SET state = 'waiting', result = NULL WHERE kind = 'prepare'")
     world.queue.retry("full", now=world.now)
     with pytest.raises(QueueError, match="crystals of full have changed"):

@@ -99,7 +99,7 @@ def test_after_recover_a_queue_lacks_nothing(whole: Project, state: str, caplog:
 @pytest.mark.parametrize("is_noted", [True, False])
 @pytest.mark.parametrize("has_commits", [True, False])
 def test_recover_merges_the_folds_of_two_queues(whole: Project, is_noted: bool, has_commits: bool) -> None:
-    if has_commits:  # the note of the lost queue was overwritten
+    if has_commits:  # then `recover` must do without the lost queue's note
         (whole.folder.wanted_dir / "head_finetune.json").unlink()
     else:
         (whole.folder.checkpoints_dir("head_finetune", 0) / "e0001-done-f0001.json").unlink()
@@ -120,8 +120,8 @@ def test_recover_says_what_it_leaves_aside_and_where(whole: Project, caplog: pyt
     second = spec_of(whole, folds=[0, 1], **FIVE, **{"train.lr": 0.02})
     begin_second(whole, second)
     with Queue(whole.folder.queue_db) as queue:
-        keep_wanted(whole.folder, queue, "head_finetune")  # enqueueing used to overwrite the note of the lost queue
-    commit(whole.folder, spec_of(whole, "full_finetune"), 0, epoch=1)  # the commit does not say how it was enqueued
+        keep_wanted(whole.folder, queue, "head_finetune")  # earlier versions replaced the lost queue's note like this
+    commit(whole.folder, spec_of(whole, "full_finetune"), 0, epoch=1)  # this manifest has no options of `enqueue`
     (whole.folder.wanted_dir / "broken.json").write_text("{")
     whole.recover()
     with open_queue(whole.folder, refuses=anything) as queue:
@@ -184,7 +184,7 @@ def test_a_new_machine_on_a_drive_lacks_nothing(
     assert Publisher(first, None, note=ignored, clock=clock).round()
     enter(second, note=ignored, clock=clock)
     put(second, "full_finetune", clock)
-    first.queue_db.unlink()  # the first machine returns without its queue
+    first.queue_db.unlink()  # the first machine has lost its queue
     enter(first, note=ignored, clock=clock)
     open_queue(first, refuses=anything).close()
     assert LACKS not in caplog.text
@@ -237,7 +237,7 @@ def test_a_queue_on_a_server_says_what_it_lacks(
         with pytest.raises(QueueLost, match=r"or is still in the queue from before \(mbqueue migrate-queue"):
             command()
     assert not exists(url)
-    with open_on_server(url) as queue:  # an earlier version did this, or a person
+    with open_on_server(url) as queue:  # earlier versions could start a second queue
         queue.enqueue(spec_of(whole, "full_finetune"), results_dir="results/daily/2026-01-01/x", now=0.0)
     on_server.status()
     assert LACKS not in caplog.text, "its experiments are in the file, which is whole"

@@ -70,7 +70,7 @@ def test_a_queue_comes_back_from_postgresql_with_the_same_rows(used, url):
     assert made.rows == {table: len(rows) for table, rows in before.items()}
     with open_on_server(url) as queue:
         assert dump(queue) == before
-        queue.verify()  # the triggers guard this database again
+        queue.verify()  # checks that the triggers are enabled again
         with pytest.raises(QueueError, match="never deleted"), queue.writing() as db:
             db.execute("DELETE FROM jobs")
     (used.root / "mbqueue.toml").write_text(f'queue = "{url}"\n')
@@ -191,7 +191,7 @@ def test_a_queue_that_is_lost_where_it_was_moved_to_is_rebuilt_when_asked_for(us
     Project(used.root).migrate_queue(url)
     with pytest.raises(QueueMoved, match="recover --force"):
         Project(used.root).recover()
-    with pytest.raises(QueueError, match="nothing to rebuild"):  # these tests have no checkpoints
+    with pytest.raises(QueueError, match="nothing to rebuild"):  # this project has no checkpoints
         Project(used.root).recover(force=True)
     assert list(used.queue_db.parent.glob("queue.db.replaced-*"))
 
@@ -224,7 +224,7 @@ def test_a_session_that_was_frozen_while_its_queue_was_moved_writes_nothing_to_i
         frozen.retry("b", now=30.0)
         session = frozen.start_session(device="cpu", now=30.0, alive_seconds=60)
         lease = frozen.claim(session, now=30.0, lease_seconds=1.0)
-        with frozen.writing() as db:  # the session has been silent for long
+        with frozen.writing() as db:  # make the session's heartbeat overdue
             db.execute("UPDATE sessions SET alive_until = 0 WHERE id = ?", (session,))
         project.migrate_queue(url if source == "file" else "sqlite")
         published = []
@@ -271,7 +271,7 @@ def test_a_run_that_died_between_the_copy_and_the_mark_is_completed_by_the_next(
         with pytest.raises(Died):
             project.migrate_queue(target)
     with open_queue(project.folder, read_only=True) as queue:
-        assert dump(queue) == before  # the source is not marked
+        assert dump(queue) == before  # the failed move left no mark in the source
     project.migrate_queue(target)
     with pytest.raises(QueueMoved):
         open_queue(project.folder)

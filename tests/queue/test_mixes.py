@@ -43,7 +43,7 @@ def deadlocks(monkeypatch: pytest.MonkeyPatch) -> list[psycopg.Error]:
 
 
 class Mix:
-    """The commands of the threads."""
+    """Threads that run random commands on one queue."""
 
     def __init__(self, open_queue: Callable[[], Queue], make_spec: Callable[..., Any], *, ending_others: bool) -> None:
         self._open, self._make_spec, self._ending_others = open_queue, make_spec, ending_others
@@ -127,7 +127,7 @@ def test_any_mix_of_commands_leaves_a_queue_that_can_be_finished(open_queue, mak
     for name in "ab":
         queue.enqueue(make_spec(name, folds=FOLDS, epochs=EPOCHS), results_dir=name, now=time.time())
     Mix(open_queue, make_spec, ending_others=ending_others).run()
-    # To end a session that is claiming takes its locks in another order, so one of the two starts again.
+    # Ending a session while it claims takes the same locks in another order, so a deadlock may restart one of the two.
     assert ending_others or deadlocks == []
     assert queue.jobs(state=State.LEASED) == (), "by sessions that have all ended"
 
@@ -141,6 +141,6 @@ def test_any_mix_of_commands_leaves_a_queue_that_can_be_finished(open_queue, mak
     assert {job.state for job in queue.jobs()} <= {State.COMMITTED, State.SKIPPED}
     told: dict[int, State] = {}
     for event in queue.events(limit=100_000):
-        if event.job_id is not None:  # a job's events form one chain without gaps
+        if event.job_id is not None:  # each event starts from the state in which the job's previous event ended
             assert event.from_state == told.get(event.job_id)
             told[event.job_id] = event.to_state

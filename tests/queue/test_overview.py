@@ -170,7 +170,7 @@ def test_a_silent_session_is_lost_and_an_ended_one_is_left_out(world):
     assert _overview(world)["sessions"] == []
 
 
-#: This number is larger than any process number.
+#: A process that cannot exist: its pid is larger than Linux allows.
 DEAD = ProcessIdentity(this_process().host, boot_id(), 2**22 + 1, 1)
 
 

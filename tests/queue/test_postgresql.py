@@ -68,7 +68,7 @@ def test_times_are_the_servers_whatever_a_worker_believes(queue, make_spec, monk
     lease = queue.claim(session, now=wrong - 5e6, lease_seconds=60)
     row, now = queue.session(session), time.time()
     assert abs(outcome.experiment.enqueued_at - now) < 30
-    assert abs(row.deadline_at - (now + 100)) < 30  # as far from now as before
+    assert abs(row.deadline_at - (now + 100)) < 30  # still 100 s ahead, by the server's clock
     assert abs(lease.expires_at - (now + 60)) < 30
     assert abs(queue.overview(now=wrong)["now"] - now) < 30
     assert queue.reap_expired(by="test", now=wrong) == 0
@@ -115,9 +115,10 @@ def test_a_transaction_in_which_nothing_is_asked_is_no_transaction(queue, url, p
 
 def test_a_waiting_worker_is_woken_when_there_is_something_to_claim(queue, url, make_spec, monkeypatch):
     monkeypatch.setattr(listening, "LONGEST_WAIT_SECONDS", 60.0)
-    monkeypatch.setattr(listening, "_PROOF_SECONDS", 60.0)  # a slow proof would prolong each wait
+    # On a slow machine, the check that notifications arrive must not time out.
+    monkeypatch.setattr(listening, "_PROOF_SECONDS", 60.0)
     over = threading.Event()
-    queue.wait(60.0, over.wait)  # the first wait returns at once
+    queue.wait(60.0, over.wait)  # the first wait of a connection returns at once
     changes = [
         lambda other: other.enqueue(make_spec(), results_dir="r", now=0.0),
         lambda other: other.pause("full", now=0.0),
@@ -148,7 +149,7 @@ def test_a_waiting_worker_stops_when_asked(queue):
 
 def test_where_no_news_arrive_a_worker_looks_by_itself(queue, monkeypatch):
     monkeypatch.setattr(listening, "_PROOF_SECONDS", 0.1)
-    monkeypatch.setattr(listening, "CHANNEL", "nowhere; SELECT 1")  # this channel has no messages
+    monkeypatch.setattr(listening, "CHANNEL", "nowhere; SELECT 1")  # no one sends to this channel
     waited = []
     for _ in range(2):
         queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
@@ -164,7 +165,7 @@ def test_news_that_were_late_once_are_listened_for_again(queue, monkeypatch):
     queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
     later = time.monotonic() + listening._PROOF_AGAIN_SECONDS
     monkeypatch.setattr(listening.time, "monotonic", lambda: later)
-    queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))  # the first wait returns at once
+    queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))  # the first wait of a connection returns at once
     assert waited == [2.0]
     assert queue.database._listener._connection is not None
 
@@ -435,7 +436,7 @@ def test_a_password_is_never_shown(postgres_server, tmp_path, caplog, monkeypatc
     ("url", "why"),
     [
         ("mysql://me:s3cr3t@host/db", "MBQUEUE_QUEUE must be a URL like postgresql://"),
-        # Passwords whose special characters are not encoded.
+        # These passwords contain special characters that should be percent-encoded.
         ("postgresql://me:p@s3cr3t@host:5432/db", "cannot be read.*%40 for @"),
         ("postgresql://me:p/s3cr3t@host:5432/db", "cannot be read.*%2F for /"),
         ("postgresql://me:1/s3cr3t@host/db", "cannot be read"),

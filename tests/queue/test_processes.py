@@ -69,9 +69,9 @@ def test_kill_9_amid_commits_leaves_no_half_commit_and_loses_none(world, tmp_pat
     world.enqueue(folds=(0, 1, 2, 3, 4), epochs=400)
     worker = start("publishing", world.address, files, start_new_session=True)
     said = [_read_line(worker)]
-    time.sleep(random.Random(seed).uniform(0.0, 0.15))  # only the moment of death is random
+    time.sleep(random.Random(seed).uniform(0.0, 0.15))  # the seed decides when the worker is killed
     worker.kill()
-    said += worker.stdout.read().splitlines()  # communicate() would skip what was read ahead with the first line
+    said += worker.stdout.read().splitlines()  # communicate() would lose buffered lines
     worker.communicate()
 
     if world.queue.database.dialect is SQLITE:
@@ -79,20 +79,21 @@ def test_kill_9_amid_commits_leaves_no_half_commit_and_loses_none(world, tmp_pat
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         connection.close()
-    else:  # the server may still run the last statement
+    else:  # the server may still be running the killed worker's last statement
         postgres_server = request.getfixturevalue("postgres_server")
         until(lambda: postgres_server.sql(_TRANSACTIONS) == [(0,)])
     jobs = {job.id: job for job in world.queue.jobs()}
     committed = {job_id for job_id, job in jobs.items() if job.state is State.COMMITTED}
-    assert {int(line) for line in said} <= committed  # no acknowledged commit is lost
-    assert len(committed) - len(said) <= 1  # at most one commit was not yet acknowledged
+    assert {int(line) for line in said} <= committed  # the queue has every acknowledged commit
+    assert len(committed) - len(said) <= 1  # at most one was killed before its acknowledgement
     published = {tuple(int(part) for part in path.name.split("-")) for path in files.iterdir()}
-    assert {(job_id, jobs[job_id].fence) for job_id in committed} <= published  # publish precedes the commit
+    # A worker publishes its file before its transaction commits.
+    assert {(job_id, jobs[job_id].fence) for job_id in committed} <= published
     (orphan, *more) = published - {(job_id, jobs[job_id].fence) for job_id in committed} or [None]
     assert more == []
-    if orphan is not None:  # a death between publish and the end of the commit leaves the job leased
+    if orphan is not None:  # the worker died after it had published a file and before its transaction committed
         assert jobs[orphan[0]].state is State.LEASED
-    for job in committed:  # each commit made the right jobs ready
+    for job in committed:
         kinds = {event.to_state for event in world.queue.events(limit=100_000) if event.job_id == job}
         assert {State.LEASED, State.COMMITTED} <= kinds
     me = world.session()

@@ -331,7 +331,7 @@ def test_waiting_for_a_server_draws_nothing_that_a_checkpoint_keeps(monkeypatch)
 
 
 class _Starts:
-    """A wait between two tries, which starts the server."""
+    """A stand-in for the wait between two connection attempts; the first call starts the server."""
 
     def __init__(self, server: RunningServer) -> None:
         self.server, self.waited = server, []
@@ -414,7 +414,7 @@ def test_no_lease_is_taken_back_just_after_the_servers_start(queue, make_spec, p
 def test_a_silent_workers_transaction_is_rolled_back_and_its_commit_refused(url, make_spec, monkeypatch):
     monkeypatch.setattr(server_module, "SILENCE_SECONDS", 1)  # before connecting
 
-    def publish() -> None:  # the first is silent for longer, and another session takes the job
+    def publish() -> None:  # the server ends the silent transaction, so that the cancellation succeeds
         with open_on_server(url) as other:
             other.cancel("full", now=0.0)
 
@@ -448,7 +448,7 @@ def test_two_folds_that_commit_at_once_make_ready_the_job_that_needs_both(queue,
     end = PostgresServer._commit
 
     def end_together(self, client) -> None:
-        with suppress(threading.BrokenBarrierError):  # each waits for the other, unless it blocks the other
+        with suppress(threading.BrokenBarrierError):  # one of them times out if the other waits for a lock
             both_done.wait(2.0)
         end(self, client)
 

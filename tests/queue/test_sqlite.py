@@ -133,7 +133,7 @@ def test_a_version_with_a_flipped_bit_is_not_mistaken_for_a_newer_mbqueues(world
 
 def test_a_creation_that_was_cut_off_is_finished_at_the_next_opening(tmp_path):
     path = tmp_path / "queue.db"
-    _sql(path, "PRAGMA journal_mode = WAL")  # the first attempt did this much
+    _sql(path, "PRAGMA journal_mode = WAL")  # the first statement that creates a queue
     with Queue(path) as queue:
         assert queue.jobs() == ()
 

@@ -31,7 +31,7 @@ def test_a_queue_whose_file_was_replaced_is_not_written_any_more_not_even_by_a_t
         for _ in range(2):
             with pytest.raises(QueueReplaced, match=r"was replaced.*mbqueue work"):
                 queue.heartbeat(session, now=2.0, alive_seconds=60)
-            queue.database._local.__dict__.clear()  # as for a thread without a connection
+            queue.database._local.__dict__.clear()  # forget this thread's connection
     with Queue(path, read_only=True) as newer:
         assert newer.sessions() == ()
     with Queue(tmp_path / "queue.db.replaced", read_only=True) as before:

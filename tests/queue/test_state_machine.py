@@ -1,8 +1,8 @@
-"""Run commands in any order on the queue and on a simple model: both agree, and the invariants hold.
+"""Run random commands on the queue and on a simple model of it, and compare the two.
 
-The invariants: one accepted commit per (experiment, fold, epoch), unless it was rewound; epoch n never before epoch n −
-1; an old fence never writes; an acknowledged commit is never lost; attempts are bounded; no job is rewound forever by
-its holders without a commit.
+The queue must also keep these invariants. Each epoch of a fold is committed once, unless it is rewound. Epochs of a
+fold are committed in order. A session with an old fence changes nothing. No acknowledged commit is lost. Attempts are
+bounded, and so are rewinds of a job between two commits.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class QueueMachine(RuleBasedStateMachine):
             lease = self.commit_and_claim(lease, stops=False)
 
     def claim(self, session: str, loaded: tuple[str, int] | None) -> Lease | None:
-        loaded = None if loaded is None or loaded[1] is None else loaded  # sessions load only folds
+        loaded = None if loaded is None or loaded[1] is None else loaded  # only a fold can be loaded
         known = {experiment.name: experiment.id for experiment in self.queue.experiments()}
         place = (known[loaded[0]], loaded[1]) if loaded and loaded[0] in known else None
         if session not in self.model.alive_until:
@@ -191,7 +191,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), fold=FOLDS, stops_at=st.integers(1, EPOCHS), to_epoch=st.none() | st.integers(0, EPOCHS))
     def stop_early(self, data, fold, stops_at, to_epoch):
-        """Stop a fold early; then a checkpoint may turn out to be damaged."""
+        """Stop a fold early, then perhaps rewind it as after a damaged checkpoint."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         session = self.living_session()
         for _ in range(EPOCHS + 2):
@@ -248,7 +248,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(times=st.sampled_from([2, MAX_LOST_IN_A_ROW - 1, MAX_LOST_IN_A_ROW]))
     def lose_in_a_row(self, times):
-        """Let the holders of a job vanish."""
+        """Claim a job several times in a row, each time without finishing it before the lease expires."""
         for _ in range(times):
             lease = self.claim(self.living_session(), None)
             if lease is None:
@@ -404,7 +404,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), gives_up=st.booleans(), retried=st.booleans())
     def prune(self, data, gives_up, retried):
-        """Prune a trial, unless a session works on it; later its checkpoints may be given up."""
+        """Prune a trial, unless a session holds one of its jobs; then perhaps give up its checkpoints, or retry it."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         jobs = self.model.of(name)
         is_held = any(job.state is State.LEASED for job in jobs)
@@ -432,7 +432,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def mend(self):
-        """Undo whatever keeps jobs from running, so that runs get long."""
+        """Resume and retry all experiments, so that long test runs do not end with every job paused or failed."""
         for name in sorted({key[0] for key in self.model.jobs}):
             jobs = self.model.of(name)
             self.pause(name, None, jobs, paused=False)
@@ -503,7 +503,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), fold=FOLDS, whys=st.sampled_from(["same", "another"]), commits=st.booleans())
     def find_damage_again_and_again(self, data, fold, whys, commits):
-        """Let every session find damage in what the last job of a fold needs."""
+        """Train a fold up to its prediction, let the session find damage and rewind, and repeat."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         for time in range(MAX_REWINDS + 2):
             session = self.living_session()
@@ -518,7 +518,7 @@ class QueueMachine(RuleBasedStateMachine):
                 return
             self.rewind_held(lease, [lease.job.fold], EPOCHS - 1, f"{whys} {time if whys == 'another' else ''}")
 
-    # -- what other databases of the project say --
+    # -- commits and sessions of the project's other databases --
 
     @rule(
         data=st.data(),
@@ -608,7 +608,7 @@ class QueueMachine(RuleBasedStateMachine):
     def reopen(self):
         self.queue.close()
 
-    # -- what always holds --
+    # -- invariants --
 
     @invariant()
     def the_queue_is_as_the_model_says(self):
@@ -640,7 +640,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_job_goes_round_in_circles(self):
-        """Check by the events that a job is rewound a few times between commits, never twice for one reason."""
+        """Check in the events that a job is rewound only a few times between commits, and once for each reason."""
         put_back, holder = defaultdict(list), {}
         for event in sorted(self.queue.events(limit=100_000), key=lambda event: event.id):
             key = (event.experiment, event.kind, event.fold, event.epoch)
@@ -676,7 +676,7 @@ class QueueMachine(RuleBasedStateMachine):
         return job
 
     def some_lease(self, data: st.DataObject) -> Lease:
-        """Draw a lease, which is mostly still valid."""
+        """Draw a lease that was ever given; most draws are valid leases."""
         good = [lease for lease in self.given if self.held(lease)]
         return data.draw(st.sampled_from(good if good and data.draw(st.integers(0, 3)) else self.given))
 
@@ -708,6 +708,6 @@ def test_any_order_of_commands_agrees_with_the_model(open_queue_in, make_model):
             max_examples=50,
             stateful_step_count=40,
             deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],  # file access is slow, and the machine may be busy
+            suppress_health_check=[HealthCheck.too_slow],  # disks may be slow and CPUs busy
         ),
     )

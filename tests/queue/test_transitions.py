@@ -17,7 +17,7 @@ _SHAPES = {
 }
 _BARE = "session_id = NULL, lease_expires_at = NULL, result = NULL"
 
-# A path from `waiting` to every state.
+# State → the transitions that lead to it from `waiting`.
 _WAYS = {
     State.WAITING: [],
     State.READY: [State.READY],

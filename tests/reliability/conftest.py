@@ -26,7 +26,7 @@ from mbqueue.queue.store import Queue
 LONG = os.environ.get("MBQUEUE_LONG", "") not in {"", "0"}
 #: The seed of the sample; every failure prints it.
 SEED = int(os.environ.get("MBQUEUE_TEST_SEED", random.SystemRandom().randrange(10**6)))
-#: MBQUEUE_SHARE=2/5 tries the second fifth of a long run, to spread the run over machines or days.
+#: MBQUEUE_SHARE=2/5 tries only the second fifth of a long run, so you can split the run over machines or days.
 SHARE, SHARES = map(int, os.environ.get("MBQUEUE_SHARE", "1/1").split("/"))
 
 EXPERIMENT = "head_finetune"
@@ -81,7 +81,7 @@ class Lab:
 
     @property
     def live_folder(self) -> Path:
-        """The folder that is lost with the machine if the project is `ON_A_DRIVE`."""
+        """The live folder of a project with the settings `ON_A_DRIVE`; it is lost with the machine."""
         return self.folder / "live"
 
     @property

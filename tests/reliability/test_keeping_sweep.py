@@ -43,13 +43,13 @@ def leave(_lab: Lab) -> None:
 
 @dataclass(frozen=True)
 class Keeping:
-    """A command, and the state in which it finds the project.
+    """A command to kill, and the state of the project before the command.
 
     Attributes:
         sample: deaths in the short version.
-        happened: what happened to the project before the command.
-        names: words of which the next session's error must contain one, if that session cannot resume.
-        is_enough: what the command says if it was killed after it had done everything.
+        happened: a function that damages the project before the command runs.
+        names: if the next session cannot resume, its error must contain one of these words.
+        is_enough: part of the command's output when it is repeated although nothing was left to do.
     """
 
     name: str
@@ -74,7 +74,7 @@ KEEPINGS = [
     Keeping("recover, the queue damaged", RECOVER, 2, damage_queue, names=AGAIN, is_enough=WHOLE),
     Keeping("recover, on a drive", RECOVER, 1, damage_queue, on_a_drive=True, names=AGAIN, is_enough=WHOLE),
     Keeping("restore", RESTORE, 3, names=RESTORE_AGAIN),
-    # Before anything was moved, only the queue is missing.
+    # If `restore` dies before it moves a file, the next session only reports that the queue is missing.
     Keeping("restore, the queue gone", RESTORE, 1, lose_queue, names=(*RESTORE_AGAIN, *AGAIN)),
     Keeping("restore, on a drive", RESTORE, 1, on_a_drive=True, names=RESTORE_AGAIN),
     Keeping("backup", ("backup", ARCHIVE), 2, is_enough="exists"),
@@ -82,7 +82,7 @@ KEEPINGS = [
 
 
 class Templates:
-    """Projects in mid-experiment to copy, each made once, with an archive from one job earlier beside it."""
+    """Half-trained projects to copy, each made once, and beside each an archive that is one job older."""
 
     def __init__(self, warm: Warm, base: Path) -> None:
         self._warm, self._base = warm, base
@@ -152,7 +152,7 @@ def die_and_go_on(lab: Lab, straight: Straight, keeping: Keeping, point: int) ->
     code = lab.work(Fault(at=point), command=command)
     assert code in {0, -signal.SIGKILL}, code
     lab.age_left_overs()
-    # In half of the cases, a session runs first, without the command.
+    # At odd points, try a session before the command is repeated.
     if point % 2 and keeping.names and lab.work() == 0:
         check(lab, straight)
         return int(code != 0)
@@ -161,7 +161,7 @@ def die_and_go_on(lab: Lab, straight: Straight, keeping: Keeping, point: int) ->
     again = lab.work(command=command)
     assert again == 0 or (again == 2 and keeping.is_enough and keeping.is_enough in lab.said), again
     if keeping.command[0] == "backup":
-        # An archive that exists is complete, whenever it was written.
+        # If the archive exists, it is complete, even if the first `backup` wrote it.
         assert lab.work(command=absolute(lab, RESTORE)) == 0
     assert lab.work() == 0
     check(lab, straight)

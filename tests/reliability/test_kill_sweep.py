@@ -39,8 +39,8 @@ from .conftest import (
     tell,
 )
 
-#: Operations at the end of a run that another run may lack, since heartbeats follow the clock. On a drive, a thread
-#: publishes during training, and what one round finds depends on timing.
+#: Two runs may differ by at most this many operations, since heartbeats depend on the clock. On a drive, they differ
+#: more, because a thread publishes during training and its timing varies.
 CLOCKED, CLOCKED_ON_A_DRIVE = 30, 150
 
 
@@ -89,14 +89,14 @@ def test_an_experiment_that_dies_at_an_operation_and_again_recovering_equals_an_
 
 
 def sweep(straight: Straight, death: Death, operations: list[str], lab_at: Callable[[str], Lab]) -> None:
-    """For each point, die there and again while recovering, in a new lab."""
+    """For each point, kill an experiment in a new folder at that operation, and again while it recovers."""
     reached, deaths, wrong = 0, 0, []
     points = points_of(death.name, len(operations), sample=death.sample)
     for tried, point in enumerate(points, start=1):
-        # The second death depends only on the point, so that shares and repetitions die at the same place.
+        # Seed the second death with the point, so that a repeated or split run dies at the same operation.
         chance = random.Random(f"{SEED} {death.name} {point}")
         lab = lab_at(str(point))
-        # The remaining work takes fewer operations; a point beyond its end lets recovery finish.
+        # If the second point lies beyond the last operation, the recovery finishes without a second death.
         again = chance.randrange(1, len(operations) - point + 40)
         try:
             died = die_twice(lab, straight, death, point, again, len(operations))
@@ -144,7 +144,7 @@ def of_target(kind: str, table: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class MadeLab(Lab):
-    """A lab that begins as a copy of another project and makes an experiment from those in it."""
+    """A copy of a project with recorded experiments, in which a command makes a new experiment from them."""
 
     members: Path = Path()
 
@@ -161,7 +161,7 @@ class MadeLab(Lab):
         with Queue(self.project().queue_db, read_only=True) as queue:
             folder = self.root / queue.experiment("made").results_dir
         content = read_recorded(folder).content
-        # The record of a fold also says when it was made, and by which session.
+        # Ignore the entries that differ between equal runs, such as times and sessions.
         entry = {key: value for key, value in content["folds"][str(fold)].items() if key in {"scores", "blend"}}
         assert entry["scores"]
         kept = [file for file in (model_file(folder, fold), predictions_file(folder, fold)) if file.exists()]
@@ -205,7 +205,7 @@ def die_twice(lab: Lab, straight: Straight, death: Death, point: int, again: int
     lab.make()
     code = lab.live(Fault(at=point, action=death.action))
     if code == 0:
-        # Runs differ by a few operations: this run ended before the point.
+        # Runs differ by a few operations, so this run may finish before it reaches the point.
         assert point > n_operations - (CLOCKED_ON_A_DRIVE if death.on_a_drive else CLOCKED), lab.said
         return 0
     assert code == -signal.SIGKILL
@@ -215,14 +215,14 @@ def die_twice(lab: Lab, straight: Straight, death: Death, point: int, again: int
     clean_up(lab, death)
     assert lab.live() == 0
     assert lab.results() == straight.results
-    # A new machine adopts what is on the mount, and knows nothing else.
+    # A new machine knows only the commits on the mount, so it cannot know how often jobs were preempted.
     lab.check_queue(preemptions=None if death.with_machine else 2, may_rewind=death.with_machine)
     assert not lab.left_over()
     return 1 + (code != 0)
 
 
 def clean_up(lab: Lab, death: Death) -> None:
-    """Do what happens between a death and the next session."""
+    """Prepare for the next session: remove the machine's disk if it is lost, and make leftover files look old."""
     if death.with_machine:
         shutil.rmtree(lab.live_folder, ignore_errors=True)
     lab.age_left_overs()

@@ -24,31 +24,32 @@ LEAST_SESSIONS = 40 if LONG else 15
 CRYSTALS, EPOCHS = (60, 3) if LONG else (20, 2)
 ENQUEUE = ("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0-4", "--epochs", str(EPOCHS))
 ENQUEUE += ("--set", f"data.limit={CRYSTALS}", "--set", "train.batch_size=8")
-#: How the first sessions end. Later endings are random, with these weights: a deadline takes seconds and gets far.
+#: How many of the first sessions end in each way. Later endings are random; the numbers then serve as weights.
+#: Deadlines are rare, because such a session runs for seconds and does much of the work.
 ENDINGS = {"deadline": 1 if LONG else 0, "lost mount": 2, "SIGTERM": 4, "SIGKILL": 5}
-#: While a session still reads its project from the mount, SIGTERM ends it at once, and a lost mount is an error. Later,
-#: the session continues without the mount, and finishes if little work is left.
+#: The exit codes to expect after each ending. SIGTERM kills a session that is still reading its project from the mount,
+#: and losing the mount then is an error. Later, the session continues without the mount and may finish its work.
 CODES = {
     "deadline": {WORK_LEFT},
     "SIGTERM": {WORK_LEFT, -signal.SIGTERM},
     "SIGKILL": {-signal.SIGKILL},
     "lost mount": {FAILURE, WORK_LEFT, -signal.SIGTERM, 0},
 }
-#: Operations of the shortest and the longest session. On a drive, a new machine needs 100 before its first step.
+#: Operations of the shortest and the longest session. On a drive, a new machine needs 100 operations before it trains.
 SHORTEST, LONGEST = 8, 60 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
-#: The longest of the required first sessions, in operations, so that the run does not end before them.
+#: Limit in operations for each of the first sessions, so that the run does not finish before all of them have ended.
 LONGEST_AT_FIRST_ON_A_DRIVE = 330 if LONG else 170
 
 
 @dataclass
 class Timing:
-    """How some sessions spent their seconds.
+    """Total times of several sessions.
 
     Attributes:
-        seconds: duration of the processes.
-        starting: seconds of each session until its first step, or all of them without a step.
-        publishing: seconds of completed rounds of publishing, during or after training.
+        seconds: total duration of the processes.
+        starting: seconds of each session until its first step, or until its end if it made no step.
+        publishing: seconds spent in completed rounds of publishing, during and after training.
     """
 
     steps: int = 0
@@ -57,7 +58,7 @@ class Timing:
     publishing: float = 0.0
 
     def add(self, trace: Path, began: float, ended: float) -> None:
-        """Add a session, given its trace."""
+        """Add the times of one session, read from its trace file."""
         told = [line.split(" ") for line in trace.read_text().splitlines()] if trace.exists() else []
         steps = [float(words[2]) for words in told if words[:2] == ["-", "step"]]
         self.steps += len(steps)
@@ -66,7 +67,7 @@ class Timing:
         self.publishing += sum(float(words[2]) for words in told if words[:2] == ["-", "published"])
 
     def compared(self, straight: Timing) -> str:
-        """The extra cost as shares of an uninterrupted run."""
+        """Describe the cost of the interruptions compared with an uninterrupted run."""
         starting = sum(self.starting) - sum(straight.starting)
         return (
             f"{self.steps} steps for {straight.steps} ({self.steps / straight.steps - 1:.0%} done again); "
@@ -104,7 +105,7 @@ def report(where: str, endings: list[str], timing: Timing, straight: Timing) -> 
 
 
 def next_ending(chance: random.Random, before: list[str]) -> str:
-    """Each ending once, then random ones."""
+    """Choose how the next session ends: first each ending once, then a random one."""
     if len(before) < len(ENDINGS):
         return list(ENDINGS)[len(before)]
     assert len(before) < 40 * LEAST_SESSIONS, f"MBQUEUE_TEST_SEED={SEED}: it does not come to its end"
@@ -113,7 +114,7 @@ def next_ending(chance: random.Random, before: list[str]) -> str:
 
 def command_for(ending: str, chance: random.Random) -> tuple[str, ...]:
     """The arguments of a session without a deadline, or with a short one."""
-    # Nothing begins with less than 5 s left, and a tenth is kept free twice, which leaves about a second.
+    # Of 7 to 8 s, about one is left for work: two reserves take a tenth each, and no step starts in the last 5 s.
     return (*WORK[:-1], f"{chance.uniform(7.0, 8.0):.1f}s") if ending == "deadline" else WORK
 
 
@@ -125,13 +126,13 @@ def test_a_month_of_sessions_that_all_end_badly_equals_one_uninterrupted_run(
     assert warm.run(month.root, *month.commands[:2], log=month.log) == 0, month.said
     while True:
         ending = next_ending(chance, endings)
-        # A session runs for few operations, so that there are many sessions.
+        # Interrupt each session after a few operations, so that the run needs many sessions.
         at = chance.randrange(SHORTEST, LONGEST)
         fault = {
             "deadline": None,
             "SIGTERM": Fault(at=at, action="end"),
             "SIGKILL": Fault(at=at),
-            # Without a separate live folder, everything was on the lost mount.
+            # This project has no live folder, so a lost mount makes all its files unreadable.
             "lost mount": Fault(at=at, action="fail", number=errno.ENOTCONN, for_good=True),
         }[ending]
         trace, began = month.folder / f"trace{len(endings)}", time.monotonic()
@@ -155,10 +156,10 @@ class MonthOnADrive:
         self.machines = 0
         self._new_machine()
         assert warm.run(self.lab.root, *self.lab.commands[:2], log=self.lab.log, watched=folder) == 0, self.lab.said
-        self.drive.settle()  # a user waits until the experiment shows as enqueued
+        self.drive.settle()  # let the drive upload the enqueued experiment
 
     def _new_machine(self) -> None:
-        """Start a new machine that sees a part of the drive; the disk of the machine before is lost."""
+        """Start a new machine that sees a part of the drive; the previous machine's disk is lost."""
         self.client: Client = self.drive.connect()
         self.machines += 1
         settings = SETTINGS + 'live_dir = "../../live"\n'
@@ -174,7 +175,7 @@ class MonthOnADrive:
     def go_on(self, ending: str) -> None:
         """Upload some of the written files; then lose the machine, or bring its mount back."""
         if ending in {"SIGTERM", "deadline"} and self._chance.random() < 0.7:
-            self.drive.settle()  # whatever ends a session lets the drive finish, for example the end command
+            self.drive.settle()  # the end command may wait until the drive has uploaded everything
         for _ in range(self._chance.randrange(1, 4)):
             self.drive.move()
         if self._chance.random() < 0.5:
@@ -198,7 +199,7 @@ def test_a_month_on_a_drive_that_lies_equals_one_uninterrupted_run(
             "deadline": None,
             "SIGTERM": Fault(at=at, action="end"),
             "SIGKILL": Fault(at=at),
-            # The session keeps training for a while, and is then asked to end, as when a machine is given back.
+            # Some operations after the mount is lost, SIGTERM ends the session.
             "lost mount": Fault(at=at, action="unmount", mount=str(lab.root), later=chance.randrange(20, 60)),
         }[ending]
         trace, began = tmp_path / f"trace{len(endings)}", time.monotonic()
@@ -209,7 +210,7 @@ def test_a_month_on_a_drive_that_lies_equals_one_uninterrupted_run(
         if code == 0 and not is_lost:
             break
         if code == USAGE and "Nothing is enqueued" in lab.said.splitlines()[-1]:
-            month.drive.deliver(month.client, share=1.0)  # the machine saw nothing of the drive yet; a user would wait
+            month.drive.deliver(month.client, share=1.0)  # the new machine saw an empty drive; let it see all files
             continue
         assert code in CODES[ending], where
         assert is_lost == (ending == "lost mount"), where

@@ -45,8 +45,8 @@ def test_two_workers_frozen_beyond_their_leases_commit_every_epoch_once_and_the_
     with Queue(race.project().queue_db, read_only=True) as queue:
         for freeze in range(10 * FREEZES):
             if freeze >= FREEZES and taken_over:
-                break  # on a busy machine, a lease sometimes outlives its holder's freeze
-            time.sleep(chance.uniform(0.0, 0.3))  # at any point of its work
+                break  # on a busy machine, some freezes are shorter than the lease, so more are needed
+            time.sleep(chance.uniform(0.0, 0.3))  # freeze the worker at a random moment
             leased = queue.jobs(state=State.LEASED)
             if not leased:
                 continue

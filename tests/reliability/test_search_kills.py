@@ -48,8 +48,8 @@ SAMPLER
 "train.batch_size" = {{ choices = [4, 8] }}
 "train.ema_decay" = {{ choices = [0.0, 0.9], when = {{ "train.batch_size" = [8] }} }}
 """
-#: One sampler suggests from earlier results. The other uses only seed and number, so two workers try the same settings
-#: as one.
+#: `tpe` chooses settings by earlier results. `random` uses only the seed and the trial's number, so two workers try the
+#: same settings as one worker.
 TPE, RANDOM = 'sampler = "tpe"', 'sampler = "random"'
 
 
@@ -58,7 +58,7 @@ class Searched:
     """A finished search.
 
     Attributes:
-        kept: trial trained to its end → what must be equal in equal runs.
+        kept: number of each fully trained trial → its files and history, which must be equal in every run.
     """
 
     trials: list[Trial]
@@ -66,7 +66,7 @@ class Searched:
 
     @property
     def shown(self) -> list[Any]:
-        """What an uninterrupted search and a killed one have in common."""
+        """The numbers, settings, states and learning curves of all trials, which deaths must not change."""
         return [(one.number, dict(one.settings), one.state, dict(one.curves)) for one in self.trials]
 
     @property
@@ -163,7 +163,7 @@ def test_a_search_whose_sessions_are_killed_loses_and_doubles_no_trial_and_keeps
     sampler = TPE if workers == 1 else RANDOM
     straight, seconds = undisturbed[sampler]
     deaths, ways, tried = 0, 0, {}
-    while deaths < DEATHS:  # a search may finish before all these deaths
+    while deaths < DEATHS:  # one search may finish after fewer deaths
         server: PostgresServer | None = request.getfixturevalue("postgres_server") if database != "sqlite" else None
         lab = make(warm, tmp_path / str(ways), sampler, server="" if server is None else server.url())
         deaths += work_and_die(lab, chance, 2 * seconds / DEATHS, workers=workers, deaths=DEATHS - deaths)

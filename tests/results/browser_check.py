@@ -41,10 +41,10 @@ IN_A_ROW = ("parity", "errors", "by-atoms", "by-target", "by-elements")
 WIDTH = 1250
 #: The narrowest window of a headless Chromium.
 PHONE_WIDTH = 500
-#: A PNG of a page without plots is far smaller.
+#: The smallest size in bytes of a screenshot with plots; a page without plots gives a much smaller file.
 SMALLEST_SCREENSHOT = 40_000
 FOLDS = range(5)
-#: Sessions of a project on a drive, as kind and minutes; `publish` runs during the part before it.
+#: The parts of each session, as (kind, minutes). `publish` runs at the same time as the part before it.
 SESSION = (
     ("idle", 1), ("load", 2), ("train", 50), ("checkpoint", 1), ("publish", 3), ("train", 40), ("predict", 6),
     ("lost to deaths", 4),
@@ -97,7 +97,7 @@ def browse(browser: str, page: Path, *options: str) -> subprocess.CompletedProce
 
 
 def troubles_on_a_phone(browser: str, page: Path) -> list[str]:
-    """Wide figures that a narrow page squeezed instead of scrolling; figures in a row may be narrow."""
+    """Report wide figures that a narrow page squeezes instead of scrolling; figures in a row may be narrow."""
     seen = browse(browser, page, f"--window-size={PHONE_WIDTH},900", "--dump-dom").stdout
     found = []
     for name, section in re.findall(r'id="plot-([a-z-]+)"(.*?)(?=id="plot-|\Z)', seen, flags=re.DOTALL):
@@ -108,7 +108,7 @@ def troubles_on_a_phone(browser: str, page: Path) -> list[str]:
 
 
 def troubles(browser: str, page: Path, plots: tuple[str, ...]) -> list[str]:
-    """What is wrong with a page, as sentences."""
+    """Open a page in the browser; return a sentence for each problem."""
     seen = browse(browser, page, f"--window-size={WIDTH},900", "--dump-dom")
     found = [f"console: {line}" for line in re.findall(r":CONSOLE[^\]]*\] (.*)", seen.stderr)]
     sections = dict(re.findall(r'id="plot-([a-z-]+)"(.*?)(?=id="plot-|\Z)', seen.stdout, flags=re.DOTALL))

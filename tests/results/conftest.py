@@ -48,7 +48,7 @@ def made_up_history(epochs: int, *, seed: int = 0, session: str = "s1", device: 
 
 
 def made_up_predictions(n: int, *, fold: int = 0, seed: int = 0, spread: float = 0.02) -> Predictions:
-    """Targets depend only on the fold, errors on fold and seed, so two seeds are two models on the same crystals."""
+    """Draw predictions. Targets depend only on the fold, so two seeds are like two models on the same crystals."""
     crystals = np.random.default_rng([fold, 7])
     y_true = crystals.normal(-1.5, 1.0, n)
     noise = np.random.default_rng([fold, seed, 8])
@@ -62,7 +62,7 @@ def made_up_predictions(n: int, *, fold: int = 0, seed: int = 0, spread: float =
 
 
 def made_up_inputs() -> RecordInputs:
-    """What is recorded beside the tables, for two folds of the user's own data."""
+    """Return inputs of `record` for two folds of a user's own dataset."""
     spec = Spec(name="small")
     return RecordInputs(
         experiment="small",

@@ -1,4 +1,4 @@
-"""Cells of a CSV file read back exactly and are no formulas to spreadsheets; Markdown shows text literally."""
+"""CSV cells read back exactly, and no spreadsheet runs them as formulas. Markdown shows text unchanged."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def recorded_task(tmp_path_factory: pytest.TempPathFactory, make_inputs: Callabl
 
 
 def accepted(path: Path, tmp_path: Path) -> Any:
-    """The benchmark in a file that passes matbench's own ``validate``."""
+    """Read a result file with matbench, check it with matbench's ``validate``, and return the benchmark."""
     plain = tmp_path / "results.json"
     plain.write_bytes(gzip.decompress(path.read_bytes()))
     with warnings.catch_warnings():

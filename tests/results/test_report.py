@@ -1,4 +1,4 @@
-"""The numbers of a report, and its file as a parser sees it. browser_check.py opens a report in a browser."""
+"""The numbers in a report, and its HTML as a parser reads it. browser_check.py opens a report in a browser."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_a_timeline_is_drawn_when_its_spans_are_known(recorded, tmp_path):
     ]
     page = report_of(recorded, tmp_path, timeline=spans)
     assert "plot-timeline" in page.ids
-    # The table of time by session and in total, which says that publishing runs during other work.
+    # Check the table of time by session, and its note that publishing runs at the same time as other work.
     assert "1. L4 10m00s 1m00s –" in page.text
     assert "all 10m00s 1m00s 1m40s" in page.text
     assert "A thread does this beside the work" in page.text
@@ -231,10 +231,10 @@ def test_elements_are_read_from_formulas(formula, elements):
         (rows(0.3, 0.2, 0.1), "improving"),
         (rows(0.3, 0.1, 0.101, 0.1005), "settled"),
         (rows(0.3, 0.1, 0.12, 0.15, train=(0.3, 0.1, 0.05, 0.02)), "overfits"),
-        (rows(0.3, 0.1, 0.12, 0.15, train=(0.3, 0.1, 0.2, 0.3)), "unsettled"),  # both rise: not memorising
+        (rows(0.3, 0.1, 0.12, 0.15, train=(0.3, 0.1, 0.2, 0.3)), "unsettled"),  # both errors rise
         (rows(0.02, 0.05, 0.2, 1.0, 5.0, train=(0.02, 0.06, 0.3, 1.1, 5.0)), "diverged"),
         (late_rise(0.021), "unsettled"),
-        (late_rise(0.06), "overfits"),  # only three epochs of twenty, but the error has more than doubled
+        (late_rise(0.06), "overfits"),  # the error rises for only 3 of 20 epochs, but more than doubles
     ],
 )
 def test_the_verdict_follows_gap_and_epochs_since_the_best(history, kind):
@@ -316,5 +316,5 @@ def test_132752_crystals_make_a_file_of_the_size_of_a_few(recorded, tmp_path, pr
     small = write_report(recorded, tmp_path / "small.html").stat().st_size
     big = Recorded(recorded.folder, recorded.content)
     tables = {fold: predictions(132_752 // 2, fold=fold) for fold in (0, 1)}
-    object.__setattr__(big, "predictions", tables)  # as when read from the folder
+    object.__setattr__(big, "predictions", tables)  # set the attribute that reading the folder would set
     assert write_report(big, tmp_path / "big.html").stat().st_size < small + 1_000_000

@@ -1,4 +1,4 @@
-"""Reports, tables and files have the names, units and scores of their target, a scalar or a class."""
+"""Reports, tables and files show the name, unit and scores of the experiment's target (a scalar or a class)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def as_class(table: Predictions, seed: int) -> Predictions:
 
 @pytest.fixture
 def recorded_of(tmp_path: Path, fill: Callable[..., Path], inputs: RecordInputs) -> Callable[..., Recorded]:
-    """A recorded experiment with a target of a kind."""
+    """Return a function that creates a recorded experiment with the given kind of target."""
 
     def make(kind: str, name: str = "one", **target: Any) -> Recorded:
         folder = fill(tmp_path / kind / name, seed=len(name))

@@ -140,7 +140,7 @@ def test_a_grid_has_as_many_trials_as_settings_that_the_experiment_takes(project
     search = SEARCH[: SEARCH.index('"train.lr"')].replace("trials = 3", f'{trials}\nsampler = "grid"')
     write(search + space)
     trial = Project(project.root).enqueue("hunt").experiment.spec["trial"]
-    # 2 epochs with 0 or 1 before unfreezing, and 4 epochs with 0 to 3, each of these with two decays.
+    # With 2 epochs, unfreeze_epochs may be 0 or 1. With 4 epochs, it may be 0 to 3, and each has two decays.
     assert trial["search"]["trials"] == 2 + 4 * 2
 
 
@@ -158,7 +158,7 @@ def test_a_space_that_the_experiment_refuses_as_a_whole_is_an_error_that_names_t
     project, write, sampler
 ):
     space = '"train.epochs" = { choices = [2, 4] }\n"train.unfreeze_epochs" = { choices = [3] }\n'
-    # Every value above fits some value of the other key; the two values below contradict each other.
+    # Each value above can be combined with a value of the other key. The two values below always contradict each other.
     space += '"train.soup" = { choices = [2] }\n"train.ema_decay" = { choices = [0.5] }\n'
     write(SEARCH[: SEARCH.index('"train.lr"')].replace("trials = 3", f'trials = 3\nsampler = "{sampler}"') + space)
     with pytest.raises(

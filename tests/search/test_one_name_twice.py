@@ -81,7 +81,7 @@ class Pair:
                 session.publish()
 
     def work_unseen_until(self, *states: TrialState) -> None:
-        """Work without seeing each other's announcements until the trial has these states."""
+        """Let both sessions work without seeing each other until the trial has these states on the two machines."""
         with self.patch.context() as unseen:
             unseen.setattr(Announcements, "others", lambda _self: [])
             for _ in range(60):

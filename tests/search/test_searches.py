@@ -86,7 +86,7 @@ def test_one_session_does_a_search_to_its_end_and_ends_most_trials_early(queue):
 
 
 def test_a_sampler_that_insists_on_settings_that_the_experiment_refuses_does_not_end_the_search(queue):
-    # With 4 epochs, unfreeze_epochs = 4 is refused.
+    # The search space includes unfreeze_epochs = 4, which an experiment of 4 epochs refuses.
     assert len(searched(queue, make_search(epochs=4, reduction=2, trials=8))) == 8
 
 
@@ -209,7 +209,7 @@ def test_a_search_whose_last_three_trials_failed_waits_for_a_person(queue):
 
 def test_a_budget_of_gpu_hours_begins_no_trial_once_it_is_spent(queue):
     found = searched(queue, make_search(trials=0, gpu_hours=20 / 3600, pruner="none"))
-    assert [trial.epochs_done for trial in found] == [8, 8, 8]  # each job takes a second
+    assert [trial.epochs_done for trial in found] == [8, 8, 8]  # each job counts as one second
 
 
 def test_a_summary_of_a_budget_says_what_is_left_of_it(queue):
@@ -288,7 +288,8 @@ def test_the_best_settings_become_an_experiment_on_all_folds_that_says_how_it_wa
 def test_trials_of_a_rebuilt_queue_are_pruned_again(queue):
     found = searched(queue, make_search())
     pruned = [trial for trial in found if trial.state is TrialState.PRUNED]
-    for trial in pruned:  # the queue as recovered from manifests: epochs are committed, none is skipped
+    # Put the queue into the state after `recover`: the epochs are committed, but none is skipped.
+    for trial in pruned:
         queue.rewind(trial.experiment, {0: "test"}, to_epoch=trial.epochs_done, now=NOW)
     kept = pruned[0].experiment
     session = start_session(queue)
@@ -298,7 +299,7 @@ def test_trials_of_a_rebuilt_queue_are_pruned_again(queue):
     assert kept not in again, "a trial is pruned under the hands of who works on it"
     queue.end_session(session, reason="test", now=NOW)
     again += steps.judge_again(queue, now=NOW, by="recover")
-    # Judged again with the results of today, a few of these trials would continue.
+    # The search has more results now than when it pruned these trials, so a few of them would no longer be pruned.
     assert set(again) <= {trial.experiment for trial in pruned}
     assert len(again) > len(pruned) / 2
     assert lease.job.epoch == pruned[0].epochs_done + 1
@@ -364,8 +365,9 @@ def pruned_trial(queue: Queue) -> Trial:
 
 
 def released(queue: Queue, *, seconds: float) -> list[str]:
-    """The trials given up this many seconds after the last pruning, with an hour as the limit."""
-    last = max(job.changed_at for job in queue.jobs(state=State.SKIPPED))  # by the server's clock, where there is one
+    """Give up checkpoints an hour after pruning; return the trials affected ``seconds`` after the last pruning."""
+    # With the queue on a server, these times come from the server's clock.
+    last = max(job.changed_at for job in queue.jobs(state=State.SKIPPED))
     return steps.release_pruned(queue, after_seconds=3600.0, now=last + seconds, by="test")
 
 

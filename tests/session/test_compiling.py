@@ -1,4 +1,4 @@
-"""The GPU kernels compile during loading. A failure is reported once, and the session continues without them."""
+"""The GPU kernels compile while the session loads its data. If that fails, the session reports it and continues."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_compiling_begins_before_a_fold_is_loaded_and_ends_before_it_is_put_on_t
     happened: list[str] = []
 
     class Place(loaded.Loaded):
-        """A stand-in for what creates a fold."""
+        """A stand-in for `Loaded` that records its calls."""
 
         def __init__(self) -> None:
             self._fold = None

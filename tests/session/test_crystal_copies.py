@@ -114,7 +114,7 @@ def test_a_killed_sessions_partial_copy_does_not_count_and_the_next_session_make
     path.write_bytes(CONTENT[:PIECE])
     assert not is_whole(split, tmp_path / "fetched", [])
     with kept(split, notes):
-        pass  # a session that is done waits for the copy
+        pass  # leaving the block waits until the copy is complete
     assert is_whole(split, tmp_path / "fetched", [])
     assert notes == []
 
@@ -123,7 +123,7 @@ def test_a_copy_that_cannot_finish_in_time_is_abandoned(split: ProjectFolder) ->
     notes: list[str] = []
     drive = WatchedDrive(split.root)
     drive.before = lambda _left: time.sleep(0.02)  # type: ignore[method-assign]
-    # 4 of 5 pieces are left after the first one took 0.02 s.
+    # After the first of 5 pieces, which takes 0.02 s, the rest would take longer than the spare 0.01 s.
     with kept(split, notes, drive, spare=lambda: 0.01) as copying:
         assert not copying.settled(lambda: False)
     assert on_the_drive(split) == []

@@ -72,7 +72,7 @@ def test_a_fold_killed_at_random_moments_equals_an_uninterrupted_one_byte_for_by
     assert outcome(folder, 0) == straight, f"MBQUEUE_TEST_SEED={seed}, commits before and after each death: {kills}"
     with Queue(project.queue_db, read_only=True) as queue:
         assert {job.state for job in queue.jobs()} == {State.COMMITTED}
-        # A death between two jobs interrupts none; the second death is during a checkpoint, and so during a job.
+        # Some deaths fall between two jobs and preempt none, but the second is during a checkpoint and preempts a job.
         assert 1 <= sum(job.preemptions for job in queue.jobs()) <= 3
         assert sum(job.failures for job in queue.jobs()) == 0
 
@@ -90,7 +90,7 @@ def test_another_seed_gives_another_result(
 
 
 def _same_crystals(folder: Path) -> str:
-    """The 40 crystals that seed 0 draws from the sample, as a file: the seed must not choose others."""
+    """Write 40 crystals of the sample into a file, so that the experiment's seed does not choose the crystals."""
     import gzip
     import json
 
@@ -148,7 +148,7 @@ def _everything(project: ProjectFolder, folder: Path) -> tuple[object, ...]:
 
 def test_two_workers_share_a_queue_and_take_different_folds(tmp_path: Path) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
-    # With this many epochs, a fold takes longer than the pause of an idle worker.
+    # Use enough epochs that an idle worker checks for jobs while a fold is still in training.
     folder = enqueue(project, small_spec(project, folds=[0, 1], train__epochs=10))
     with Queue(project.queue_db) as queue:
         queue.pause("full_finetune", now=0.0)

@@ -1,4 +1,4 @@
-"""Several sessions on one machine have the results, ending and output of one."""
+"""Several sessions that one command starts give the same results, exit code and output as a single session."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ LEASE_SECONDS = 100.0
 
 @pytest.fixture
 def held(project: ProjectFolder, clock: ManualClock) -> tuple[Queue, Lease, Heartbeat, list[str]]:
-    """A queue, a lease, and the heartbeat that holds it; tests call the heartbeat, whose thread is not started."""
+    """A queue, a lease, the heartbeat that renews it, and its messages. Tests call the heartbeat; no thread runs it."""
     enqueue(project, small_spec(project))
     queue = Queue(project.queue_db)
     session = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
@@ -83,7 +83,7 @@ def test_the_first_session_to_wake_on_a_machine_takes_no_lease_from_the_other(
     heartbeat.beat()
     other.beat()
     assert (other.withdrawn, heartbeat.withdrawn, troubles) == (None, None, [])
-    for state in ("leased", "ready"):  # the other session falls silent only now
+    for state in ("leased", "ready"):  # from here on, the other session sends no heartbeats
         clock.advance(LEASE_SECONDS * 0.6)
         heartbeat.beat()
         assert queue.job(lease.job.id).state == state

@@ -22,12 +22,12 @@ from mbqueue.task import TASKS, Task
 #: MBQUEUE_LONG=1 runs all nine tasks; otherwise the smallest trained task and the class task run.
 LONG = os.environ.get("MBQUEUE_LONG", "") not in {"", "0"}
 SAMPLE = ("matbench_jdft2d", "matbench_mp_is_metal")
-#: Above this number of crystals, training takes too long on a CPU, so the model is that of the composition alone.
+#: With more crystals than this, training takes too long on a CPU, so the test uses the composition-only model.
 LARGEST_TRAINED = 20_000
 
 
 def made_file(task: Task, path: Path) -> None:
-    """A task's file with as many entries, but random crystals of one atom."""
+    """Write a dataset in the format and size of a matbench task, with random crystals of one atom."""
     rng = np.random.default_rng(0)
     crystal = Structure(Lattice.cubic(4.0), ["Fe"], [[0, 0, 0]]).as_dict()
     sides, elements = rng.uniform(3.0, 5.0, task.n).tolist(), rng.choice(["Fe", "Cu", "Al", "W"], task.n).tolist()

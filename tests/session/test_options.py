@@ -1,4 +1,4 @@
-"""A session has the options of the process that starts it."""
+"""A session that another process starts gets that process's options."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from mbqueue.experiment import DataSpec
 from mbqueue.files import write_bytes
 from mbqueue.train import chgnet, kept, predict
 
-#: Predict in batches of eight, keep each batch at once, and die while computing the third batch of strained crystals.
+#: A program that predicts in batches of 8, stores each batch, and kills itself in the third batch of strained crystals.
 KILLED = """
 import os, signal, sys
 from mbqueue.api import Project
@@ -67,8 +67,8 @@ def test_a_killed_prediction_resumes_with_the_same_bytes(tmp_path: Path, monkeyp
         progress=lambda what: lambda done, total: told.append((done, total)) if what == "predicting" else None,
     )
     assert told[0] == (0, 120)
-    assert told[1] == (40, 120)  # the unstrained crystals: all were kept
-    assert 40 < told[2][0] < 80  # the first strain: some were kept
+    assert told[1] == (40, 120)  # all 40 predictions without strain were stored
+    assert 40 < told[2][0] < 80  # a part of the 40 predictions with the first strain was stored
     assert sum(sizes) == 120 - told[2][0]
     assert told[-1] == (120, 120)
 

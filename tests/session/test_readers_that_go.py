@@ -52,7 +52,7 @@ def commits(project: ProjectFolder) -> int:
 
 
 def require_graceful_end(project: ProjectFolder, reason: str) -> None:
-    """Check that the session reported its end to every reader that was left."""
+    """Check that the session reported its end to every reader that is still there."""
     with Queue(project.queue_db, read_only=True) as queue:
         (session,) = queue.sessions()
         jobs = queue.jobs()
@@ -66,7 +66,7 @@ def test_a_session_whose_pipe_is_closed_keeps_running_and_stops_gracefully(proje
     process = begin(project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     process.stdout.readline()
-    process.stdout.close()  # as `head -1` does
+    process.stdout.close()  # `| head -1` closes the pipe in the same way
     until(lambda: commits(project) > 1, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == WORK_LEFT
@@ -81,7 +81,7 @@ def test_a_session_whose_terminal_is_closed_ends_gracefully(project: ProjectFold
 
     def read_and_look() -> bool:
         with suppress(BlockingIOError):
-            os.read(ours, 65536)  # a terminal that is not read would block the session
+            os.read(ours, 65536)  # the session would block if its terminal were full
         return commits(project) > 1
 
     until(read_and_look, process)

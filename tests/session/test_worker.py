@@ -134,7 +134,7 @@ def test_the_other_experiments_finish_too(tmp_path: Path, report: RememberedRepo
 
 def test_early_stopping_skips_the_remaining_epochs_visibly(tmp_path: Path, report: RememberedReport) -> None:
     project = make_project(tmp_path)
-    # This learning rate is too small to improve on the first epoch.
+    # With this tiny learning rate, no later epoch is better than the first.
     spec = small_spec(project, "head_finetune", train__epochs=6, train__patience=1, train__lr=1e-30)
     enqueue(project, spec)
     assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE
@@ -175,7 +175,7 @@ def test_a_session_ends_before_its_deadline_with_the_work_saved(
 ) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0, lease_seconds=10_000.0)
     enqueue(project, small_spec(project))
-    # Every step takes 100 s of this clock, so three fit into 360 s with time left to save.
+    # Each step advances the clock by 100 s, so three steps fit into 360 s and leave time to save.
     report.on_advanced = lambda _job, what, _done, _total: what == "step" and clock.advance(100.0)
     outcome = work(project, WorkOptions(device="cpu", session_seconds=360.0), report=report, clock=clock)
     assert outcome.ending is Ending.STOPPED
@@ -209,7 +209,7 @@ def test_damaged_checkpoints_are_set_aside_and_their_epochs_trained_again(
 ) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
     folder = enqueue(project, small_spec(project))
-    work(project, WorkOptions(device="cpu", max_jobs=3), report=report)  # prepare and both epochs
+    work(project, WorkOptions(device="cpu", max_jobs=3), report=report)  # `prepare` and both epochs
     checkpoints = project.checkpoints_dir("full_finetune", 0)
     for path in checkpoints.glob("*.pt"):
         path.write_bytes(path.read_bytes()[:-1])
@@ -252,7 +252,7 @@ def test_too_few_crystals_for_the_folds_fail_in_prepare(tmp_path: Path, report: 
 
 
 def _stop_at_failure(report: RememberedReport) -> StopRequest:
-    """A stop at the first failure, so that the test does not wait for the next attempt."""
+    """Return a request that stops the session when a job fails, so that the test does not wait for a retry."""
     stop = StopRequest()
     failed = report.job_failed
 
@@ -295,7 +295,7 @@ def test_a_session_that_lost_its_lease_does_not_rebuild_missing_files(
 ) -> None:
     project, look, calls = make_project(tmp_path), record.broken_folds, iter([True])
     folder = enqueue(project, small_spec(project, "pretrained_infer"))
-    work(project, WorkOptions(device="cpu", max_jobs=2), report=report)  # all but the record
+    work(project, WorkOptions(device="cpu", max_jobs=2), report=report)  # all jobs except `record`
     (folder / "preds_fold_0.csv").unlink()
 
     def slow_look(*arguments: Any, **options: Any) -> dict[int, str]:
@@ -323,7 +323,7 @@ def test_a_session_that_lost_its_lease_removes_no_file_of_its_successor(
     folder = enqueue(project, small_spec(project, "head_finetune", train__epochs=1))
     work(project, WorkOptions(device="cpu", max_jobs=1), report=report)
     if slow[0] is FoldRun:
-        work(project, WorkOptions(device="cpu", max_jobs=1), report=report)  # the epoch is done; the prediction is next
+        work(project, WorkOptions(device="cpu", max_jobs=1), report=report)  # train, so that the next job predicts
         staged = folder / ".tmp-fold_0-fence_2" / "preds_fold_0.csv"
     else:
         staged = project.checkpoints_dir("head_finetune", 0) / ".tmp-0-e0001-done-f0002.pt"

@@ -232,7 +232,7 @@ def test_what_is_left_half_written_in_a_folder_is_not_listed_and_swept(tmp_path:
 
 
 def test_a_cut_off_file_on_a_mount_is_in_nobodys_way(tmp_path: Path) -> None:
-    """A copy that does not match stays, since it may still be arriving; readers check every file of the name."""
+    """A truncated file stays, since its upload may not be finished. Readers also try the file `NAME (1)`."""
     drive = Drive(init_project(tmp_path / "drive")[0].root)
     drive.put("state/a-0123456789ab.pt", b"content")
     (drive.root / "state/a-0123456789ab.pt").write_bytes(b"con")

@@ -1,4 +1,4 @@
-"""Two writers write one commit, and some copies cannot be kept."""
+"""Two sessions write the same commit, and some copies of commits cannot be stored."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def backbone(folder: Path) -> FrozenBackbone:
 
 
 def made(folder: Path, *, value: float) -> FrozenBackbone:
-    """A complete cache, as one machine computed it."""
+    """Return a complete cache whose energies and features are ``value`` plus the number of their shard."""
     frozen = backbone(folder)
     for shard in range(frozen.n_shards):
         rows = frozen.rows_of(shard)
@@ -93,7 +93,7 @@ def test_of_two_machines_that_prepare_at_once_both_use_the_bytes_of_the_first(
     send(late, two)
     assert np.array_equal(two.energies(), one.energies())
     assert np.array_equal(two.features(np.arange(5)), one.features(np.arange(5)))
-    send(ObjectStore.open(store.url), two)  # the store has files of both, whose names do not tell them apart
+    send(ObjectStore.open(store.url), two)  # the store has files of both machines under the same names
     assert np.array_equal(two.energies(), one.energies())
 
 

@@ -16,7 +16,7 @@ from mbqueue.storage.objects import ObjectStore
 
 
 class _Blobs(BaseHTTPRequestHandler):
-    """The part of Azure's and Google's storage that a conditional put needs, with each one's header and code."""
+    """A server that imitates conditional puts on Azure and on Google, with the header and status code of each."""
 
     protocol_version = "HTTP/1.1"
     blobs: dict[str, bytes]

@@ -358,7 +358,7 @@ def test_checkpoints_from_before_the_store_was_set_are_sent_to_it(
     there, here = elsewhere.checkpoints_dir("full_finetune", 0), project.checkpoints_dir("full_finetune", 0)
     newest = manifest_of((here / "e0002-done-f0001.json").read_bytes(), source="here")
     assert newest.best is not None
-    kept = {newest.stem, newest.best["commit"]}  # the best epoch depends on the processor
+    kept = {newest.stem, newest.best["commit"]}  # which epoch is best depends on the CPU
     assert {path.name for path in there.iterdir()} == {
         f"{stem}{suffix}" for stem in kept for suffix in (".json", ".pt")
     }
@@ -373,7 +373,7 @@ def test_a_new_store_that_lacks_what_the_queue_has_committed_is_refused(
     shutil.rmtree(root / "state" / "checkpoints")
     url = s3.new_store()
     monkeypatch.setenv(STORE_VARIABLE, url)
-    for _ in range(2):  # the second try finds the same commit
+    for _ in range(2):  # the second session finds what the first one stored
         with pytest.raises(StoreError, match="Check the address"):
             work(ProjectFolder(root), WorkOptions(device="cpu"), report=RememberedReport())
 

@@ -58,7 +58,7 @@ def place_of(project: ProjectFolder) -> CommitsPlace | None:
 
 
 def with_an_epoch(store: ObjectStore) -> None:
-    """Add a commit by name only, since a session that begins checks only names."""
+    """Add a commit with dummy content, since a session that starts checks only names."""
     store.put(f"checkpoints/{EPOCH}-0123456789ab.pt", b"state")
     store.put(f"checkpoints/{EPOCH}.json", b"{}")
 
@@ -226,7 +226,7 @@ def test_machines_that_share_only_a_queue_cannot_both_work_with_it(
         session(two)
     with pytest.raises(StoreError, match="another one"):
         Project(two.root).results("full_finetune")
-    # A folder on another machine or under another mount point is recognised by its content.
+    # A moved folder is still accepted, because the id inside it is the same.
     one.root.rename(tmp_path / "mounted")
     assert session(find_project(tmp_path / "mounted")) == "did 0 jobs, as asked"
 
@@ -267,7 +267,8 @@ def test_a_folder_asked_by_two_machines_at_once_for_its_id_has_one(
     project = make_project(tmp_path)
     first = commits_binding.folder_place(project, make=True)
     seen = iter(["", first.id if first else ""])
-    monkeypatch.setattr(commits_binding, "folder_id", lambda _project: next(seen))  # the second saw no id at first
+    # The second machine finds no id when it first looks.
+    monkeypatch.setattr(commits_binding, "folder_id", lambda _project: next(seen))
     assert commits_binding.folder_place(project, make=True) == first
 
 
@@ -414,8 +415,8 @@ def test_a_copy_that_would_use_the_store_or_the_queue_of_its_original_is_refused
         assert len(queue.sessions()) == 2, "the copy began no session"
 
     monkeypatch.setenv(STORE_VARIABLE, share.url)
-    if shares == "queue":  # a copy with the same store counts as another machine
+    if shares == "queue":  # with the same store, the copy is one more machine of the project
         assert session(find_project(copy.root)) == "did 0 jobs, as asked"
         return
-    original.root.rename(tmp_path / "away")  # now the copy is the project, which was moved
+    original.root.rename(tmp_path / "away")  # without the original, the copy counts as the moved project
     assert session(copy) == "did 0 jobs, as asked"

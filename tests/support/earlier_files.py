@@ -1,7 +1,7 @@
 """Compressed files of users of the version at commit 63f7668 (see tests/earlier/write.py).
 
-A checkpoint of head_finetune holds CHGNet's own weights, which every installation has. Packing replaces each of these
-tensors by its SHA-256, and unpacking puts the tensor back.
+A checkpoint of head_finetune contains CHGNet's own weights, which every installation has. Packing replaces each of
+these tensors by its SHA-256, and unpacking puts the tensor back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 PACKED = Path(__file__).parent.parent / "earlier" / "files.tar.xz"
-#: A tensor must be much longer than its hash.
+#: Shorter tensors stay in the archive, because replacing them by a hash would save nothing.
 _SHORTEST_BYTES = 1024
 
 

@@ -25,7 +25,7 @@ WRITING = {"create", "write", "fsync", "mkdir", "rename", "unlink", "rmdir", "tr
 
 
 def operation(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate an operation on a path of the mount to get the path in the folder, or to fail on request."""
+    """Decorate an operation: replace the mount's path by the folder's path, and fail if the control file says so."""
 
     @wraps(method)
     def call(self: Passthrough, path: str, *arguments: Any) -> Any:

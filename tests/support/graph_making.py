@@ -1,4 +1,4 @@
-"""Batches of any shape, from graphs that no crystal has, with valid indices for `Batch`."""
+"""Random graphs of any shape as batches; the indices are valid, but no real crystal has such a graph."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _angles(
     most: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Up to ``most`` second bonds around the same atom for each directed short bond; a third of the bonds have none."""
+    """Draw bond angles: pair each directed short bond with up to ``most`` others of its atom, or with none (1 in 3)."""
     found = []
     at = np.flatnonzero(np.isin(undirected, shorts))
     for place in at:

@@ -10,12 +10,12 @@ _IMPORTERS = {"import_module", "__import__", "reload", "find_spec", "run_module"
 
 
 def imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """Dotted names that a module imports, also in functions, for type checking, relatively or named by a string.
+    """Yield the dotted names that a module imports, including imports in functions and imports by a string.
 
-    ``from a import b`` may import the module a.b, so it counts as that. Of an f-string, only the constant start counts.
+    ``from a import b`` counts as an import of a.b. Of an f-string, only the constant start counts.
 
     Args:
-        package: the package of the module, like ``mbqueue.queue``, at which relative names begin.
+        package: the package of the module, like ``mbqueue.queue``, to which relative imports refer.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

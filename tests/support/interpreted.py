@@ -31,7 +31,7 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def backwards() -> Iterator[None]:
-    """Within the block, the last program of each launch runs first."""
+    """Run the programs of each launch in reverse order within the block."""
     builder = interpreter.interpreter_builder
     forwards = builder.set_grid_idx
     with pytest.MonkeyPatch.context() as patch:

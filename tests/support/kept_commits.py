@@ -72,7 +72,7 @@ class Kept:
             self.store.remove(self._real()[name])
 
     def take(self, other: Path) -> None:
-        """Copy the commits of a local folder to this place."""
+        """Add copies of all commits in a local folder."""
         for path in sorted(other.glob("e*.json")):
             content, listing = path.with_suffix(".pt").read_bytes(), path.read_bytes()
             self.checkpoints().put(Commit(path.stem, manifest_of(listing, source=str(path)), listing), content)

@@ -21,7 +21,7 @@ def spec_of(project: Project, experiment: str = "head_finetune", **overrides: An
 
 
 def begin_second(project: Project, *specs: Spec) -> None:
-    """Put another queue in the place of a lost one, as an earlier version or a person might do."""
+    """Replace the queue by a new one, as earlier versions did after a loss."""
     project.folder.queue_db.unlink(missing_ok=True)
     with Queue(project.folder.queue_db) as queue:
         for spec in specs:

@@ -1,10 +1,10 @@
 """A drive that lies: a cloud, and for each client a folder with what that client can see.
 
-A client sees its own writes at once. The drive uploads files one by one, later and in any order. An upload reaches the
-other clients later still, in any order. Removals are as slow, and may overtake uploads. When a client dies, files that
-were not uploaded are lost, and a running upload may stay cut off for ever. Each step of the clock uploads everything
-older than `LONGEST_UPLOAD` seconds. Two different files with the same name become `name` and `name (1)`. A mount can be
-lost and come back. A written file must never change, and a drive has no links and no locks: a test that uses one fails.
+A client sees its own writes at once. The drive uploads files one by one, later and in any order. Other clients see an
+uploaded file even later, and also in any order. Removals are as slow as uploads, and may overtake them. When a client
+dies, files that were not uploaded are lost, and the cloud may keep a truncated file. Each step of the clock uploads
+everything older than `LONGEST_UPLOAD` seconds. Two different files with the same name become `name` and `name (1)`. A
+mount can be lost and come back. A test fails if it changes a written file, or uses links or locks on the drive.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: Folders of files that people read; only these files may be replaced.
+#: The only folder in which mbqueue may replace files.
 REPLACEABLE = "results"
 #: The suffix of a client's folder while its mount is lost.
 AWAY = ".away"
-#: The longest upload of a mounted client, in seconds.
+#: After this many seconds, a mounted client has uploaded every file.
 LONGEST_UPLOAD = 90.0
 
 
@@ -199,6 +199,6 @@ class LyingDrive:
             number += 1
             name = f"{stem} ({number}){dot}{suffix}"
         self.cloud[name] = content
-        # Sometimes the drive makes a second file of an existing one.
+        # Real drives sometimes upload a file twice, under a second name.
         if self._chance.random() < 0.03:
             self.cloud[f"{stem} ({number + 1}){dot}{suffix}"] = content

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mbqueue.data.folds import test_rows
 from mbqueue.task import N_FOLDS, Task
 
-#: ``frac_true`` of matbench's metadata.
+#: The share of metals in the task matbench_mp_is_metal (``frac_true`` in matbench's metadata).
 SHARE_OF_METALS = 0.43492314796490533
 
 
@@ -49,11 +49,11 @@ def dealt(count: int, n: int, after: int = 0) -> list[int]:
 
 
 def mixture(whole: list[int], a: list[int], b: list[int]) -> NDArray[np.bool_] | None:
-    """Which items of ``whole`` come from ``b`` if it interleaves ``a`` and ``b``; None if it does not.
+    """Split ``whole`` into the lists ``a`` and ``b``, each in its order; return a mask of the items from ``b``.
 
-    If there are several ways, this takes items from ``b`` as late as possible.
+    Return None if that is impossible. If several masks fit, take items from ``b`` as late as possible.
     """
-    taken = [{0}]  # after each item: the possible numbers of items from a
+    taken = [{0}]  # after each item of whole: how many items may have come from a
     for place, fold in enumerate(whole):
         following = {i + 1 for i in taken[-1] if i < len(a) and a[i] == fold}
         following |= {i for i in taken[-1] if 0 <= place - i < len(b) and b[place - i] == fold}

@@ -45,7 +45,7 @@ TYPES = dict.fromkeys(
     ["n", "n_atoms", "n_bonds", "n_shorts", "n_angles", "n_rows", "n_columns", "tiles", "rows_each", "atoms_stride",
      "bonds_stride", "shorts_stride", "weights_stride", "d_weights_stride"], "i32"
 ) | dict.fromkeys(["inv_cutoff", "norm", "half_root"], "fp32") | {"table": "*i64", "numbers": "*i64"}  # fmt: skip
-#: The most shared memory of a block, in bytes (CUDA programming guide, technical specifications).
+#: Compute capability → the maximum shared memory of a block in bytes (CUDA programming guide).
 SHARED = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
 
 
@@ -59,7 +59,7 @@ class Launch(NamedTuple):
 
 
 def kernels_of(capability: int, precision: str) -> list[Launch]:
-    """All launches of a step on one chip, and those of messages on their own."""
+    """Return every launch of a training step on one chip, and the launches that run messages alone."""
     return [Launch(*each) for each in (*_of_messages(capability, precision), *_of_rows(precision))]
 
 
@@ -100,7 +100,7 @@ def _of_messages(capability: int, precision: str) -> Iterator[tuple[str, Any, in
 
 
 def _of_rows(precision: str) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
-    """The launches of bases, read-out and sums, which multiply in float32 or tf32."""
+    """Launches of the kernels for bases, read-out and sums, as (name, kernel, number of warps, constants)."""
     common = {"precision": "tf32" if precision == "tf32" else "ieee"}
     for name, kind, is_chosen, pieces in (("bonds", 0, False, 9), ("shorts", 0, True, 1), ("angles", 1, False, 1)):
         basis = common | {"kind": kind, "is_chosen": is_chosen, "pieces": pieces, "rows": tiles.BASIS_ROWS}
@@ -120,7 +120,7 @@ def _of_rows(precision: str) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
 
 
 def table(pool: Executor, capability: int, precision: str, numbers: list[int]) -> dict[str, dict[str, int]]:
-    """The figures of `compiled` by kernel name, for the launches with these ``numbers`` in `kernels_of`."""
+    """Compile the launches of `kernels_of` with these ``numbers``; return kernel name → figures of `compiled`."""
     launches = kernels_of(capability, precision)
     found = pool.map(_numbered, *zip(*((capability, precision, n) for n in numbers), strict=True))
     return {launches[n].name: figures for n, figures in zip(numbers, found, strict=True)}
@@ -133,7 +133,7 @@ def _numbered(capability: int, precision: str, number: int) -> dict[str, int]:
 def compiled(launch: Launch, capability: int) -> dict[str, int]:
     """Registers, bytes spilled to a thread's stack, and bytes of shared memory of one kernel on one chip."""
     kernel, constants, signature, attributes = launch.kernel, launch.constants, {}, {}
-    # The read-out gets the number of atoms of each crystal; other kernels get the total.
+    # In the read-out kernel, `n_atoms` is an array with one number for each crystal; elsewhere, it is one integer.
     types = TYPES | ({"n_atoms": "*i64"} if "n_atoms" not in kernel.do_not_specialize else {})
     for place, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else types.get(name, "*fp32")

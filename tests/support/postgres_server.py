@@ -18,7 +18,7 @@ import psycopg
 
 _numbers = itertools.count(1)
 
-#: A program that waits for a process to end, then stops the server in a folder and removes the folder.
+#: A shell script: after the process $1 has ended, stop the server in the folder $2 and remove the folder.
 _GUARD = """
 while [ -d "/proc/$1" ] && [ -d "$2" ]; do sleep 1; done
 [ -f "$2/data/postmaster.pid" ] && kill -QUIT "$(head -n 1 "$2/data/postmaster.pid")"
@@ -47,7 +47,7 @@ class PostgresServer:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mbq-pg-"))
-        self.holds: Path | None = None  # the folder for which the shared schema was last filled
+        self.holds: Path | None = None  # the test folder whose queue is in the shared schema
         self.port = free_port()
         # PostgreSQL refuses to run as root.
         self._user = "nobody" if os.geteuid() == 0 else None
@@ -59,7 +59,7 @@ class PostgresServer:
             f"port = {self.port}",
             "listen_addresses = '127.0.0.1'",
             f"unix_socket_directories = '{self.folder}'",
-            "fsync = off",  # tests lose no power, and killed servers recover without fsync
+            "fsync = off",  # only a power failure would lose data
             "max_connections = 100",
             "shared_buffers = 32MB",
         ]
@@ -93,7 +93,7 @@ class PostgresServer:
         shutil.rmtree(self.folder)
 
     def url(self, *, port: int | None = None, user: str = "postgres", schema: str | None = None) -> str:
-        """The URL of a new queue on this server; `port` is that of a proxy, if one is between."""
+        """Return the URL of a new queue on this server; `port` is the port of a proxy in front of the server."""
         schema = schema or f"queue_{os.getpid()}_{next(_numbers)}"
         return f"postgresql://{user}@127.0.0.1:{port or self.port}/postgres?schema={schema}"
 
@@ -106,7 +106,7 @@ class PostgresServer:
             return cursor.fetchall() if cursor.description else []
 
     def empty(self, schema: str, tables: Iterable[str]) -> None:
-        """Empty tables in spite of triggers."""
+        """Delete all rows of the tables, although triggers forbid it."""
         names = ", ".join(f"{schema}.{table}" for table in tables)
         self.sql(f"BEGIN; SET LOCAL session_replication_role = replica; TRUNCATE {names} RESTART IDENTITY; COMMIT")
 

@@ -58,12 +58,12 @@ def s3() -> Iterator[S3Server]:
 
 @dataclass
 class FaultyBackend:
-    """obstore's operations, one of which fails before it is done, or after it, when only the answer is lost.
+    """obstore's operations, of which one can fail before it takes effect, or after it, so that only the answer is lost.
 
     Attributes:
         at: number of the operation that fails, from 1; 0 for none.
-        after: whether the failing operation is still done.
-        away: whether every operation fails before it is done.
+        after: whether the failing operation takes effect.
+        away: whether every operation fails without effect.
     """
 
     real: Any
@@ -100,7 +100,7 @@ def faulty(url: str, **faults: Any) -> tuple[ObjectStore, FaultyBackend]:
 
 
 def new_store(kind: str, s3: S3Server, folder: Path) -> ObjectStore:
-    """Create a new store of a kind: "s3" or "shared folder"."""
+    """Create an empty store of the kind "s3" or "shared folder"."""
     if kind == "s3":
         store = ObjectStore.open(s3.new_store())
     else:

@@ -69,7 +69,7 @@ def tiny_spec(*, folds: tuple[int, ...] = (0, 1), epochs: int = 2) -> Spec:
 
 
 class Died(BaseException):
-    """Unwinds the thread of a session that died."""
+    """Raised in the thread of a session to end it like a death."""
 
 
 class SteppedSession:
@@ -78,9 +78,9 @@ class SteppedSession:
     A session begins with a round of publishing, and pauses before its first claim.
 
     Attributes:
-        lease: the lease that it holds.
+        lease: the lease that the session holds.
         commits: how many commits of training it has published.
-        steps_trained: how many steps it has computed; those after its last commit die with it.
+        steps_trained: how many steps it has computed, including steps that were lost when it died.
         notes: the messages of the session.
     """
 
@@ -170,7 +170,7 @@ class SteppedSession:
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
-        """Replace what differs from a real session while this one is awake."""
+        """Replace parts of mbqueue by the simpler ones of this module while the session's thread is awake."""
         tiny_family.worker = self.number
         with ExitStack() as stack:
             stack.enter_context(
@@ -299,7 +299,7 @@ def end_all() -> None:
 
 
 def lineage_of(folder: Path, stem: str) -> list[int]:
-    """The number of the session that took each step that a checkpoint went through."""
+    """Return the number of the session that computed each training step of a checkpoint."""
     state = deserialise((folder / f"{stem}.pt").read_bytes())
     steps: list[int] = state.model["lineage"][: state.steps_done].tolist()
     assert torch.count_nonzero(state.model["lineage"]) == state.steps_done, "a step was counted twice, or not at all"
@@ -307,7 +307,7 @@ def lineage_of(folder: Path, stem: str) -> list[int]:
 
 
 def newest_whole(folder: Path, on_wrong: Callable[[str], object]) -> Manifest | None:
-    """The newest intact commit in a local folder, which this does not change."""
+    """Return the manifest of the newest intact commit in a local folder, or None; change nothing there."""
     commits = Commits(in_folder(folder), named_after(folder), lambda base, why: on_wrong(f"{base}: {why}") and None)
     newest = commits.newest()
     return None if newest is None else newest.manifest

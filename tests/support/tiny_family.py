@@ -25,12 +25,12 @@ WEIGHTS_HASH = "7" * 64
 FEATURES = 64
 LONGEST_LINEAGE = 100
 
-#: The number of the worker that takes the next steps, from 1; `stepped_session` sets it.
+#: The number of the worker that is training now, from 1. `stepped_session` sets it.
 worker = 0
 
 
 class TinyModel(nn.Module):
-    """Predicts from features and element references.
+    """A model that predicts from features and element references.
 
     Attributes:
         lineage: worker of each training step, then zeros; int64 [LONGEST_LINEAGE].

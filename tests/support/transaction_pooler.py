@@ -8,7 +8,7 @@ import struct
 import threading
 from contextlib import suppress
 
-_NO_ENCRYPTION = {80877103, 80877104}  # requests for TLS and GSS, which the pooler lacks
+_NO_ENCRYPTION = {80877103, 80877104}  # codes of requests for TLS and GSS encryption
 
 
 class TransactionPooler:

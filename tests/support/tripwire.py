@@ -1,4 +1,4 @@
-"""Count the file and database operations of a process; any one can kill the process, or fail.
+"""Count the file and database operations of a process, and kill the process or raise an error at a chosen one.
 
 Below one folder, these operations count: opening a file to write, write(2), fsync, rename, link, unlink, rmdir and
 mkdir. Every BEGIN IMMEDIATE, change and COMMIT of SQLite also counts, but not its work within a COMMIT.
@@ -25,26 +25,26 @@ from typing import Any
 
 from lying_drive import AWAY
 
-#: SQLite's error code for an error of the operating system.
+#: An errno → the error code that SQLite reports for it.
 _SQLITE_CODES = {errno.ENOSPC: sqlite3.SQLITE_FULL, errno.EROFS: sqlite3.SQLITE_READONLY}
 _CHANGES = ("BEGIN IMMEDIATE", "INSERT", "UPDATE", "DELETE", "COMMIT", "CREATE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """A fault, and the operation at which it happens.
+    """A fault to cause at a numbered operation.
 
     Attributes:
         at: number of the operation, from 1.
         action: "kill" ends the process before the operation. "lose" does the same and then undoes what a loss of power
             may undo: bytes and names that were not synced. "fail" raises an error. "doubt" does the operation and then
-            raises. "short" writes half of the bytes, and raises from then on if ``for_good``. "end" sends SIGTERM and
-            continues. "unmount" leaves ``mount`` an empty folder, and sends SIGTERM ``later`` operations after that.
+            raises an error. "short" writes only half of the bytes. "end" sends SIGTERM and continues. "unmount" leaves
+            ``mount`` an empty folder, and sends SIGTERM ``later`` operations after that.
         number: the errno of the error.
-        for_good: whether all operations from ``at`` on fail.
+        for_good: whether later operations fail too.
         only: the kinds of operation that count; all if empty.
-        about: only operations on paths that contain this text count. The number of operations before a given one
-            differs from run to run: a checkpoint is dropped if the next one is ready before it begins.
+        about: only operations on paths that contain this text count. Numbers alone do not identify an operation,
+            because the number of operations before it differs from run to run.
     """
 
     at: int
@@ -106,7 +106,7 @@ class Tripwire:
         return ""
 
     def tell(self, what: str) -> None:
-        """Write a line with the time to the trace, which is not an operation."""
+        """Write a line with the time to the trace, without counting it as an operation."""
         if self._trace is not None:
             os.write(self._trace, f"- {what} {time.monotonic():.4f}\n".encode())
 
@@ -150,7 +150,7 @@ class Tripwire:
             if os.path.exists(path):
                 _real_truncate(path, size + (os.path.getsize(path) - size) // 2)
         for source, target, replaced in reversed(self._unsynced_names):
-            # The former content of the target is lost, so only a new name can be undone.
+            # A rename that replaced a file cannot be undone, because the replaced content is gone.
             if not replaced and os.path.exists(target) and os.path.isdir(os.path.dirname(source)):
                 _real_rename(target, source)
         for folder in self._unsynced_folders:
@@ -235,7 +235,7 @@ def _install_streams(wire: Tripwire) -> None:
 def _install_names(wire: Tripwire) -> None:
     def counted(kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *arguments: Any, **named: Any) -> Any:
-            # Removing trees works relative to open folders, whose names do not contain their location.
+            # `shutil.rmtree` passes names relative to an open folder, so the full path is unknown here.
             if named.get("dir_fd") is None and wire.covers(path):
                 what = wire.step(kind, path)
                 if kind == "mkdir":

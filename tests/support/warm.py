@@ -1,7 +1,7 @@
 """Start real `mbqueue` processes within a fraction of a second, by forking one that has imported everything.
 
-A child does what the command line does, in its own process, which tests can kill, freeze and signal. Retries and waits
-of workers take no time; nothing else is changed.
+A child process does what the command line does, and tests can kill, freeze and signal it. Only the waits of workers are
+shortened.
 """
 
 from __future__ import annotations

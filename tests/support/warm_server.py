@@ -20,7 +20,7 @@ from tripwire import Fault, Tripwire, install
 
 
 def _warm_up() -> None:
-    """Run a small experiment, to do all late imports and compilations."""
+    """Run a small experiment, so that later processes need not import or compile anything."""
     import optuna  # noqa: F401
     import torch
 
@@ -78,7 +78,7 @@ def _child(request: dict[str, Any]) -> int:
 
 
 def _make_impatient(retry_seconds: float) -> None:
-    """Shorten waits that take minutes by design."""
+    """Shorten the waits of workers before retries and for new jobs."""
     from mbqueue.queue import leases
     from mbqueue.session import worker
 

@@ -79,7 +79,7 @@ def test_float64_is_much_closer(helpers: Any) -> None:
         graph.atom_frac_coord = graph.atom_frac_coord.double()
         graph.lattice, graph.neighbor_image = graph.lattice.double(), graph.neighbor_image.double()
     model = load_pretrained("0.3.0").double()
-    model.composition_model = None  # its feature matrix is float32 even for a float64 model
+    model.composition_model = None  # CHGNet's composition model is always float32
     ours = energies(model, helpers.batch_from_chgnet_graphs(graphs, dtype=torch.float64))
     stock = model(graphs)["e"]
     assert float((ours - stock).abs().max()) < 1e-12
@@ -214,7 +214,7 @@ def test_a_model_of_another_build_is_refused_with_the_differences() -> None:
 def test_products_in_bfloat16_stay_close_and_their_gradients_come_from_any_thread(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mbqueue.train.forward.FusedMessages", PlainMessages)  # what a GPU uses
+    monkeypatch.setattr("mbqueue.train.forward.FusedMessages", PlainMessages)  # a GPU has no fused CPU kernels
     batch = make_batch(bench.cache, np.arange(16))
     model = load_pretrained("0.3.0")
     exact = energies(model, batch)
@@ -225,7 +225,8 @@ def test_products_in_bfloat16_stay_close_and_their_gradients_come_from_any_threa
     assert 0.0 < float((rough - exact).abs().max()) < 0.1
     exact_gradients = gradients(model, exact)
     found: list[dict[str, torch.Tensor]] = []
-    thread = threading.Thread(target=lambda: found.append(gradients(model, rough)))  # as torch does for CUDA
+    # On CUDA, torch also runs the backward pass in another thread.
+    thread = threading.Thread(target=lambda: found.append(gradients(model, rough)))
     thread.start()
     thread.join()
     name = "atom_conv_layers.3.twoBody_atom.mlp_core.layers.3.weight"
@@ -248,14 +249,15 @@ def test_products_of_float16_sum_in_float32_and_keep_small_gradients(
             model.zero_grad()
             scale = gradient_scale(64)
             assert scale == (2.0**18 if products else 1.0)
-            # As small as the gradient of a crystal among 64, whose error is 1 meV/atom.
+            # This gradient is as small as that of one crystal in a batch of 64 with an error of 1 meV/atom.
             (formation_energies(model, batch).sum() * (1e-2 / 64) * scale).backward()
             found[name] = {n: p.grad.double() / scale for n, p in model.named_parameters() if p.grad is not None}
     finally:
         PRODUCTS.reset(token)
     for name, exact in found["exact"].items():
         error = float((found["half"][name] - exact).norm() / exact.norm())
-        assert error < 0.1, f"{name}: {error}"  # without the scale, the errors of many exceed their size
+        # Without the gradient scale, the error of many gradients is larger than the gradient itself.
+        assert error < 0.1, f"{name}: {error}"
     assert any(not torch.equal(found["half"][name], exact) for name, exact in found["exact"].items())
 
 

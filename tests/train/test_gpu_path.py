@@ -22,7 +22,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that has checked no kernels, with a GPU that has a name."""
+    """Pretend that this process has an L4 GPU and has not yet checked any kernel."""
     monkeypatch.setattr(gpu_path, "_verdicts", {})
     monkeypatch.setattr(gpu_path, "device_name", lambda _device: "NVIDIA L4")
     monkeypatch.setattr(arithmetic, "device_name", lambda _device: "NVIDIA L4")
@@ -136,7 +136,7 @@ def test_kernels_run_on_the_gpu_that_holds_their_tensors(monkeypatch: pytest.Mon
     happened: list[Any] = []
 
     class Current:
-        """Records the block in which a tensor's device is the current one."""
+        """A stand-in for `torch.cuda.device_of` that records when its block begins and ends."""
 
         def __init__(self, tensor: torch.Tensor) -> None:
             self._tensor = tensor
@@ -148,7 +148,7 @@ def test_kernels_run_on_the_gpu_that_holds_their_tensors(monkeypatch: pytest.Mon
             happened.append("left")
 
     class Kernel:
-        """A kernel that launches nothing."""
+        """A stand-in for a kernel that only records its launches."""
 
         __name__ = "kernel"
 

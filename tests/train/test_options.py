@@ -230,7 +230,7 @@ def test_a_soup_of_the_best_epochs_is_the_mean_of_those_with_the_lowest_error_of
 def test_the_best_epochs_of_a_soup_are_those_whose_own_weights_validate_best(
     bench: Any, helpers: Any, tmp_path: Path
 ) -> None:
-    # At this rate, epochs differ, so the best two are not always the last two.
+    # This learning rate is so high that the best two epochs are not always the last two.
     options = {"epochs": 4, "lr": 3e-2, "schedule": "constant", "trainable": "head"}
     run, plain = bench.run(tmp_path / "soup", soup=2, soup_of="best", **options), bench.run(tmp_path / "own", **options)
     name, ends, maes, is_of_last = "mlp.layers.0.weight", [], [], []
@@ -277,7 +277,7 @@ def test_a_state_without_a_soup_has_the_bytes_that_it_always_had(bench: Any, hel
 def test_patience_asks_to_stop_after_so_many_epochs_without_a_better_one(
     bench: Any, helpers: Any, tmp_path: Path
 ) -> None:
-    # At this rate, epochs improve on the first only by chance; this tests only the rule.
+    # This learning rate is so high that epochs improve only by chance, so early stopping soon applies.
     run = bench.run(tmp_path, epochs=8, patience=2, lr=3e-2, schedule="constant")
     outcomes = []
     for epoch in range(1, 9):

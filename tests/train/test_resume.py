@@ -43,10 +43,10 @@ def straight(bench: Any, helpers: Any, folder: Path, **options: Any) -> Any:
 
 
 def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any) -> Any:
-    """Do every step in a new FoldRun, from what the last one left on disk.
+    """Train each step in a new FoldRun that resumes from the files of the previous one.
 
-    A soup of the best epochs validates twice, and a run that stops after each validation would never end. So each run
-    does two things, and also stops between the two validations.
+    With a soup of the best epochs, each epoch is validated twice. A run that stops after one validation would repeat it
+    forever, so each run then does two things.
     """
     fence, at_once = 0, 2 if options.get("soup_of") == "best" else 1
     for epoch in (1, 2):

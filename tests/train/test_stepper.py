@@ -34,7 +34,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def one_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the CPU begin steps early, as a GPU does."""
+    """Let the CPU start a step before it has read the previous step's results, as on a GPU."""
     monkeypatch.setattr(stepper_module, "steps_in_flight", lambda _device: 1)
 
 

@@ -85,7 +85,7 @@ def made_project(root: Path) -> Project:
     """A project with two experiments on the sample, and one whose job failed with markup in its error."""
     project = Project.create(root)
     small = {"data.limit": 100, "train.batch_size": 16}
-    # All weights are trained, so that an epoch takes longer than the page's next request.
+    # Train all weights, so that an epoch takes longer than the time between two requests of the page.
     project.enqueue("full_finetune", dataset="sample", folds=[0], name="learner", settings=small | {"train.epochs": 6})
     project.enqueue("head_finetune", dataset="sample", folds=[0], name="other", settings=small | {"train.epochs": 2})
     project.enqueue("full_finetune", dataset="sample", folds=[1], name="failing", settings=small | {"train.epochs": 2})
@@ -150,7 +150,7 @@ def the_form_enqueues(page: Page, project: Project) -> None:
     form.get_by_label("Dataset").fill("sample")
     form.get_by_label("Name").fill("typed")
     form.get_by_label("Changed settings").fill("train.lr=-1")
-    page.wait_for_timeout(5000)  # the typed text is still there two answers later
+    page.wait_for_timeout(5000)  # the page updates twice in this time and must keep the typed text
     expect(form.get_by_label("Name")).to_have_value("typed")
     form.get_by_role("button", name="Enqueue").click()
     expect(page.locator("#said.bad")).to_contain_text("train.lr")
@@ -227,7 +227,7 @@ def check_reconnecting(page: Page, project: Project, port: int, stop: Callable[[
     expect(page.locator("#pulse")).to_contain_text("no answer from the board")
     with serving(project, port):
         expect(page.locator("#pulse")).to_have_text("live")
-        # The new board has a new secret for acts.
+        # The restarted board has a new secret, so the page must fetch it before its button works.
         page.locator("#experiment-other").get_by_label("Priority").fill("3")
         page.keyboard.press("Enter")
         expect(page.locator("#said")).to_contain_text("priority 3")
@@ -263,7 +263,7 @@ def take_screenshots(browser: Browser, port: int, folder: Path) -> None:
 
 
 def check(browser: Browser, root: Path, screenshots: Path | None) -> list[str]:
-    """Check all claims; return the errors of the pages."""
+    """Run all checks; return the errors of the pages."""
     project = made_project(root)
     board = serving(project)
     port = board.__enter__()

@@ -64,7 +64,7 @@ def test_the_board_lives_on_while_the_queue_is_away_and_says_so(board: Board) ->
     queue_db = board.project.folder.queue_db
     away = queue_db.with_suffix(".away")
     queue_db.rename(away)
-    board.act({"act": "pause", "experiment": "first"})  # the next request reads the status again in any case
+    board.act({"act": "pause", "experiment": "first"})  # makes the next request read the status
     seen = _until(board, lambda facts: facts["trouble"] is not None)
     assert "first" in seen["html"], "the last known state stays on the page"
     away.rename(queue_db)
@@ -159,7 +159,7 @@ def test_each_experiment_says_what_time_it_used_and_needs(board: Board) -> None:
 def test_the_page_of_all_experiments_leaves_none_out(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_SHOWN", 1)
     board.project.enqueue("pretrained_infer", dataset="sample", name="second")
-    board.act({"act": "priority", "experiment": "first", "priority": 1})  # so the board reads the status again
+    board.act({"act": "priority", "experiment": "first", "priority": 1})  # makes the board read the status again
     few, every = part(board)["html"], part(board, "overview&all=1")["html"]
     assert few.count('<section class="experiment"') == 1
     assert 'href="./?all=1"' in few
@@ -236,7 +236,7 @@ def test_the_figures_of_a_page_are_those_of_the_report(board: Board, monkeypatch
     drawn = draw(project.results("small"), timeline=project.timeline("small"))
     html = _until(board, lambda facts: "no epoch" not in facts["html"] and facts["html"])["html"]
     assert html
-    board.act({"act": "priority", "experiment": "small", "priority": 1})  # so the board reads the status again
+    board.act({"act": "priority", "experiment": "small", "priority": 1})  # makes the board read the status again
     shown = board.get("/figures?name=small").json
     for name in ("learning-curves", "parity", "errors", "periodic-table", "timeline"):
         assert shown[name] == json.loads(drawn[name].to_json()), name

@@ -26,7 +26,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Bonds(nn.Module):
-    """Holds the shares of the first layer, and the gate after it, as parameters."""
+    """A module whose parameters are the inputs of the bond kernels: parts of the first layer, and the gate after it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The costs of message kernels in `benchmarks.gpu_model` equal counts in Triton's interpreter. See `test_interpreted`.
 
-Triton's interpreter counts every product, and every byte that is loaded or stored by rows. Matrices and vectors of
-weights are loaded whole and stay in a cache, so neither side counts them.
+Triton's interpreter counts every multiplication, and every byte that kernels load or store in rows. Kernels load
+matrices and vectors of weights as a whole and a cache keeps them, so neither side counts them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mbqueue.train.triton_messages import Plan
 
 
 class Counted:
-    """Counts operations of products, and bytes of rows."""
+    """The counted operations of matrix products, and bytes of rows."""
 
     def __init__(self) -> None:
         self.flops = self.bytes = 0
@@ -86,12 +86,12 @@ def batches() -> Iterator[Batch]:
     return (graph_of([(4, 32, 12)], seed, angles_per_bond=4) for seed in range(1000))
 
 
-#: The bonds and angles fill their tiles, so that no kernel computes padding.
+#: A batch whose bonds and angles fill whole tiles, so that no kernel computes padding.
 BATCH = next(batch for batch in batches() if len(batch.angle) and len(batch.angle) % 16 == 0)
 
 
 def works(model: Any) -> dict[str, Any]:
-    """The cost model of each kernel on that batch, for a GPU whose cache holds nothing."""
+    """Return kernel name → its cost on `BATCH` by the cost model, for a GPU without a cache."""
     none = model.Gpu("without a cache", 100, 1, 1, 0)
     return {work.name: work for work in model.fused(model.Sizes.of(BATCH), none)}
 
@@ -108,9 +108,9 @@ ATOMS, BONDS, SHORTS, ANGLES = 4, len(BATCH.bond_length), len(BATCH.short_bond),
 
 
 def require(counted: Counted, said: Any, layers: int, but: int = 0) -> None:
-    """Check the model against the counts since the last check, except ``but`` bytes that it takes to be cached.
+    """Compare the cost model with the counts since the last check, less ``but`` bytes that the model counts as cached.
 
-    The remaining difference is indices of the backward kernels, and sums that one program stores whole.
+    Bytes may differ by 6 %, because the model leaves out indices in backward kernels and sums stored as a whole.
     """
     assert counted.flops == said.flops / layers
     assert counted.bytes - but == pytest.approx(said.bytes / layers, rel=0.06)
@@ -120,7 +120,8 @@ def require(counted: Counted, said: Any, layers: int, but: int = 0) -> None:
 def test_messages_of_bonds(model: Any, counted: Counted) -> None:
     plan, inputs = Plan.of(BATCH), (drawn(ATOMS, 256), drawn(BONDS, 128), drawn(BONDS, 64), gate())
     shorts, said = drawn(SHORTS, 128), works(model)
-    again = 4 * 128 * (2 * BONDS - ATOMS)  # bonds of a centre atom are adjacent, so the model reads that atom once
+    # The bonds of a centre atom are adjacent, so the cost model counts one read of that atom for all of them.
+    again = 4 * 128 * (2 * BONDS - ATOMS)
     triton_bonds.bonds_forward(plan, *inputs, shorts)
     require(counted, said["bond messages"], 4, again)
     triton_bonds.bonds_backward(plan, *inputs, drawn(ATOMS, 64), shorts, drawn(BONDS, 64))

@@ -1,4 +1,7 @@
-"""The Triton kernels have the values and gradients of plain torch, and stable bytes. See ``test_interpreted``."""
+"""The Triton kernels of messages give plain torch's values and gradients, and equal bytes in each run.
+
+`test_interpreted` runs this file.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ class Inputs:
 
 
 def outcome(messages: PlainMessages, inputs: Inputs, factor: float = 1.0) -> dict[str, Tensor]:
-    """Values of all three functions, and gradients of ``factor`` times their squares."""
+    """Return the values of all three functions, and the gradients of ``factor`` times the sum of their squares."""
     one, two, three = inputs.gates
     outs = {
         "of_bonds": messages.of_bonds(inputs.atoms, inputs.bonds, inputs.weights, one),
@@ -163,7 +166,7 @@ def test_rows_of_short_bonds_can_come_from_elsewhere_and_gradients_can_be_added_
     inputs, plan = Inputs(batch, torch.float64), TritonMessages(batch, precision="float32").plan
     gate = inputs.gates[0]
     atoms, bonds, weights = (t.detach() for t in (inputs.atoms, inputs.bonds, inputs.weights))
-    shorts = inputs.shorts.detach()[:, :128]  # rows with a stride
+    shorts = inputs.shorts.detach()[:, :128]  # a view whose rows are not adjacent in memory
     short = batch.short_bond.long()
     mixed = bonds.index_copy(0, short, shorts)
     d_total = torch.ones(4, 64, dtype=torch.float64)

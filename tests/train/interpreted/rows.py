@@ -14,7 +14,7 @@ from mbqueue.train.kernels.triton_later import Later
 from mbqueue.train.kernels.triton_readout import READ_OUT_SIZES, energies_backward, energies_forward
 from mbqueue.train.kernels.triton_sums import by_number
 
-#: Numbers of rows: none, one, a tile, a tile and one, and more than a tile for each partial sum.
+#: Numbers of rows to test: none, one, one tile, one tile plus one, and more than one tile for each partial sum.
 COUNTS = (0, 1, 64, 65, 64 * 256 + 3)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -43,7 +43,7 @@ def test_bases_and_their_layers(kind: str, n: int, dtype: torch.dtype) -> None:
     radial = load_pretrained("0.3.0").bond_basis_expansion.rbf_expansion_ag
     more = {"all bonds": 4 if n < 1000 else 1, "short bonds": 0, "angles": 0}[kind]
     matrices = [torch.randn(64 + 128 * more, 31, dtype=dtype).requires_grad_()]
-    values = 0.5 + 6 * torch.rand(n + 3, dtype=dtype)  # some bonds are beyond the cut-off
+    values = 0.5 + 6 * torch.rand(n + 3, dtype=dtype)  # some bonds are longer than the cut-off
     chosen = torch.randperm(n + 3)[:n].int() if kind == "short bonds" else None
     taken = values[:n] if chosen is None else values[chosen.long()]
     values = values[:n] if chosen is None else values

@@ -31,13 +31,13 @@ from mbqueue.train.optim import make_optimizer, open_for_training
 from mbqueue.train.step import Guard, begin_step
 
 CPU = torch.device("cpu")
-#: The most launches of a training step; on a GPU, one more copies a table of addresses.
+#: The maximum number of launches in a training step. A GPU needs one more launch to copy a table of addresses.
 MOST_LAUNCHES = 150
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> GraphCache:
-    """Rock salt, a perovskite, …, a single atom in a cell (6), and a cell without any angle (7)."""
+    """Eight crystals, among them a cell of one atom (row 6) and a cell without bond angles (row 7)."""
     path = Path(__file__).parent.parent / "conftest.py"
     spec = importlib.util.spec_from_file_location("training_conftest", path)
     assert spec is not None
@@ -112,7 +112,7 @@ def test_forward_takes_the_kernels_where_the_device_uses_them(cache: GraphCache)
     assert float((plain - fused).abs().max()) < 1e-5
 
 
-#: The most tensors per launch of torch's multi-tensor kernels.
+#: Operation of torch → the maximum number of tensors that one launch handles.
 AT_ONCE = {"_foreach_add_": 110, "_foreach_sub_": 64, "_foreach_mul_": 110, "_fused_adamw_": 36, "cat": 128}
 
 
@@ -131,7 +131,7 @@ class Launches(TorchDispatchMode):
             at_once = AT_ONCE.get(name)
             self.counted[name] += math.ceil(lists[0] / at_once) if at_once and lists else 1
             if name == "_foreach_norm":
-                self.counted[name] += 1  # the second stage of the reduction
+                self.counted[name] += 1  # torch adds up the norms in a second launch
         return func(*args, **(kwargs or {}))
 
 
@@ -156,7 +156,7 @@ def test_a_step_takes_few_launches_of_kernels_that_are_compiled_offline(
             guard=guard, parameters=list(trained.values()), rate=1e-5,
         )  # fmt: skip
 
-    # Operations of the interpreter inside a kernel are no launches.
+    # The interpreter runs torch operations inside a kernel. Do not count them, as a GPU would not launch them.
     for kernel in {k for m in list(sys.modules.values()) for k in vars(m).values() if _is_kernel(k)}:
         monkeypatch.setattr(kernel, "run", _outside(kernel.run))
     with gpu_path.using(kernels=True):
