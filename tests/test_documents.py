@@ -439,7 +439,7 @@ def test_a_quoted_error_text_is_one_that_the_program_says(quoted: str) -> None:
 
 @cache
 def said_by_the_program() -> tuple[str, ...]:
-    """Every text in the package and the Makefile, without the parts that are filled in."""
+    """Return every text in the package and the Makefile, without the placeholders of f-strings."""
     texts = [(ROOT / "Makefile").read_text()]
     for path in (ROOT / "mbqueue").rglob("*.py"):
         texts += [text(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, TEXTS)]

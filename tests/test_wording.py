@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-#: Each phrase, and what to write instead. A blank also matches a line break and the signs of a comment or a string.
+#: Each phrase, and what to write instead. A blank also matches a line break, `#` and quotation marks.
 PHRASES = {
     "whoever": "you, the session, the command",
     "somebody": "you, another session",
@@ -36,7 +36,7 @@ MADE = {"site", "results", "state"}
 
 
 def places(folder: Path) -> Iterator[Path]:
-    """Every file with text for people."""
+    """List every file with text that people read."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             made = path.name in MADE and folder == ROOT

@@ -1,4 +1,4 @@
-"""Unusable entries are all reported at once with their reasons, or left out with a report; never replaced."""
+"""mbqueue reports all unusable entries at once with their reasons, or leaves them out with a report."""
 
 from __future__ import annotations
 

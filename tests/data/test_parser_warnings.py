@@ -1,4 +1,4 @@
-"""This list has every warning of the installed parsers; a warning not known to be harmless rejects the entry."""
+"""The lists below contain every warning of the installed parsers, and mbqueue refuses entries by these lists."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard, is_harmless
 
 REFUSED, HARMLESS = "refused", "harmless"
-#: Warnings that the parser does not give when mbqueue calls it.
+#: The effect of a warning that the parser never gives to mbqueue.
 NOT_GIVEN = "not given"
 
 #: The start of each warning of pymatgen's CIF reader (2026.10) → its effect; … stands for a part that varies.
+#: Some are not given because mbqueue passes primitive=False, on_error="raise" and check_cif=False, and writes no CIF.
 CIF_WARNINGS = {
     "Possible issue in CIF file at line: …": REFUSED,
     "Initializing CifParser from StringIO is deprecated": NOT_GIVEN,
@@ -35,12 +36,12 @@ CIF_WARNINGS = {
     "No magnetic symmetry detected, using primitive symmetry.": REFUSED,
     "… parsed as …": REFUSED,
     "Some occupancies (…) sum to > 1!": REFUSED,
-    "The default value of primitive was changed": NOT_GIVEN,  # mbqueue passes primitive=False
+    "The default value of primitive was changed": NOT_GIVEN,
     "No structure parsed for section … in CIF.": REFUSED,
-    "Issues encountered while parsing CIF: ": NOT_GIVEN,  # on_error="raise" reports each issue separately
-    "Skipping relative stoichiometry check": NOT_GIVEN,  # check_cif=False turns it off; mbqueue compares the formula
-    "Magnetic symmetry cannot currently be detected": NOT_GIVEN,  # given only when writing a file
-    "Site labels are not unique": NOT_GIVEN,  # given only when writing a file
+    "Issues encountered while parsing CIF: ": NOT_GIVEN,
+    "Skipping relative stoichiometry check": NOT_GIVEN,
+    "Magnetic symmetry cannot currently be detected": NOT_GIVEN,
+    "Site labels are not unique": NOT_GIVEN,
 }
 POSCAR_WARNINGS = {
     "check_for_POTCAR is deprecated.": NOT_GIVEN,
@@ -50,20 +51,21 @@ POSCAR_WARNINGS = {
     "Selective dynamics toggled with Fluorine element detected.": HARMLESS,
     "Ignoring selective dynamics tag, as no ionic degrees of freedom were fixed.": HARMLESS,
 }
-#: Warnings of ase's readers of extended XYZ and of its databases (3.29).
+#: Warnings in the modules of ase 3.29 that read extended XYZ and databases → their effect. Those not given concern
+#: writing, plugins or ase's own code. mbqueue refuses an entry with any other warning.
 ASE_WARNINGS = {
-    "Skipping unhashable information ": NOT_GIVEN,  # given only when writing a file
-    "Failed to register external IO format ": NOT_GIVEN,  # given when ase is imported beside a broken plugin
-    "Can not parse index for path": NOT_GIVEN,  # do_not_split_by_at_sign=True turns it off
-    "It is best not to use keys ({0}) that are also a chemical formula.": NOT_GIVEN,  # writing
-    "Accessing the IOFormat.": NOT_GIVEN,  # a warning about code
-    "Wrong type for ": NOT_GIVEN,  # the text of an error
-    "…": REFUSED,  # any other warning
+    "Skipping unhashable information ": NOT_GIVEN,
+    "Failed to register external IO format ": NOT_GIVEN,
+    "Can not parse index for path": NOT_GIVEN,
+    "It is best not to use keys ({0}) that are also a chemical formula.": NOT_GIVEN,
+    "Accessing the IOFormat.": NOT_GIVEN,
+    "Wrong type for ": NOT_GIVEN,
+    "…": REFUSED,
 }
 
 
 def texts(node: ast.expr, names: dict[str, ast.expr]) -> Iterator[str]:
-    """The possible texts of a warning, with … for the parts that vary."""
+    """Yield the possible texts of a warning, with … for the parts that vary."""
     if isinstance(node, ast.Name):
         if node.id not in names:
             yield "…"
@@ -85,7 +87,7 @@ def texts(node: ast.expr, names: dict[str, ast.expr]) -> Iterator[str]:
 
 
 def warnings_in(source: object) -> set[str]:
-    """Messages in a class or function that reach ``warnings.warn`` or ``self.warnings``."""
+    """Yield the messages that a class or function passes to ``warnings.warn`` or ``self.warnings``."""
     found: set[str] = set()
     for function in ast.walk(ast.parse(inspect.cleandoc("\n" + inspect.getsource(source)))):
         if not isinstance(function, ast.FunctionDef):

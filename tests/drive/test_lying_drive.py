@@ -38,7 +38,7 @@ EPOCHS = 2
 
 
 class Schedule:
-    """A run of several sessions over one drive."""
+    """Several sessions that share one drive, with random events that the seed decides."""
 
     def __init__(self, base: Path, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -180,7 +180,7 @@ def progress(manifest: Manifest) -> tuple[int, bool, int]:
 
 
 def check_chain(schedule: Schedule, folder: Path, fold: int) -> None:
-    """Check that a fold's accepted chain took every step once, and names the session of each."""
+    """Check that a fold's accepted commits contain every step once, and that the history names its session."""
     newest = newest_whole(folder, pytest.fail)
     assert newest is not None
     lineage = lineage_of(folder, newest.stem)

@@ -1,4 +1,4 @@
-"""What reaches a mount and when, even while the mount fails; real sessions advance step by step."""
+"""Which files sessions publish to a mount and when, even while the mount fails; the tests advance sessions in steps."""
 
 from __future__ import annotations
 

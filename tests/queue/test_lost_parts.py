@@ -121,7 +121,7 @@ def test_recover_says_what_it_leaves_aside_and_where(whole: Project, caplog: pyt
     begin_second(whole, second)
     with Queue(whole.folder.queue_db) as queue:
         keep_wanted(whole.folder, queue, "head_finetune")  # earlier versions replaced the lost queue's note like this
-    commit(whole.folder, spec_of(whole, "full_finetune"), 0, epoch=1)  # this manifest has no options of `enqueue`
+    commit(whole.folder, spec_of(whole, "full_finetune"), 0, epoch=1)
     (whole.folder.wanted_dir / "broken.json").write_text("{")
     whole.recover()
     with open_queue(whole.folder, refuses=anything) as queue:

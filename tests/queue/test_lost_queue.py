@@ -74,7 +74,7 @@ READING_FILES: dict[str, Callable[[Project], object]] = {
     "timeline": lambda project: project.timeline("head_finetune"),
     "stop": lambda project: project.stop(),
 }
-#: Commands that add to the queue, move it, or remove what its experiments need.
+#: Commands that add to the queue, move the queue, or remove data that its experiments need.
 ADDING: dict[str, Callable[[Project], object]] = {
     "enqueue": lambda project: project.enqueue("pretrained_infer", dataset="sample"),
     "enqueue it again": lambda project: project.enqueue("head_finetune", dataset="sample", folds=[0, 1], epochs=5),
@@ -89,7 +89,7 @@ ADDING: dict[str, Callable[[Project], object]] = {
     "move commits": lambda project: project.move_commits(),
     "prune the cache": lambda project: project.prune_cache(),
 }
-#: Commands that write a note, which would replace that of the lost queue.
+#: Commands that write a note about an experiment, which would replace the lost queue's note.
 STEERING: dict[str, Callable[[Project], object]] = {
     "pause": lambda project: project.pause("head_finetune"),
     "resume": lambda project: project.resume("head_finetune"),

@@ -253,7 +253,7 @@ def definitions(postgres_server, url):
 
 
 def make_old(postgres_server, url, version, source):
-    """Create a queue as a version of mbqueue created it, with the rows of another queue."""
+    """Create a queue with an earlier version's schema, and fill it with the rows of another queue."""
     place = parse_address(url).schema
     made = [(FIXTURES / f"postgresql_{number}.sql").read_text(encoding="utf-8") for number in range(1, version + 1)]
     script = "\n".join(made).replace("{schema}", place).replace("{channel}", "mbqueue")
@@ -347,7 +347,7 @@ class _UndoneError(Exception):
 
 
 def rows_read(queue, act):
-    """How many rows the server reads for an action in one transaction, which is rolled back."""
+    """Run an action in a transaction, roll it back, and return how many rows the server read."""
     statement = "SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) AS n FROM pg_stat_xact_user_tables"
     read = 0
     with suppress(_UndoneError), queue.writing() as db:

@@ -1,4 +1,4 @@
-"""Real processes are frozen, race or are killed."""
+"""Real worker processes compete for jobs, and some are frozen or killed."""
 
 from __future__ import annotations
 
@@ -84,8 +84,9 @@ def test_kill_9_amid_commits_leaves_no_half_commit_and_loses_none(world, tmp_pat
         until(lambda: postgres_server.sql(_TRANSACTIONS) == [(0,)])
     jobs = {job.id: job for job in world.queue.jobs()}
     committed = {job_id for job_id, job in jobs.items() if job.state is State.COMMITTED}
-    assert {int(line) for line in said} <= committed  # the queue has every acknowledged commit
-    assert len(committed) - len(said) <= 1  # at most one was killed before its acknowledgement
+    # Every acknowledged commit is in the queue, and at most one commit was not acknowledged.
+    assert {int(line) for line in said} <= committed
+    assert len(committed) - len(said) <= 1
     published = {tuple(int(part) for part in path.name.split("-")) for path in files.iterdir()}
     # A worker publishes its file before its transaction commits.
     assert {(job_id, jobs[job_id].fence) for job_id in committed} <= published

@@ -1,4 +1,4 @@
-"""Sessions begin, crash and end, and events record it."""
+"""How the queue registers sessions, notices dead ones, and records events."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def result_of(epoch: int | None) -> dict[str, Any]:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Runs commands on one queue. `given` has every lease ever given, most of them lost."""
+    """Runs commands on one queue. `given` contains all leases so far, most of which are no longer valid."""
 
     open_queue: Callable[[Path], Queue]
     make_model: Callable[[], Any]
@@ -230,7 +230,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), retried=st.booleans())
     def fail_for_good(self, data, retried):
-        """Let a job always fail; a person may then retry it."""
+        """Let a job fail until no attempts are left, and then perhaps retry it."""
         session = self.living_session()
         lease = self.claim(session, None)
         if lease is None:
@@ -256,7 +256,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.now += LEASE
 
     def living_session(self) -> str:
-        """A session that has not ended."""
+        """Return a session that has not ended; start one if there is none."""
         living = [session for session in self.sessions if session in self.model.alive_until]
         if not living:
             self.start_session()
@@ -389,7 +389,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), action=st.sampled_from(["pause", "resume", "set_priority", "cancel", "retry", "rewind"]))
     def steer(self, data, action):
-        """Let a person steer an experiment or a fold."""
+        """Apply a user's command, such as pause or retry, to an experiment or a fold."""
         name, fold = data.draw(st.sampled_from(sorted({key[0::2][:2] for key in self.model.jobs}, key=str)))
         jobs = self.model.of(name, fold)
         actions = {

@@ -10,7 +10,7 @@ from mbqueue.errors import ForbiddenTransition, QueueError
 from mbqueue.queue import Queue, State
 from mbqueue.queue.transitions import TRANSITIONS, mermaid
 
-# Values of a row in each state that satisfy the other rules.
+# State → SQL assignments that satisfy the database's other rules for a row in this state.
 _SHAPES = {
     State.LEASED: "fence = fence + 1, session_id = (SELECT id FROM sessions), lease_expires_at = 1, result = NULL",
     State.COMMITTED: "session_id = NULL, lease_expires_at = NULL, result = '{}'",

@@ -20,10 +20,10 @@ FLIPS, CUTS = (40, 10) if LONG else (2, 1)
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of file.
+    """A kind of file to damage.
 
     Attributes:
-        name: glob below the project.
+        name: glob pattern of the files, relative to the project.
         is_checked: whether a checksum covers every byte. Otherwise damage to unused bytes (blanks, padding, free pages)
             may go unnoticed if the results are the same.
     """
@@ -86,7 +86,7 @@ def published(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def killed_at(word: str, warm: Warm, folder: Path, settings: str = SETTINGS) -> Path:
-    """A project whose session was killed at the first operation on a path with this word."""
+    """Kill a session at its first operation on a path that contains ``word``; return the folder."""
     lab = Lab(warm, folder, settings=settings)
     lab.make()
     assert lab.live(Fault(at=1, about=word)) == -signal.SIGKILL
@@ -128,7 +128,7 @@ def test_damage_on_a_mount_whose_machine_was_lost_changes_no_result(
 
 
 def damage_in_many_places(warm: Warm, tmp_path: Path, straight: Straight, base: Path, target: Target) -> list[str]:
-    """Damage the file in many places; return what went wrong, with the place of the damage."""
+    """Damage a file in many places, one at a time; return the failures, each with its place."""
     (original,) = (base / "project").glob(target.name)
     whole = original.read_bytes()
     counts, wrong = Counter(), []
@@ -147,7 +147,7 @@ def damage_in_many_places(warm: Warm, tmp_path: Path, straight: Straight, base: 
 
 
 def damages(whole: bytes, chance: random.Random) -> list[tuple[str, bytes]]:
-    """(description, content) of some flips and cuts; the first flip is near the start, where headers are."""
+    """Yield damaged contents as (description, content): flipped bits, at first near the start, and cut-off files."""
     found = []
     for number in range(FLIPS):
         place = chance.randrange(min(100, len(whole)) if number % 4 == 0 else len(whole))

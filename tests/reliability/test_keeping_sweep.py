@@ -46,7 +46,7 @@ class Keeping:
     """A command to kill, and the state of the project before the command.
 
     Attributes:
-        sample: deaths in the short version.
+        sample: number of deaths in a short test run.
         happened: a function that damages the project before the command runs.
         names: if the next session cannot resume, its error must contain one of these words.
         is_enough: part of the command's output when it is repeated although nothing was left to do.
@@ -146,7 +146,7 @@ def absolute(lab: Lab, command: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def die_and_go_on(lab: Lab, straight: Straight, keeping: Keeping, point: int) -> int:
-    """Die in the command, resume, and compare; returns how often it died."""
+    """Kill the command at an operation, resume, and compare the results; return the number of deaths."""
     lab.log.unlink(missing_ok=True)
     command = absolute(lab, keeping.command)
     code = lab.work(Fault(at=point), command=command)

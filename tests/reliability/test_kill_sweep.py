@@ -46,11 +46,11 @@ CLOCKED, CLOCKED_ON_A_DRIVE = 30, 150
 
 @dataclass(frozen=True)
 class Death:
-    """A way to die.
+    """A way to kill an experiment.
 
     Attributes:
         action: see `Fault`.
-        sample: deaths in the short version.
+        sample: number of deaths in a short test run.
         on_a_drive: whether the project is on a mount, with its live folder on the machine's own disk.
         with_machine: whether everything that is not on the mount is lost too.
     """

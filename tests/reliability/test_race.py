@@ -46,7 +46,7 @@ def test_two_workers_frozen_beyond_their_leases_commit_every_epoch_once_and_the_
         for freeze in range(10 * FREEZES):
             if freeze >= FREEZES and taken_over:
                 break  # on a busy machine, some freezes are shorter than the lease, so more are needed
-            time.sleep(chance.uniform(0.0, 0.3))  # freeze the worker at a random moment
+            time.sleep(chance.uniform(0.0, 0.3))
             leased = queue.jobs(state=State.LEASED)
             if not leased:
                 continue

@@ -52,7 +52,7 @@ SESSION = (
 
 
 def compositions(n: int, fold: int) -> list[str]:
-    """Oxides and halides of two random metals, mostly light ones."""
+    """Draw the formulas of ``n`` oxides and halides, each with two metals, mostly light ones."""
     rng = np.random.default_rng(fold)
     metals = [symbol for symbol in POSITIONS if symbol not in ("O", "F", "Cl", "He", "Ne", "Ar", "Kr", "Xe")]
     shares = np.exp(-np.arange(len(metals)) / 30)

@@ -27,7 +27,7 @@ FORMULAS = ["NaCl", "Fe2O3", "SiC", "LiFePO4", "GaN", "CsCl", "MgO", "TiO2"]
 
 
 def made_up_history(epochs: int, *, seed: int = 0, session: str = "s1", device: str = "cpu") -> list[dict[str, Any]]:
-    """A falling curve with noise; the same seed gives the same rows."""
+    """Draw a history whose errors fall with some noise; the same seed gives the same rows."""
     rng = np.random.default_rng(seed)
     return [
         {

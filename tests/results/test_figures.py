@@ -1,4 +1,4 @@
-"""Labels and marks of figures for few, many or widely spread data."""
+"""Axis labels and markers of the figures, for few or many points and for narrow or wide ranges."""
 
 from __future__ import annotations
 

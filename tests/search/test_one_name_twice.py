@@ -91,7 +91,7 @@ class Pair:
         raise AssertionError(self.states())
 
     def recorded(self) -> Any:
-        """The spec among the results on the drive."""
+        """The spec in the results that the drive has."""
         (path,) = self.drive.glob(f"results/daily/*/{TRIAL}/results.json")
         return json.loads(path.read_bytes())["spec"]
 

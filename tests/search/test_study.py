@@ -1,4 +1,4 @@
-"""Optuna's suggestions and verdicts depend only on the search and the commits."""
+"""Optuna's suggestions and pruning decisions depend only on the search and the commits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GPU whose memory other processes hold costs no attempt, and a device is reported once."""
+"""If other processes fill a GPU's memory, the job keeps its attempts. A session prints a device's note only once."""
 
 from __future__ import annotations
 

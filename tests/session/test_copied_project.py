@@ -63,7 +63,7 @@ def test_the_copy_neither_stops_nor_waits_for_nor_shows_the_originals_session(pa
         assert any("works with the queue that this one was copied from" in reason for reason in reasons)
     assert pair.session.is_running
 
-    pair.copy.recover(force=True)  # refused while a session works with that very queue
+    pair.copy.recover(force=True)  # refused while a session uses this queue
     with pytest.raises(UsageError, match="works with"):
         pair.original.recover(force=True)
     (stopped,) = pair.original.stop()

@@ -62,7 +62,7 @@ def split(tmp_path: Path) -> ProjectFolder:
 
 
 def kept(project: ProjectFolder, notes: list[str], drive: Drive | None = None, **options: Any) -> CrystalCopies:
-    """A session, returned while it keeps the crystals."""
+    """Start copying a session's crystals to the drive; return the running copy."""
     asked = {"should_stop": lambda: False, "spare": lambda: float("inf"), **options}
     copying = CrystalCopies(project, note=notes.append, **asked)
     shared = SharedCrystals(drive or Drive(project.root), PUBLISHED_CRYSTALS)

@@ -1,4 +1,4 @@
-"""A limit of the machine or the shell ends the session with an error that names it, and costs no attempt."""
+"""If a session reaches a limit of the machine or the shell, it ends with an error that names the limit."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Broken = Callable[[Kind], None]
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
-    """Make a kind of job fail as on a GPU whose context is lost, where every later call fails too."""
+    """Let jobs of one kind fail as if the GPU's context were lost, after which every call fails."""
     lost: list[bool] = []
 
     def fail(*_arguments: Any) -> str:

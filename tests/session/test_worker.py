@@ -282,7 +282,7 @@ def test_a_deleted_results_folder_is_rebuilt_from_the_checkpoints(tmp_path: Path
 
     project = make_project(tmp_path, checkpoint_minutes=60.0)
     folder = enqueue(project, small_spec(project, "head_finetune"))
-    work(project, WorkOptions(device="cpu", max_jobs=4), report=report)  # all but the record
+    work(project, WorkOptions(device="cpu", max_jobs=4), report=report)  # all jobs except `record`
     predictions = (folder / "preds_fold_0.csv").read_bytes()
     shutil.rmtree(folder)
     assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE, report.lines

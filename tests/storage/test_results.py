@@ -1,4 +1,4 @@
-"""Result files in a listing, and when a copy of one counts (`mbqueue.storage.results`)."""
+"""Listings of result files, and which copies of the files are accepted (`mbqueue.storage.results`)."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_a_session_with_another_store_is_refused_and_changes_nothing_there(
 def test_an_unmounted_share_is_not_mistaken_for_a_new_store(
     project: ProjectFolder, share: ObjectStore, tmp_path: Path
 ) -> None:
-    """After a reboot, the folder under the mount point is there, and empty."""
+    """After a reboot, the mount point is an empty folder."""
     (tmp_path / "share").rename(tmp_path / "unmounted")
     (tmp_path / "share").mkdir()
     with pytest.raises(StoreError, match=rf"are in {share.url} .*If it is a share, mount it"):
@@ -143,7 +143,7 @@ def test_another_store_at_the_same_address_is_refused(share: ObjectStore) -> Non
 def test_commands_look_for_results_only_in_the_queues_place(
     project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Otherwise `retry` would treat files in the other place as lost, and predict again."""
+    """If commands looked in another place, `retry` would treat the files as lost and predict again."""
     done(project, jobs=2, files={"predictions_fold_0.csv": {"size": 1, "sha256": "0" * 64}})
     (tmp_path / "other").mkdir()
     for address in ("", (tmp_path / "other").as_uri()):

@@ -1,4 +1,4 @@
-"""Processes that work with a queue, and the invariants that must hold after all work."""
+"""Worker processes on one queue, and checks of the queue after they have done all jobs."""
 
 from __future__ import annotations
 

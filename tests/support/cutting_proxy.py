@@ -8,11 +8,10 @@ from contextlib import suppress
 
 
 class CuttingProxy:
-    """Forwards bytes until the moment for which it is armed.
+    """A proxy that forwards bytes, and cuts one connection at the next COMMIT after `armed` is set.
 
-    Armed with "before", the proxy cuts the connection at a COMMIT of the client, which never reaches the server. Armed
-    with "after", it cuts once the server has answered the COMMIT, and the client never learns the answer. Each arming
-    cuts one connection.
+    With "before", the server never gets the COMMIT. With "after", the server commits, but the client never gets the
+    answer.
     """
 
     def __init__(self, port: int) -> None:

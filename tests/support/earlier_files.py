@@ -1,4 +1,4 @@
-"""Compressed files of users of the version at commit 63f7668 (see tests/earlier/write.py).
+"""Compressed project files that the version at commit 63f7668 wrote (see tests/earlier/write.py).
 
 A checkpoint of head_finetune contains CHGNet's own weights, which every installation has. Packing replaces each of
 these tensors by its SHA-256, and unpacking puts the tensor back.

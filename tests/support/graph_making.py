@@ -10,7 +10,7 @@ from mbqueue.data.batch import Batch
 
 
 def graph_of(sizes: list[tuple[int, int, int]], seed: int, angles_per_bond: int = 3) -> Batch:
-    """Crystals of (atoms, undirected bonds, how many of these are short), with random ends of bonds and angles."""
+    """Draw graphs with the given numbers of (atoms, undirected bonds, short bonds), and random bonds and angles."""
     rng = np.random.default_rng(seed)
     ends, short_bond, atoms = [], [], 0
     for n_atoms, n_bonds, n_shorts in sizes:

@@ -1,4 +1,4 @@
-"""Artificial classes for which matbench's rule gives its own folds, for tests without the real classes."""
+"""Make up classes for which mbqueue computes matbench's own folds, since the tests do not have the real classes."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class PostgresServer:
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-l", log, "-w", "-t", "60", "start")
 
     def stop(self, mode: str = "immediate") -> None:
-        """Stop the server: "immediate" like a crash, "fast" in an orderly way."""
+        """Stop the server: "immediate" is like a crash, and "fast" is orderly."""
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-t", "60", "-m", mode, "stop")
 
     def restart(self, mode: str = "immediate") -> None:

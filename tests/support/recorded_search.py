@@ -1,4 +1,4 @@
-"""Workers for a search with recorded trainings: real queue, real suggestions and verdicts, no model."""
+"""Workers for a search with a real queue and a real sampler and pruner, but recorded learning curves and no model."""
 
 from __future__ import annotations
 

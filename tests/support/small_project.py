@@ -70,7 +70,7 @@ class RememberedReport(Report):
         self.lines.append(f"note: {text}")
 
 
-#: A full finetune that is real in every part and small in every number.
+#: Settings for a full finetune with the real model that takes only seconds.
 SMALL = {
     "data.dataset": "sample",
     "data.limit": 40,

@@ -85,7 +85,7 @@ class Warm:
         Args:
             fault: the fault to cause, see `tripwire`.
             trace: file that gets a line for each operation.
-            retry_seconds: how long a job rests after its first failure.
+            retry_seconds: seconds until a failed job is retried.
             patience: seconds after which a hanging command is ended (code -14).
             watched: the folder below which operations count; by default ``root``.
         """

@@ -1,4 +1,4 @@
-"""The training benchmark treats both sides equally."""
+"""The training benchmark treats mbqueue and stock CHGNet equally."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which commits exist, are verified and are kept."""
+"""When a commit exists, how it is verified, and how long it is kept."""
 
 from __future__ import annotations
 

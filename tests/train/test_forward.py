@@ -1,4 +1,4 @@
-"""The whole-batch forward has stock CHGNet's energies and gradients."""
+"""mbqueue's forward pass, which computes a whole batch at once, gives stock CHGNet's energies and gradients."""
 
 from __future__ import annotations
 

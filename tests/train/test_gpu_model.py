@@ -1,4 +1,4 @@
-"""Predictions for GPUs follow from the counts."""
+"""`benchmarks.gpu_model` predicts times on GPUs from counts of operations, bytes and launches."""
 
 from __future__ import annotations
 

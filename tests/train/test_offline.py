@@ -1,4 +1,4 @@
-"""Registers, spills and shared memory of the GPU kernels, compiled for absent chips.
+"""Registers, spills and shared memory of the GPU kernels, compiled for GPUs that this machine lacks.
 
 ``make test-kernels`` compiles every kernel for every chip and precision. ``make test`` compiles every kernel of an L4
 in float32, and a few of every other kind, which change daily.
@@ -31,13 +31,13 @@ AT_A_TIME = 2
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ProcessPoolExecutor]:
-    """Two processes that compile."""
+    """Two worker processes that compile kernels."""
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
         yield processes
 
 
 def chosen(capability: int, precision: str) -> list[int]:
-    """The numbers of the kernels to compile today."""
+    """Return the numbers of the kernels to compile; each day selects others, unless ``ALL`` is set."""
     numbers = range(len(offline.kernels_of(capability, precision)))
     if ALL or (capability, precision) == (89, "float32"):
         return list(numbers)

@@ -102,7 +102,7 @@ def test_a_fold_of_any_kind_that_changes_to_a_smaller_device_ends_like_a_whole_o
 
 
 def busy(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
-    """Let this much of a device of 15 GiB be in use after the failed attempt has freed its memory."""
+    """Pretend that other processes use ``gib`` GiB of a device with 15 GiB."""
     monkeypatch.setattr(memory_module, "bytes_in_use", lambda _device: (int(gib * 2**30), 15 << 30))
 
 

@@ -1,4 +1,4 @@
-"""A step that begins before the last one's results are read changes no result."""
+"""Results stay the same if a step begins before the results of the previous step have been read."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def batch_of(bench: Any, rows: range) -> list[Arrived]:
 
 
 def everything(learner: Learner) -> dict[str, Any]:
-    """A copy of everything that a step changes."""
+    """Copy all tensors that a training step changes."""
     tensors = dict(learner.model.state_dict())
     for name, state in zip(learner.trained, map(learner.optimizer.state.get, learner.trained.values()), strict=True):
         tensors |= {f"{name}/{key}": value for key, value in (state or {}).items()}
@@ -182,7 +182,7 @@ def test_beginning_a_step_asks_the_device_nothing(bench: Any, helpers: Any, monk
 
 @dataclass
 class Travelling:
-    """A batch that records its use in order."""
+    """A stand-in for a batch that records in which order it is used."""
 
     rows: torch.Tensor
     told: list[str]

@@ -1,4 +1,4 @@
-"""The self-check rejects kernels with deliberate errors, and names the reason. Run by ``test_interpreted``."""
+"""The self-check rejects kernels with deliberate errors, and reports the reason. Run by ``test_interpreted``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU kernels of bases and read-out have the values and gradients of plain torch, in Triton's interpreter."""
+"""In Triton's interpreter, the GPU kernels of bases and read-out give plain torch's values and gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In Triton's interpreter, a step by the GPU kernels has stock CHGNet's energies and gradients, in few launches."""
+"""In Triton's interpreter, a step with the GPU kernels gives stock CHGNet's energies and gradients in few launches."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_energies_and_gradients_are_those_of_plain_torch(
     assert float((found - exact).abs().max()) < energy
     size = float(torch.stack([gradient.norm() for gradient in exact_gradients.values()]).norm())
     for name, expected in exact_gradients.items():
-        # A gradient much smaller than the others is only their rounding error.
+        # A gradient that is much smaller than the others consists only of rounding errors.
         error = float((gradients[name] - expected).norm()) / max(float(expected.norm()), 1e-2 * size)
         assert error < tolerance, f"{name}: {error}"
     assert all(not gradients[name].any() for name in gradients.keys() - exact_gradients.keys())
