@@ -72,7 +72,7 @@ def upward(room: str, name: str) -> bool:
     return target not in ROW_OF or ROW_OF[room] >= ROW_OF[target]
 
 
-def test_imports_go_down_only() -> None:
+def test_rooms_import_only_lower_rooms() -> None:
     wrong = [
         f"{file} imports {name}, which is not below {room}"
         for file, room, name in imports()
@@ -125,14 +125,14 @@ def test_every_module_has_a_room() -> None:
     assert rooms - set(ROW_OF) == {"__init__"}
 
 
-def test_every_room_stands_in_the_table_of_rooms() -> None:
+def test_the_table_of_rooms_lists_every_room() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     table = text[text.index("## Rooms") : text.index("## The path of the data")]
     for room in set(ROW_OF) - {"__main__"}:
         assert re.search(rf"`{room}/?`", table), f"{room} is not in the table of rooms"
 
 
-def test_the_diagram_of_states_is_that_of_the_table_of_transitions() -> None:
+def test_the_diagram_of_states_matches_the_table_of_transitions() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     (diagram,) = re.findall(r"```mermaid\n(.*?)```", text, flags=re.DOTALL)
     assert diagram.strip() == mermaid().strip()
@@ -156,7 +156,7 @@ def test_training_never_sees_the_database_and_the_queue_never_sees_torch() -> No
     assert seen == []
 
 
-def test_nothing_is_pickled_and_torch_loads_weights_only() -> None:
+def test_nothing_uses_pickle_and_torch_loads_only_weights() -> None:
     unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
     assert [f"{file}: {name}" for file, _, name in imports() if name.split(".")[0] in unsafe] == []
     loads = 0
@@ -172,7 +172,7 @@ def test_nothing_is_pickled_and_torch_loads_weights_only() -> None:
     assert loads == 0, "torch.load is used other than by calling it at once"
 
 
-def test_only_the_map_in_project_names_folders_of_the_state() -> None:
+def test_only_project_names_folders_of_the_state() -> None:
     named = [
         f"{path.relative_to(ROOT)}: {node.value}"
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -204,7 +204,7 @@ def where_to_find_it() -> str:
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_a_question_of_a_newcomer_is_answered_in_two_files_at_most(question: str) -> None:
+def test_a_frequent_question_is_answered_in_at_most_two_files(question: str) -> None:
     (row,) = [line for line in where_to_find_it().splitlines() if line.startswith("| ") and question in line]
     named = set(re.findall(r"`([\w/]+\.py)`", row))
     assert 1 <= len(named) <= 2, row
@@ -222,14 +222,14 @@ def defined(path: Path) -> set[str]:
     return found
 
 
-def test_the_way_from_enqueue_to_a_model_takes_at_most_20_hops_that_all_exist() -> None:
+def test_the_list_of_calls_from_enqueue_to_a_model_is_short_and_exists() -> None:
     hops = re.findall(r"^(\d+)\. `([\w/]+\.py):([\w.]+)`", where_to_find_it(), flags=re.MULTILINE)
     assert [int(number) for number, _, _ in hops] == list(range(1, len(hops) + 1))
     assert 10 < len(hops) <= 20
     assert [f"{file}:{name}" for _, file, name in hops if name not in defined(PACKAGE / file)] == []
 
 
-def test_every_file_that_the_table_of_changes_names_exists() -> None:
+def test_every_file_in_the_table_of_changes_exists() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     table = text[text.index("## Files to change") :]
     named = set(re.findall(r"`([\w/]+\.py|[\w/]+/)`", table))

@@ -14,7 +14,7 @@ def test_a_duration_is_read_as_people_write_it(text: str, seconds: float) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "10", "1x", "h", "-5m", "0s", "1h50", "nan", "5m!"])
-def test_a_duration_that_is_none_is_refused_with_an_example(text: str) -> None:
+def test_an_invalid_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(UsageError, match="1h50m"):
         parse_duration(text)
 
@@ -28,6 +28,6 @@ def test_an_instant_is_written_in_utc() -> None:
     assert utc_text(0) == "1970-01-01T00:00:00Z"
 
 
-def test_pauses_double_up_to_the_longest_also_after_a_week_of_failures() -> None:
+def test_waits_double_up_to_the_maximum_even_after_a_week_of_failures() -> None:
     pauses = [backoff(tries, first=5.0, longest=300.0) for tries in (1, 2, 3, 6, 7, 8, 100_000)]
     assert pauses == [5.0, 10.0, 20.0, 160.0, 300.0, 300.0, 300.0]

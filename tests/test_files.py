@@ -44,7 +44,7 @@ def test_the_content_is_synced_before_the_name_and_the_folder_after_it(
     assert steps == ["fsync", "rename", "fsync"]
 
 
-def test_json_refuses_what_json_cannot_say(tmp_path: Path) -> None:
+def test_values_that_json_cannot_represent_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "file.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
@@ -69,7 +69,7 @@ def test_the_hash_of_json_does_not_depend_on_the_order_of_keys() -> None:
     assert files.sha256_of_json({"a": 1}) != files.sha256_of_json({"a": 2})
 
 
-def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+def test_leftovers_of_dead_processes_are_removed_and_files_of_live_ones_are_not(tmp_path: Path) -> None:
     old, new, other = (tmp_path / name for name in (".tmp-aa-f.json", ".tmp-bb-f.json", ".tmp-cc-g.json"))
     for path in (old, new, other):
         path.write_text("half")

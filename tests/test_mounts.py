@@ -30,7 +30,7 @@ def test_the_deepest_mount_above_a_path_counts(tmp_path: Path, path: str, fstype
     assert (mount.fstype, mount.is_remote) == (fstype, is_remote)
 
 
-def test_without_a_mount_table_the_type_is_unknown_and_taken_as_local(tmp_path: Path) -> None:
+def test_without_a_mount_table_the_type_is_unknown_and_treated_as_local(tmp_path: Path) -> None:
     mount = mount_of(tmp_path, table=tmp_path / "missing")
     assert mount.fstype == "unknown"
     assert not mount.is_remote

@@ -33,7 +33,7 @@ def test_init_makes_a_project_with_the_five_experiments(tmp_path: Path) -> None:
     }
 
 
-def test_init_leaves_what_is_there_alone(tmp_path: Path) -> None:
+def test_init_leaves_existing_files_alone(tmp_path: Path) -> None:
     init_project(tmp_path)
     (tmp_path / "jobs" / "full_finetune.toml").write_text("seed = 7\n")
     assert init_project(tmp_path)[1] == []
@@ -71,7 +71,7 @@ def test_a_folder_that_is_no_project_says_how_to_make_one(
         find_project(start=tmp_path)
 
 
-def test_a_folder_of_a_project_names_the_project_and_no_new_one(project: ProjectFolder) -> None:
+def test_a_subfolder_belongs_to_its_project(project: ProjectFolder) -> None:
     with pytest.raises(ProjectNotFound, match=re.escape(f"The project above it is {project.root}")) as caught:
         find_project(project.jobs_dir)
     assert "init" not in str(caught.value)

@@ -41,17 +41,17 @@ def find(tmp_path, monkeypatch):
         ("fuse.drive", SERVER, True, False),
     ],
 )
-def test_where_a_project_works_follows_from_its_mount_and_its_queue(find, fstype, queue, is_split, is_mirrored):
+def test_the_topology_follows_from_the_mount_and_the_queue(find, fstype, queue, is_split, is_mirrored):
     found = find(fstype, queue=queue).topology
     assert (found.is_split, found.is_mirrored) == (is_split, is_mirrored)
 
 
-def test_with_a_store_nothing_is_mirrored_to_the_drive() -> None:
+def test_with_a_store_nothing_is_published_to_the_drive() -> None:
     with_store = Topology(root=Path("p"), live=Path("live"), queue_url="", store=STORE)
     assert (with_store.is_split, with_store.is_mirrored) == (True, False)
 
 
-def test_the_environment_has_the_last_word_on_the_live_folder_and_state_itself_is_none(find, tmp_path, monkeypatch):
+def test_the_environment_names_the_live_folder_and_state_itself_means_none(find, tmp_path, monkeypatch):
     monkeypatch.setenv(LIVE_VARIABLE, str(tmp_path / "live"))
     assert find("ext4").live == tmp_path / "live"
     monkeypatch.setenv(LIVE_VARIABLE, "state")
@@ -67,7 +67,7 @@ def test_the_environment_has_the_last_word_on_the_live_folder_and_state_itself_i
         (Path("live"), "", "", None),
     ],
 )
-def test_a_shared_queue_needs_commits_that_all_its_machines_see(live, queue_url, store, why):
+def test_a_shared_queue_needs_commits_that_all_machines_can_read(live, queue_url, store, why):
     found = Topology(root=Path("p"), live=live, queue_url=queue_url, store=store)
     assert (found.why_not_shared is None) if why is None else (why in (found.why_not_shared or ""))
     if why is not None:
@@ -87,7 +87,7 @@ def test_a_shared_queue_needs_commits_that_all_its_machines_see(live, queue_url,
         (Path("live"), SERVER, STORE, STORE, ""),
     ],
 )
-def test_each_topology_says_where_others_find_commits_and_what_a_copy_would_share(
+def test_each_topology_says_where_commits_are_and_what_a_copy_would_share(
     live: Path | None, queue_url: str, store: str, publishes_to: str, shared: str
 ) -> None:
     found = Topology(root=Path("p"), live=live, queue_url=queue_url, store=store)
@@ -96,7 +96,7 @@ def test_each_topology_says_where_others_find_commits_and_what_a_copy_would_shar
     assert bool(found.shared_by_copies) == bool(shared)
 
 
-def test_several_machines_are_refused_one_file_and_shown_a_folder_that_only_this_one_has(find, monkeypatch):
+def test_several_machines_cannot_share_a_queue_file_or_a_local_folder(find, monkeypatch):
     with pytest.raises(UsageError, match="several machines cannot share"):
         find("nfs4").topology.require_launchable(2)
     with pytest.raises(UsageError, match="is on a network mount, too"):
@@ -105,7 +105,7 @@ def test_several_machines_are_refused_one_file_and_shown_a_folder_that_only_this
     assert find("nfs4", queue=SERVER).topology.require_launchable(2) is None
 
 
-def test_what_is_for_queues_in_a_file_says_what_to_do_with_a_server() -> None:
+def test_commands_for_queues_in_a_file_say_what_to_do_with_a_server() -> None:
     on_server = Topology(root=Path("p"), live=None, queue_url=SERVER, store="")
     with pytest.raises(UsageError, match=r"pg_dump.*or so"):
         on_server.require_queue_file("The backup", "or so")

@@ -71,7 +71,7 @@ def session() -> LaunchedSession:
         ({"SLURM_JOB_END_TIME": f"{NOW + 60:.0f}"}, 1.0),
     ],
 )
-def test_the_session_ends_before_its_job_counted_from_the_jobs_start(
+def test_the_session_ends_before_the_time_limit_of_its_job(
     session: LaunchedSession, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], seconds: float
 ) -> None:
     for name in ("SLURM_JOB_START_TIME", "SLURM_JOB_END_TIME"):
@@ -115,7 +115,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
         (Ending.BLOCKED, StopCause(StopKind.EXHAUSTED, "what is left waits"), "echo RUNNING", False),
     ],
 )
-def test_a_job_runs_again_when_its_machine_was_taken_away_and_not_when_a_person_ended_it(
+def test_a_job_requeues_after_preemption_but_not_after_scancel(
     session: LaunchedSession,
     programs: Programs,
     monkeypatch: pytest.MonkeyPatch,
@@ -139,7 +139,7 @@ def test_outside_slurm_a_terminated_session_does_not_run_again(
     assert not session.is_to_be_continued(ended)
 
 
-def test_the_job_file_says_what_was_asked_for(project: ProjectFolder, programs: Programs) -> None:
+def test_the_job_file_has_the_requested_options(project: ProjectFolder, programs: Programs) -> None:
     text = Project(project.root).slurm_job_file(
         time="2h",
         gpus=5,
@@ -178,7 +178,7 @@ def test_the_session_gets_the_cores_that_its_job_asked_for(project: ProjectFolde
     assert "cpus-per-task" not in srun({"partition": "cpu"})
 
 
-def test_each_session_is_a_job_of_its_own(project: ProjectFolder, programs: Programs) -> None:
+def test_each_session_is_a_separate_job(project: ProjectFolder, programs: Programs) -> None:
     enqueue(project, small_spec(project))
     count = project.root / "count"
     programs(srun="", sbatch=f"echo x >> {count}; /usr/bin/wc -l < {count} | /bin/sed 's/^ */Submitted batch job 4/'")
@@ -231,7 +231,7 @@ def test_an_impossible_launch_is_refused_before_anything_is_submitted(
         here.launch_slurm(time="2h", gpus=1)
 
 
-def test_nothing_is_launched_when_nothing_is_left(project: ProjectFolder) -> None:
+def test_nothing_is_launched_if_no_work_is_left(project: ProjectFolder) -> None:
     enqueue(project, small_spec(project))
     with Queue(project.queue_db) as queue:
         queue.cancel("full_finetune", now=NOW)
@@ -239,7 +239,7 @@ def test_nothing_is_launched_when_nothing_is_left(project: ProjectFolder) -> Non
         Project(project.root).launch_local(time="2h", workers=1)
 
 
-def test_a_session_that_waits_for_others_can_give_its_machine_back(tmp_path: Path) -> None:
+def test_a_session_that_waits_too_long_for_others_ends(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     enqueue(project, small_spec(project))
     with Queue(project.queue_db) as queue:

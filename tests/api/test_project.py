@@ -141,7 +141,7 @@ def test_the_history_has_a_row_for_every_epoch_of_every_fold(worked: Worked) -> 
     assert list(zip(worked.half["fold"], worked.half["epoch"], strict=True)) == [(0, 1), (0, 2)]
 
 
-def test_the_predictions_are_those_of_the_files(worked: Worked) -> None:
+def test_predictions_returns_the_values_of_the_files(worked: Worked) -> None:
     predictions = worked.project.predictions("head_finetune")
     folder = worked.project.results("head_finetune").folder
     files = [pd.read_csv(folder / f"preds_fold_{fold}.csv", float_precision="round_trip") for fold in (0, 1)]
@@ -158,13 +158,13 @@ def test_the_model_of_a_fold_is_a_chgnet_and_a_missing_one_is_an_error(worked: W
         worked.project.model("head_finetune", 2)
 
 
-def test_before_there_are_results_each_reader_says_what_to_do(worked: Worked) -> None:
+def test_before_there_are_results_each_method_says_what_to_do(worked: Worked) -> None:
     assert len(worked.refused) == 3
     for said in worked.refused.values():
         assert "mbqueue work" in said
 
 
-def test_an_experiment_that_is_not_finished_is_reported_as_far_as_it_is(worked: Worked) -> None:
+def test_an_unfinished_experiment_can_be_reported(worked: Worked) -> None:
     assert "head_finetune" in worked.half_report
     assert "fold 0" in worked.half_report.lower()
 
@@ -208,13 +208,13 @@ def test_results_that_are_only_in_the_live_folder_are_found_with_a_note(
     assert str(tmp_path / "live") in told.pop()
 
 
-def test_a_command_hears_of_folds_the_experiment_and_the_end_of_sessions(worked: Worked) -> None:
+def test_the_notify_command_gets_events_of_folds_experiments_and_sessions(worked: Worked) -> None:
     told = worked.told.read_text()
     assert [told.count(f"}} {event}\n") for event in ("fold done", "experiment done", "session ended")] == [2, 1, 2]
     assert "job failed" not in told
 
 
-def test_a_web_hook_gets_the_same_as_json(worked: Worked) -> None:
+def test_a_webhook_gets_the_same_events_as_json(worked: Worked) -> None:
     messages = worked.web_hook.messages
     assert [message["event"] for message in messages] == [
         "fold done",
@@ -259,7 +259,7 @@ def test_a_typing_error_in_the_name_of_an_experiment_lists_the_known_ones(worked
         worked.project.history("heed_finetune")
 
 
-def test_importing_mbqueue_imports_nothing_else() -> None:
+def test_importing_mbqueue_imports_no_other_package() -> None:
     program = (
         "import sys, mbqueue\n"
         "assert not [m for m in sys.modules if m.startswith('mbqueue.')]\n"

@@ -181,7 +181,7 @@ def test_doctor_reports_a_damaged_queue(mbqueue: Command, project: ProjectFolder
     assert "mbqueue recover" in said.out
 
 
-def test_doctor_tells_everything_else_when_settings_and_matminer_cannot_be_used(
+def test_doctor_continues_if_settings_and_matminer_cannot_be_used(
     mbqueue: Command, project: ProjectFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project.root / "mbqueue.toml").write_text("checkpoint_minutes = -1\n")
@@ -194,7 +194,7 @@ def test_doctor_tells_everything_else_when_settings_and_matminer_cannot_be_used(
 
 
 @pytest.mark.parametrize("folds", ["²", "٣", "3-1", "0-99999999999", "1-", "", "a"])
-def test_what_names_no_folds_is_refused(mbqueue: Command, folds: str) -> None:
+def test_invalid_folds_are_refused(mbqueue: Command, folds: str) -> None:
     said = mbqueue("enqueue", "full_finetune", "--folds", folds)
     assert said.code == 2
     assert "Write them like 0,1,2 or 0-2" in said.err
@@ -233,7 +233,7 @@ def test_of_several_seeds_none_is_enqueued_when_the_name_of_one_is_taken(
     ("seeds", "why"),
     [("3-1", "Write them like 0,1,2"), ("0,0", "not distinct"), ("0-5000000000", "more than 100"), ("²", "name seeds")],
 )
-def test_what_names_no_seeds_is_refused(mbqueue: Command, seeds: str, why: str) -> None:
+def test_invalid_seeds_are_refused(mbqueue: Command, seeds: str, why: str) -> None:
     said = mbqueue("enqueue", "head_finetune", "--dataset", "sample", "--seeds", seeds)
     assert said.code == 2
     assert why in said.err

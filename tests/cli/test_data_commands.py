@@ -97,7 +97,7 @@ def test_an_unfinished_cache_is_listed_and_verified_as_such(mbqueue: Command, pr
     assert "completed" in mbqueue("cache", "verify", "--repair").out
 
 
-def test_a_log_tells_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_shows_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     done_at = {0.0: 0, 20.0: 100, 30.0: 200, 40.0: 300, 200.0: 600}
     instants = iter(done_at)
     monkeypatch.setattr(time, "monotonic", lambda: next(instants))
@@ -138,7 +138,7 @@ def test_predict_gives_the_mean_and_the_spread_of_its_models(
 
 
 @pytest.mark.parametrize("known_from", ["the queue", "results.json"])
-def test_predict_says_that_an_error_on_crystals_that_were_trained_on_is_no_score(
+def test_predict_warns_about_errors_on_training_crystals(
     mbqueue: Command, project: ProjectFolder, tmp_path: Path, known_from: str
 ) -> None:
     few = gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines(keepends=True)[:10]
@@ -214,13 +214,13 @@ def test_predict_refuses_a_file_that_is_no_model(mbqueue: Command, tmp_path: Pat
 
 
 @pytest.mark.parametrize("command", ["report", "export"])
-def test_results_that_are_not_there_are_asked_for_politely(mbqueue: Command, command: str) -> None:
+def test_missing_results_are_an_error_with_advice(mbqueue: Command, command: str) -> None:
     said = mbqueue(command, "full_finetune")
     assert said.code == FAILURE
     assert "mbqueue status" in said.err
 
 
-def test_compare_wants_two(mbqueue: Command) -> None:
+def test_compare_needs_two_experiments(mbqueue: Command) -> None:
     said = mbqueue("compare", "full_finetune")
     assert said.code == USAGE
     assert "two experiments" in said.err

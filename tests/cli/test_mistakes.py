@@ -41,7 +41,7 @@ FAILURE, USAGE = 1, 2
         (("work", "--forever", "--session", "1h"), ["--forever"]),
     ],
 )
-def test_a_mistake_is_answered_with_advice(mbqueue: Command, arguments: tuple[str, ...], said: list[str]) -> None:
+def test_a_mistake_gives_an_error_with_advice(mbqueue: Command, arguments: tuple[str, ...], said: list[str]) -> None:
     answer = mbqueue(*arguments)
     assert answer.code in {FAILURE, USAGE}
     assert answer.out == ""
@@ -70,7 +70,7 @@ def test_a_command_outside_of_any_project_says_how_to_make_one(
     assert "mbqueue init" in capsys.readouterr().err
 
 
-def test_an_experiment_file_with_a_slip_is_named_with_the_line(mbqueue: Command, project: ProjectFolder) -> None:
+def test_an_invalid_experiment_file_is_reported_with_file_and_line(mbqueue: Command, project: ProjectFolder) -> None:
     path = project.jobs_dir / "full_finetune.toml"
     path.write_text("seed = 1\n[train\nlr = 1\n")
     answer = mbqueue("enqueue", "full_finetune")
@@ -124,7 +124,7 @@ def test_the_traceback_is_shown_on_request_only(mbqueue: Command, project: Proje
         (("retry", "full_finetune", "--fold", "4"), ["no fold 4", "mbqueue enqueue --folds 4"]),
     ],
 )
-def test_a_mistake_with_an_experiment_in_the_queue_is_answered_with_advice(
+def test_a_mistake_about_a_queued_experiment_gives_an_error_with_advice(
     mbqueue: Command, arguments: tuple[str, ...], said: list[str]
 ) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0")
@@ -175,7 +175,7 @@ def test_a_missing_tensorboard_is_reported(mbqueue: Command, monkeypatch: pytest
     assert "pip install tensorboard" in answer.err
 
 
-def test_a_drive_that_is_not_mounted_is_thought_of(
+def test_a_missing_project_suggests_mounting_the_drive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -260,7 +260,7 @@ def test_export_without_matbench_says_how_to_install_it(
     assert "pip install --no-deps matbench==0.6" in answer.err
 
 
-def test_make_with_an_old_python_says_which_one_to_take(tmp_path: Path) -> None:
+def test_make_with_an_old_python_says_which_version_it_needs(tmp_path: Path) -> None:
     old = tmp_path / "python3.8"
     old.write_text("#!/bin/sh\nexit 1\n")  # a Python that fails the Makefile's version check
     old.chmod(0o755)

@@ -72,7 +72,7 @@ IN_PYTHON: dict[str, Callable[[Project], object]] = {
 
 
 @pytest.mark.parametrize("name", IN_PYTHON)
-def test_python_gets_the_same_sentence_for_a_missing_working_folder(
+def test_python_raises_the_same_message_for_a_missing_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     project = Project(make_project(tmp_path / "project").root)
@@ -85,9 +85,7 @@ def test_python_gets_the_same_sentence_for_a_missing_working_folder(
         IN_PYTHON[name](project)
 
 
-def test_what_needs_no_working_folder_works_without_one_in_python(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_python_api_works_without_a_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_project(tmp_path / "project")
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
@@ -116,7 +114,7 @@ def test_a_terminal_that_cannot_show_a_character_gets_another(tmp_path: Path) ->
     assert "?" in said.stdout + said.stderr
 
 
-def test_steps_that_are_done_again_replace_those_that_a_killed_session_wrote(tmp_path: Path) -> None:
+def test_repeated_steps_replace_those_of_a_killed_session(tmp_path: Path) -> None:
     for first, loss in ((1, 1.0), (3, 2.0)):
         with TensorBoardReport(tmp_path) as report:
             for step in range(first, first + 5):

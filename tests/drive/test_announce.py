@@ -47,9 +47,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("ahead", [3 * 3600.0, 400 * 86_400.0, 0.0])
-def test_a_dead_session_counts_as_live_for_minutes_only_however_far_its_clock_was_ahead(
-    root: Path, ahead: float
-) -> None:
+def test_a_dead_session_counts_as_live_for_a_few_minutes_even_if_its_clock_was_ahead(root: Path, ahead: float) -> None:
     two = Two(root, ahead)
     two.announce()
     for _ in range(3):

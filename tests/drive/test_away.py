@@ -74,7 +74,7 @@ def test_a_live_folder_named_only_in_the_project_is_found_while_the_drive_is_awa
 
 
 @LOSSES
-def test_other_commands_say_that_the_drive_is_not_mounted_and_never_to_make_a_project_there(
+def test_other_commands_say_that_the_drive_is_not_mounted_and_warn_against_init(
     folder: ProjectFolder, lose: object
 ) -> None:
     assert callable(lose)
@@ -85,7 +85,7 @@ def test_other_commands_say_that_the_drive_is_not_mounted_and_never_to_make_a_pr
 
 
 @LOSSES
-def test_nothing_is_published_into_another_folder_in_the_projects_place(
+def test_nothing_is_published_into_a_foreign_folder_at_the_mount_point(
     folder: ProjectFolder, lose: object, clock: ManualClock
 ) -> None:
     assert callable(lose)
@@ -102,7 +102,9 @@ def test_nothing_is_published_into_another_folder_in_the_projects_place(
 
 
 @pytest.mark.parametrize("error", [errno.ENOTCONN, errno.EIO, errno.ESTALE])
-def test_a_failing_mount_is_reported_as_one(folder: ProjectFolder, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+def test_a_failing_mount_is_reported_as_failing(
+    folder: ProjectFolder, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
     def fails(_root: Path) -> bool:
         raise OSError(error, "injected")
 
@@ -154,7 +156,7 @@ def test_a_second_machine_uses_the_existing_id(folder: ProjectFolder, tmp_path: 
     session.end()
 
 
-def test_an_answer_in_time_is_returned_or_raised() -> None:
+def test_a_result_or_error_within_the_time_limit_is_passed_on() -> None:
     assert answer_within(60.0, lambda: 7) == 7
     with pytest.raises(ProjectNotFound, match="here"):
         answer_within(60.0, lambda: (_ for _ in ()).throw(ProjectNotFound("here")))

@@ -76,7 +76,7 @@ def test_a_session_continues_with_a_queue_that_was_recovered_without_the_server(
 
 
 @pytest.mark.parametrize("live", [None, "live"], ids=["local", "split"])
-def test_recovering_from_nothing_is_an_error_that_names_the_old_queue(
+def test_recovering_without_commits_is_an_error_that_names_the_old_queue(
     tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, live: str | None
 ) -> None:
     root = LocalProject(tmp_path / "project", clock).project.root

@@ -134,7 +134,7 @@ def test_incomplete_crystals_on_the_mount_are_read_from_their_source_with_a_note
     assert load(split, first.crystals.hash, []).crystals.hash == first.crystals.hash
 
 
-def test_the_same_crystals_are_kept_once(split: ProjectFolder) -> None:
+def test_equal_crystals_are_stored_once(split: ProjectFolder) -> None:
     load(split, None, [])
     load(split, None, [])
     assert len(list((split.root / PUBLISHED_CRYSTALS).iterdir())) == 1
@@ -150,7 +150,7 @@ def test_a_lost_mount_only_causes_a_note(split: ProjectFolder) -> None:
     assert any("could not be copied" in note for note in notes)
 
 
-def test_a_project_on_a_local_disk_keeps_no_second_copy(split: ProjectFolder) -> None:
+def test_a_project_on_a_local_disk_stores_no_second_copy(split: ProjectFolder) -> None:
     local = ProjectFolder(split.root)
     load(local, None, [])
     assert not (split.root / PUBLISHED_CRYSTALS).exists()

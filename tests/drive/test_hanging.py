@@ -89,7 +89,7 @@ def two(tmp_path: Path) -> Iterator[Two]:
     made.drive.back.set()
 
 
-def test_wherever_reading_the_mount_hangs_training_continues_and_converges_later(
+def test_training_continues_and_later_converges_wherever_reading_the_mount_hangs(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "READ_SECONDS", 1.0)

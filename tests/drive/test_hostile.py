@@ -153,7 +153,7 @@ def test_a_checkpoint_bomb_is_refused_before_it_is_read(monkeypatch: pytest.Monk
         deserialise(packed.getvalue())
 
 
-def test_what_backup_writes_is_restored(local: LocalProject, tmp_path: Path) -> None:
+def test_restore_accepts_an_archive_that_backup_wrote(local: LocalProject, tmp_path: Path) -> None:
     local.train(3).end()
     back_up(local.project, tmp_path / "b.tar", clock=local.clock)
     restore(local.project, tmp_path / "b.tar", force=True, note=lambda _text: None, clock=local.clock)

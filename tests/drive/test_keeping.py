@@ -71,9 +71,7 @@ def test_recover_rebuilds_the_queue_from_the_manifests_alone(local: LocalProject
 
 
 @pytest.mark.parametrize("second", ["other", "tiny"])
-def test_a_queue_that_was_begun_beside_the_checkpoints_of_a_lost_one_costs_no_epoch(
-    local: LocalProject, second: str
-) -> None:
+def test_a_new_queue_beside_checkpoints_of_a_lost_one_costs_no_epoch(local: LocalProject, second: str) -> None:
     local.train(5).end()
     before = epochs_and_rows(local.project)
     with Queue(local.project.queue_db) as queue:
@@ -270,7 +268,7 @@ RUNS = 'session = "1h"\nend_command = "rm -rf /"\n[notify]\nwebhook = "https://e
     ],
     ids=["other commands", "not readable", "the same commands", "no commands"],
 )
-def test_settings_of_an_archive_with_other_commands_are_only_written_beside_the_present_ones(
+def test_an_archive_with_other_commands_does_not_replace_the_settings(
     local: LocalProject, tmp_path: Path, archived: str, there: str, is_put_in_place: bool
 ) -> None:
     local.train(1).end()

@@ -69,9 +69,7 @@ def test_a_file_that_could_not_be_written_leaves_nothing_behind_and_is_written_l
     assert names(root, "state") == [Path(PATH).name]
 
 
-def test_a_file_is_published_however_many_damaged_ones_have_its_name(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_published_even_if_damaged_files_have_its_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drive = FullDrive(root)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", _no_removing)
@@ -92,7 +90,7 @@ def enqueue_in(live: Path, clock: ManualClock, *, epochs: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["desktop.ini", ".DS_Store", "Icon\r"])
-def test_files_of_the_drives_own_program_are_ignored(root: Path, tmp_path: Path, clock: ManualClock, name: str) -> None:
+def test_files_of_the_drive_program_are_ignored(root: Path, tmp_path: Path, clock: ManualClock, name: str) -> None:
     enqueue_in(tmp_path / "live", clock, epochs=2)
     session = SteppedSession(root, tmp_path / "live", clock)
     for _ in range(4):
@@ -123,7 +121,7 @@ def published(root: Path, live: Path, clock: ManualClock, drive: Drive) -> Publi
     return Publisher(project, None, note=lambda _text: None, clock=clock, drive=drive)
 
 
-def test_snapshots_without_a_manifest_do_not_pile_up(root: Path, tmp_path: Path, clock: ManualClock) -> None:
+def test_snapshots_without_a_manifest_do_not_accumulate(root: Path, tmp_path: Path, clock: ManualClock) -> None:
     drive = NoRoomForManifests(root)
     publisher = published(root, tmp_path / "live", clock, drive)
     with Queue(tmp_path / "live" / "queue.db") as queue:
@@ -137,7 +135,7 @@ def test_snapshots_without_a_manifest_do_not_pile_up(root: Path, tmp_path: Path,
     assert len(names(root, "state/snapshots")) == 2
 
 
-def test_a_dead_sessions_partial_snapshot_is_removed_with_those_of_its_time(
+def test_a_partial_snapshot_of_a_dead_session_is_removed_with_snapshots_of_the_same_time(
     root: Path, tmp_path: Path, clock: ManualClock
 ) -> None:
     publisher = published(root, tmp_path / "live", clock, Drive(root))

@@ -35,7 +35,7 @@ def _one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_undisturbed_run(
+def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All sessions run in this process, so none looks dead. Later sessions must not wait for earlier ones.

@@ -120,7 +120,7 @@ def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Announcements, "others", lambda _self: [])
 
 
-def test_a_session_that_ends_leaves_nothing_unpublished_and_the_next_machine_resumes(mount: Mount) -> None:
+def test_a_session_publishes_everything_at_its_end_and_the_next_machine_resumes(mount: Mount) -> None:
     first = mount.session()
     mount.train(first, 3)
     first.end()
@@ -134,7 +134,7 @@ def test_a_session_that_ends_leaves_nothing_unpublished_and_the_next_machine_res
     assert first.steps_trained + second.steps_trained == 4, "a step was done twice"
 
 
-def test_result_files_that_others_replaced_on_the_mount_are_published_again(mount: Mount) -> None:
+def test_replaced_result_files_on_the_mount_are_published_again(mount: Mount) -> None:
     session = mount.session()
     mount.work(session, 20)
     session.end()
@@ -189,7 +189,7 @@ def test_the_mount_keeps_the_newest_commits_the_best_one_and_three_snapshots_onc
 
 
 @pytest.mark.parametrize("error", [errno.ENOTCONN, errno.EIO, errno.ENOSPC, errno.EROFS])
-def test_a_mount_that_fails_degrades_the_session_and_gets_everything_when_it_is_back(mount: Mount, error: int) -> None:
+def test_a_failing_mount_degrades_the_session_and_gets_everything_once_it_returns(mount: Mount, error: int) -> None:
     drive = FailingDrive(mount.root)
     session = mount.session(drive=drive)
     mount.train(session, 1)
@@ -212,7 +212,7 @@ def test_a_mount_that_fails_degrades_the_session_and_gets_everything_when_it_is_
     assert (told["state"], told["why"]) == ("published", None)
 
 
-def test_noting_how_long_publishing_took_causes_no_more_publishing(mount: Mount) -> None:
+def test_recording_the_duration_of_publishing_causes_no_further_publishing(mount: Mount) -> None:
     session = mount.session(drive=SlowDrive(mount.root, mount.clock))
     mount.train(session, 2)
     session.publish()
@@ -251,7 +251,7 @@ def test_training_does_not_wait_for_a_mount_that_hangs(mount: Mount, monkeypatch
     assert any("has not answered" in note for note in session.notes)
 
 
-def test_no_file_is_begun_that_cannot_be_written_before_the_end(mount: Mount) -> None:
+def test_no_file_is_started_that_cannot_be_written_before_the_end(mount: Mount) -> None:
     left = [1000.0]
     drive = SlowDrive(mount.root, mount.clock)
     session = mount.session(drive=drive, remaining=lambda: left[0])
@@ -284,7 +284,7 @@ def test_a_second_session_sees_the_first_and_takes_another_fold(tmp_path: Path) 
     assert [other["session"] for other in told["others"]] == [first.id]
 
 
-def test_sessions_share_the_work_and_one_of_them_finishes_with_the_others_folds(tmp_path: Path) -> None:
+def test_sessions_share_the_folds_and_one_of_them_records_the_results(tmp_path: Path) -> None:
     mount = Mount(tmp_path)
     mount.enqueue(folds=(0, 1))
     first = mount.session()
@@ -300,9 +300,7 @@ def test_sessions_share_the_work_and_one_of_them_finishes_with_the_others_folds(
     assert first.steps_trained + second.steps_trained == 8, "a step was done twice"
 
 
-def test_of_two_lines_from_one_parent_the_further_one_is_accepted_and_the_other_kept_and_reported(
-    mount: Mount, deaf: None
-) -> None:
+def test_of_two_lines_the_further_one_is_accepted_and_the_other_is_kept_and_reported(mount: Mount, deaf: None) -> None:
     first, second = mount.session(), mount.session()
     mount.train(first, 1)
     mount.train(second, 3)
@@ -325,7 +323,7 @@ def test_of_two_lines_from_one_parent_the_further_one_is_accepted_and_the_other_
     assert all(first.id not in row["session"] for row in history)
 
 
-def test_of_equally_far_lines_every_machine_accepts_the_smaller_hash(mount: Mount, deaf: None) -> None:
+def test_with_equal_progress_every_machine_accepts_the_smaller_hash(mount: Mount, deaf: None) -> None:
     first, second = mount.session(), mount.session()
     for session in (first, second):
         mount.train(session, 1)
@@ -477,7 +475,7 @@ def test_a_hostile_manifest_is_skipped(mount: Mount, key: str, value: Any) -> No
         assert sum(job.state == "committed" for job in queue.jobs() if job.epoch) == 0
 
 
-def test_the_end_command_is_run_and_ended_when_it_takes_too_long(tmp_path: Path) -> None:
+def test_the_end_command_is_killed_if_it_takes_too_long(tmp_path: Path) -> None:
     notes: list[str] = []
     assert run_end_command(f"touch {tmp_path}/ended", timeout_seconds=30, note=notes.append)
     assert (tmp_path / "ended").exists()
@@ -524,7 +522,7 @@ def test_a_snapshot_with_unreadable_experiments_is_skipped_for_the_one_before(
 
 
 @pytest.mark.parametrize("value", [["tiny"], "tiny", None, {"00000000": "1"}])
-def test_a_snapshot_of_an_impossible_line_of_databases_is_skipped(mount: Mount, value: Any) -> None:
+def test_a_snapshot_with_an_impossible_chain_of_databases_is_skipped(mount: Mount, value: Any) -> None:
     base = _another_snapshot(mount, lambda listing: listing.update(ancestry=value))
     notes: list[str] = []
     enter(mount.machine(), note=notes.append, clock=mount.clock)

@@ -18,12 +18,12 @@ def test_nothing_is_removed_before_its_successor_is_settled() -> None:
     assert after(seen_at, seen_at[2] + SETTLED_SECONDS) == seen_at[1:]
 
 
-def test_of_settled_files_the_newest_two_stay() -> None:
+def test_the_newest_two_settled_files_stay() -> None:
     seen_at = [15.0 * number for number in range(50)]
     assert after(seen_at, seen_at[-1] + SETTLED_SECONDS) == seen_at[-2:]
 
 
-def test_short_epochs_do_not_fill_the_drive_and_what_is_settled_stays() -> None:
+def test_short_epochs_do_not_fill_the_drive_and_settled_files_stay() -> None:
     kept: list[float] = []
     for number in range(1000):
         kept = after([*kept, 15.0 * number], 15.0 * number)
@@ -42,7 +42,7 @@ def test_a_mount_that_keeps_failing_does_not_fill_the_drive() -> None:
         assert kept[-1] == now
 
 
-def test_while_the_mount_is_gone_nothing_settles() -> None:
+def test_while_the_mount_is_lost_no_file_settles() -> None:
     seen_at = [300.0 * number for number in range(1, 7)]
     now = seen_at[-1] + SETTLED_SECONDS
     assert after(seen_at, now, steady_since=now - SETTLED_SECONDS + 1.0) == seen_at

@@ -68,7 +68,7 @@ def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.0)
 
 
-def test_three_processes_do_all_jobs_and_a_worker_that_waits_looks_by_itself(through, make_spec, tmp_path, monkeypatch):
+def test_three_processes_do_all_jobs_and_a_waiting_worker_polls(through, make_spec, tmp_path, monkeypatch):
     monkeypatch.setattr(listening, "_PROOF_SECONDS", 0.3)
     with open_on_server(through) as queue:
         queue.enqueue(make_spec(folds=(0, 1, 2, 3, 4), epochs=9), results_dir="r", now=0.0)

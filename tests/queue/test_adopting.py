@@ -108,7 +108,7 @@ def test_when_publishing_fails_nothing_is_adopted(world):
     assert (world.queue.jobs(), world.queue.events()) == (before, events)
 
 
-def test_a_failed_epoch_that_the_chain_has_finished_is_taken_over_and_a_cancelled_one_is_not(world):
+def test_a_finished_commit_replaces_a_failed_epoch_but_not_a_cancelled_one(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=3)
     world.queue.fail(world.take(session), error="boom", now=world.now, final=True)
@@ -119,7 +119,7 @@ def test_a_failed_epoch_that_the_chain_has_finished_is_taken_over_and_a_cancelle
     assert world.find("full fold 0 epoch 2").state is State.CANCELLED
 
 
-def test_a_chain_at_the_end_of_its_patience_skips_the_rest(world):
+def test_a_chain_without_patience_left_skips_the_remaining_epochs(world):
     world.prepared(world.session(), folds=(0,), epochs=3)
     world.queue.adopt(trained(1, skip_rest=True), now=world.now)
     states = world.states()
@@ -174,7 +174,7 @@ def test_a_session_that_was_seen_elsewhere_keeps_its_folds_while_it_lives(world)
     assert world.take(world.session()).job.fold == 0
 
 
-def test_a_session_that_is_seen_again_lives_on_though_it_was_ended_here(world):
+def test_a_session_that_is_seen_again_counts_as_live_although_it_was_ended_here(world):
     world.queue.see_session(seen("there", alive_until=world.now + 60), folds=[], now=world.now)
     world.queue.end_session("there", reason="silent", now=world.now)
     world.queue.see_session(seen("there", alive_until=world.now + 90), folds=[], now=world.now)

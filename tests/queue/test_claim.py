@@ -11,7 +11,7 @@ def _loaded(lease):
     return (lease.job.experiment_id, lease.job.fold)
 
 
-def test_an_empty_queue_gives_nothing(world):
+def test_an_empty_queue_gives_no_job(world):
     assert world.claim(world.session()) is None
 
 
@@ -48,7 +48,7 @@ def test_a_job_released_for_others_is_not_left_to_its_former_session(world):
     assert world.take(two).job.epoch == 1
 
 
-def test_a_claim_that_is_to_take_back_nothing_leaves_leases_that_ran_out(world):
+def test_a_claim_can_leave_expired_leases_alone(world):
     world.enqueue()
     world.take(world.session())
     world.now += 1000
@@ -57,7 +57,7 @@ def test_a_claim_that_is_to_take_back_nothing_leaves_leases_that_ran_out(world):
     assert world.queue.claim(patient, now=world.now, lease_seconds=60).fence == 2
 
 
-def test_a_leased_job_is_not_given_twice(world):
+def test_a_leased_job_is_not_claimed_twice(world):
     world.enqueue()
     assert world.claim(world.session()) is not None
     assert world.claim(world.session()) is None
@@ -76,7 +76,7 @@ def test_two_sessions_take_different_folds_and_keep_them(world):
         assert (first.job.fold, first.job.epoch) == (0, epoch)
 
 
-def test_a_fold_left_by_an_ended_session_is_free_for_all(world):
+def test_any_session_may_claim_a_fold_of_an_ended_session(world):
     one, two = world.session(), world.session()
     world.prepared(one, folds=(0,), epochs=2)
     world.commit(world.take(one))
@@ -85,7 +85,7 @@ def test_a_fold_left_by_an_ended_session_is_free_for_all(world):
     assert world.take(two).job.epoch == 2
 
 
-def test_a_fold_left_by_a_session_that_is_no_longer_heard_of_is_free_for_all(world):
+def test_any_session_may_claim_a_fold_of_a_silent_session(world):
     one, two = world.session(), world.session(alive_seconds=1e6)
     world.prepared(one, folds=(0,), epochs=2)
     world.commit(world.take(one))
@@ -93,7 +93,7 @@ def test_a_fold_left_by_a_session_that_is_no_longer_heard_of_is_free_for_all(wor
     assert world.take(two).job.epoch == 2
 
 
-def test_a_fold_left_by_a_session_that_is_busy_elsewhere_is_free_for_all(world):
+def test_any_session_may_claim_a_fold_that_its_session_left(world):
     one, two = world.session(), world.session()
     world.prepared(one, folds=(0,), epochs=2)
     world.commit(world.take(one))
@@ -128,7 +128,7 @@ def test_a_fold_in_progress_comes_before_an_older_new_one(world):
     assert (world.take(session).job.fold, world.find("full fold 0 epoch 1").state) == (1, "ready")
 
 
-def test_among_equals_the_older_one_comes_first(world):
+def test_with_equal_priority_the_older_experiment_comes_first(world):
     world.enqueue("older")
     world.now += 1
     world.enqueue("newer")
@@ -147,13 +147,13 @@ def test_a_claim_for_an_unknown_or_ended_session_is_an_error(world):
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, 1e9])
-def test_a_lease_of_senseless_length_is_refused(world, seconds):
+def test_a_lease_of_impossible_length_is_refused(world, seconds):
     world.enqueue()
     with pytest.raises(QueueError, match="lease"):
         world.claim(world.session(), seconds=seconds)
 
 
-def test_the_outlook_tells_waiting_for_others_from_nothing_left(world):
+def test_the_outlook_distinguishes_waiting_from_being_finished(world):
     session = world.session()
     world.enqueue(folds=(0,), epochs=0)
     assert (world.queue.outlook(now=world.now).ready, world.queue.outlook(now=world.now).is_exhausted) == (1, False)
@@ -168,7 +168,7 @@ def test_the_outlook_tells_waiting_for_others_from_nothing_left(world):
     assert world.queue.outlook(now=world.now).is_exhausted
 
 
-def test_a_paused_queue_is_exhausted(world):
+def test_a_queue_with_only_paused_jobs_is_exhausted(world):
     world.enqueue()
     world.queue.pause("full", now=world.now)
     assert world.queue.outlook(now=world.now).is_exhausted

@@ -24,7 +24,7 @@ def test_a_new_queue_has_no_place_until_one_is_recorded(world, open_queue):
     assert (event.by, event.why) == ("a", "commits are in s3://bucket/one (id 11)")
 
 
-def test_of_two_places_recorded_at_once_the_first_counts(world):
+def test_of_two_places_recorded_at_once_the_first_is_kept(world):
     """The second session reads the place before the first one records it."""
     world.queue.bind_commits(STORE, instead_of=None, by="a", now=world.now)
     with pytest.raises(QueueError, match=r"s3://bucket/one \(id 11\)"):

@@ -6,7 +6,7 @@ import os
 import threading
 
 
-def test_what_was_written_is_there_after_reopening(world, open_queue):
+def test_written_data_is_present_after_reopening(world, open_queue):
     world.enqueue()
     jobs = world.queue.jobs()
     world.queue.close()
@@ -14,7 +14,7 @@ def test_what_was_written_is_there_after_reopening(world, open_queue):
     assert world.queue.jobs() == jobs  # a closed queue reconnects when used
 
 
-def test_a_reader_sees_one_instant(world, open_queue):
+def test_a_reader_sees_a_consistent_snapshot(world, open_queue):
     world.enqueue()
     with world.queue.reading() as db:
         before = db.execute("SELECT count(*) AS n FROM jobs").fetchone()["n"]
@@ -23,7 +23,7 @@ def test_a_reader_sees_one_instant(world, open_queue):
     assert len(world.queue.jobs()) > before
 
 
-def test_threads_share_a_queue_with_a_connection_each(world):
+def test_threads_share_a_queue_with_one_connection_each(world):
     session = world.session()
     world.enqueue()
     lease = world.take(session)

@@ -34,7 +34,7 @@ def test_an_experiment_without_epochs_predicts_right_after_prepare(world):
     assert done == ["full prepare", "full fold 0 predict", "full fold 2 predict", "full record"]
 
 
-def test_enqueueing_the_same_thing_twice_changes_nothing(world):
+def test_enqueueing_the_same_experiment_twice_changes_nothing(world):
     first = world.enqueue()
     events = world.queue.events()
     again = world.enqueue()
@@ -43,7 +43,7 @@ def test_enqueueing_the_same_thing_twice_changes_nothing(world):
     assert world.queue.events() == events
 
 
-def test_fewer_folds_than_are_there_change_nothing(world):
+def test_enqueueing_fewer_folds_changes_nothing(world):
     world.enqueue(folds=(0, 1))
     assert world.enqueue(folds=(1,)).outcome is Outcome.UNCHANGED
 
@@ -88,7 +88,7 @@ def test_folds_added_to_a_paused_experiment_are_paused(world):
     assert world.claim(session) is None
 
 
-def test_folds_added_while_record_runs_take_it_back(world):
+def test_folds_added_while_record_runs_rewind_record(world):
     session = world.session()
     world.enqueue(folds=(0,), epochs=0)
     world.commit(world.take(session))
@@ -106,7 +106,7 @@ def test_two_experiments_never_share_a_results_folder(world):
     assert [experiment.name for experiment in world.queue.experiments()] == ["one"]
 
 
-def test_an_experiment_keeps_its_spec_word_for_word(world):
+def test_an_experiment_keeps_its_spec_unchanged(world):
     spec = world.spec(lr=1.2345e-4)
     world.queue.enqueue(spec, results_dir="results/full", now=world.now, priority=3)
     experiment = world.queue.experiment("full")

@@ -61,7 +61,7 @@ def test_a_former_holder_changes_nothing_and_publishes_nothing(world, write, los
     assert (world.queue.jobs(), world.queue.events(), published) == (before, events, [])
 
 
-def test_an_expired_lease_that_no_session_took_back_can_be_renewed(world):
+def test_an_expired_lease_can_be_renewed_until_it_is_reaped(world):
     lease = _epoch_one(world)
     world.now += 1000
     renewed = world.queue.renew(lease, now=world.now, lease_seconds=60)
@@ -69,7 +69,7 @@ def test_an_expired_lease_that_no_session_took_back_can_be_renewed(world):
     assert world.claim(world.session()) is None
 
 
-def test_a_renewed_lease_does_not_run_out(world):
+def test_a_renewed_lease_does_not_expire(world):
     lease = _epoch_one(world)
     other = world.session(alive_seconds=1e6)
     for _ in range(5):
@@ -79,21 +79,21 @@ def test_a_renewed_lease_does_not_run_out(world):
     world.commit(lease)
 
 
-def test_renewing_shows_progress_and_keeps_it_when_there_is_no_news(world):
+def test_renewing_without_progress_keeps_the_former_progress(world):
     lease = _epoch_one(world)
     world.queue.renew(lease, now=world.now, lease_seconds=60, progress={"step": 7})
     renewed = world.queue.renew(lease, now=world.now, lease_seconds=60)
     assert renewed.job.progress == {"step": 7}
 
 
-def test_the_holder_of_a_paused_job_learns_of_it_when_it_renews(world):
+def test_renewing_tells_the_holder_that_its_job_is_paused(world):
     lease = _epoch_one(world)
     assert not lease.job.paused
     world.queue.pause("full", now=world.now)
     assert world.queue.renew(lease, now=world.now, lease_seconds=60).job.paused
 
 
-def test_a_lease_that_ran_out_counts_as_preemption_and_not_as_failure(world):
+def test_an_expired_lease_counts_as_preemption_and_not_as_failure(world):
     lease = _epoch_one(world)
     world.now += 61
     again = world.take(world.session())
@@ -108,7 +108,7 @@ def test_a_lease_that_ran_out_counts_as_preemption_and_not_as_failure(world):
     assert claimed.to_state == "leased"
 
 
-def test_a_lease_from_a_clock_far_ahead_counts_as_run_out(world):
+def test_a_lease_from_a_clock_far_ahead_counts_as_expired(world):
     session = world.session()
     world.enqueue()
     world.now += 1e8
@@ -133,7 +133,7 @@ def test_a_session_whose_clock_was_far_ahead_keeps_no_fold_to_itself(world):
     assert world.claim(world.session()) is not None
 
 
-def test_a_retry_set_by_a_clock_far_ahead_is_due_at_once(world):
+def test_a_retry_time_from_a_clock_far_ahead_is_due_at_once(world):
     lease = _epoch_one(world)
     world.queue.fail(lease, error="boom", now=world.now + 1e8)
     assert world.claim(world.session()) is not None
@@ -182,7 +182,7 @@ def test_when_publish_fails_nothing_is_written_and_the_lease_is_kept(world, writ
     world.commit(lease)
 
 
-def test_publish_must_not_use_the_queue(world):
+def test_publish_must_not_access_the_queue(world):
     lease = _epoch_one(world)
     with pytest.raises(QueueError, match="may only move files"):
         world.queue.commit(lease, result={}, now=world.now, publish=world.queue.jobs)
@@ -219,7 +219,7 @@ def test_saved_progress_is_handed_to_the_next_holder(world):
     assert world.take(world.session()).job.progress == {"step": 120, "steps": 400}
 
 
-def test_a_release_is_no_failure_and_counts_as_preemption_only_when_it_was_one(world):
+def test_a_release_is_no_failure_and_counts_as_preemption_only_after_one(world):
     lease = _epoch_one(world)
     world.queue.release(lease, reason="enough", now=world.now)
     job = world.queue.job(lease.job.id)
@@ -283,7 +283,7 @@ def test_a_job_that_kills_every_holder_fails_in_the_end(world):
     assert "out of memory" in job.error
 
 
-def test_a_job_that_saves_progress_may_be_cut_off_for_ever(world):
+def test_a_job_that_saves_progress_may_be_interrupted_without_limit(world):
     lease = _epoch_one(world)
     for step in range(2 * MAX_LOST_IN_A_ROW):
         world.queue.save_progress(lease, progress={"step": step})
@@ -322,7 +322,7 @@ def both(world, lease, **options):
     return world.queue.commit_and_claim(lease, result=result, now=world.now, lease_seconds=60.0, **options)
 
 
-def test_a_commit_with_a_claim_equals_the_two_in_turn(world) -> None:
+def test_commit_and_claim_in_one_transaction_equals_both_in_turn(world) -> None:
     session = world.session()
     world.enqueue()
     lease = world.take(session)
@@ -387,7 +387,7 @@ def test_a_job_that_needs_more_than_the_epoch_is_not_claimed_with_its_commit(wor
     assert world.find("full fold 0 epoch 2").state == "waiting"
 
 
-def test_a_commit_that_ends_a_fold_takes_leases_back_that_ran_out(world) -> None:
+def test_a_commit_that_ends_a_fold_reaps_expired_leases(world) -> None:
     session, lost = world.session(), world.session()
     world.prepared(session, epochs=1)
     lease, left = world.take(session), world.take(lost)
@@ -411,7 +411,7 @@ def test_a_commit_with_a_claim_for_no_time_or_too_long_does_nothing(world, secon
     assert world.queue.jobs() == before
 
 
-def test_a_commit_with_a_claim_leaves_a_fold_to_the_session_that_is_on_it(world) -> None:
+def test_a_commit_with_a_claim_leaves_folds_of_other_sessions_alone(world) -> None:
     first, second = world.session(), world.session()
     world.prepared(first)
     on_0, on_1 = world.take(first), world.take(second)

@@ -116,7 +116,7 @@ def content_of(folder: ProjectFolder) -> Mapping[str, object]:
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_says_what_is_lost_and_none_makes_it_worse(
+def test_every_command_says_what_is_lost_and_changes_nothing(
     whole: Project, command: str, state: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     if command == "enqueue a search":
@@ -151,7 +151,7 @@ def refuses(command: str, state: str) -> bool:
 
 
 @pytest.mark.parametrize("state", ["of another experiment", "with fewer folds"])
-def test_commands_in_a_terminal_say_it_once_beside_their_output(whole: Project, state: str) -> None:
+def test_commands_in_a_terminal_report_the_loss_once(whole: Project, state: str) -> None:
     STATES[state][0](whole)
     done = run(whole.folder.root, "status", "--json")
     assert done.returncode == 0
@@ -186,23 +186,23 @@ def test_a_session_does_not_give_the_names_of_lost_trials_to_others(whole: Proje
         whole.pause("rates")
 
 
-def test_cancel_says_so_instead_of_asking_for_confirmation(lost: Project) -> None:
+def test_cancel_reports_the_loss_instead_of_asking_for_confirmation(lost: Project) -> None:
     said = CliRunner().invoke(app, ["--project", str(lost.folder.root), "cancel", "head_finetune"])
     assert isinstance(said.exception, QueueLost)
     assert "Cancel the unfinished jobs" not in said.output
 
 
-def test_doctor_says_so_too(lost: Project) -> None:
+def test_doctor_reports_the_loss(lost: Project) -> None:
     assert "mbqueue recover" in _queue(lost.folder).remedy
     assert _queue(lost.folder).state == "problem"
 
 
-def test_recover_brings_it_back(lost: Project) -> None:
+def test_recover_restores_what_was_lost(lost: Project) -> None:
     lost.recover()
     assert [one["name"] for one in lost.status().overview["experiments"]] == ["head_finetune"]
 
 
-def test_recover_mends_it_even_after_another_was_begun(lost: Project) -> None:
+def test_recover_restores_the_lost_queue_after_another_was_started(lost: Project) -> None:
     spec = load_spec(lost.folder.experiment_file("full_finetune"), overrides={"data.dataset": "sample"})
     with Queue(lost.folder.queue_db) as queue:
         queue.enqueue(spec, results_dir="results/full", now=0.0)
@@ -230,9 +230,7 @@ def test_recover_merges_a_second_queue_and_keeps_what_only_it_has(lost: Project)
     assert found == {"head_finetune": False, "full_finetune": True}
 
 
-def test_recover_that_is_cut_off_loses_nothing_of_a_second_queue(
-    lost: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_recover_loses_nothing_of_a_second_queue(lost: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = load_spec(lost.folder.experiment_file("full_finetune"), overrides={"data.dataset": "sample"})
     with Queue(lost.folder.queue_db) as queue:
         queue.enqueue(spec, results_dir="results/full", now=0.0)

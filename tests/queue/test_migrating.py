@@ -125,7 +125,7 @@ def test_values_that_the_other_database_cannot_hold_are_refused_and_nothing_is_w
         assert not any(dump(target).values())
 
 
-def test_a_queue_is_not_moved_to_where_it_is_whatever_its_address(used, url, monkeypatch):
+def test_a_queue_is_not_moved_to_its_own_address(used, url, monkeypatch):
     with pytest.raises(UsageError, match="a file already"):
         Project(used.root).migrate_queue("sqlite")
     with Queue(used.queue_db) as source, pytest.raises(UsageError, match="a file already"):
@@ -163,7 +163,7 @@ def test_a_file_that_is_there_is_not_overwritten(used, url, make_spec, monkeypat
         assert queue.experiments()  # nothing was moved
 
 
-def test_a_queue_that_was_moved_says_where_to_and_is_not_worked_with(used, url, monkeypatch):
+def test_a_moved_queue_names_its_new_address_and_refuses_work(used, url, monkeypatch):
     for place, target, shown in (("sqlite", url, url), (url, "sqlite", str(used.queue_db))):
         monkeypatch.setenv("MBQUEUE_QUEUE", place)
         project = Project(used.root)
@@ -187,7 +187,7 @@ def test_a_queue_that_was_moved_says_where_to_and_is_not_worked_with(used, url, 
     assert "This queue was moved on" in run(used.root, "doctor").stdout
 
 
-def test_a_queue_that_is_lost_where_it_was_moved_to_is_rebuilt_when_asked_for(used, url):
+def test_a_moved_queue_is_replaced_only_with_force(used, url):
     Project(used.root).migrate_queue(url)
     with pytest.raises(QueueMoved, match="recover --force"):
         Project(used.root).recover()
@@ -397,7 +397,7 @@ def test_on_a_clusters_file_system_the_commits_and_results_come_along_both_ways(
     assert made.commits > 0
 
 
-def test_all_that_a_queue_consists_of_is_copied(world):
+def test_every_table_and_column_of_a_queue_is_copied(world):
     """The copy must include columns and tables that later schemas add."""
     of_sqlite = (
         "SELECT tables.name AS relation, columns.name FROM sqlite_master AS tables "

@@ -224,7 +224,7 @@ def test_a_job_of_a_dead_process_is_shown_as_the_next_session_will_find_it(world
 
 
 @pytest.mark.parametrize("boot", [None, "another-boot/pid:[1]"])
-def test_of_a_process_on_another_machine_only_its_silence_tells(world, boot):
+def test_a_process_on_another_machine_is_known_to_be_dead_only_by_its_silence(world, boot):
     world.prepared(world.session(), folds=(0,))
     session, lease = _at(world, identity=replace(DEAD, boot_id=boot))
     (row,) = (row for row in _overview(world)["sessions"] if row["id"] == session)

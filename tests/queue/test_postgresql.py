@@ -51,16 +51,16 @@ def queue(url: str) -> Iterator[Queue]:
         (lambda sql: f"SELECT :a {sql.lock}", "SELECT %(a)s FOR NO KEY UPDATE"),
     ],
 )
-def test_values_are_filled_in_where_they_are_named_and_not_in_text(written, read):
+def test_parameters_are_filled_in_except_within_quoted_text(written, read):
     assert for_psycopg(written, server_clock=True).decode() == read
 
 
 @pytest.mark.parametrize(("server_clock", "read"), [(True, SERVER_NOW), (False, "%(now)s")])
-def test_now_is_the_servers_or_the_callers(server_clock, read):
+def test_the_time_is_that_of_the_server_or_of_the_caller(server_clock, read):
     assert for_psycopg("at <= :now", server_clock=server_clock).decode() == f"at <= {read}"
 
 
-def test_times_are_the_servers_whatever_a_worker_believes(queue, make_spec, monkeypatch):
+def test_times_come_from_the_server_even_if_a_workers_clock_is_wrong(queue, make_spec, monkeypatch):
     wrong = time.time() + 1e6
     outcome = queue.enqueue(make_spec(), results_dir="r", now=wrong)
     session = queue.start_session(device="cpu", now=wrong, alive_seconds=60, deadline_at=wrong + 100)
@@ -105,7 +105,7 @@ def test_a_commit_that_claims_the_next_epoch_takes_two_messages_between_which_is
     assert waits == ["message", "published", "message"]
 
 
-def test_a_transaction_in_which_nothing_is_asked_is_no_transaction(queue, url, postgres_server):
+def test_a_block_without_statements_opens_no_transaction(queue, url, postgres_server):
     with queue.writing():
         pass
     assert postgres_server.sql(f"SELECT count(*) FROM {parse_address(url).schema}.receipts") == [(0,)]
@@ -147,7 +147,7 @@ def test_a_waiting_worker_stops_when_asked(queue):
     assert time.monotonic() - began < 30
 
 
-def test_where_no_news_arrive_a_worker_looks_by_itself(queue, monkeypatch):
+def test_without_notifications_a_worker_polls(queue, monkeypatch):
     monkeypatch.setattr(listening, "_PROOF_SECONDS", 0.1)
     monkeypatch.setattr(listening, "CHANNEL", "nowhere; SELECT 1")  # no one sends to this channel
     waited = []
@@ -156,7 +156,7 @@ def test_where_no_news_arrive_a_worker_looks_by_itself(queue, monkeypatch):
     assert waited == [2.0, 2.0]
 
 
-def test_news_that_were_late_once_are_listened_for_again(queue, monkeypatch):
+def test_after_a_late_notification_the_worker_listens_again(queue, monkeypatch):
     with monkeypatch.context() as at_first:
         at_first.setattr(listening, "_PROOF_SECONDS", 0.1)
         at_first.setattr(listening, "CHANNEL", "nowhere; SELECT 1")
@@ -274,9 +274,7 @@ def make_old(postgres_server, url, version, source):
 
 
 @pytest.mark.parametrize("version", range(1, 5))
-def test_a_queue_of_every_version_is_upgraded_with_all_that_is_in_it(
-    url, postgres_server, make_spec, tmp_path, version
-):
+def test_a_queue_of_every_version_is_upgraded_with_its_content(url, postgres_server, make_spec, tmp_path, version):
     with Queue(tmp_path / "queue.db") as source:
         source.enqueue(make_spec(), results_dir="r", now=0.0)
         session = source.start_session(device="cpu", now=0.0, alive_seconds=60)
@@ -298,7 +296,7 @@ def test_a_queue_of_every_version_is_upgraded_with_all_that_is_in_it(
     assert definitions(postgres_server, url) == definitions(postgres_server, new)
 
 
-def test_many_may_create_the_tables_at_once(url):
+def test_several_processes_may_create_the_tables_at_once(url):
     failures = []
 
     def create() -> None:
@@ -327,7 +325,7 @@ def test_reading_needs_a_queue_that_exists_and_writes_nothing(url, make_spec):
                 reader.pause("full", now=0.0)
 
 
-def test_triggers_that_were_disabled_are_missed(queue, url, postgres_server):
+def test_disabled_triggers_are_reported(queue, url, postgres_server):
     queue.verify()
     postgres_server.sql(f"ALTER TABLE {parse_address(url).schema}.jobs DISABLE TRIGGER jobs_follow_the_table")
     with pytest.raises(QueueError, match=r"1 of the triggers .* missing or disabled"):

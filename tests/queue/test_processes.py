@@ -63,7 +63,7 @@ def test_many_processes_do_500_jobs_each_exactly_once(world, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_kill_9_amid_commits_leaves_no_half_commit_and_loses_none(world, tmp_path, seed, request):
+def test_sigkill_during_commits_leaves_no_partial_commit_and_loses_none(world, tmp_path, seed, request):
     files = tmp_path / "files"
     files.mkdir()
     world.enqueue(folds=(0, 1, 2, 3, 4), epochs=400)

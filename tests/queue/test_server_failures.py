@@ -62,7 +62,7 @@ def test_sixteen_processes_do_2000_jobs_each_exactly_once_and_each_fold_in_order
     assert Counter(lines) == Counter(f"{job.id} 1" for job in jobs)
 
 
-def test_behind_a_transaction_pooler_all_works_and_a_worker_that_waits_looks_by_itself(
+def test_behind_a_transaction_pooler_a_waiting_worker_polls(
     queue, postgres_server, url, make_spec, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(listening, "_PROOF_SECONDS", 0.3)
@@ -115,7 +115,7 @@ def test_a_worker_frozen_past_its_lease_changes_nothing_when_it_wakes(queue, url
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])
-def test_a_commit_whose_connection_is_cut_is_made_once_and_publishes_once(
+def test_a_commit_over_a_broken_connection_happens_and_publishes_once(
     queue, postgres_server, proxy, make_spec, url, cut
 ):
     schema = url.rpartition("=")[2]
@@ -136,7 +136,7 @@ def test_a_commit_whose_connection_is_cut_is_made_once_and_publishes_once(
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])
-def test_a_cut_commit_that_claims_the_next_job_gives_it_once(queue, postgres_server, proxy, make_spec, url, cut):
+def test_an_interrupted_commit_claims_the_next_job_once(queue, postgres_server, proxy, make_spec, url, cut):
     _, lease = claimed(queue, make_spec)
     with open_on_server(postgres_server.url(port=proxy.port, schema=url.rpartition("=")[2])) as far:
         published = []
@@ -191,7 +191,9 @@ METHODS: dict[str, Callable] = {
 
 @pytest.mark.parametrize("cut", ["before", "after"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_cut_changes_nothing_that_a_write_does_or_answers(queue, postgres_server, proxy, make_spec, url, method, cut):
+def test_a_broken_connection_changes_neither_the_effect_nor_the_result_of_a_write(
+    queue, postgres_server, proxy, make_spec, url, method, cut
+):
     claimed(queue, make_spec)
     lease = queue.claim(queue.start_session(device="b", now=0.0, alive_seconds=60), now=0.0, lease_seconds=60)
     assert lease is None
@@ -243,7 +245,7 @@ def test_after_a_cut_in_publish_a_commit_is_refused_when_another_session_has_the
     assert queue.job(lease.job.id).state is State.READY
 
 
-def test_a_server_that_is_away_for_a_while_costs_a_heartbeat_nothing(queue, make_spec, postgres_server):
+def test_a_heartbeat_survives_a_server_that_is_down_for_a_while(queue, make_spec, postgres_server):
     session, lease = claimed(queue, make_spec)
     postgres_server.stop()
     began = time.monotonic()
@@ -255,7 +257,7 @@ def test_a_server_that_is_away_for_a_while_costs_a_heartbeat_nothing(queue, make
     assert queue.renew(lease, now=0.0, lease_seconds=60).fence == lease.fence
 
 
-def test_a_server_that_stays_away_is_an_error_that_says_so(queue, postgres_server, monkeypatch):
+def test_a_server_that_stays_down_is_an_error(queue, postgres_server, monkeypatch):
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.5)
     postgres_server.stop()
     try:
@@ -316,7 +318,7 @@ def test_a_commit_whose_answer_hangs_is_made_once_and_publishes_once(queue, make
     assert queue.claim(session, now=0.0, lease_seconds=60, loaded=(lease.job.experiment_id, 0)).job.epoch == 2
 
 
-def test_waiting_for_a_server_draws_nothing_that_a_checkpoint_keeps(monkeypatch):
+def test_waiting_for_a_server_does_not_change_the_random_state_in_checkpoints(monkeypatch):
     tries = []
 
     def call() -> None:
@@ -382,7 +384,7 @@ def test_without_waiting_an_unreachable_server_is_an_error_at_once(queue, url, p
         postgres_server.start()
 
 
-def test_errors_that_waiting_would_not_cure_are_raised_at_once(url):
+def test_permanent_errors_are_raised_at_once(url):
     def wait(_seconds: float) -> bool:
         pytest.fail("it waited")
 
@@ -392,7 +394,7 @@ def test_errors_that_waiting_would_not_cure_are_raised_at_once(url):
             call()
 
 
-def test_waiting_for_a_server_can_be_given_up(queue, url, postgres_server):
+def test_waiting_for_a_server_can_be_stopped(queue, url, postgres_server):
     postgres_server.stop()
     try:
         with pytest.raises(QueueError, match="cannot be reached"):
@@ -439,7 +441,7 @@ def test_while_a_commit_publishes_no_session_takes_its_job_whatever_the_time(que
     assert queue.job(lease.job.id).state is State.COMMITTED
 
 
-def test_two_folds_that_commit_at_once_make_ready_the_job_that_needs_both(queue, url, make_spec, monkeypatch):
+def test_concurrent_commits_of_two_folds_make_the_dependent_job_ready(queue, url, make_spec, monkeypatch):
     queue.enqueue(make_spec(folds=(0, 1), epochs=0), results_dir="r", now=0.0)
     sessions = [queue.start_session(device="cpu", now=0.0, alive_seconds=3600) for _ in range(2)]
     queue.commit(queue.claim(sessions[0], now=0.0, lease_seconds=60), result={"dataset_hash": "d"}, now=0.0)
@@ -467,7 +469,7 @@ def test_two_folds_that_commit_at_once_make_ready_the_job_that_needs_both(queue,
     assert record.state is State.READY
 
 
-def test_an_experiment_enqueued_by_eight_processes_at_once_exists_once(queue, url, make_spec):
+def test_eight_processes_enqueue_an_experiment_only_once(queue, url, make_spec):
     outcomes = []
 
     def enqueue(fold: int) -> None:

@@ -18,7 +18,7 @@ def test_session_ids_differ(world):
     assert len({world.session() for _ in range(20)}) == 20
 
 
-def test_a_session_row_says_who_it_is(world):
+def test_a_session_row_identifies_the_session(world):
     session = world.queue.start_session(device="cuda: L4", now=world.now, alive_seconds=60, deadline_at=world.now + 9)
     row = world.queue.session(session)
     assert (row.pid, row.device, row.deadline_at, row.ended_at) == (os.getpid(), "cuda: L4", world.now + 9, None)
@@ -86,7 +86,7 @@ def test_a_later_process_with_the_same_pid_is_another_one():
 
 
 @pytest.mark.parametrize("boot", [None, "another-boot/pid:[1]"])
-def test_nothing_is_known_of_processes_of_other_machines(boot):
+def test_processes_of_other_machines_are_never_known_to_be_dead(boot):
     assert not is_known_dead(ProcessIdentity(this_process().host, boot, 2**22 + 1, 1))
 
 
@@ -143,7 +143,7 @@ def test_an_unknown_session_is_an_error(world):
         world.queue.session("nobody")
 
 
-def test_every_change_of_state_is_in_the_events_with_who_when_from_to_and_why(world):
+def test_events_record_every_change_of_state_with_session_time_and_reason(world):
     world.enqueue(folds=(0,), epochs=1)
     session = world.session()
     world.now += 5

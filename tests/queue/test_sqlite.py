@@ -131,7 +131,7 @@ def test_a_version_with_a_flipped_bit_is_not_mistaken_for_a_newer_mbqueues(world
         Queue(path, read_only=read_only)
 
 
-def test_a_creation_that_was_cut_off_is_finished_at_the_next_opening(tmp_path):
+def test_an_interrupted_creation_is_completed_at_the_next_opening(tmp_path):
     path = tmp_path / "queue.db"
     _sql(path, "PRAGMA journal_mode = WAL")  # the first statement that creates a queue
     with Queue(path) as queue:
@@ -208,7 +208,7 @@ def test_a_database_locked_for_too_long_is_an_error_that_says_so(world, monkeypa
     blocker.close()
 
 
-def test_importing_and_reading_the_queue_is_light(world):
+def test_importing_and_reading_the_queue_imports_nothing_heavy(world):
     world.enqueue()
     script = (
         "import sys; from pathlib import Path; from mbqueue.queue import Queue; "

@@ -18,7 +18,7 @@ from mbqueue.queue.store import Queue
 Usage = namedtuple("Usage", ["total", "used", "free"])
 
 
-def test_a_queue_whose_file_was_replaced_is_not_written_any_more_not_even_by_a_thread_that_begins_then(
+def test_no_thread_writes_to_a_queue_whose_file_was_replaced(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "queue.db"
@@ -38,7 +38,7 @@ def test_a_queue_whose_file_was_replaced_is_not_written_any_more_not_even_by_a_t
         assert before.session(session).heartbeat_at == 1.0
 
 
-def test_a_queue_whose_file_is_gone_is_not_written_into_nowhere(tmp_path: Path) -> None:
+def test_a_queue_whose_file_is_gone_refuses_writes(tmp_path: Path) -> None:
     with Queue(tmp_path / "queue.db") as queue:
         queue.start_session(device="cpu", now=1.0, alive_seconds=60)
         (tmp_path / "queue.db").unlink()

@@ -16,7 +16,7 @@ def _trained(world, *, epochs=3, folds=(0,)):
     return session
 
 
-def test_a_paused_experiment_gives_no_jobs_until_resumed(world):
+def test_no_job_of_a_paused_experiment_is_claimed_until_it_is_resumed(world):
     session = world.session()
     world.prepared(session)
     assert world.queue.pause("full", now=world.now) == 8
@@ -135,7 +135,7 @@ def test_an_unknown_experiment_or_fold_is_an_error(world, action):
     assert world.queue.jobs() == before
 
 
-def test_every_action_leaves_an_event_that_says_by_whom(world):
+def test_every_action_leaves_an_event_that_names_its_author(world):
     world.enqueue()
     world.queue.pause("full", now=world.now, by="ada")
     world.queue.set_priority("full", 2, fold=1, now=world.now, by="bob")
@@ -146,7 +146,7 @@ def test_every_action_leaves_an_event_that_says_by_whom(world):
     assert ("eve", "cancelled") in events
 
 
-def test_a_rewound_fold_is_done_again_from_there(world):
+def test_a_rewound_fold_is_trained_again_from_that_epoch(world):
     session = _trained(world)
     assert world.queue.rewind("full", {0: "e0002 is damaged"}, to_epoch=1, now=world.now) == 4
     assert world.states() == {
@@ -177,7 +177,7 @@ def test_rewinding_leaves_other_folds_alone(world):
     )
 
 
-def test_the_worker_that_finds_the_damage_gives_its_own_job_back_and_claims_the_earlier_one(world):
+def test_the_worker_that_finds_damage_releases_its_job_and_claims_the_earlier_one(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=3)
     world.commit(world.take(session))
@@ -190,7 +190,7 @@ def test_the_worker_that_finds_the_damage_gives_its_own_job_back_and_claims_the_
     assert world.take(session, loaded=(lease.job.experiment_id, 0)).job.epoch == 1
 
 
-def test_rewinding_takes_the_job_from_the_session_that_works_on_it(world):
+def test_rewinding_takes_the_job_from_the_session_that_holds_it(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=2)
     world.commit(world.take(session))
@@ -200,7 +200,7 @@ def test_rewinding_takes_the_job_from_the_session_that_works_on_it(world):
         world.commit(running)
 
 
-def test_epochs_skipped_by_early_stopping_come_back_when_rewound(world):
+def test_rewinding_restores_epochs_skipped_by_early_stopping(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=3)
     world.commit(world.take(session))
@@ -246,7 +246,7 @@ def test_the_same_damage_may_be_found_again_after_a_commit_or_a_retry(world):
     find_damage(world, session, "no good")
 
 
-def test_a_job_is_put_back_a_few_times_only_whatever_the_reasons_and_sessions(world):
+def test_a_job_is_rewound_only_a_few_times_for_any_reasons_and_sessions(world):
     first = world.session()
     world.prepared(first, folds=(0,), epochs=2)
     world.queue.end_session(first, reason="it is over", now=world.now)

@@ -77,7 +77,7 @@ def test_the_database_allows_exactly_what_the_table_allows(world, from_state, to
         ),
     ],
 )
-def test_the_database_refuses_what_no_code_may_do(world, statement, claim):
+def test_the_database_refuses_changes_that_no_code_may_make(world, statement, claim):
     world.enqueue()
     world.session()
     before = world.queue.jobs()
@@ -145,7 +145,7 @@ def test_the_database_refuses_a_second_job_for_the_same_epoch(world):
         )
 
 
-def test_every_state_can_be_reached_and_only_done_ones_need_a_person_to_leave():
+def test_every_state_is_reachable_and_only_final_states_need_the_user():
     reached = {row.to_state for row in TRANSITIONS} | {State.WAITING}
     assert reached == set(State)
     assert len({(row.from_state, row.to_state) for row in TRANSITIONS}) == len(TRANSITIONS)

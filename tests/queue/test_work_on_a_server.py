@@ -40,7 +40,7 @@ def test_a_session_on_a_crashing_server_gives_the_same_as_one_on_a_file(tmp_path
     assert told["experiments"][0]["state"] == "done"
 
 
-def test_a_session_that_begins_while_the_server_is_away_waits_for_it(tmp_path, postgres_server: PostgresServer):
+def test_a_session_that_starts_while_the_server_is_down_waits(tmp_path, postgres_server: PostgresServer):
     class StartsTheServer(StopRequest):
         waits = 0
 

@@ -36,7 +36,7 @@ SAMPLE = 2
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_failing_operation_gives_an_error_that_helps_and_a_later_session_the_same_bytes(
+def test_a_failing_operation_gives_a_helpful_error_and_a_later_session_the_same_bytes(
     warm: Warm, tmp_path: Path, straight: Straight, name: str
 ) -> None:
     options = {"action": "fail", "only": (), **FAULTS[name]}

@@ -190,7 +190,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("made", MADE)
-def test_what_is_made_from_recorded_experiments_and_dies_twice_equals_what_is_made_undisturbed(
+def test_an_experiment_made_from_others_that_dies_twice_equals_an_uninterrupted_one(
     warm: Warm, tmp_path: Path, members: Path, made: str
 ) -> None:
     def lab_at(place: str) -> MadeLab:
@@ -228,7 +228,7 @@ def clean_up(lab: Lab, death: Death) -> None:
     lab.age_left_overs()
 
 
-def test_recovery_that_dies_again_and_again_gets_done(warm: Warm, tmp_path: Path, straight: Straight) -> None:
+def test_recovery_that_dies_repeatedly_still_finishes(warm: Warm, tmp_path: Path, straight: Straight) -> None:
     lab = Lab(warm, tmp_path)
     lab.make()
     steps = itertools.count(5, 5) if LONG else itertools.count(30, 30)

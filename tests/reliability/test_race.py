@@ -74,7 +74,7 @@ def test_two_workers_frozen_beyond_their_leases_commit_every_epoch_once_and_the_
     tell(f"{FREEZES} times frozen, {taken_over} jobs taken over, {committed.total()} commits of {len(jobs)} jobs")
 
 
-def test_a_session_that_is_to_stop_and_has_lost_its_job_meanwhile_ends_as_asked(tmp_path: Path) -> None:
+def test_a_session_that_lost_its_job_still_stops_when_asked(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     enqueue(project, small_spec(project))
     report, stop = RememberedReport(), StopRequest()

@@ -151,7 +151,7 @@ def undisturbed(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.mark.parametrize(("database", "workers"), WAYS)
-def test_a_search_whose_sessions_are_killed_loses_and_doubles_no_trial_and_keeps_the_same_bytes(
+def test_a_search_with_killed_sessions_loses_and_repeats_no_trial_and_gives_the_same_bytes(
     warm: Warm,
     tmp_path: Path,
     request: pytest.FixtureRequest,

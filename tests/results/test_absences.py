@@ -40,7 +40,7 @@ def test_folds_that_miss_other_elements_are_named_separately():
 
 
 @pytest.mark.parametrize("absent", [["Fe", "Xe"], ["Xe"]])
-def test_both_pages_name_what_the_test_part_has(tmp_path, fill, inputs, absent):
+def test_both_pages_name_only_missing_elements_of_the_test_part(tmp_path, fill, inputs, absent):
     record_experiment(fill(tmp_path), dataclasses.replace(inputs, absent_elements={0: absent, 1: absent}))
     pages = [(tmp_path / "RESULTS.md"), write_report(read_recorded(tmp_path), tmp_path / "r.html")]
     for page in pages:

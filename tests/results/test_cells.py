@@ -24,7 +24,7 @@ def test_any_text_is_read_back_unchanged(rows):
 
 @given(st.lists(st.tuples(TEXT, st.floats()), min_size=1, max_size=5))
 @example([('=HYPERLINK("http://x")', -1.0), ("@SUM(A1)", float("-inf")), ("+1", 1e-300), ("\t=1", 0.0)])
-def test_no_cell_begins_a_formula(rows):
+def test_no_cell_starts_with_a_formula(rows):
     text = csv_text(["one", "two"], rows)
     for line in list(csv.reader(io.StringIO(text, newline="")))[1:]:
         for cell in line:

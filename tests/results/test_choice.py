@@ -81,7 +81,7 @@ def test_an_experiment_that_was_not_chosen_has_no_mark_and_the_bytes_that_it_had
     assert "took part in the choice" not in texts[2]
 
 
-def test_what_is_made_from_a_chosen_experiment_has_its_marks():
+def test_a_blend_of_a_chosen_experiment_has_its_marks():
     members = [{"experiment": name, "spec": {"chosen": CHOSEN}} for name in ("a", "b")]
     other = {"experiment": "c", "spec": {"chosen": {**CHOSEN, "search": "sizes", "folds": [2]}}}
     blend = {"made_from": {"members": [*members, {"experiment": "d", "spec": {}}, other], "weights": "mean"}}
@@ -98,7 +98,7 @@ def test_a_blend_of_the_choices_of_two_searches_names_each_with_its_own_folds():
     assert "on folds 0, 1" not in note
 
 
-def test_what_was_chosen_changes_no_hash():
+def test_choosing_settings_changes_no_hash():
     spec = parse_spec({"name": "a", "data": {"dataset": "sample"}, "chosen": CHOSEN}, source="test").to_json()
     assert spec["chosen"] == CHOSEN
     plain = parse_spec({"name": "a", "data": {"dataset": "sample"}}, source="test").to_json()

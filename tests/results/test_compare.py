@@ -44,7 +44,7 @@ def test_the_paired_difference_is_the_difference_of_the_errors(make):
     assert pair.low < pair.mean < pair.high
 
 
-def test_the_interval_is_students(make):
+def test_the_confidence_interval_uses_the_t_distribution(make):
     from scipy import stats
 
     pair = only_pair(make("a"), make("b", seed=1))
@@ -52,7 +52,7 @@ def test_the_interval_is_students(make):
     assert (pair.low, pair.high) == pytest.approx((low, high))
 
 
-def test_an_experiment_against_its_equal_differs_by_nothing(make):
+def test_an_experiment_compared_with_its_equal_differs_by_0(make):
     pair = only_pair(make("a"), make("b"))
     assert (pair.mean, pair.low, pair.high, pair.share_better) == (0.0, 0.0, 0.0, 0.0)
     assert pair.verdict == "no significant difference on these crystals"

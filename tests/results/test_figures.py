@@ -30,7 +30,7 @@ def test_over_less_than_a_decade_round_numbers_between_powers_of_ten_are_named()
     assert {0.03, 0.05, 0.07} <= set(ticks(0.1, 0.03))
 
 
-def test_a_curve_of_which_nothing_can_be_drawn_has_no_labels():
+def test_a_curve_without_finite_values_has_no_labels():
     assert ticks(float("nan"), float("nan")) is None
 
 

@@ -138,7 +138,7 @@ def test_an_unfinished_experiment_is_reported_as_far_as_it_is(tmp_path, fill, in
     assert ("plot-parity" in page.ids) == bool(done)
 
 
-def test_an_experiment_that_has_not_begun_is_reported_as_that(tmp_path, inputs):
+def test_an_experiment_that_has_not_begun_can_be_reported(tmp_path, inputs):
     page = report_of(read_unfinished(tmp_path / "nothing", inputs), tmp_path)
     assert "Folds with predictions: none. Folds with finished epochs: none" in page.text
 
@@ -257,13 +257,13 @@ def test_a_gap_after_the_best_epoch_is_reported():
     assert "at epoch 4 validation is 6.2 times the training MAE" in text
 
 
-def test_ratios_beyond_sense_are_capped():
+def test_extreme_ratios_are_capped():
     text = analysis.verdict(0, rows(0.03, 0.02, 0.0199, 0.0199, train=(0.03, 1e-8, 1e-8, 1e-8))).text
     assert "validation is more than 100 times the training MAE" in text
     assert "rose to more than 100 times that" in analysis.verdict(0, rows(0.02, 1.0, 5.0)).text
 
 
-def test_only_a_small_gap_is_without_doubt():
+def test_only_a_small_gap_gives_a_certain_verdict():
     assert not analysis.verdict(0, rows(0.3, 0.1, 0.1, 0.1)).is_doubtful
     assert analysis.verdict(0, rows(0.3, 0.1, 0.1, 0.1, train=(0.1, 0.05, 0.05, 0.05))).is_doubtful
 

@@ -42,7 +42,7 @@ def test_only_small_crystals_are_taken(benchmark, tmp_path):
         assert [json.loads(line)["id"] for line in lines] == ["1", "8"]
 
 
-def test_a_replay_prunes_as_sessions_do(benchmark):
+def test_a_replay_prunes_like_sessions(benchmark):
     search = benchmark.as_searched(ROOT / "benchmarks" / "recipe_head.toml")
     curves = [[5.0, 4.0, 3.0, 2.0], [5.0, 4.5, 1.0, 1.0], [4.0, 3.0, 2.0, 1.5]]
     trials = [

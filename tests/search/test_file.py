@@ -51,7 +51,7 @@ def test_enqueueing_a_search_begins_its_first_trial_with_all_of_the_search_in_it
     assert Search.model_validate(trial["search"]).description == "which rate"
 
 
-def test_the_hash_of_a_trial_is_that_of_the_experiment_by_itself(project, write):
+def test_a_trial_has_the_hash_of_the_separate_experiment(project, write):
     write()
     found = Project(project.root)
     trial = found.enqueue("hunt").experiment
@@ -144,7 +144,7 @@ def test_a_grid_has_as_many_trials_as_settings_that_the_experiment_takes(project
     assert trial["search"]["trials"] == 2 + 4 * 2
 
 
-def test_a_base_that_is_not_there_is_an_error_that_lists_the_experiments_that_are(project, write):
+def test_a_missing_base_is_an_error_that_lists_the_experiments(project, write):
     write(SEARCH.replace('base = "small"', 'base = "smal"'))
     with pytest.raises(
         SpecError, match=r"hunt\.toml is not a valid search:\n  base = 'smal': .* are: .*small"
@@ -154,9 +154,7 @@ def test_a_base_that_is_not_there_is_an_error_that_lists_the_experiments_that_ar
 
 
 @pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
-def test_a_space_that_the_experiment_refuses_as_a_whole_is_an_error_that_names_the_file_and_why(
-    project, write, sampler
-):
+def test_a_space_that_the_experiment_always_refuses_is_an_error_with_file_and_reason(project, write, sampler):
     space = '"train.epochs" = { choices = [2, 4] }\n"train.unfreeze_epochs" = { choices = [3] }\n'
     # Each value above can be combined with a value of the other key. The two values below always contradict each other.
     space += '"train.soup" = { choices = [2] }\n"train.ema_decay" = { choices = [0.5] }\n'

@@ -95,7 +95,7 @@ def folders(project: ProjectFolder) -> list[str]:
     return [folder.parent.name for folder in project.fold_dirs()]
 
 
-def test_local_checkpoints_are_removed_and_a_lost_queue_still_comes_back_with_the_trial(local, clock):
+def test_local_checkpoints_are_removed_and_recover_still_restores_the_trial(local, clock):
     project, session = local
     for name in NAMES:
         keep_wanted(project, session.queue, name)
@@ -138,7 +138,7 @@ def test_retry_says_that_it_starts_from_the_beginning(local, clock, monkeypatch)
     assert len(told) == 1
 
 
-def test_checkpoints_in_a_store_are_removed_and_nothing_misses_them(local, clock, tmp_path):
+def test_checkpoints_in_a_store_are_removed_and_nothing_needs_them(local, clock, tmp_path):
     project, session = local
     (tmp_path / "store").mkdir()
     store = ObjectStore.open((tmp_path / "store").as_uri())
@@ -154,7 +154,7 @@ def test_checkpoints_in_a_store_are_removed_and_nothing_misses_them(local, clock
 
 
 @pytest.mark.parametrize("given_up", [False, True])
-def test_an_archive_holds_the_search(local, clock, tmp_path, given_up):
+def test_an_archive_contains_the_search(local, clock, tmp_path, given_up):
     project, session = local
     if given_up:
         give_up(project, session.queue, clock)
@@ -169,7 +169,7 @@ def test_an_archive_holds_the_search(local, clock, tmp_path, given_up):
     assert folders(other.folder) == (NAMES[1:] if given_up else NAMES)
 
 
-def test_a_search_that_moves_to_a_server_continues_as_it_would_have(local, clock, postgres_server):
+def test_a_search_that_moves_to_a_server_continues_unchanged(local, clock, postgres_server):
     project, session = local
     give_up(project, session.queue, clock)
     session.end()
@@ -185,7 +185,7 @@ def test_a_search_that_moves_to_a_server_continues_as_it_would_have(local, clock
         assert committed(queue, NAMES[0]) == []
 
 
-def test_a_drive_loses_them_once_it_has_the_news_and_a_new_machine_knows_the_trial(tmp_path, clock):
+def test_a_drive_loses_checkpoints_after_the_snapshot_and_a_new_machine_knows_the_trial(tmp_path, clock):
     root = tmp_path / "drive"
     init_project(root)
     (tmp_path / "live").mkdir()

@@ -41,7 +41,7 @@ def plots(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("jobs", [1, 30, None])
-def test_the_report_shows_every_trial_however_far_the_search_is(project, searched, jobs):
+def test_the_report_shows_every_trial_of_a_finished_or_unfinished_search(project, searched, jobs):
     trials = searched(make_search(folds=[0, 1]), jobs)
     (page,) = Project(project.root).report("hunt")
     text = page.read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def test_the_report_shows_every_trial_however_far_the_search_is(project, searche
         Project(project.root).report("hunt")
 
 
-def test_the_figures_show_what_the_queue_has(searched):
+def test_the_figures_show_the_data_of_the_queue(searched):
     search = make_search()
     trials = searched(search)
     figures = draw(search, trials, {}, target_of(search.base_spec))
@@ -79,7 +79,7 @@ def test_the_figures_show_what_the_queue_has(searched):
     assert columns["train.batch_size"] == [[16, 32, 64].index(size) for size in sizes]
 
 
-def test_the_setting_that_decides_is_the_most_important_one(searched):
+def test_the_decisive_setting_is_the_most_important_one(searched):
     search = make_search(sampler="random", pruner="none", trials=20, epochs=1)
     shares = importances(search, searched(search))
     assert max(shares, key=shares.__getitem__) == "train.lr"
@@ -107,7 +107,7 @@ def test_the_exported_study_has_the_trials_of_the_queue(project, searched, tmp_p
     assert study.best_trial.number == min(ended, key=lambda trial: trial.value).number
 
 
-def test_an_export_writes_over_nothing_unasked_and_only_of_a_search(project, searched, tmp_path):
+def test_an_export_replaces_files_only_with_force_and_only_accepts_searches(project, searched, tmp_path):
     searched(make_search(), 1)
     found = Project(project.root)
     path = found.export_study("hunt", tmp_path / "s.db")

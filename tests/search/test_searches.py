@@ -75,7 +75,7 @@ def shown(found: list[Trial]) -> list[Any]:
     return [(trial.number, dict(trial.settings), trial.state, trial.epochs_done) for trial in found]
 
 
-def test_one_session_does_a_search_to_its_end_and_ends_most_trials_early(queue):
+def test_one_session_finishes_a_search_and_ends_most_trials_early(queue):
     found = searched(queue, make_search())
     assert [trial.number for trial in found] == list(range(12))
     states = {trial.state for trial in found}
@@ -85,7 +85,7 @@ def test_one_session_does_a_search_to_its_end_and_ends_most_trials_early(queue):
     assert best.state is TrialState.DONE
 
 
-def test_a_sampler_that_insists_on_settings_that_the_experiment_refuses_does_not_end_the_search(queue):
+def test_a_sampler_that_suggests_refused_settings_does_not_end_the_search(queue):
     # The search space includes unfreeze_epochs = 4, which an experiment of 4 epochs refuses.
     assert len(searched(queue, make_search(epochs=4, reduction=2, trials=8))) == 8
 
@@ -131,7 +131,7 @@ def test_two_sessions_open_two_trials_and_a_single_one_opens_one(queue):
     assert len(trials(queue)) == 2
 
 
-def test_of_two_sessions_that_draw_the_next_trial_at_once_one_begins_it(queue, address, open_at, monkeypatch):
+def test_if_two_sessions_draw_the_next_trial_at_once_only_one_begins_it(queue, address, open_at, monkeypatch):
     enqueue(queue, make_search())
     one, two = start_session(queue), start_session(queue)
     drawn = steps.next_settings
@@ -193,7 +193,7 @@ def test_paused_and_cancelled_searches_begin_no_trial(queue):
     assert len(trials(queue)) == 12
 
 
-def test_a_search_whose_last_three_trials_failed_waits_for_a_person(queue):
+def test_a_search_whose_last_three_trials_failed_waits_for_the_user(queue):
     enqueue(queue, make_search())
     session = start_session(queue)
     for number in range(3):
@@ -223,14 +223,14 @@ def test_a_summary_of_a_budget_says_what_is_left_of_it(queue):
     assert seen == [("waiting", 8, 12), ("done", 24, 0)]
 
 
-def test_trials_are_as_urgent_as_the_newest_of_them(queue):
+def test_all_trials_have_the_priority_of_the_newest_trial(queue):
     enqueue(queue, make_search(trials=2))
     queue.set_priority("hunt.000", 7, now=NOW)
     do_jobs(queue, start_session(queue), now=now)
     assert [trial.priority for trial in trials(queue)] == [7, 7]
 
 
-def test_a_summary_adds_up_what_was_used_and_saved(queue):
+def test_a_summary_adds_up_the_time_used_and_saved(queue):
     found = searched(queue, make_search())
     (summary,) = summaries(queue.overview(now=NOW))
     done = sum(trial.epochs_done for trial in found)
@@ -245,7 +245,7 @@ def test_a_summary_adds_up_what_was_used_and_saved(queue):
     assert (summary["seconds"], summary["seconds_saved"], summary["seconds_left"]) == (done, 96 - done, 0)
 
 
-def test_a_search_knows_about_how_long_it_takes_from_its_first_epoch_until_it_is_cancelled(queue):
+def test_a_search_estimates_its_time_left_from_its_first_epoch_until_it_is_cancelled(queue):
     def left() -> float | None:
         (summary,) = summaries(queue.overview(now=NOW))
         found: float | None = summary["seconds_left"]
@@ -326,7 +326,7 @@ def committed_once(queue: Queue) -> None:
         assert epoch == 1 or seen.index((experiment, epoch - 1)) < seen.index((experiment, epoch))
 
 
-def test_a_search_killed_at_20_random_moments_ends_as_an_undisturbed_one(queue, address, open_at, tmp_path):
+def test_a_search_killed_at_20_random_moments_ends_as_an_uninterrupted_one(queue, address, open_at, tmp_path):
     undisturbed = searched(open_at(str(tmp_path / "undisturbed.db")), make_search())
     enqueue(queue, make_search())
     chance = random.Random(5)
@@ -344,7 +344,7 @@ def test_a_search_killed_at_20_random_moments_ends_as_an_undisturbed_one(queue, 
     committed_once(queue)
 
 
-def test_two_workers_at_once_lose_no_trial_and_begin_none_twice(queue, address):
+def test_two_concurrent_workers_lose_no_trial_and_begin_none_twice(queue, address):
     enqueue(queue, make_search(sampler="qmc", pruner="none"))
     workers = [start(address) for _ in range(2)]
     for worker in workers:

@@ -68,7 +68,7 @@ def trials(project: ProjectFolder) -> list[dict[str, Any]]:
     return [entry for entry in Project(project.root).status("rates").overview["experiments"] if entry["trial"]]
 
 
-def test_all_trials_are_done_or_pruned_and_none_is_twice(searched):
+def test_every_trial_is_done_or_pruned_exactly_once(searched):
     found = trials(searched)
     assert sorted(entry["trial"]["settings"]["train.lr"] for entry in found) == [1e-8, 1e-7, 1e-3, 1e-2]
     assert {entry["state"] for entry in found} == {"done", "pruned"}
@@ -84,7 +84,7 @@ def test_a_pruned_trial_has_no_predictions_and_its_events_say_why(searched):
     assert "pruned: halving ends it after epoch" in run(searched.root, "events", pruned["name"]).stdout
 
 
-def test_a_kept_trial_is_byte_for_byte_the_experiment_by_itself(searched):
+def test_a_finished_trial_is_byte_for_byte_a_separate_experiment(searched):
     done = next(entry for entry in trials(searched) if entry["state"] == "done")
     found = Project(searched.root)
     alone = found.enqueue("small", folds=[0], settings=done["trial"]["settings"], name="alone").experiment
@@ -106,7 +106,7 @@ def test_status_shows_a_search_as_one_row_that_opens(searched):
         assert line in opened
 
 
-def test_a_day_later_a_session_removes_the_checkpoints_of_pruned_trials_alone(searched):
+def test_a_day_later_a_session_removes_only_the_checkpoints_of_pruned_trials(searched):
     class DayLater(SystemClock):
         def now(self) -> float:
             return super().now() + 24 * 3600 + 1
@@ -131,7 +131,7 @@ def test_a_search_has_a_report_and_an_export(searched, tmp_path):
     assert (again.returncode, "already exists" in again.stderr) == (2, True)
 
 
-def test_the_best_is_promoted_and_says_so(searched):
+def test_the_promoted_experiment_has_the_best_settings_and_says_so(searched):
     told = run(searched.root, "promote", "rates", "--name", "tuned")
     assert told.stdout.startswith("tuned: enqueued, 22 jobs. Best of 4 trials of rates (trial ")
     assert "chosen by validation on fold 0" in told.stdout
@@ -195,7 +195,7 @@ def test_a_session_that_cannot_begin_the_next_trial_does_not_say_that_all_is_don
     assert work(folder, WorkOptions(device="cpu", max_jobs=1), report=report).ending is Ending.STOPPED
 
 
-def test_commands_that_steer_take_the_name_of_a_search(searched):
+def test_commands_that_control_experiments_accept_the_name_of_a_search(searched):
     with Queue(searched.queue_db, read_only=True) as queue:
         of_search = [one.name for one in queue.trials()]
         assert run(searched.root, "pause", "rates").returncode == 0
@@ -207,7 +207,7 @@ def test_commands_that_steer_take_the_name_of_a_search(searched):
     assert run(searched.root, "retry", "rates").stdout.startswith("rates: 0 jobs")
 
 
-def test_a_lost_queue_comes_back_with_the_search(searched, tmp_path):
+def test_recover_restores_the_search(searched, tmp_path):
     before = {entry["name"]: entry["trial"] for entry in trials(searched)}
     aside = Path(tmp_path / "queue.db")
     searched.queue_db.replace(aside)

@@ -47,7 +47,7 @@ def test_a_suggestion_depends_on_the_seed_the_number_and_the_results_alone(sampl
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_suggestions_are_of_the_space_and_conditional_keys_are_there_where_they_apply(sampler):
+def test_suggestions_lie_in_the_space_and_have_conditional_keys_where_they_apply(sampler):
     for one in suggested(make_search(sampler=sampler), 12):
         settings = dict(one.settings)
         assert 1e-4 <= settings.pop("train.lr") <= 1e-2
@@ -60,7 +60,7 @@ def test_suggestions_are_of_the_space_and_conditional_keys_are_there_where_they_
 
 
 @pytest.mark.parametrize(("sampler", "learns"), [("tpe", True), ("cmaes", True), ("random", False), ("qmc", False)])
-def test_samplers_that_learn_suggest_something_else_after_other_results(sampler, learns):
+def test_learning_samplers_suggest_other_settings_after_other_results(sampler, learns):
     space = {"train.lr": SPACE["train.lr"], "train.weight_decay": {"low": 1e-6, "high": 1e-2, "log": True}}
     search = make_search(sampler=sampler, space=space)
     trials = suggested(search, 10)
@@ -70,7 +70,7 @@ def test_samplers_that_learn_suggest_something_else_after_other_results(sampler,
     assert (next_settings(search, trials) != next_settings(search, turned)) == learns
 
 
-def test_a_grid_is_tried_once_each_and_then_it_is_over():
+def test_a_grid_search_tries_each_combination_once_and_ends():
     space = {"train.batch_size": {"choices": [16, 32, 64]}, "train.unfreeze_epochs": {"low": 0, "high": 4, "step": 2}}
     search = make_search(sampler="grid", space=space, trials=100)
     trials = suggested(search, 9)
@@ -103,7 +103,7 @@ GOOD, BAD = {"train.lr": 1e-3}, {"train.lr": 1e-2}
 
 
 @pytest.mark.parametrize("pruner", ["halving", "hyperband"])
-def test_a_trial_that_is_worse_than_others_at_an_epoch_is_ended_there_and_a_better_one_continues(pruner):
+def test_a_trial_worse_than_others_is_pruned_and_a_better_one_continues(pruner):
     search = make_search(pruner=pruner)
     trials = [trial(number, GOOD if number % 2 else BAD) for number in range(6)]
     ended = {number: [] for number in (6, 7)}
@@ -117,7 +117,7 @@ def test_a_trial_that_is_worse_than_others_at_an_epoch_is_ended_there_and_a_bett
     assert not ended[7]
 
 
-def test_no_trial_is_ended_before_the_epoch_that_the_search_says():
+def test_no_trial_is_pruned_before_min_epochs():
     search = make_search(min_epochs=4)
     trials = [trial(number, GOOD) for number in range(4)]
     verdicts = [judged(search, [*trials, trial(4, BAD, done=epoch)], 4) for epoch in range(1, 6)]

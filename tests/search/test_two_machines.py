@@ -81,7 +81,7 @@ def start_two(root: Path, tmp_path: Path, clock: ManualClock) -> list[SteppedSes
     return [first, SteppedSession(root, tmp_path / "live2", clock)]
 
 
-def test_two_machines_with_one_drive_share_a_search_and_neither_lose_nor_double_a_trial(root, tmp_path, clock):
+def test_two_machines_with_one_drive_share_a_search_and_neither_lose_nor_repeat_a_trial(root, tmp_path, clock):
     first, second = start_two(root, tmp_path, clock)
     begun, begin = set(), steps.begin_trials
 
@@ -105,7 +105,7 @@ def test_two_machines_with_one_drive_share_a_search_and_neither_lose_nor_double_
     assert known(SteppedSession(root, tmp_path / "live3", clock)) == ours
 
 
-def test_a_search_outlives_the_machine_that_began_its_trials(root, tmp_path, clock):
+def test_a_search_survives_the_loss_of_the_machine_that_began_its_trials(root, tmp_path, clock):
     first, second = start_two(root, tmp_path, clock)
     while len(known(first)) == 1:
         work_by_turns(clock, [first, second], turns=1)

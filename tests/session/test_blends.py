@@ -130,7 +130,7 @@ def test_a_blend_is_rebuilt_with_the_same_bytes_after_the_queue_is_lost(project)
     assert [predictions_file(project.results("both").folder, fold).read_bytes() for fold in (0, 1)] == before
 
 
-def test_a_blend_rests_until_its_members_are_recorded_at_the_cost_of_no_attempt(project, monkeypatch):
+def test_a_blend_waits_for_its_members_without_using_an_attempt(project, monkeypatch):
     project.blend(["head.seed0", "head.seed1"], name="both", priority=5)
     with open_queue(project.folder) as queue:
         queue.rewind("head.seed0", {0: "test"}, to_epoch=1, now=0.0)
@@ -142,7 +142,7 @@ def test_a_blend_rests_until_its_members_are_recorded_at_the_cost_of_no_attempt(
     assert [(job.state.value, job.failures, job.preemptions) for job in jobs] == [("committed", 0, 0)] * len(jobs)
 
 
-def test_a_blend_whose_member_waits_for_a_person_fails_with_what_to_do(project):
+def test_a_blend_whose_member_failed_fails_with_advice(project):
     project.blend(["head.seed0", "head.seed1"], name="both", priority=5)
     with open_queue(project.folder) as queue:
         queue.rewind("head.seed0", {0: "test"}, to_epoch=1, now=0.0)
@@ -292,7 +292,7 @@ def weights_of(project: Project) -> dict[str, float]:
     return found
 
 
-def test_fitted_weights_are_those_that_fit_the_validation_part_best(fitted):
+def test_fitted_weights_minimise_the_error_on_the_validation_part(fitted):
     specs = [parse_spec(fitted.spec(name), source=name) for name in MEMBERS]
     crystals = load(CRYSTALS, project_root=fitted.folder.root).crystals
     rows = common_validation(crystals.targets, specs, 0)

@@ -95,7 +95,7 @@ def test_the_cpu_has_nothing_to_compile(predicts: Predicts) -> None:
     assert (predicted, told) == ([], [])
 
 
-def test_compiling_is_noted_until_compiled_kernels_are_stored(predicts: Predicts, kept: Path) -> None:
+def test_sessions_note_that_kernels_compile_until_compiled_kernels_are_stored(predicts: Predicts, kept: Path) -> None:
     told: list[str] = []
     predicts(lambda: None)
     Compiling(CUDA, told.append).wait()

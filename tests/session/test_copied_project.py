@@ -49,7 +49,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     pair.original.stop()
 
 
-def test_the_copy_neither_stops_nor_waits_for_nor_shows_the_originals_session(pair: Pair) -> None:
+def test_the_copy_does_not_stop_wait_for_or_show_sessions_of_the_original(pair: Pair) -> None:
     assert pair.copy.stop() == []
     assert pair.session.is_running
     assert background.current(pair.copy.folder) is None

@@ -181,7 +181,7 @@ def test_each_session_sees_its_own_gpu(together: Together, report: RememberedRep
         (("STOPPED", "BLOCKED"), Ending.BLOCKED),
     ],
 )
-def test_the_ending_is_stopped_unless_a_session_found_nothing_left(
+def test_the_ending_is_stopped_unless_a_session_finished_the_work(
     together: Together, endings: tuple[str, str], together_it_is: Ending
 ) -> None:
     outcome = together(
@@ -231,7 +231,7 @@ def test_the_end_command_runs_once_when_all_have_ended(together: Together, proje
     assert (project.root / "seen").read_text() == "x\nx\n"
 
 
-def test_a_second_ctrl_c_ends_all_at_once(project: ProjectFolder, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_all_sessions_immediately(project: ProjectFolder, tmp_path: Path) -> None:
     enqueue(project, small_spec(project))
     stubborn = tmp_path / "python"
     stubborn.write_text(

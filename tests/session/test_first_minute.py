@@ -33,7 +33,7 @@ Project(sys.argv[1]).work(report=First())
 """
 
 
-def test_a_session_says_that_it_loads_before_it_loads(tmp_path: Path) -> None:
+def test_a_session_reports_loading_before_it_loads(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     command = [sys.executable, "-c", STARTING, str(project.root)]
     said = subprocess.run(command, capture_output=True, text=True, check=True)

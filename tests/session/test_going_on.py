@@ -68,7 +68,7 @@ def test_a_claimed_job_that_was_not_begun_is_released_unchanged(inference: Proje
 
 
 @pytest.mark.parametrize("may_reap", [False, True])
-def test_a_session_that_slept_claims_nothing_that_another_may_still_hold(
+def test_a_suspended_session_claims_nothing_that_another_may_hold(
     inference: ProjectFolder, monkeypatch: pytest.MonkeyPatch, may_reap: bool
 ) -> None:
     with Queue(inference.queue_db) as queue:

@@ -89,7 +89,7 @@ def test_the_first_session_to_wake_on_a_machine_takes_no_lease_from_the_other(
         assert queue.job(lease.job.id).state == state
 
 
-def test_a_beat_that_itself_waited_long_for_its_server_takes_nothing_from_others(
+def test_a_heartbeat_that_waited_long_for_its_server_reaps_no_lease(
     held: tuple[Queue, Lease, Heartbeat, list[str]], project: ProjectFolder, clock: ManualClock
 ) -> None:
     queue, _, heartbeat, _ = held
@@ -106,7 +106,7 @@ def test_a_beat_that_itself_waited_long_for_its_server_takes_nothing_from_others
     assert queue.job(lease.job.id).state == "leased"
 
 
-def test_after_a_clock_is_set_back_expired_leases_are_taken_over_within_a_lease(
+def test_after_a_clock_is_set_back_expired_leases_are_soon_taken_over(
     held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
 ) -> None:
     *_, heartbeat, _ = held

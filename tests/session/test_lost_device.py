@@ -91,7 +91,7 @@ def test_a_session_that_had_saved_work_says_that_another_can_resume(
     assert launched.is_to_be_continued(outcome)
 
 
-def test_an_error_on_a_working_device_counts_as_the_jobs(
+def test_an_error_on_a_working_device_counts_as_an_error_of_the_job(
     tmp_path: Path, report: RememberedReport, broken: Broken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project(tmp_path)

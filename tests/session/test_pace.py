@@ -30,7 +30,7 @@ def test_a_pace_covers_only_this_session() -> None:
     assert pace.per_second == 20.0
 
 
-def test_a_log_says_how_fast_a_job_is_and_how_long_it_takes() -> None:
+def test_a_log_shows_the_speed_and_time_left_of_a_job() -> None:
     said: list[str] = []
     spoken = Narration(lambda text, _style: said.append(text))
     spoken.advanced(job_of(Kind.PREDICT), "crystals", 1600, 21_578, {"per second": 57.08})

@@ -90,13 +90,13 @@ def test_without_a_deadline_everything_is_allowed(clock: ManualClock) -> None:
     assert deadline.at is None
 
 
-def test_time_is_kept_for_the_end_command_but_no_more_than_a_share_of_a_short_session(clock: ManualClock) -> None:
+def test_the_end_command_gets_a_reserve_of_at_most_a_share_of_a_short_session(clock: ManualClock) -> None:
     assert Deadline(clock, 1000.0, end_command_seconds=120.0).remaining() == 880.0
     assert Deadline(clock, 100.0, end_command_seconds=120.0).remaining() == 80.0
     assert Deadline(clock, None, end_command_seconds=120.0).at is None
 
 
-def test_a_reason_that_reads_like_a_signal_is_not_one() -> None:
+def test_a_reason_named_like_a_signal_is_not_a_signal() -> None:
     stop = StopRequest()
     stop.request("SIGTERM")
     assert stop.cause == StopCause(StopKind.ASKED, "SIGTERM")

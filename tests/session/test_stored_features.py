@@ -14,7 +14,7 @@ from mbqueue.session.worker import work
 from mbqueue.train.backbone import open_frozen
 
 
-def test_a_fold_that_resumes_with_features_of_other_bytes_says_so(tmp_path: Path, report: RememberedReport) -> None:
+def test_a_fold_that_resumes_with_different_features_reports_it(tmp_path: Path, report: RememberedReport) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
     spec = small_spec(project, "head_finetune")
     enqueue(project, spec)

@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProjectFolder, P
     return project, folder, outcome, report.lines
 
 
-def test_a_session_does_everything_and_says_that_nothing_is_left(
+def test_a_session_does_all_jobs_and_reports_that_nothing_is_left(
     finished: tuple[ProjectFolder, Path, SessionOutcome, list[str]],
 ) -> None:
     project, _, outcome, lines = finished
@@ -99,7 +99,7 @@ def test_the_model_loads_with_chgnet_and_predicts_what_the_file_of_predictions_s
     np.testing.assert_array_equal(crystals.targets[rows], table.y_true)
 
 
-def test_the_test_part_is_that_of_matbenchs_rule(
+def test_the_test_part_follows_the_rule_of_matbench(
     finished: tuple[ProjectFolder, Path, SessionOutcome, list[str]],
 ) -> None:
     from sklearn.model_selection import KFold
@@ -264,7 +264,7 @@ def _stop_at_failure(report: RememberedReport) -> StopRequest:
     return stop
 
 
-def test_a_session_that_starts_with_nothing_enqueued_says_so(tmp_path: Path, report: RememberedReport) -> None:
+def test_a_session_without_enqueued_jobs_says_so(tmp_path: Path, report: RememberedReport) -> None:
     with pytest.raises(UsageError, match="mbqueue enqueue"):
         work(make_project(tmp_path), WorkOptions(device="cpu"), report=report)
 

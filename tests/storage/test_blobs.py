@@ -59,7 +59,7 @@ def names(blobs: Blobs, folder: str) -> list[str]:
     return list(blobs.listed(folder))
 
 
-def test_what_was_put_is_read_and_listed_in_order(blobs: Blobs) -> None:
+def test_put_blobs_are_read_and_listed_in_order(blobs: Blobs) -> None:
     blobs.put("state/b-2.pt", b"two")
     blobs.put("state/a-1.pt", b"")
     blobs.put("state/c-3.pt", bytes(range(256)) * 5000)
@@ -69,13 +69,13 @@ def test_what_was_put_is_read_and_listed_in_order(blobs: Blobs) -> None:
     assert blobs.read("state/c-3.pt", at_most=1 << 30) == bytes(range(256)) * 5000
 
 
-def test_no_more_is_read_than_makes_sense(blobs: Blobs) -> None:
+def test_reading_is_limited_to_a_maximum_size(blobs: Blobs) -> None:
     blobs.put("state/a.pt", b"x" * 1000)
     assert blobs.read("state/a.pt", at_most=10) == b"x" * 11
     assert blobs.read("state/a.pt", at_most=0) == b"x"
 
 
-def test_what_is_missing_is_missing_and_removing_it_is_no_error(blobs: Blobs) -> None:
+def test_reading_a_missing_blob_reports_it_and_removing_it_is_no_error(blobs: Blobs) -> None:
     assert names(blobs, "state/nothing") == []
     with pytest.raises(FileNotFoundError):
         blobs.read("state/nothing.pt", at_most=10)
@@ -93,7 +93,7 @@ def test_putting_the_same_twice_changes_nothing(blobs: Blobs) -> None:
     assert blobs.read("state/a.pt", at_most=10) == b"same"
 
 
-def test_a_name_is_created_once_and_a_writer_with_the_same_bytes_is_the_same_writer(blobs: Blobs) -> None:
+def test_a_name_is_created_once_except_by_a_writer_with_the_same_bytes(blobs: Blobs) -> None:
     assert blobs.create("state/a.json", b"one")
     assert blobs.create("state/a.json", b"one"), "the same writer again, whose answer was lost"
     assert not blobs.create("state/a.json", b"two")
@@ -102,14 +102,14 @@ def test_a_name_is_created_once_and_a_writer_with_the_same_bytes_is_the_same_wri
     assert names(blobs, "state") == ["a.json"]
 
 
-def test_what_was_removed_can_be_created_again(blobs: Blobs) -> None:
+def test_a_removed_blob_can_be_created_again(blobs: Blobs) -> None:
     assert blobs.create("state/a.json", b"one")
     blobs.remove("state/a.json")
     assert names(blobs, "state") == []
     assert blobs.create("state/a.json", b"two")
 
 
-def test_what_is_moved_has_the_new_name_only(blobs: Blobs) -> None:
+def test_a_moved_blob_has_only_the_new_name(blobs: Blobs) -> None:
     blobs.put("state/a.pt", b"content")
     assert blobs.move("state/a.pt", "state/a.pt.damaged")
     assert names(blobs, "state") == ["a.pt.damaged"]
@@ -126,7 +126,7 @@ def test_a_listing_shows_another_tag_for_another_content_or_none(blobs: Blobs) -
     assert after.size in (4, -1)
 
 
-def test_of_writers_of_one_name_on_one_machine_one_wins(blobs: Blobs, request: pytest.FixtureRequest) -> None:
+def test_of_concurrent_writers_of_one_name_one_wins(blobs: Blobs, request: pytest.FixtureRequest) -> None:
     if "without links" in request.node.name:
         blobs.create("state/0.json", b"no race here: without links the first is only heard as a rule")
         assert not blobs.create("state/0.json", b"second")
@@ -190,7 +190,7 @@ class AnyMix(RuleBasedStateMachine):
             assert self.blobs.read(name, at_most=1 << 20) == content
 
 
-def test_any_mix_of_operations_is_as_on_a_dictionary(make: Make) -> None:
+def test_any_mix_of_operations_behaves_like_a_dictionary(make: Make) -> None:
     machine = type("AnyMixHere", (AnyMix,), {"make": staticmethod(make)})
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
     run_state_machine_as_test(
@@ -222,7 +222,7 @@ def test_a_death_in_a_folder_leaves_no_blob_of_that_name(tmp_path: Path, died_wh
         assert names(folder, "state") == []
 
 
-def test_what_is_left_half_written_in_a_folder_is_not_listed_and_swept(tmp_path: Path) -> None:
+def test_half_written_files_are_not_listed_and_are_removed(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.put("state/a.json", b"whole")
     (tmp_path / "state" / ".tmp-123-b.json").write_bytes(b"ha")
@@ -231,7 +231,7 @@ def test_what_is_left_half_written_in_a_folder_is_not_listed_and_swept(tmp_path:
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["a.json"]
 
 
-def test_a_cut_off_file_on_a_mount_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_truncated_file_on_a_mount_blocks_no_writer(tmp_path: Path) -> None:
     """A truncated file stays, since its upload may not be finished. Readers also try the file `NAME (1)`."""
     drive = Drive(init_project(tmp_path / "drive")[0].root)
     drive.put("state/a-0123456789ab.pt", b"content")
@@ -252,7 +252,7 @@ def test_a_link_or_a_folder_under_a_blobs_name_is_unreadable_and_not_followed(tm
             drive.read(f"state/{name}.pt", at_most=100)
 
 
-def test_a_mount_that_is_gone_lacks_nothing_and_takes_nothing(tmp_path: Path) -> None:
+def test_a_lost_mount_reports_no_blob_as_missing_and_accepts_none(tmp_path: Path) -> None:
     drive = Drive(init_project(tmp_path / "drive")[0].root)
     drive.put("state/a.pt", b"content")
     drive.root.rename(tmp_path / "unmounted")

@@ -16,9 +16,7 @@ from mbqueue.storage.names import commit_file, is_stem, order_of, stem_of
     digits=st.sampled_from(["", "9f86d081884c"]),
     suffix=st.sampled_from(["json", "pt"]),
 )
-def test_what_a_name_is_made_of_is_read_from_it(
-    epoch: int, step: int | None, fence: int, digits: str, suffix: str
-) -> None:
+def test_a_name_is_parsed_into_its_parts(epoch: int, step: int | None, fence: int, digits: str, suffix: str) -> None:
     stem = stem_of(epoch=epoch, step=step, fence=fence)
     assert is_stem(stem)
     assert order_of(stem) == (epoch, step is None, step or 0, fence)
@@ -29,7 +27,7 @@ def test_what_a_name_is_made_of_is_read_from_it(
     assert file.finished_epochs == (epoch if step is None else epoch - 1)
 
 
-def test_what_a_drive_made_of_a_second_file_of_one_name_is_read_as_that_name() -> None:
+def test_a_duplicate_made_by_the_drive_is_parsed_as_the_original_name() -> None:
     file = commit_file("e0012-done-f0003-9f86d081884c (1).pt")
     assert file is not None
     assert file.base == "e0012-done-f0003-9f86d081884c"
@@ -48,5 +46,5 @@ def test_what_a_drive_made_of_a_second_file_of_one_name_is_read_as_that_name() -
         "e0012-done-f0003.json\n",
     ],
 )
-def test_other_names_are_of_no_commit(name: str) -> None:
+def test_other_names_do_not_parse_as_commits(name: str) -> None:
     assert commit_file(name) is None

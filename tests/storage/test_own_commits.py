@@ -51,7 +51,7 @@ def test_in_a_folder_a_second_writer_of_a_commit_leaves_the_checkpoint_of_the_fi
     assert (commit.manifest.session, second.checkpoint(commit)) == ("a", b"one")
 
 
-def test_a_disk_that_fails_is_not_taken_for_one_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_disk_is_not_mistaken_for_one_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_names: object) -> None:
         raise OSError(errno.EIO, "the disk fails")
 
@@ -61,7 +61,7 @@ def test_a_disk_that_fails_is_not_taken_for_one_without_links(tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_copies_that_cannot_be_kept_are_told_once_and_cost_no_commit(tmp_path: Path) -> None:
+def test_failed_copies_are_reported_once_and_cost_no_commit(tmp_path: Path) -> None:
     (tmp_path / "near").write_text("a file where the folder should be")
     notes: list[str] = []
     store = new_store("shared folder", None, tmp_path / "share")
@@ -73,7 +73,7 @@ def test_copies_that_cannot_be_kept_are_told_once_and_cost_no_commit(tmp_path: P
     assert "No copies are kept" in notes[0]
 
 
-def test_commits_that_are_sent_to_a_store_take_the_place_of_no_others(tmp_path: Path) -> None:
+def test_commits_sent_to_a_store_replace_no_others(tmp_path: Path) -> None:
     store = new_store("shared folder", None, tmp_path / "share")
     theirs = OwnCommits(in_store(store, SMALL), SMALL)
     theirs.stage(b"theirs", facts("b")).publish()

@@ -28,14 +28,14 @@ def test_a_copy_that_is_cut_off_changed_or_longer_is_not_read(
         written.read(place, "results/file")
 
 
-def test_a_file_that_changed_after_its_job_wrote_it_is_not_sent(tmp_path: Path, written: ResultFile) -> None:
+def test_a_file_that_changed_after_its_job_is_not_uploaded(tmp_path: Path, written: ResultFile) -> None:
     assert written.written_in(tmp_path) == b"id,y\na,1\n"
     (tmp_path / written.name).write_bytes(b"id,y\na,2\n")
     with pytest.raises(OSError, match="changed after its job wrote it"):
         written.written_in(tmp_path)
 
 
-def test_a_local_file_is_whole_while_it_has_the_bytes_that_were_written(tmp_path: Path, written: ResultFile) -> None:
+def test_a_local_file_is_complete_if_it_has_the_written_bytes(tmp_path: Path, written: ResultFile) -> None:
     path = tmp_path / written.name
     assert written.is_whole(path)
     path.write_bytes(b"id,y\na,2\n")

@@ -61,7 +61,7 @@ def test_a_commit_is_a_checkpoint_and_a_manifest_named_by_epoch_step_and_fence(c
     ]
 
 
-def test_a_manifest_says_all_that_re_enters_its_commit(commits: Kept) -> None:
+def test_a_manifest_contains_the_progress_and_history_of_its_commit(commits: Kept) -> None:
     content = json.loads(commits.read("e0002-s000001-f0002.json"))
     assert content["parent"] == "e0001-done-f0001"
     assert content["best"]["commit"] == "e0001-done-f0001"
@@ -118,7 +118,9 @@ def test_a_manifest_of_a_newer_format_is_an_error_and_stays_where_it_is(commits:
     assert name in commits.names()
 
 
-def test_a_file_system_that_fails_does_not_condemn_a_commit(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_file_system_does_not_make_a_commit_count_as_damaged(
+    local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_path: Path, *_how: object) -> bytes:
         raise OSError(107, "Transport endpoint is not connected")
 

@@ -99,7 +99,7 @@ def test_a_single_atom_and_an_empty_bond_graph_are_no_special_case(helpers: Any,
     assert ("bond_weights_bg.weight" in reached) == (kind == 6)
 
 
-def test_a_bias_behind_bond_convolution_changes_bonds_without_angles_too(helpers: Any) -> None:
+def test_a_bias_in_bond_convolution_also_changes_bonds_without_angles(helpers: Any) -> None:
     with redirect_stdout(io.StringIO()):
         torch.manual_seed(0)
         model = CHGNet(mlp_out_bias=True, num_radial=31, num_angular=31)
@@ -118,7 +118,7 @@ def test_a_crystals_energy_does_not_depend_on_its_batch(bench: Any, rows: list[i
     assert float((together - alone).abs().max()) < 1e-5
 
 
-def test_the_compiled_messages_are_the_plain_ones(bench: Any) -> None:
+def test_compiled_messages_equal_plain_ones(bench: Any) -> None:
     batch = make_batch(bench.cache, np.arange(16))
     model = load_pretrained("0.3.0")
     torch.manual_seed(1)
@@ -158,7 +158,7 @@ def test_the_number_of_threads_changes_no_bit_of_the_compiled_messages(bench: An
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_gradients_too_small_for_float32_are_zero_whatever_the_thread_does_with_them(bench: Any) -> None:
+def test_gradients_too_small_for_float32_are_zero_in_every_thread(bench: Any) -> None:
     batch = make_batch(bench.cache, np.arange(8))
     gate = load_pretrained("0.3.0").atom_conv_layers[0].twoBody_atom
     torch.manual_seed(2)
@@ -180,7 +180,7 @@ def test_gradients_too_small_for_float32_are_zero_whatever_the_thread_does_with_
     assert not ((found[0] != 0) & (found[0].abs() < torch.finfo(torch.float32).tiny)).any()
 
 
-def test_weights_that_are_not_numbers_do_not_come_out_as_numbers(bench: Any) -> None:
+def test_nan_weights_give_nan_results(bench: Any) -> None:
     for name in ("mlp_core.layers.3.weight", "mlp_gate.layers.3.weight", "mlp_gate.layers.0.bias", "bn2.weight"):
         model = load_pretrained("0.3.0")
         with torch.no_grad():

@@ -103,7 +103,7 @@ def test_the_bytes_do_not_depend_on_which_experiment_asked_first(bench: Any, hel
     assert contents[0] == contents[1]
 
 
-def test_a_device_that_ran_out_of_memory_for_one_shard_computes_the_others_as_ever(
+def test_after_running_out_of_memory_for_one_shard_other_shards_are_computed_as_usual(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frozen_module, "SHARD_SIZE", 16)
@@ -280,7 +280,7 @@ def test_one_pass_gives_energies_and_features_if_the_disk_has_room(
         assert ("needs no second pass" in notes[0]) == (name == "room")
 
 
-def test_features_are_not_computed_for_their_own_sake(
+def test_features_are_computed_only_if_an_experiment_needs_them(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An experiment that needs only energies uses those of another machine."""
@@ -293,7 +293,7 @@ def test_features_are_not_computed_for_their_own_sake(
     assert prepare_frozen(pretrained, bench.cache, frozen, device=CPU)
 
 
-def test_a_shard_that_is_written_in_part_says_why_in_the_systems_own_number(tmp_path: Path) -> None:
+def test_a_partly_written_shard_reports_the_errno(tmp_path: Path) -> None:
     values = np.arange(30_000, dtype=np.float32).reshape(100, 300)
     frozen = FrozenBackbone(tmp_path, atom_offsets=np.arange(101), dataset_hash="d" * 64, weights="w" * 64)
     frozen.write("features", 0, values)

@@ -51,14 +51,14 @@ def test_every_part_ran_and_no_figure_is_missing_or_not_a_number(found: dict[str
     require(found, "")
 
 
-def test_both_ways_give_stocks_values_and_gradients(found: dict[str, Any]) -> None:
+def test_both_methods_give_stock_values_and_gradients(found: dict[str, Any]) -> None:
     for way in ("plain", "fused"):
         assert 0 < found["equality"][way]["energy_ev_per_atom"] < 1e-5
         assert 0 < found["equality"][way]["gradient_relative"] < 1e-4
     assert found["equality"]["plain"] != found["equality"]["fused"], "the kernels were not used"
 
 
-def test_both_ways_give_the_same_bytes_twice_and_after_a_stop_at_every_step(found: dict[str, Any]) -> None:
+def test_both_methods_give_the_same_bytes_twice_and_after_a_stop_at_every_step(found: dict[str, Any]) -> None:
     assert found["determinism"] == {"plain": True, "fused": True}
     for way in ("plain", "fused"):
         assert found["resume"][way]["same_bytes"]
@@ -83,7 +83,7 @@ def test_each_precision_has_an_error_and_a_time(found: dict[str, Any]) -> None:
     assert figures["step_ms"] > 0
 
 
-def test_an_epoch_the_kernels_and_the_prediction_have_figures(found: dict[str, Any]) -> None:
+def test_epoch_kernels_and_prediction_have_figures(found: dict[str, Any]) -> None:
     for way in ("plain", "fused"):
         assert found["epoch"][way]["crystals_per_second"] > 0
     assert found["kernels"][0]["ms"] > 0
@@ -100,7 +100,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> Any:
     return importlib.import_module("benchmarks.gpu")
 
 
-def test_a_way_that_does_not_fit_has_no_figures_and_the_others_have(gpu: Any) -> None:
+def test_a_method_that_does_not_fit_has_no_figures_but_the_others_do(gpu: Any) -> None:
     def too_large(rows: Any) -> None:
         if len(rows) == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")

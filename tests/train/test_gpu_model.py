@@ -53,7 +53,7 @@ def test_rows_are_read_again_only_where_the_cache_does_not_hold_their_table(mode
     assert model.gathered(4000, 2000, 128, l2=1.0) == 4000 * 128 * 4
 
 
-def test_counting_tells_bytes_operations_and_launches_and_leaves_views_out(model: ModuleType) -> None:
+def test_counting_separates_bytes_operations_and_launches_and_ignores_views(model: ModuleType) -> None:
     sizes = model.Sizes(2, 10, 400, 200, 50, 300)
     rows, weight = torch.ones(400, 64), torch.ones(64, 128)
     index = torch.zeros(400, dtype=torch.int32)
@@ -70,7 +70,7 @@ def test_counting_tells_bytes_operations_and_launches_and_leaves_views_out(model
     assert found["index_select"].bytes == 2 * (2 * 4 * 400 * 64 + 4 * 400)
 
 
-def test_counts_of_few_crystals_foretell_those_of_many(model: ModuleType) -> None:
+def test_counts_of_few_crystals_predict_counts_of_many(model: ModuleType) -> None:
     from_few, from_more = (model.counted_steps(None, n, model.MATBENCH) for n in (16, 32))
     for way in ("stock", "plain"):
         few, more = (sum(work.bytes for work in found[way]) for found in (from_few, from_more))

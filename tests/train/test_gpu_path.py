@@ -68,7 +68,7 @@ def test_kernels_are_used_once_they_agree_and_the_fingerprint_tells_their_versio
     assert described(CPU) == {}
 
 
-def test_wrong_kernels_are_not_used_with_one_note() -> None:
+def test_wrong_kernels_are_not_used_and_noted_once() -> None:
     told: list[str] = []
     checked("float32", 1e-3, told)
     checked("float32", 0.0, told)
@@ -167,7 +167,7 @@ def test_the_cpu_is_never_checked() -> None:
     assert not uses_kernels(CPU)
 
 
-def test_using_counts_within_its_block_only() -> None:
+def test_kernels_are_used_only_within_the_block() -> None:
     with using(kernels=True):
         assert uses_kernels(CPU)
         with using(kernels=False):

@@ -108,7 +108,7 @@ def test_a_gpu_without_an_arithmetic_computes_in_float32(
     assert usable_precision(CPU, precision) == "float32"
 
 
-def test_a_missing_precision_is_noted_and_the_one_used_is_recorded(
+def test_a_missing_precision_is_noted_and_the_used_one_is_recorded(
     helpers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
@@ -127,7 +127,7 @@ def test_a_missing_precision_is_noted_and_the_one_used_is_recorded(
     assert differences(older.fingerprint(), newer.fingerprint()) == {"precision": ["float32", "bf16"]}
 
 
-def test_doctor_says_what_a_gpu_has_no_arithmetic_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_lists_precisions_that_a_gpu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     class Properties:
         total_memory = 15 << 30
 

@@ -28,7 +28,7 @@ from mbqueue.train.step import Guard, begin_step
 @pytest.mark.parametrize(
     ("kind", "expected"), [("l1", 0.05 + 0.3), ("l2", 0.05**2 + 0.3**2), ("huber", 0.05**2 / 2 + 0.1 * (0.3 - 0.05))]
 )
-def test_losses_are_the_textbooks(kind: str, expected: float) -> None:
+def test_losses_follow_their_textbook_formulas(kind: str, expected: float) -> None:
     predicted, target = torch.tensor([1.05, 1.0]), torch.tensor([1.0, 1.3])
     assert float(
         Objective(TrainSpec(loss=kind, huber_delta=0.1), "energy").loss_sum(predicted, target)
@@ -76,7 +76,7 @@ def one_step(bench: Any, rows: np.ndarray, batches: int = 1, **options: Any) -> 
     return model, result
 
 
-def test_clipping_limits_the_gradient_and_nought_does_not(bench: Any) -> None:
+def test_clipping_limits_the_gradient_and_0_turns_it_off(bench: Any) -> None:
     rows = np.arange(8)
     for clip_norm in (0.0, 1e-3):
         model, result = one_step(bench, rows, clip_norm=clip_norm)
@@ -85,7 +85,7 @@ def test_clipping_limits_the_gradient_and_nought_does_not(bench: Any) -> None:
         assert float(norm) == pytest.approx(clip_norm or result.grad_norm, rel=1e-3)
 
 
-def test_parts_of_a_batch_add_up_to_its_gradient(bench: Any) -> None:
+def test_gradients_of_parts_add_up_to_the_gradient_of_the_batch(bench: Any) -> None:
     rows = np.arange(12)
     whole, whole_result = one_step(bench, rows)
     parts, parts_result = one_step(bench, rows, batches=5)
@@ -274,9 +274,7 @@ def test_a_state_without_a_soup_has_the_bytes_that_it_always_had(bench: Any, hel
     assert {"ends", "end_maes"}.isdisjoint(parts)
 
 
-def test_patience_asks_to_stop_after_so_many_epochs_without_a_better_one(
-    bench: Any, helpers: Any, tmp_path: Path
-) -> None:
+def test_patience_stops_training_after_epochs_without_improvement(bench: Any, helpers: Any, tmp_path: Path) -> None:
     # This learning rate is so high that epochs improve only by chance, so early stopping soon applies.
     run = bench.run(tmp_path, epochs=8, patience=2, lr=3e-2, schedule="constant")
     outcomes = []
@@ -308,7 +306,7 @@ def test_augmentation_changes_training_and_not_validation(
     assert runs[1]._distortion(1) != runs[1]._distortion(2)
 
 
-def test_the_scale_of_float16_gradients_is_gone_before_they_are_measured_and_used(bench: Any) -> None:
+def test_float16_gradients_are_unscaled_before_use(bench: Any) -> None:
     exact, exact_result = one_step(bench, np.arange(8), clip_norm=0.0)
     token = PRODUCTS.set(torch.float16)
     try:

@@ -185,7 +185,7 @@ def test_an_epoch_cannot_start_when_the_one_before_is_missing(bench: Any, helper
         helpers.train_epoch(run, 2)
 
 
-def test_a_run_that_was_overtaken_reads_the_newer_commit(bench: Any, helpers: Any, tmp_path: Path) -> None:
+def test_a_run_that_another_session_overtook_reads_the_newer_commit(bench: Any, helpers: Any, tmp_path: Path) -> None:
     straight(bench, helpers, tmp_path / "whole")
     paused = bench.run(tmp_path / "shared")
     helpers.train_epoch(paused, 1, stop_after=1)
@@ -194,7 +194,7 @@ def test_a_run_that_was_overtaken_reads_the_newer_commit(bench: Any, helpers: An
     assert essence(tmp_path / "shared") == essence(tmp_path / "whole")
 
 
-def test_a_damaged_newest_commit_costs_its_steps_and_nothing_else(bench: Any, helpers: Any, tmp_path: Path) -> None:
+def test_a_damaged_newest_commit_costs_only_its_steps(bench: Any, helpers: Any, tmp_path: Path) -> None:
     straight(bench, helpers, tmp_path / "whole")
     folder = tmp_path / "hurt"
     helpers.train_epoch(bench.run(folder), 1)

@@ -30,7 +30,7 @@ def shrink_device(monkeypatch: pytest.MonkeyPatch, bears: int) -> None:
     monkeypatch.setattr(GraphFeed, "predict", predict)
 
 
-def test_a_loss_that_is_no_number_stops_before_the_weights_change(bench: Any, helpers: Any, tmp_path: Path) -> None:
+def test_a_nan_loss_stops_training_before_the_weights_change(bench: Any, helpers: Any, tmp_path: Path) -> None:
     run = bench.run(tmp_path)
     helpers.train_epoch(run, 1)
     targets = run._crystals.targets.copy()
@@ -47,7 +47,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(bench: Any, he
     assert helpers.train_epoch(run, 2, fence=3).finished, "it resumes from the last good commit"
 
 
-def test_a_gradient_that_is_no_number_stops_too(
+def test_a_nan_gradient_stops_training(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_args: torch.tensor(float("inf")))
@@ -128,7 +128,9 @@ def test_a_limit_learned_while_others_hold_memory_is_for_that_job_alone(
     assert told == []
 
 
-def test_a_process_own_share_does_not_make_a_device_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_the_process_itself_does_not_make_a_device_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory = DeviceMemory(tmp_path / "memory.json", "k")
     busy(monkeypatch, 0.9)
     memory.make_room(Shortage([1, 2, 3, 4], "CUDA out of memory"), torch.device("cpu"), ["a"] * 5)
@@ -145,7 +147,7 @@ def test_an_unchecked_limit_of_an_earlier_version_is_learned_again(tmp_path: Pat
     assert json.loads((tmp_path / "memory.json").read_text()) == {"k": {"limit": 1}, "other": 3}
 
 
-def test_a_crystal_that_does_not_fit_beside_others_condemns_nothing(
+def test_a_crystal_that_does_not_fit_beside_others_sets_no_limit(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shrink_device(monkeypatch, bears=0)
@@ -158,7 +160,7 @@ def test_a_crystal_that_does_not_fit_beside_others_condemns_nothing(
 
 
 @pytest.mark.parametrize("where", ["forward", "backward", "gradient norm", "inference"])
-def test_nothing_of_an_attempt_that_did_not_fit_is_left_when_room_is_made(
+def test_an_attempt_that_did_not_fit_leaves_no_memory_in_use(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     held: list[weakref.ref[torch.Tensor]] = []
@@ -194,7 +196,7 @@ def test_nothing_of_an_attempt_that_did_not_fit_is_left_when_room_is_made(
     assert not any(left)
 
 
-def test_memory_that_another_library_could_not_get_is_a_shortage_too() -> None:
+def test_an_allocation_failure_in_another_library_counts_as_out_of_memory() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously"))
@@ -221,7 +223,7 @@ def test_weights_that_diverge_in_the_last_step_are_found_by_the_validation(
     assert newest.stem == "e0001-done-f0001"
 
 
-def test_a_prediction_that_is_no_number_names_its_crystals(bench: Any, helpers: Any, tmp_path: Path) -> None:
+def test_a_nan_prediction_names_its_crystals(bench: Any, helpers: Any, tmp_path: Path) -> None:
     run = bench.run(tmp_path)
     helpers.train_epoch(run, 1)
     model = run.best_model()
@@ -241,7 +243,7 @@ def test_a_crystal_that_does_not_fit_alone_is_named(
         helpers.train_epoch(bench.run(tmp_path / "c"), 1)
 
 
-def test_a_memory_file_that_is_damaged_is_only_forgotten(bench: Any, helpers: Any, tmp_path: Path) -> None:
+def test_a_damaged_memory_file_is_ignored(bench: Any, helpers: Any, tmp_path: Path) -> None:
     (tmp_path / "memory.json").write_text("{")
     assert helpers.train_epoch(bench.run(tmp_path / "c", memory_file=tmp_path / "memory.json"), 1).finished
 

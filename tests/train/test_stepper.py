@@ -164,7 +164,9 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_beginning_a_step_asks_the_device_nothing(bench: Any, helpers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beginning_a_step_does_not_wait_for_the_device(
+    bench: Any, helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learner = learner_of(helpers)
     monkeypatch.setattr(stepper_module, "steps_in_flight", lambda _device: 2)
     stepper = stepper_of(bench, helpers, learner, [])
@@ -218,7 +220,7 @@ class Stream:
         self.told.append(f"{self.name} waits for {other.name}")
 
 
-def test_batches_travel_on_a_stream_of_their_own_and_are_waited_for_by_the_device_alone(
+def test_batches_are_copied_on_a_separate_stream_without_blocking_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[str] = []
@@ -244,7 +246,7 @@ def test_batches_travel_on_a_stream_of_their_own_and_are_waited_for_by_the_devic
     assert told[:2] == ["on copying", "copy b"]
 
 
-def test_a_batch_that_does_not_fit_on_its_way_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_while_it_is_copied_counts_as_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     class Large:
         rows = torch.tensor([1, 2, 3])
 

@@ -41,7 +41,7 @@ def test_the_token_moves_from_the_address_into_a_cookie_of_this_port(make_board:
     assert board.get("/", Cookie=cookie.split(";")[0] + "x").status == 403
 
 
-def test_a_token_in_the_address_never_leads_away_from_the_board(board: Board, make_board: MakeBoard) -> None:
+def test_a_token_in_the_address_never_redirects_away_from_the_board(board: Board, make_board: MakeBoard) -> None:
     guarded = make_board(host="0.0.0.0")
     for asked, token in ((board, "x"), (guarded, guarded.token)):
         for path in ("//evil.example/", "///evil.example", "/\\evil.example/", "/"):
@@ -71,7 +71,7 @@ def test_inside_a_notebook_each_link_carries_the_token(make_board: MakeBoard) ->
         {"x-mbqueue-csrf": "guessed"},
     ],
 )
-def test_an_act_from_another_site_or_without_the_secret_is_refused(board: Board, headers: dict[str, str]) -> None:
+def test_an_action_from_another_site_or_without_the_secret_is_refused(board: Board, headers: dict[str, str]) -> None:
     refused = board.act({"act": "pause", "experiment": "first"}, **headers)
     assert refused.status == 403
     assert refused.json["error"]
@@ -79,11 +79,11 @@ def test_an_act_from_another_site_or_without_the_secret_is_refused(board: Board,
     assert board.act({"act": "pause", "experiment": "first"}, Origin=f"http://127.0.0.1:{board.port}").status == 200
 
 
-def test_get_does_no_act(board: Board) -> None:
+def test_a_get_request_changes_nothing(board: Board) -> None:
     assert board.get("/act?act=cancel&experiment=first").status == 405
 
 
-def test_a_read_only_board_has_no_acts(make_board: MakeBoard) -> None:
+def test_a_read_only_board_refuses_changes(make_board: MakeBoard) -> None:
     board = make_board(read_only=True)
     board.project.enqueue("full_finetune", dataset="sample", folds=[0], epochs=1, name="first")
     assert board.act({"act": "pause", "experiment": "first"}).status == 404
@@ -94,7 +94,7 @@ def test_a_read_only_board_has_no_acts(make_board: MakeBoard) -> None:
         assert "enqueue-form" not in html
 
 
-def test_every_answer_forbids_scripts_of_others_and_frames(board: Board) -> None:
+def test_every_answer_forbids_foreign_scripts_and_frames(board: Board) -> None:
     for path in ("/", OVERVIEW, "/static/board.js", "/nothing", "/figures?name=first"):
         headers = board.get(path).headers
         policy = headers["content-security-policy"]
@@ -122,7 +122,7 @@ def test_every_answer_forbids_scripts_of_others_and_frames(board: Board) -> None
         "/..%2f..%2fetc/passwd",
     ],
 )
-def test_no_path_of_a_request_reaches_the_file_system(board: Board, path: str) -> None:
+def test_a_path_in_a_request_never_reaches_the_file_system(board: Board, path: str) -> None:
     folder = board.project.results_folder("first")
     folder.mkdir(parents=True)
     (folder / "link.csv").symlink_to("/etc/passwd")
@@ -136,7 +136,7 @@ def test_no_path_of_a_request_reaches_the_file_system(board: Board, path: str) -
     assert there.headers["content-disposition"].startswith("attachment")
 
 
-def test_a_file_of_an_experiment_that_is_not_there_is_an_error_not_a_path(board: Board) -> None:
+def test_a_missing_file_of_an_experiment_is_an_error(board: Board) -> None:
     answer = board.get("/file?name=..%2F..&file=mbqueue.toml")
     assert answer.status == 400
     assert "experiment" in answer.json["error"]

@@ -48,7 +48,7 @@ def test_stop_says_that_no_session_runs_here(board: Board) -> None:
     assert board.act({"act": "stop"}).json == {"said": "No session of this project runs on this machine."}
 
 
-def test_one_session_of_this_machine_is_stopped_and_no_other(board: Board) -> None:
+def test_stopping_one_session_leaves_the_others_running(board: Board) -> None:
     board.project.enqueue("pretrained_infer", dataset="sample", name="p")
     started = [board.project.work_in_background(forever=True, device="cpu")]
     (session,) = started[0].sessions
@@ -89,7 +89,7 @@ def test_one_session_of_this_machine_is_stopped_and_no_other(board: Board) -> No
         (b"{", "not valid JSON"),
     ],
 )
-def test_an_act_that_cannot_be_done_says_why_and_changes_nothing(board: Board, given: Any, said: str) -> None:
+def test_an_impossible_action_says_why_and_changes_nothing(board: Board, given: Any, said: str) -> None:
     before = board.project.events(limit=1000)
     answer = board.act(given)
     assert answer.status == 400
@@ -97,7 +97,7 @@ def test_an_act_that_cannot_be_done_says_why_and_changes_nothing(board: Board, g
     assert board.project.events(limit=1000) == before
 
 
-def test_an_act_that_is_far_too_long_is_refused(board: Board) -> None:
+def test_an_oversized_request_is_refused(board: Board) -> None:
     answer = board.act({"act": "enqueue", "experiment": "head_finetune", "settings": "#" * 100_000})
     assert answer.status == 403
     assert "larger than 65,536 bytes" in answer.json["error"]

@@ -36,7 +36,7 @@ def test_the_overview_has_each_experiment_with_its_folds(board: Board) -> None:
     assert "<b>7</b> waiting" in html
 
 
-def test_text_from_outside_is_shown_as_text(board: Board) -> None:
+def test_foreign_text_is_escaped(board: Board) -> None:
     with open_queue(board.project.folder) as queue, queue.database.writing() as db:
         db.execute("UPDATE jobs SET error = ?, failures = 1 WHERE id = 1", (f"Traceback\nValueError: {HOSTILE}",))
     for which in ("overview", "experiment&name=first"):
@@ -59,7 +59,7 @@ def test_an_unchanged_part_is_not_sent_again(board: Board) -> None:
     assert board.get("/part?part=overview", If_None_Match=first.headers["etag"]).status == 200
 
 
-def test_the_board_lives_on_while_the_queue_is_away_and_says_so(board: Board) -> None:
+def test_the_board_keeps_running_while_the_queue_is_unavailable_and_says_so(board: Board) -> None:
     assert part(board)["trouble"] is None
     queue_db = board.project.folder.queue_db
     away = queue_db.with_suffix(".away")
@@ -71,7 +71,7 @@ def test_the_board_lives_on_while_the_queue_is_away_and_says_so(board: Board) ->
     assert _until(board, lambda facts: facts["trouble"] is None)["html"]
 
 
-def test_the_page_of_an_experiment_says_that_the_queue_is_away(board: Board) -> None:
+def test_the_page_of_an_experiment_says_that_the_queue_is_unavailable(board: Board) -> None:
     assert part(board, "experiment&name=first")["html"]
     board.project.folder.queue_db.rename(board.project.folder.queue_db.with_suffix(".away"))
     answer = board.get("/part?part=experiment&name=first")
@@ -152,11 +152,11 @@ def test_a_change_during_a_read_is_read_again(clock: ManualClock) -> None:
     assert len(looks) == 2
 
 
-def test_each_experiment_says_what_time_it_used_and_needs(board: Board) -> None:
+def test_each_experiment_shows_the_time_used_and_left(board: Board) -> None:
     assert "0s used; the time left is estimated after the first epoch</span>" in part(board)["html"]
 
 
-def test_the_page_of_all_experiments_leaves_none_out(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_all_experiments_is_complete(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_SHOWN", 1)
     board.project.enqueue("pretrained_infer", dataset="sample", name="second")
     board.act({"act": "priority", "experiment": "first", "priority": 1})  # makes the board read the status again
@@ -184,7 +184,7 @@ def test_a_slow_queue_is_read_less_often(clock: ManualClock) -> None:
     assert len(looks) == 2
 
 
-def test_while_one_look_hangs_other_pages_get_what_is_known(clock: ManualClock) -> None:
+def test_while_one_read_hangs_other_pages_show_the_last_known_state(clock: ManualClock) -> None:
     hanging, entered = threading.Event(), threading.Event()
     looking = _Looking(lambda: None)
     reader = Reader(looking, clock)  # type: ignore[arg-type]

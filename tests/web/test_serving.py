@@ -19,7 +19,7 @@ from mbqueue.errors import UsageError
 from mbqueue.project import ProjectFolder
 
 
-def test_the_command_prints_its_address_and_ends_at_ctrl_c(project: ProjectFolder) -> None:
+def test_the_command_prints_its_address_and_ends_on_ctrl_c(project: ProjectFolder) -> None:
     command = [sys.executable, "-m", "mbqueue", "--project", str(project.root), "board", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -83,7 +83,7 @@ def test_in_jupyter_the_frame_goes_through_the_proxy_of_the_server(
     assert "jupyter-server-proxy" in hint
 
 
-def test_in_colab_the_frame_is_colabs_own(project: ProjectFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_colab_the_frame_is_an_iframe_of_colab(project: ProjectFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     framed: list[tuple[int, str, str]] = []
     _notebook(monkeypatch, [])
     output = types.ModuleType("google.colab.output")
@@ -101,7 +101,7 @@ def test_in_colab_the_frame_is_colabs_own(project: ProjectFolder, monkeypatch: p
         urllib.request.urlopen(f"http://127.0.0.1:{port}/")
 
 
-def test_an_address_of_all_interfaces_is_shown_with_the_machines_name(project: ProjectFolder) -> None:
+def test_an_address_on_all_interfaces_is_shown_with_the_host_name(project: ProjectFolder) -> None:
     command = [sys.executable, "-m", "mbqueue", "--project", str(project.root), "board", "--port", "0"]
     with subprocess.Popen([*command, "--host", "0.0.0.0"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
