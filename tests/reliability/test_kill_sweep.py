@@ -228,7 +228,7 @@ def clean_up(lab: Lab, death: Death) -> None:
     lab.age_left_overs()
 
 
-def test_recovery_that_dies_repeatedly_still_finishes(warm: Warm, tmp_path: Path, straight: Straight) -> None:
+def test_recovery_that_dies_again_and_again_still_finishes(warm: Warm, tmp_path: Path, straight: Straight) -> None:
     lab = Lab(warm, tmp_path)
     lab.make()
     steps = itertools.count(5, 5) if LONG else itertools.count(30, 30)

@@ -47,7 +47,7 @@ def test_a_suggestion_depends_on_the_seed_the_number_and_the_results_alone(sampl
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_suggestions_lie_in_the_space_and_have_conditional_keys_where_they_apply(sampler):
+def test_suggestions_are_in_the_space_and_have_conditional_keys_where_they_apply(sampler):
     for one in suggested(make_search(sampler=sampler), 12):
         settings = dict(one.settings)
         assert 1e-4 <= settings.pop("train.lr") <= 1e-2
