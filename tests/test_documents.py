@@ -59,6 +59,8 @@ DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {*COMMAND_
 
 #: Commands in the documents that no test runs, and the reason.
 LEFT_OUT = {
+    "python3 -m venv .venv": "`make` does the same before it runs the tests",
+    "source .venv/bin/activate": "the same",
     "pip install .": "installs into the environment of the tests",
     "!pip install -q /content/drive/MyDrive/mbqueue && pip install -q --no-deps matbench==0.6 && mbqueue doctor": "a "
     "cell of Colab; the notebook's, which do the same, are run in tests/test_notebook.py",
@@ -123,7 +125,7 @@ NAMED_IN_TEXT = {
     "python tools/public_address.py OWNER/NAME": "tests/test_documents.py",
     "python tests/drive/fuse_check.py": "tests/drive/fuse_check.py",
 }
-_COMMAND = re.compile(r"^(mbqueue|pip|python|git|make|[!%])\S*")
+_COMMAND = re.compile(r"^(mbqueue|pip|python|source|git|make|[!%])\S*")
 _IN_TEXT = re.compile(r"^(?:MBQUEUE_[A-Z_]+=\S+ )*(?:(?:mbqueue|pip|python|git|make|pytest) .+|… -k .+)")
 _FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 
