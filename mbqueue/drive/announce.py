@@ -1,11 +1,10 @@
-"""Announce a session to sessions that use other databases of the same project, by small files on the mount.
+"""Announce a session, by small files on the mount, to sessions with other databases of the same project.
 
-Each announcement is a separate file, SESSION-NUMBER.json, written once; then the previous announcement is removed.
-Announcements are only hints, since a mount cannot lock out a session. Two sessions on one fold do no harm, because
-their commits are merged.
+Each announcement is a new file, SESSION-NUMBER.json. The session then removes its previous announcement. Announcements
+are only hints, because locks do not work on a mount. If two sessions train the same fold, mbqueue merges their commits.
 
-The clocks of machines differ, by hours if a clock is set wrong. A session therefore counts as live for a while after
-the observer saw its number grow, by the observer's clock. The session's own times are used only when it is first seen.
+The clocks of two machines can differ by hours. So each machine uses its own clock: a session counts as live for a while
+after a new announcement was seen. The times in a session's announcement count only when the session is first seen.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from mbqueue.storage.names import DUPLICATE
 
 FORMAT = 1
 LARGEST = 1 << 20
-#: A session counts as live for this long after its latest announcement was seen; uploads may take minutes.
+#: Seconds that a session counts as live after its latest announcement was seen. Uploads may take minutes.
 ALIVE_SECONDS = 300.0
 _FORGOTTEN_SECONDS = 7 * 86_400.0
 _NAME = re.compile(rf"([0-9TZ]{{10,30}}-[0-9a-f]{{6}})-(\d{{6,9}}){DUPLICATE}\.json")
@@ -38,7 +37,7 @@ class Announcement:
     """The announcement of a session.
 
     Attributes:
-        number: counts the session's announcements.
+        number: 1 for the session's first announcement, 2 for the second, and so on.
         database: id of the live database that the session uses.
         folds: (experiment, fold) pairs that the session works on.
         ended: why the session ended, or None.
@@ -55,7 +54,7 @@ class Announcement:
 
 @dataclass(frozen=True)
 class _Heard:
-    """When a session's number was last seen to grow, by this machine's monotonic clock."""
+    """When this machine last saw a new announcement of a session, in seconds of its monotonic clock."""
 
     number: int
     at: float
@@ -72,7 +71,7 @@ class Announcements:
         self._heard: dict[str, _Heard] = {}
 
     def announce(self, row: SessionRow, folds: Iterable[tuple[str, int]], *, ended: str | None) -> None:
-        """Announce that the session is live, and what it works on, or that it has ended."""
+        """Announce the folds that the session works on, or why it ended."""
         now = self._clock.now()
         seen = {key: getattr(row, key) for key in SeenSession.__dataclass_fields__}
         seen |= {"heartbeat_at": now, "alive_until": now + ALIVE_SECONDS}
@@ -93,9 +92,10 @@ class Announcements:
                 self._drive.remove(f"{PUBLISHED_SESSIONS}/{name}")
 
     def others(self) -> list[Announcement]:
-        """The newest announcements of live sessions with other databases; announcements older than a week are removed.
+        """Return the newest announcement of every live session that uses another database.
 
-        The times in these announcements are by this machine's clock.
+        The times in these announcements are converted to this machine's clock. Announcements older than a week are
+        removed from the mount.
         """
         now, mono = self._clock.now(), self._clock.monotonic()
         newest: dict[str, Announcement] = {}
@@ -114,7 +114,7 @@ class Announcements:
         living = []
         for _, found in sorted(newest.items()):
             heard = self._hear(found, now, mono)
-            # Skip sessions of this database, which lists them itself.
+            # Skip sessions that use the same database, because its queue already lists them.
             if found.ended is not None or found.database == self._database or heard.alive_until <= mono:
                 continue
             if not is_known_dead(found.session.identity):
@@ -126,13 +126,13 @@ class Announcements:
     def _hear(self, found: Announcement, now: float, mono: float) -> _Heard:
         before = self._heard.get(found.session.id)
         if before is None or found.number > before.number:
-            # A session that announces itself again is alive, whatever time its clock shows.
+            # A second announcement shows that a session is alive, even if its clock is wrong.
             seconds = ALIVE_SECONDS if before else min(ALIVE_SECONDS, found.session.alive_until - now)
             before = self._heard[found.session.id] = _Heard(found.number, mono, mono + seconds)
         return before
 
     def _read(self, name: str) -> Announcement | None:
-        # Ignore a damaged or partly uploaded announcement: the next announcement follows soon.
+        # Ignore a damaged or partly uploaded announcement, because the session soon writes another.
         try:
             return _announcement(json.loads(self._drive.read(f"{PUBLISHED_SESSIONS}/{name}", at_most=LARGEST)))
         except (FileNotFoundError, *NOT_OURS):

@@ -1,9 +1,9 @@
-"""The whole state of a project in one archive: `mbqueue backup` and `mbqueue restore`.
+"""Back up the state of a project to one archive, and restore it (`mbqueue backup` and `mbqueue restore`).
 
 The archive is a tar file with queue.db (a snapshot), checkpoints/, results/, jobs/, mbqueue.toml, and finally
-checksums.json with the size and SHA-256 of every other member. Sessions may run during a backup: the snapshot is taken
-before the commits are read, so the commits are at least as far as the snapshot. Restoring adopts the work that only the
-commits have. The archive has no caches, because sessions create them again.
+checksums.json with the size and SHA-256 of every other file. Sessions may run during a backup. The snapshot is taken
+before the commits are read, so the commits are never behind the snapshot. A restore also adopts training that only the
+commits contain. The archive contains no caches, because sessions recreate them.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ _MEMBER = re.compile(
 
 
 class DamagedArchive(MbqueueError):
-    """An archive is not what `mbqueue backup` wrote. Nothing was changed."""
+    """An archive differs from what `mbqueue backup` wrote. Nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backup:
-    """The content of an archive: number of files, bytes and commits."""
+    """The number of files, bytes and commits in an archive."""
 
     files: int
     size: int
@@ -66,12 +66,12 @@ class Backup:
 
 
 def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
-    """Write the archive; ``target`` appears only once the archive is complete and checked as `restore` would.
+    """Write an archive to ``target``, which appears only after the archive has passed the checks of `restore`.
 
     Raises:
         UsageError: if there is no queue, or ``target`` exists.
-        QueueError, DamagedSnapshot, DamagedArchive: if the database is damaged, or other bytes are read back; no
-            archive is left.
+        QueueError, DamagedSnapshot, DamagedArchive: if the database is damaged, or the archive reads back differently.
+            No archive is left.
     """
     if not project.queue_db.exists():
         raise UsageError(f"There is no queue at {project.queue_db}, so there is nothing to back up.")
@@ -81,7 +81,7 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
     checksums: dict[str, dict[str, object]] = {}
     try:
         take(project.queue_db, snapshot)
-        check(snapshot)  # the same check as in `restore`
+        check(snapshot)  # `restore` runs the same check
         with files.replacing(target) as stream:
             with tarfile.open(fileobj=stream, mode="w") as archive:
                 for name, content in _contents(project, snapshot):
@@ -98,14 +98,14 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
 
 
 def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable[[str], None], clock: Clock) -> Backup:
-    """Replace the project's state with an archive's, after checking the whole archive.
+    """Replace the project's state with the state in an archive, after checking the whole archive.
 
-    The former state is kept beside the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archive's settings
-    would run other commands than the present settings, mbqueue only saves them beside the present ones, and says so in
-    a note.
+    The replaced state is kept beside the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archive's
+    settings would run other commands than the present settings, mbqueue saves them in a separate file, and reports this
+    to ``note``.
 
     Raises:
-        DamagedArchive: if any byte is not what `back_up` wrote; nothing was changed.
+        DamagedArchive: if the archive differs from what `back_up` wrote. Nothing was changed.
         UsageError: if there is a queue and ``force`` is not given, or a session uses the queue.
         QueueLost: if the queue or a part of the queue was lost, and ``force`` is not given.
         QueueError: if mbqueue cannot find out whether a session uses the queue.
@@ -127,7 +127,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
             with Queue(staging / "queue.db") as queue:
                 queue.end_all_sessions(reason="the queue was restored from a backup", now=now, by="restore")
                 for experiment in queue.experiments():
-                    # A trial that gave up its checkpoints keeps its results in its spec.
+                    # A pruned trial may have no checkpoints any more. Its spec then contains its histories.
                     for fold in () if experiment.is_released else experiment.spec["folds"]:
                         folder = staging / "checkpoints" / experiment.name / f"fold_{fold}"
                         commits = Commits(in_folder(folder), experiment.identity(fold), passed_over(str(folder), note))
@@ -144,10 +144,10 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
 
 
 def _require_nothing_lost(project: ProjectFolder) -> None:
-    """Refuse to replace work that `recover` would bring back.
+    """Refuse to replace work that `recover` could bring back.
 
     Raises:
-        QueueLost: if there is any such work.
+        QueueLost: if the live folder contains such work.
     """
     if cut_off_restore(project) is not None:
         return
@@ -157,11 +157,12 @@ def _require_nothing_lost(project: ProjectFolder) -> None:
             with Queue(project.queue_db, read_only=True) as queue:
                 is_lost = bool(lost_parts(project, queue))
         except QueueError:
-            return  # the caller decides what that means before the queue is moved
+            return  # `move_queue_aside` checks the queue again
     if is_lost:
         raise QueueLost(
-            f"There are checkpoints or notes in {project.live_dir} whose queue was lost. Nothing was changed. First "
-            "bring them back: mbqueue recover. To put the archive in their place, add --force; they are kept beside it."
+            f"{project.live_dir} contains checkpoints or records of experiments, but their queue was lost. Nothing was "
+            "changed. To bring them back, run: mbqueue recover. To replace them with the archive, add --force; mbqueue "
+            "keeps the replaced files."
         )
 
 
@@ -169,7 +170,7 @@ def _require_whole(folder: Path, source: Path) -> None:
     """Check that every commit in a folder is intact, and belongs to the fold that the folder is named after.
 
     Raises:
-        DamagedArchive: if a commit is not.
+        DamagedArchive: if a commit is damaged, or belongs to another fold.
     """
 
     def refuse(stem: str, why: str) -> None:
@@ -185,7 +186,10 @@ def _require_whole(folder: Path, source: Path) -> None:
 
 @contextmanager
 def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]:
-    """Mark a restore as running. If it is interrupted, commands that find no queue ask you to restore again."""
+    """Mark a restore as running, by a file in the live folder.
+
+    If the restore is interrupted, commands that find no queue ask you to run it again.
+    """
     said = project.live_dir / RESTORING
     files.write_text(said, shlex.quote(str(source.absolute())))
     try:
@@ -196,9 +200,9 @@ def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]
 
 
 def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, bytes]]:
-    """The name and bytes of every member."""
+    """Yield the name and bytes of every file for the archive."""
     content = snapshot.read_bytes()
-    snapshot.unlink()  # now, since a process that dies later would leave the file behind
+    snapshot.unlink()  # remove it now, so that a later crash leaves no file behind
     yield "queue.db", content
     for folder in project.fold_dirs():
         for file, content in _commits(folder).items():
@@ -212,7 +216,7 @@ def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, byt
                 try:
                     yield name, path.read_bytes()
                 except FileNotFoundError:
-                    continue  # replaced during the backup; the next backup has the new file
+                    continue  # a session is replacing this file, so only the next backup will contain it
     for path in sorted(project.jobs_dir.glob("*.toml")):
         if _MEMBER.fullmatch(f"jobs/{path.name}"):
             yield f"jobs/{path.name}", path.read_bytes()
@@ -221,18 +225,21 @@ def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, byt
 
 
 def _commits(folder: Path) -> dict[str, bytes]:
-    """The files of a fold's newest commit and that of its best epoch, by name, all as of the same instant.
+    """Read a fold's newest commit and the commit of its best epoch, both from the same moment.
+
+    Returns:
+        File name → bytes.
 
     Raises:
-        QueueError: if the folder changes too fast.
+        QueueError: if the newest commit is damaged, or the folder changes too fast.
     """
     wrong: dict[str, str] = {}
     commits = Commits(in_folder(folder), named_after(folder), wrong.__setitem__)
     for _ in range(_TRIES):
         newest, chain = max(commits.bases(), key=order_of, default=None), commits.chain()
         if newest != (chain[-1].base if chain else None):
-            continue  # a newer commit may have replaced it during the read
-        with suppress(Damaged):  # likewise, a newer commit may have replaced it
+            continue  # a session may have committed during the read
+        with suppress(Damaged):
             return {
                 name: content
                 for commit in chain
@@ -242,8 +249,8 @@ def _commits(folder: Path) -> dict[str, bytes]:
                 )
             }
     raise QueueError(
-        f"The newest commit in {folder} cannot be backed up: {' '.join(wrong.values())} A session that works on the "
-        "fold sets it aside."
+        f"The newest commit in {folder} cannot be backed up: {' '.join(wrong.values())} The next session that trains "
+        "this fold sets the damaged commit aside."
     )
 
 
@@ -254,7 +261,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _unpack(source: Path, lay: Callable[[str, bytes], None]) -> Backup:
-    """Check an archive; call ``lay`` with each file's name and content."""
+    """Check an archive, and pass the name and content of each file to ``lay``."""
     try:
         with tarfile.open(source, mode="r:") as archive:
             return _lay_out(archive, source, lay)
@@ -268,9 +275,9 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
     for count, member in enumerate(archive):
         wrong = None
         if count >= MOST_MEMBERS or listing is not None:
-            wrong = "it has more members than a backup"
+            wrong = f"it has too many files, or files after {CHECKSUMS}"
         elif member.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or member.issparse() or member.name in laid:
-            wrong = f"{member.name!r:.200} is not a plain file, or is there twice"
+            wrong = f"{member.name!r:.200} is not a plain file, or occurs twice"
         elif member.name != CHECKSUMS and not _MEMBER.fullmatch(member.name):
             wrong = f"{member.name!r:.200} does not belong in a backup"
         elif member.size > LARGEST_MEMBER:
@@ -289,7 +296,7 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
         lay(member.name, content)
     if listing is None or "queue.db" not in laid:
         raise DamagedArchive(
-            f"{source} is not a complete backup: it is cut off at its end; copy it again. Nothing was changed."
+            f"{source} is not a complete backup: its end is missing; copy it again. Nothing was changed."
         )
     if listing["format"] > FORMAT:
         raise DamagedArchive(f"{source} was made by a newer mbqueue ({listing['mbqueue']}). Nothing was changed.")
@@ -325,9 +332,10 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
             settings = settings.with_name(f"{SETTINGS_FILE}.restored")
             note(
                 f"The archive's settings cannot be read, or would run commands or call a webhook that {project.root} "
-                f"does not use. So they were only saved, to {settings}. Read that file, and copy what you want."
+                f"does not use. mbqueue saved them as {settings} without using them. Read that file, and copy what you "
+                "want."
             )
-        # Never remove the settings, even for an instant: they may name the live folder.
+        # mbqueue.toml must exist at every instant, because it may name the live folder.
         if settings.exists():
             replaced.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(settings, replaced / settings.name)
@@ -337,13 +345,13 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
     with Queue(staging / "queue.db", read_only=True) as queue:
         for experiment in queue.experiments():
             keep_wanted(project, queue, experiment.name)
-    # Put the queue back last: while it is missing, another `restore` repeats everything.
+    # Put the queue in place last. If the restore is interrupted earlier, you can simply run it again.
     (staging / "queue.db").replace(project.queue_db)
     files.fsync_dir(project.live_dir)
 
 
 def _told_to_run(folder: Path) -> tuple[str, str, str] | None:
-    """The commands and addresses that a folder's settings let sessions use; None if they cannot be read."""
+    """Return the commands and the webhook in a folder's settings; None if the settings cannot be read."""
     try:
         settings = load_settings(folder)
     except (SpecError, OSError):

@@ -1,7 +1,7 @@
-"""Record users' requests beside the queue, in a small file for each experiment: how it was enqueued, what is paused or
-cancelled, and its priority.
+"""Record your requests for each experiment in a file beside the queue.
 
-Every command that changes a request updates the file, so that `mbqueue recover` also restores what no commit contains.
+The file says how the experiment was enqueued, what is paused or cancelled, and which priorities it has. Every command
+that changes a request updates the file. From the files, `mbqueue recover` restores requests that no commit contains.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _OVER = {State.COMMITTED, State.SKIPPED, State.CANCELLED}
 
 
 def keep_wanted(project: ProjectFolder, queue: Queue, name: str) -> None:
-    """Write the requests for an experiment, unless the file already contains them."""
+    """Copy the requests for an experiment from the queue to their file."""
     write_wanted(project, requests_of(queue, name))
 
 
 def requests_of(queue: Queue, name: str) -> dict[str, Any]:
-    """The requests for an experiment, as the queue has them."""
+    """Read the requests for an experiment from the queue."""
     experiment, jobs = queue.experiment(name), queue.jobs(experiment=name)
     folds = {}
     for fold in experiment.spec["folds"]:
@@ -53,29 +53,29 @@ def requests_of(queue: Queue, name: str) -> dict[str, Any]:
 
 
 def merged(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two queues' requests for one experiment: the first queue's, and the folds that only the later queue has."""
+    """Merge two queues' requests for one experiment: all of ``first``, and the folds that only ``later`` contains."""
     folds = dict(later["folds"]) | dict(first.get("folds", {}))
     adds = sorted(set(folds) - set(first.get("folds", folds)))
     is_over = first.get("cancelled", later["cancelled"])
     spec = first["spec"] | {"folds": sorted({*first["spec"]["folds"], *later["spec"]["folds"]})}
-    # If the first queue's experiment was cancelled as a whole, so was each of its folds.
+    # An experiment with added folds is not cancelled as a whole. Its earlier folds are still marked as cancelled.
     return {**later, **first, "spec": spec, "folds": folds, "cancelled": is_over and not adds}
 
 
 def write_wanted(project: ProjectFolder, content: Mapping[str, Any]) -> None:
-    """Write the requests for an experiment, unless the file already contains them."""
+    """Write requests to the experiment's file, unless the file already contains them."""
     text = json.dumps({**content, "checksum": files.sha256_of_json(content)}, indent=2, ensure_ascii=False) + "\n"
     path = project.wanted_dir / f"{content['spec']['name']}.json"
     try:
         if path.read_text(encoding="utf-8") == text:
             return
     except (OSError, ValueError):
-        pass  # missing or damaged: write it again
+        pass  # the file is missing or damaged, so write it again
     files.write_text(path, text)
 
 
 def wanted(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The requests, the earliest experiment first; damaged files are skipped with a note."""
+    """Read the requests for all experiments, the earliest first. Damaged files are skipped and reported to ``note``."""
     found = []
     for path in project.wanted_dir.glob("*.json"):
         try:
@@ -87,7 +87,7 @@ def wanted(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str
 
 
 def steer_as_wanted(queue: Queue, one: Mapping[str, Any], *, now: float) -> None:
-    """Restore pauses, cancellations and priorities, once the queue has all finished work."""
+    """Restore an experiment's pauses, cancellations and priorities in a queue that already has all finished work."""
     name = one["spec"]["name"]
     found = {experiment.name: experiment for experiment in queue.experiments()}
     if name not in found or found[name].spec_hash != one["spec_hash"]:
@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         content = stream.read(LARGEST + 1)
     if len(content) > LARGEST:
-        raise ValueError("it is larger than any that mbqueue writes")
+        raise ValueError("it is larger than any record that mbqueue writes")
     parts: dict[str, Any] = json.loads(content)
     if parts.pop("checksum") != files.sha256_of_json(parts):
         raise ValueError("its checksum is wrong")
@@ -122,7 +122,7 @@ def _read(path: Path) -> dict[str, Any]:
     check_enqueued(parts, source=str(path))
     for asked in parts["folds"].values():
         if not (isinstance(asked["priority"], int) and isinstance(asked["paused"], bool)):
-            raise TypeError("it has an impossible value for a fold")
+            raise TypeError("a fold has an impossible priority or pause")
     if parts["spec"]["name"] != path.stem:
         raise ValueError("it belongs to another experiment")
     return parts

@@ -1,7 +1,7 @@
-"""An experiment's crystals in binary for other machines, on the drive or in the object store.
+"""Share an experiment's crystals with other machines, as a binary file on the drive or in the object store.
 
-Graphs are not copied: they take six times the space (matbench's 132,752 crystals take 109 MB), and a machine converts
-crystals to graphs in seconds.
+Graphs are not shared, because a machine converts crystals to graphs in seconds. matbench's 132,752 crystals take
+109 MB, and their graphs would take six times as much.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE
 from mbqueue.storage.objects import ObjectStore, store_of
 
-#: The largest file accepted: far more than any dataset needs.
+#: The largest file of crystals accepted, in bytes: far more than any dataset needs.
 LARGEST_BYTES = 1 << 32
 _NAME = re.compile(rf"([0-9a-f]{{16}})-([0-9a-f]{{64}}){DUPLICATE}\.bin")
 
 
 @dataclass(frozen=True)
 class SharedCrystals:
-    """A folder of crystals that other machines can see. Names contain the content's hash, so files never change."""
+    """A folder of crystals that other machines can read. File names contain a hash of the content."""
 
     blobs: Drive | ObjectStore
     folder: str
 
     @property
     def name(self) -> str:
-        """The address, for messages."""
+        """The folder's address, for messages."""
         return f"{self.blobs.url}/{self.folder}"
 
 
 def shared_crystals_of(project: ProjectFolder, store: ObjectStore | None = None) -> SharedCrystals | None:
-    """The place of a project's crystals for other machines; None if no place is shared with other machines."""
+    """Return the folder in which a project shares crystals with other machines; None if there is no such folder."""
     store = store or store_of(project.topology)
     if store is not None:
         return SharedCrystals(store, STORED_CRYSTALS)
@@ -56,15 +56,16 @@ def publish_crystals(
     *,
     before_piece: Callable[[int], None] = lambda _left: None,
 ) -> None:
-    """Copy a binary file of crystals once to where other machines find it; report a drive or store that fails.
+    """Copy a binary file of crystals to the shared folder, unless it is there. Report a failing drive or store.
 
     Args:
-        before_piece: called before each piece with the number of bytes left. An exception ends the copy and removes it.
+        before_piece: called before each piece with the number of bytes left. The copy is removed if ``before_piece``
+            raises an exception.
     """
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        return  # pruned in the meantime
+        return  # another process has pruned the cache
     name = f"{dataset_hash[:16]}-{hashlib.sha256(content).hexdigest()}.bin"
     try:
         if isinstance(shared.blobs, Drive):
@@ -73,11 +74,11 @@ def publish_crystals(
             before_piece(len(content))
             shared.blobs.put(f"{shared.folder}/{name}", content)
     except (OSError, StoreError) as error:
-        note(f"The crystals could not be copied to {shared.name} ({error}); other machines read their source.")
+        note(f"The crystals could not be copied to {shared.name} ({error}). Other machines read the dataset's source.")
 
 
 def fetch_crystals(shared: SharedCrystals | None, dataset_hash: str, target: Path, note: Callable[[str], None]) -> bool:
-    """Copy shared crystals to a local file; return whether an intact file was there."""
+    """Copy shared crystals to a local file. Return whether the shared folder had an intact file."""
     if shared is None:
         return False
     try:
@@ -89,7 +90,7 @@ def fetch_crystals(shared: SharedCrystals | None, dataset_hash: str, target: Pat
             if hashlib.sha256(content).hexdigest() == match[2]:
                 files.write_bytes(target, content)
                 return True
-            note(f"{shared.name}/{name} is incomplete (still uploading?); the source is read instead.")
+            note(f"{shared.name}/{name} is incomplete (still uploading?). mbqueue reads the dataset's source instead.")
     except (OSError, StoreError) as error:
-        note(f"The crystals in {shared.name} cannot be read ({error}); their source is read instead.")
+        note(f"The crystals in {shared.name} cannot be read ({error}). mbqueue reads the dataset's source instead.")
     return False

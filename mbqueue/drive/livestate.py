@@ -1,4 +1,4 @@
-"""A live folder's record of publishing, and its summary for `mbqueue status`."""
+"""Record what a live folder has published to the drive, and summarise it for `mbqueue status`."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import in_folder, named_after
 
 FORMAT = 1
-#: How long to wait for the lock: longer than any write to a local disk.
+#: Seconds to wait for the lock, longer than any write to a local disk takes.
 _LOCK_SECONDS = 60.0
 
 
 @dataclass(kw_only=True)
 class LiveState:
-    """publishing.json of a live folder.
+    """The content of publishing.json in a live folder.
 
     Attributes:
         database: id of the live database, for the names of its snapshots.
         number: number of the database's last snapshot, or of the snapshot that the database was made from.
-        ancestry: for each earlier database id, the number of the snapshot from which this line of databases continues.
-        last_event: the queue is published up to this event.
-        commits: by "EXPERIMENT/fold_i", the stem and seconds of training of the newest commit on the mount.
-        published_at: the last time at which everything committed was on the mount.
-        trouble: why some work is not published, and since when; None without trouble.
-        aside: published commits that belong to no accepted chain.
-        damaged: path → reason, of damaged files on the mount.
-        others: (session, host, device, folds) of living sessions with other databases.
+        ancestry: id of an earlier database → number of its snapshot from which a later database was made.
+        last_event: id of the last event in the published queue.
+        commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit on the mount.
+        published_at: when all committed work was last on the mount, in seconds since the epoch.
+        trouble: why some work is not published, and since when; None if publishing works.
+        aside: published commits that the accepted training of their fold does not continue.
+        damaged: path of a damaged file on the mount → reason.
+        others: session, host, device and folds of each live session with another database.
     """
 
     database: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -58,7 +58,7 @@ class LiveState:
 
     @classmethod
     def load(cls, path: Path) -> LiveState:
-        """Load the state from a file. After a missing or damaged file, everything is published again."""
+        """Load the state from a file. If the file is missing or damaged, everything will be published again."""
         try:
             parts = json.loads(path.read_bytes())
             return cls(**{key: parts[key] for key in cls.__dataclass_fields__ if key in parts})
@@ -66,25 +66,25 @@ class LiveState:
             return cls()
 
     def save(self, path: Path) -> None:
-        """Replace the file durably."""
+        """Write the state to a file durably."""
         files.write_json(path, asdict(self))
 
     @classmethod
     @contextmanager
     def changing(cls, path: Path) -> Iterator[LiveState]:
-        """Yield the current state, and save it at the end of the block if it changed; other writers wait.
+        """Yield the current state, locked against other writers, and save it after the block if it changed.
 
-        A session's main thread, its publishing thread and other sessions of this machine all write to this file, so
-        none of them may save a state that it read earlier.
+        A session's main thread, its publishing thread and other sessions on this machine all write this file. So each
+        of them must read the state again before changing it.
 
         Raises:
-            OSError: if another process keeps the lock.
+            OSError: if another process does not release the lock.
         """
         lock = FileLock(path.with_name(f"{path.name}.lock"))
         try:
             lock.acquire(timeout=_LOCK_SECONDS)
         except Timeout as error:
-            raise OSError(f"{path} is locked by another process, which hangs or is stopped.") from error
+            raise OSError(f"{path} is locked by another process, which hangs or was stopped.") from error
         try:
             state = cls.load(path)
             before = asdict(state)
@@ -96,19 +96,19 @@ class LiveState:
 
 
 def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
-    """Report the committed work, the published work, and the work that would be lost if this machine died now.
+    """Report what is committed, what is published, and what would be lost if this machine died now.
 
-    The result is None if committed work needs no publishing. With a store, nothing is ever at risk and no folds are
-    listed, because each commit is in the store before the queue counts it. Keys:
+    The result is None for a project that does not publish its work. With an object store, no folds are listed: nothing
+    is at risk, because each commit is in the store before the queue counts it. Keys:
 
         mount            the project's folder, or the address of the store
         state            "published", "behind" or "degraded" (with why and since)
         why, since       of trouble with that place, or null
         published_at     when everything was last published
         folds[]          experiment, fold, committed, published (stems), seconds_at_risk (of training)
-        others[]         living sessions with other databases: session, host, device, folds
-        aside[]          published commits that belong to no accepted chain
-        damaged          path → reason, of damaged files on the mount
+        others[]         live sessions with other databases: session, host, device, folds
+        aside[]          published commits that the accepted training of their fold does not continue
+        damaged          path of a damaged file on the mount → reason
     """
     mount = project.topology.publishes_to
     if not mount:
@@ -150,7 +150,7 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
 
 
 def store_trouble(project: ProjectFolder) -> dict[str, Any]:
-    """Why commits do not reach the store from this machine, and since when; empty if they do."""
+    """Return why this machine's commits do not reach the store, and since when; an empty dict if they do."""
     try:
         content = json.loads(project.store_file.read_bytes())
         return content if isinstance(content, dict) and isinstance(content.get("since"), float | int) else {}
@@ -159,7 +159,7 @@ def store_trouble(project: ProjectFolder) -> dict[str, Any]:
 
 
 def remember_root(project: ProjectFolder) -> None:
-    """Record in the live folder which project it belongs to, so that mbqueue finds it while the drive is not mounted.
+    """Record which project the live folder belongs to, for commands that run while the drive is not mounted.
 
     Raises:
         UsageError: if the live folder belongs to the project that this project was copied from.
@@ -175,7 +175,7 @@ def remember_root(project: ProjectFolder) -> None:
 
 
 def _is_elsewhere(belonging: Belonging, project: ProjectFolder) -> bool:
-    """Whether the live folder belongs to a project in another folder, which still uses it."""
+    """Whether a project in another folder still uses this live folder."""
     root = Path(belonging.root)
     try:
         if belonging.id is None or not (root / PUBLISHED_ID / id_file(belonging.id)).exists():
@@ -199,7 +199,7 @@ def agree_on_project(project: ProjectFolder, drive: Drive) -> None:
         known = replace(known, id=next(iter(ids_in(project.state_dir)), None) or secrets.token_hex(8))
     assert known.id is not None
     if not (project.state_dir / id_file(known.id)).exists():
-        drive.belonging = None  # there is no id to compare with yet
+        drive.belonging = None  # the mount has no id yet to compare with
         content = json.dumps({"id": known.id}).encode()
         drive.write_new(f"{PUBLISHED_ID}/{id_file(known.id)}", content)
     known.keep(project.live_dir)
@@ -207,11 +207,11 @@ def agree_on_project(project: ProjectFolder, drive: Drive) -> None:
 
 
 def as_published(manifest: Manifest) -> dict[str, Any]:
-    """The entry in `LiveState.commits` for a fold whose newest commit on the mount is the given commit."""
+    """Make a fold's entry in `LiveState.commits` from the manifest of its newest commit on the mount."""
     return {"stem": manifest.stem, "seconds": trained_seconds(manifest)}
 
 
 def trained_seconds(manifest: Manifest) -> float:
-    """Seconds of training in a commit."""
+    """The seconds of training from the start of a fold to a commit."""
     rows = manifest.history[:-1] if manifest.complete else manifest.history
     return float(sum(row.get("seconds", 0.0) for row in rows)) + manifest.epoch_seconds

@@ -1,8 +1,8 @@
-"""Move commits and results along with a queue when its move changes the live folder.
+"""Copy commits and results to the new live folder after a queue has moved.
 
-A move changes the live folder on a cluster's file system. With the queue on a server, the machines share the commits in
-state/. With the queue in a file, the commits are in a live folder on a local disk. No files are removed, so you can
-move back.
+On a cluster's file system, the live folder depends on the queue. If the queue is on a server, the machines share the
+commits in state/. If the queue is a file, the commits are in a live folder on a local disk. No files are removed, so
+you can move the queue back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Calla
     """Copy commits and users' requests from one live folder to another without replacing files.
 
     Args:
-        differs: called for each commit that differs in the target.
+        differs: called with a message for each commit whose copy in the target is different.
     """
     for folder in source.fold_dirs():
         identity = named_after(folder)
@@ -39,7 +39,7 @@ def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Calla
                     there.put(commit, checkpoint)
                 elif taken[commit.base] != commit:
                     differs(
-                        f"{there.place.name}/{commit.base}.json is a different commit from the one in {folder}, and "
+                        f"{there.place.name}/{commit.base}.json differs from the commit of that name in {folder}, and "
                         "was left unchanged."
                     )
     for path in source.wanted_dir.glob("*.json"):
@@ -48,7 +48,7 @@ def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Calla
 
 
 def take_results(source: ProjectFolder, target: ProjectFolder) -> None:
-    """Copy result files to where the target's sessions write theirs."""
+    """Copy result files to the folder in which the target's sessions write results."""
     base = source.working_results("results")
     for path in base.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
@@ -58,7 +58,7 @@ def take_results(source: ProjectFolder, target: ProjectFolder) -> None:
 
 
 def follow_snapshots(project: ProjectFolder) -> None:
-    """Make the queue that becomes the live queue count as later than every snapshot on the mount."""
+    """Give the next snapshot a higher number than every snapshot on the mount, so that it counts as the newest."""
     state = LiveState.load(project.publishing_file)
     for snapshot in Snapshots(Drive(project.root)).listed():
         listing = snapshot.listing
@@ -68,7 +68,10 @@ def follow_snapshots(project: ProjectFolder) -> None:
 
 
 def stray_state(project: ProjectFolder) -> Path | None:
-    """A queue or commit in a split project's state/, left by sessions without a live folder. mbqueue reads neither."""
+    """Find a queue or commits that sessions without a live folder left in state/; None if there are none.
+
+    mbqueue does not read them while the project has a live folder.
+    """
     unsplit = project.unsplit
     if unsplit.queue_db.exists():
         return unsplit.queue_db

@@ -17,10 +17,10 @@ ANNOUNCE_SECONDS = 120.0
 
 
 class OtherSessions:
-    """The other sessions that one session of a live folder finds on the mount.
+    """Finds the live sessions that use other databases of the same project.
 
     Attributes:
-        living: the live sessions that the last `meet` found.
+        living: the live sessions that the last call of `meet` found.
 
     Args:
         note: called with a sentence for each new session.
@@ -36,11 +36,11 @@ class OtherSessions:
 
     @property
     def active(self) -> list[Announcement]:
-        """The sessions that have announced themselves again since they were first seen, and so are certainly alive."""
+        """The sessions that are certainly alive, because they wrote another announcement after they were first seen."""
         return [one for one in self.living if one.number > self._first_numbers[one.session.id]]
 
     def meet(self, queue: Queue, session: str, ended: str | None) -> None:
-        """Announce what a session works on, or that it has ended, and write the other sessions into the queue.
+        """Announce the folds that a session works on, or why it ended, and record the other sessions in the queue.
 
         Raises:
             OSError: if the mount fails.
@@ -62,8 +62,7 @@ class OtherSessions:
         before = {one.session.id for one in self.living}
         others = self._announcements.others()
         for one in others:
-            # If two sessions work on one fold, the earlier session keeps it. The order of their ids shows which is
-            # earlier.
+            # If two sessions work on one fold, the session that started first keeps the fold. Ids sort by start time.
             left = [fold for fold in one.folds if fold not in folds or one.session.id < session]
             queue.see_session(one.session, folds=left, now=now)
             self._first_numbers.setdefault(one.session.id, one.number)

@@ -1,8 +1,8 @@
-"""Results on the mount: the files that users read, and a listing beside the checkpoints that verifies them.
+"""Publish result files to the mount, and listings beside the checkpoints that verify them.
 
-Result files have fixed names (preds_fold_0.csv), so they are the only files on a mount that may be replaced. The
-listing is the authority: it is written once, under a unique name, with the size and hash of every file. mbqueue
-recreates a file that matches no listing from the checkpoints.
+Result files have fixed names (preds_fold_0.csv), so they are the only files on a mount that may be replaced. A listing
+is written once, under a unique name, and contains the size and hash of every file. If a result file matches no listing,
+mbqueue recreates it from the checkpoints.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NAME = re.compile(rf"(?:prepare|record|fold_[0-4])-([0-9a-f]{{12}}){DUPLICATE}\
 
 
 def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The record for manifests and listings from which an experiment can be enqueued again."""
+    """Make the record in manifests and listings from which an experiment can be enqueued again."""
     return {
         "spec": experiment.spec,
         "results_dir": experiment.results_dir,
@@ -48,7 +48,10 @@ def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) ->
 
 
 def why_pruned(jobs: Sequence[Job]) -> dict[str, str]:
-    """The entry ``pruned`` of a listing: why a trial was pruned, if it was. Commits do not record pruning."""
+    """Make the entry ``pruned``, with the reason why a trial was pruned; empty if it was not.
+
+    Snapshots and listings contain this entry, because commits do not record pruning.
+    """
     record = next(job for job in jobs if job.kind is Kind.RECORD)
     is_pruned = record.state is State.SKIPPED and record.changed_why.startswith(PRUNED)
     return {"pruned": record.changed_why} if is_pruned else {}
@@ -59,7 +62,7 @@ class ResultListing:
     """The listing of the files of a `prepare`, `predict` or `record` job.
 
     Attributes:
-        chain: hash of the histories behind the results; empty for `prepare`.
+        chain: hash of the training histories that the results are based on; empty for `prepare`.
         files: the files in the results folder.
         enqueued: see `enqueued_facts`.
     """
@@ -80,15 +83,15 @@ class ResultListing:
         return self.kind if self.fold is None else f"fold_{self.fold}"
 
     def is_another_in_the_folder_of(self, experiment: Experiment) -> bool:
-        """Whether the listing has the results folder of an experiment, but other settings.
+        """Whether the listing is of an experiment with the same results folder but other settings.
 
-        Machines that do not see each other may begin trials of the same name with different settings.
+        Two machines that do not see each other may begin trials with the same name and different settings.
         """
         return self.spec_hash != experiment.spec_hash and self.enqueued["results_dir"] == experiment.results_dir
 
 
 def chain_hash(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
-    """The hash of the rows of each fold, which identifies the training behind a prediction or record."""
+    """Hash each fold's history rows, to identify the training that a prediction or record is based on."""
     return files.sha256_of_json({str(fold): list(histories[fold]) for fold in sorted(histories)})
 
 
@@ -143,7 +146,7 @@ class PublishedResults:
     def are_whole(self, results_dir: str, listed: Sequence[ResultFile]) -> bool:
         """Whether the result files on the mount match the listing; another session may have replaced them.
 
-        A file is read only the first time, and when its size or time has changed.
+        A file is read the first time, and then only if its size or modification time has changed.
         """
         for file in listed:
             path = f"{results_dir}/{file.name}"
@@ -157,7 +160,7 @@ class PublishedResults:
         return True
 
     def fetch(self, outcome: ResultListing, folder: Path) -> bool:
-        """Copy a job's files into a local folder; False, with nothing copied, if a file is damaged."""
+        """Copy a job's files into a local folder. If a file is damaged, copy nothing and return False."""
         contents = {}
         for file in outcome.files:
             path = f"{outcome.enqueued['results_dir']}/{file.name}"
@@ -193,7 +196,7 @@ def _outcome(parts: Any, path: str, experiment: str) -> ResultListing:
     if outcome.kind not in {Kind.PREPARE, Kind.PREDICT, Kind.RECORD} or not isinstance(outcome.result, dict):
         raise ValueError("it names an unknown kind of job")
     if (outcome.fold is not None) != (outcome.kind == Kind.PREDICT) or outcome.fold not in (None, *range(N_FOLDS)):
-        raise ValueError("its fold is impossible")
+        raise ValueError("its fold number is impossible")
     if not (outcome.enqueued["spec"]["name"] == outcome.experiment == experiment):
         raise ValueError(f"it belongs to {outcome.experiment!r:.100}, not to {experiment}")
     for file in outcome.files:

@@ -1,4 +1,4 @@
-"""Measure how long publishing takes, so that no file starts without enough time, and record it in the queue."""
+"""Measure how long publishing takes, so that a session starts only files that it can finish, and record the times."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mbqueue.queue.store import Queue
 
 
 class Rounds:
-    """Collects one session's publishing rounds that wrote something, until the queue records them.
+    """Collects the durations of one session's publishing rounds, until they are recorded in the queue.
 
-    Rounds are recorded when a snapshot is due anyway: recording a round at once would require a snapshot, and so
-    another round.
+    The durations are recorded just before a snapshot is taken. Recording each round at once would change the queue, and
+    so require another snapshot and another round.
     """
 
     def __init__(self, session: str | None) -> None:
@@ -19,26 +19,26 @@ class Rounds:
         self._took: list[tuple[float, float]] = []
 
     def took(self, seconds: float, *, ended_at: float) -> None:
-        """Record a round that took ``seconds`` and ended at ``ended_at`` (seconds since the epoch)."""
+        """Collect a round that took ``seconds`` and ended at ``ended_at`` (seconds since the epoch)."""
         self._took.append((ended_at, seconds))
 
     def note(self, queue: Queue) -> None:
-        """Record the remaining rounds in the queue; a command, which has no session, records none."""
+        """Record the collected rounds in the queue, but only for a session: commands record none."""
         while self._took and self._session is not None:
             ended_at, seconds = self._took.pop(0)
             queue.note(published_note(seconds), by=self._session, now=ended_at)
 
 
-#: Smaller files do not show how long each byte takes.
+#: Files below this size, in bytes, measure the fixed time per file. Larger files measure the time per byte.
 SMALL_FILE = 1_000_000
 
 
 class NoTime(Exception):
-    """A file was not started, because its writing would not end before the session does."""
+    """A file was not written, because the session would have ended before the write."""
 
 
 class Pace:
-    """The time to write a file to this mount: a fixed time, and a time per byte."""
+    """Estimates the time to write a file to the mount: a fixed time plus a time per byte."""
 
     def __init__(self) -> None:
         self._file_seconds = 0.0

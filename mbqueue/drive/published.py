@@ -1,13 +1,12 @@
-"""Published training: the commits on the mount, and which of them form the accepted chain.
+"""The commits on the mount, and which of them are accepted.
 
 A commit is two files, STEM-HASH.pt and STEM-HASH.json. HASH is the beginning of the manifest's SHA-256, so no two
-commits share a name, and a cut-off manifest is recognised. A second file that the mount renamed to `name (1)` is read
-too.
+commits share a name, and a truncated manifest is recognised. Files that the mount renamed to `name (1)` are read too.
 
-Sessions that did not see each other may have trained the same fold. Merging uses only the commits and their order
-(`mbqueue.storage.manifest`). The accepted chain is the greatest commit, the history in its manifest, and the commit of
-its best epoch. The best epoch's commit must be on the same line as the greatest commit: its history is the beginning of
-the greatest commit's, row for row with sessions and times. Commits of another line of training are kept and reported.
+Two sessions that did not see each other may have trained the same fold. The order of the commits alone decides which
+training is accepted (`mbqueue.storage.manifest`). The accepted chain is the greatest commit, the history in its
+manifest, and the commit of its best epoch. The history of the best epoch's commit must be the beginning of the greatest
+commit's history, row for row, with the same sessions and times. Commits of the other training are kept and reported.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from mbqueue.storage.manifest import Damaged, Identity, Manifest
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import on_mount
 
-#: The number of settled commits to keep on the mount, besides the commit of the best epoch.
+#: The number of commits to keep that count as uploaded, besides the commit of the best epoch.
 KEPT = 2
 
 
@@ -45,16 +44,17 @@ class PublishedFold(Commits):
         self._seen_at: dict[str, float] = {}
 
     def has(self, commit: Commit) -> bool:
-        """Whether both files of a commit are there, damaged or not."""
+        """Whether both files of a commit are on the mount, intact or damaged."""
         there = {(file.base, file.suffix) for _, _, file in self._files()}
         return {(commit.base, "json"), (commit.base, "pt")} <= there
 
     def retire(self, ours: Manifest, *, now: float, steady_since: float) -> None:
         """Remove superseded commits of our own training once their successors have been on the mount long enough.
 
-        Only an intact commit supersedes others, since a dying machine's last upload may stay cut off forever.
+        Only an intact commit supersedes others, because the last upload of a dead machine may stay truncated forever.
 
         Args:
+            ours: manifest of the newest commit of our training.
             now, steady_since: see `mbqueue.drive.retention`.
         """
         line = [one for one in self.commits() if ours.continues(one.manifest)]
@@ -78,12 +78,12 @@ class PublishedFold(Commits):
 
 
 def experiment_folders(drive: Drive, folder: str) -> list[str]:
-    """The names in a folder that are valid for an experiment, since drives also put their own files there."""
+    """List the names in a folder that an experiment can have, without the files that drives add."""
     return [name for name in drive.names(folder) if re.fullmatch(NAME_PATTERN, name)]
 
 
 def published_folds(drive: Drive) -> list[tuple[str, int]]:
-    """(experiment, fold) of all folds with commits on the mount."""
+    """List every fold with commits on the mount, as (experiment, fold)."""
     found = []
     for experiment in experiment_folders(drive, PUBLISHED_CHECKPOINTS):
         for name in drive.names(f"{PUBLISHED_CHECKPOINTS}/{experiment}"):

@@ -1,9 +1,9 @@
-"""Publish committed work to the mount, while training continues.
+"""Publish committed work to the mount while training continues.
 
 One round publishes everything that is committed and not yet on the mount: commits (a fold's best before its newest),
-then results, then a snapshot of the queue. In this order, a snapshot never mentions missing files. Superseded files are
-removed only after their successor was read back and has had time to be uploaded. If the mount fails, training
-continues. The reason is kept for `mbqueue status`, and rounds are retried with growing pauses until one succeeds.
+then results, then a snapshot of the queue. In this order, a snapshot never mentions missing files. A superseded file is
+removed only after its successor has been read back and has had time to upload. If the mount fails, training continues.
+`mbqueue status` shows the reason, and rounds are retried with growing pauses until one succeeds.
 """
 
 from __future__ import annotations
@@ -46,32 +46,32 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import in_folder
 from mbqueue.storage.results import total_bytes
 
-#: Seconds between two rounds without trouble.
+#: Seconds between two rounds of publishing while the mount works.
 ROUND_SECONDS = 15.0
-#: Seconds between two rounds after a failed round: doubled each time, up to the longest.
+#: Seconds before a failed round is retried. The pause doubles after each failure, up to `LONGEST_RETRY_SECONDS`.
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
 #: Seconds between two snapshots while a session is running.
 SNAPSHOT_SECONDS = 60.0
 #: Seconds between two reads of what other sessions have published.
 RECONCILE_SECONDS = 30.0
-#: Seconds that training waits, at most, to read what others have published.
+#: The longest time, in seconds, that training waits while reading what other sessions have published.
 READ_SECONDS = 30.0
-#: Seconds that a session waits for its first round, so that its first claim knows of other sessions.
+#: Seconds that a session waits for its first round, which finds other sessions, before it claims a job.
 FIRST_ROUND_SECONDS = 60.0
 #: Seconds that the last round may take in a session without a deadline.
 LAST_ROUND_SECONDS = 600.0
 
 
 class Publisher:
-    """Publishes the content of one live folder: use it as a context manager, which starts a thread, or call `round`.
+    """Publishes the content of one live folder. Use it as a context manager, which starts a thread, or call `round`.
 
     Any number of sessions may share a live folder, but only one publishes at a time.
 
     Args:
         session: the publishing session; None for a command, which announces nothing.
-        remaining: seconds until the session must end; a step that takes longer does not start.
-        should_stop: whether the session was asked to end; its main thread then stops waiting for the mount.
+        remaining: returns the seconds until the session must end. A write that would take longer is not started.
+        should_stop: returns whether the session was asked to end. Its main thread then stops waiting for the mount.
         on_published: called with the duration of each round that wrote something.
         note: called from the thread with sentences for the user.
     """
@@ -93,8 +93,7 @@ class Publisher:
         self._drive = drive or Drive(project.root)
         self._sealed = project.live_dir / f"{files.TEMP_PREFIX}snapshot.db"
         self._reentry = Reentry(project, self._drive, note=note, clock=clock)
-        # The main thread has its own reader: threads cannot share a reader, and the main thread must not wait for the
-        # mount.
+        # The main thread needs its own reader, because a reader cannot be shared, and must not wait for the mount.
         self._read = TimedDrive(self._drive, should_stop=should_stop)
         self._beside = Reentry(project, self._read, note=note, clock=clock)
         self._snapshots = Snapshots(self._drive, self._reentry.damaged)
@@ -124,7 +123,7 @@ class Publisher:
         self._thread.join(min(LAST_ROUND_SECONDS, max(5.0, self._remaining())))
         if self._thread.is_alive():
             self._note(
-                f"{self._project.root} does not answer; what is not published stays in {self._project.live_dir}."
+                f"{self._project.root} does not answer. Work that is not published stays in {self._project.live_dir}."
             )
 
     def wake(self) -> None:
@@ -138,17 +137,18 @@ class Publisher:
 
     @property
     def active_others(self) -> list[Announcement]:
-        """The sessions that have announced themselves again since they were first seen, and so are certainly alive."""
+        """The other sessions that are certainly alive (see `OtherSessions.active`)."""
         return self._other_sessions.active
 
     def reconcile(self, queue: Queue, *, now: float, spare: float = READ_SECONDS) -> list[tuple[int, int]]:
-        """Adopt what others have published beyond this session's work; do nothing while the mount fails or hangs.
+        """Adopt work that other sessions have published; do nothing while the mount fails or hangs.
 
-        Threads read the mount and are abandoned when they take too long; the caller's thread adopts what they read.
+        Separate threads read the mount, and are abandoned if they take too long. The calling thread adopts what they
+        have read.
 
         Args:
-            now: monotonic seconds; a call soon after the previous call does nothing.
-            spare: seconds that the call may take, if fewer than `READ_SECONDS`.
+            now: monotonic seconds. A call within `RECONCILE_SECONDS` of the previous call does nothing.
+            spare: the most seconds that the call may take. The limit is `READ_SECONDS` if that is less.
 
         Returns:
             (experiment id, fold) of the adopted folds.
@@ -167,7 +167,7 @@ class Publisher:
         except OSError as error:
             if isinstance(error, TimeoutError):
                 self._reconciled_at = now + LONGEST_RETRY_SECONDS
-            self._trouble(f"{self._project.root} cannot be read: {error}; what others published is adopted later")
+            self._trouble(f"{self._project.root} cannot be read: {error}; the work of other sessions is adopted later")
         return taken
 
     def round(self, *, ended: str | None = None) -> bool:
@@ -185,14 +185,14 @@ class Publisher:
                     with Queue(self._project.queue_db) as queue:
                         self._other_sessions.meet(queue, self._session, ended)
         except Timeout:
-            return False  # another session of this machine publishes
+            return False  # another session on this machine is publishing
         except NoTime as error:
             self._trouble(f"there was no time left: {error}")
             return False
         except (OSError, QueueError) as error:
             self._trouble(str(error))
             return False
-        except Exception as error:  # noqa: BLE001 - whatever it is, the thread must keep running and report it
+        except Exception as error:  # noqa: BLE001 - the thread must report any error and keep running
             self._trouble(f"publishing failed, {type(error).__name__}: {error}")
             return False
         if self._wrote:
@@ -200,8 +200,6 @@ class Publisher:
             self._on_published(seconds)
             self._rounds.took(seconds, ended_at=self._clock.now())
         return True
-
-    # -- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._over.is_set():
@@ -213,18 +211,16 @@ class Publisher:
             self._begun.set()
             self._wake.wait(pause)
             if self._failures:
-                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # new commits do not shorten this pause
+                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # also if a new commit woke the thread
             self._wake.clear()
         self.round(ended="the session is over")
         with contextlib.suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:
-            self._rounds.note(queue)  # this note is only for this machine's timeline: not worth another round
-
-    # -- one round -----------------------------------------------------------------------------------------------
+            self._rounds.note(queue)  # only this machine's timeline needs these durations, so they are not published
 
     def _publish_all(self, *, final: bool) -> None:
         agree_on_project(self._project, self._drive)
         for left in self._project.live_dir.glob(f"{self._sealed.name}*"):
-            left.unlink()  # left by a dead session: only one session publishes at a time
+            left.unlink()  # a dead session left this file, since only one session publishes at a time
         with LiveState.changing(self._project.publishing_file) as state:
             published_event = state.last_event
         there: dict[str, dict[str, Any]] = {}
@@ -252,10 +248,10 @@ class Publisher:
             was_in_trouble, state.trouble = state.trouble is not None, None
             state.published_at = self._clock.now()
         if was_in_trouble:
-            self._note("The mount is back; everything that was committed is published.")
+            self._note("The mount is back, and all committed work is published.")
 
     def _seal(self, queue: Queue, published_event: int, *, final: bool) -> int | None:
-        """Take a snapshot before publishing, if one is due and there is something new; return its last event."""
+        """Take a snapshot if one is due and the queue has new events. Return the id of its last event, or None."""
         now = self._clock.monotonic()
         due = self._snapshot_at is None or final or now - self._snapshot_at >= SNAPSHOT_SECONDS
         if not due or _last_event(queue) == published_event:
@@ -266,7 +262,7 @@ class Publisher:
         return last_event
 
     def _publish_snapshot(self, last_event: int, experiments: list[dict[str, Any]]) -> None:
-        state = LiveState.load(self._project.publishing_file)  # only the publishing session changes this file
+        state = LiveState.load(self._project.publishing_file)  # only this thread changes the fields used below
         began, size = self._clock.monotonic(), self._sealed.stat().st_size
         self._pace.require(size, self._remaining())
         published = self._snapshots.publish(
@@ -289,12 +285,17 @@ class Publisher:
         self._snapshots.prune(published.listing, now=self._clock.monotonic(), steady_since=self._steady_since)
 
     def _publish_fold(self, experiment: Experiment, fold: int) -> tuple[Manifest | None, list[str]]:
-        """Publish a fold's commits; return the newest commit on the mount, and the commits of other lines there."""
+        """Publish a fold's newest commit and the commit of its best epoch.
+
+        Returns:
+            The manifest of the newest published commit, or None. Also the paths of all commits on the mount that belong
+            to other training of the same fold.
+        """
         published = self._reentry.published_fold(experiment.identity(fold))
         if experiment.is_released:
-            # The snapshot that records this must have had time to be uploaded before the files are removed.
+            # Remove the files only after the snapshot with the trial's histories has had time to upload.
             if self._clock.now() - experiment.spec["trial"]["released"]["at"] >= SETTLED_SECONDS:
-                # Another machine may have begun a trial of this name with other settings: its commits stay.
+                # This keeps the commits of another machine's trial with the same name but other settings.
                 for commit in published.commits():
                     published.remove(commit)
             return None, []
@@ -308,7 +309,7 @@ class Publisher:
                 try:
                     checkpoint = here.checkpoint(commit)
                 except Damaged:
-                    continue  # superseded and removed since it was listed, or set aside by the next session
+                    continue  # a session has removed the commit as superseded, or has set it aside as damaged
                 self._pace.require(manifest.size, self._remaining())
                 began = self._clock.monotonic()
                 published.put(there, checkpoint)
@@ -317,7 +318,7 @@ class Publisher:
         if newest is None:
             return None, []
         commits = published.commits()
-        if self._session is not None:  # a command does not know how long they have been there
+        if self._session is not None:  # a command cannot know how long the commits have been on the mount
             published.retire(newest, now=self._clock.monotonic(), steady_since=self._steady_since)
         return newest, [
             published.place.path(commit.base)
@@ -326,7 +327,7 @@ class Publisher:
         ]
 
     def _worth_publishing(self, here: Commits) -> list[Commit]:
-        """The live folder's commits that are worth publishing: the newest, preceded by that of its best epoch."""
+        """Choose the commits to publish: the commit of the best epoch, then the newest."""
         found = here.commits()
         best = found[-1].manifest.best if found else None
         return [one for one in found if one is found[-1] or (best and one.manifest.stem == best["commit"])]
@@ -335,7 +336,7 @@ class Publisher:
         histories = histories_of(jobs)
         published = self._outcomes.listed(experiment.name)
         if any(one.files and one.is_another_in_the_folder_of(experiment) for one in published):
-            why = "another machine's results of this name, with other settings, are there; those of this one stay in"
+            why = "it contains another machine's results with other settings; this machine's results stay in"
             self._reentry.damaged(experiment.results_dir, f"{why} {self._project.live_dir}")
             return
         listed = {(one.kind, one.fold, one.chain) for one in published}
@@ -348,7 +349,7 @@ class Publisher:
                 chain = chain_hash(histories if job.fold is None else {job.fold: histories[job.fold]})
             found = [] if job.kind is Kind.PREPARE else result_files(folder, job, experiment.spec)
             if found is None:
-                continue  # the session notices missing files by itself, and makes them again
+                continue  # the session will notice that files are missing, and recreate them
             if (job.kind, job.fold, chain) in listed and self._outcomes.are_whole(experiment.results_dir, found):
                 continue
             self._pace.require(total_bytes(found), self._remaining())
@@ -370,8 +371,6 @@ class Publisher:
         self._wrote = True
         self._pace.learn(size, self._clock.monotonic() - began)
 
-    # -- trouble ----------------------------------------------------------------------------------------
-
     def _trouble(self, why: str) -> None:
         self._steady_since = self._clock.monotonic()
         try:
@@ -383,7 +382,7 @@ class Publisher:
             self._note(f"{self._project.publishing_file} cannot be written: {error}")
             return
         if first:
-            self._note(f"DEGRADED: {why}. Training continues here, and is published when the mount is back.")
+            self._note(f"DEGRADED: {why}. Training continues. Its work will be published when the mount is back.")
 
 
 def _last_event(queue: Queue) -> int:

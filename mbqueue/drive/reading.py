@@ -1,4 +1,4 @@
-"""Read files from a mount as untrusted: they may be cut off, or not come from mbqueue."""
+"""Read files from a mount without trusting them: they may be truncated, or not written by mbqueue."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from mbqueue.errors import MbqueueError
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE
 
-#: Errors from parsing a file that mbqueue, or this version of it, did not write.
+#: Errors that parsing may raise if another program or another version of mbqueue wrote the file.
 NOT_OURS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MbqueueError)
 
 Parsed = TypeVar("Parsed")
 
 
 def what_is_wrong(error: Exception) -> str:
-    """The reason to show for a file that cannot be used."""
-    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+    """Describe why a file cannot be used, from the error that parsing it raised."""
+    return f"it lacks the key {error}" if isinstance(error, KeyError) else str(error)
 
 
 class Reader:
-    """Reads files whose hash is known, and reports each wrong file once.
+    """Reads files with known hashes, and reports each damaged file once.
 
-    Incomplete files stay: their upload may still be running, and they are checked again next time.
+    Incomplete files are kept and checked again next time, since their upload may still be running.
 
     Args:
-        on_damaged: called with the path and the reason.
+        on_damaged: called with the path of a damaged file and the reason.
     """
 
     def __init__(self, drive: Drive, on_damaged: Callable[[str, str], None]) -> None:
@@ -59,11 +59,13 @@ class Reader:
         return None
 
     def whole(self, base: str, suffix: str, *, size: int, sha256: str, what: str) -> bytes | None:
-        """Read a file from any intact copy of its name; report ``base`` and return None if no copy is intact.
+        """Read a file, or an intact copy that the drive renamed to `name (1)`.
+
+        If there is no intact copy, report ``base`` and return None.
 
         Args:
             base: path without the suffix.
-            what: the content's name in messages.
+            what: a name for the content, for messages.
 
         Raises:
             OSError: if the mount fails.

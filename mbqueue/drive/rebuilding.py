@@ -1,8 +1,8 @@
 """Rebuild a queue from commits and users' requests.
 
-A session on a new machine and `recover` fill an empty database, or a snapshot, with every known experiment
-(`enqueue_again`) and with every fold as far as its commits go (`trained_by`). `restore` starts from the archive's
-database, and shares `trained_by`.
+A session on a new machine and `recover` start from a snapshot or an empty database. They add every known experiment
+(`enqueue_again`), and advance every fold to its newest commit (`trained_by`). `restore` starts from the archive's
+database, and also uses `trained_by`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from mbqueue.storage.manifest import Manifest
 def rebuild_queue(
     project: ProjectFolder, fill: Callable[[Queue], None], *, lay: Callable[[Path], bool] = lambda _path: False
 ) -> None:
-    """Make the project's queue, which appears once it is complete; make no queue if it would be empty.
+    """Make the project's queue, which appears once it is complete. Make no queue if it would be empty.
 
     Args:
-        fill: fills the new queue.
-        lay: may write an initial database to the given path, and returns whether it did.
+        fill: adds experiments and their progress to the new queue.
+        lay: called with a path to which it may write an initial database. Returns whether it wrote one.
     """
     building = project.live_dir / f"{files.TEMP_PREFIX}queue.db"
     for left in project.live_dir.glob(f"{building.name}*"):
@@ -45,13 +45,17 @@ def rebuild_queue(
     if is_empty:
         building.unlink()
         return
-    # Only a complete, current queue ever gets this name.
+    # Rename the queue only now, so that no process ever opens an incomplete one.
     building.replace(project.queue_db)
     files.fsync_dir(project.live_dir)
 
 
 def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> Trained:
-    """The queue's entries for a fold with this newest commit; None if there is no commit."""
+    """Derive a fold's progress, for the queue to adopt, from the fold's newest commit.
+
+    Args:
+        manifest: manifest of the newest commit; None for a fold without commits.
+    """
     if manifest is None:
         return Trained(
             experiment=experiment.name,
@@ -76,11 +80,15 @@ def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> 
 
 
 def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str, note: Callable[[str], None]) -> bool:
-    """Enqueue an experiment from a file's record of it (`enqueued_facts`); return whether it was new to the queue."""
+    """Enqueue an experiment again, from a record made by `enqueued_facts`.
+
+    Returns:
+        Whether the queue lacked the experiment or some of its folds.
+    """
     spec = parse_spec(facts["spec"], source="what is published")
     known = {one.name: one for one in queue.experiments()}
     if spec.name in known and not _is_of(known[spec.name], spec):
-        note(f"{spec.name} was published with a different spec from the queue's; its commits there are ignored.")
+        note(f"{spec.name} was published with another spec than the queue has; mbqueue ignores those commits.")
         return False
     if spec.name in known and set(spec.folds) <= set(known[spec.name].spec["folds"]):
         return False
@@ -95,12 +103,12 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
 
 
 def _is_of(experiment: Experiment, spec: Spec) -> bool:
-    is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # the hash leaves the trial out
+    is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # the spec's hash ignores the key `trial`
     return not is_other_kind and experiment.spec_hash == spec.hash
 
 
 def _take_over_released(queue: Queue, name: str, released: Released, *, now: float, by: str) -> None:
-    """Restore a pruned trial from its spec, after its checkpoints were removed."""
+    """Restore a pruned trial from the histories in its spec, because its checkpoints were removed."""
     for fold, history in released.histories.items():
         trained = Trained(
             experiment=name,

@@ -42,8 +42,8 @@ class Recovered:
     """The outcome of `recover`.
 
     Attributes:
-        folds: (experiment, fold, finished epochs).
-        replaced: where the former database is now, or None.
+        folds: (experiment, fold, number of finished epochs) of every fold in the new queue.
+        replaced: the new path of the replaced database; None if there was none.
     """
 
     folds: list[tuple[str, int, int]]
@@ -53,22 +53,23 @@ class Recovered:
 def recover(
     project: ProjectFolder, *, force: bool, note: Callable[[str], None], clock: Clock, drive: Drive | None = None
 ) -> Recovered:
-    """Make a new queue from the manifests; for a split project, from those on the mount and in the live folder.
+    """Make a new queue from the manifests in the live folder and, for a project on a drive, on the mount.
 
-    Every experiment is enqueued again as before, with its finished epochs, priorities, pauses and cancellations (see
-    `wanted`), even without a commit. Sessions repeat predictions and records, except for a split project whose mount
-    has them intact. Pauses are lost with the live folder.
+    Every experiment is enqueued again, with its finished epochs, priorities, pauses and cancellations (see `wanted`),
+    even if it has no commit. Sessions repeat predictions and records, unless the mount has their files intact. If the
+    live folder is lost, the pauses are lost too.
 
-    If the replaced queue can be read, the experiments and folds that it alone contains are also restored: you may have
-    started it after the real queue was lost. If two specs share a name, the spec with checkpoints is restored, else the
-    spec that `wanted` returns. Before a file is set aside, a message says why and where to.
+    If the replaced queue can be read, experiments and folds that only this queue contains are also restored. You may
+    have started the replaced queue after the real one was lost. If two experiments have the same name, the one with
+    checkpoints is restored; if neither has any, the one that `wanted` returns. Before a file is set aside, ``note``
+    gets the reason and the new path.
 
-    If the live folder is empty, work in state/ is moved there first. Sessions leave work in state/ while the queue is
-    on a server or the project on a local disk.
+    If the project has a live folder, commits in state/ are first copied to the live folder. Sessions leave commits in
+    state/ while the queue is on a server or the project is on a local disk.
 
     Raises:
-        UsageError: if ``force`` is not given and there is an intact queue or an interrupted restore; or if a session
-            works with the queue.
+        UsageError: if a session uses the queue. Without ``force``, also if the queue is intact or a restore was
+            interrupted.
         QueueError: if there is nothing to make a queue from.
     """
     project.live_dir.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ def recover(
             _leave_aside(project, {one["spec"]["name"] for one in asked}, overruled, note, clock.now())
     if not project.queue_db.exists():
         places = " or ".join(filter(None, [str(project.live_dir), project.topology.publishes_to]))
-        before = f" The database that was there is now {replaced}." if replaced is not None else ""
+        before = f" The previous database is now {replaced}." if replaced is not None else ""
         raise QueueError(
             f"There is nothing to rebuild a queue from: no intact commit and no experiment in {places}.{before} "
             "Restore a backup (mbqueue restore FILE), or start over: mbqueue enqueue NAME"
@@ -127,13 +128,13 @@ def move_queue_aside(
     """Move the queue aside; return its new path, or None if there was no queue.
 
     Args:
-        beforehand: called just before the queue is moved, so that a crash or a full disk in this call changes nothing.
+        beforehand: called just before the queue is moved. If it raises an exception, the queue is not moved.
 
     Raises:
-        UsageError: if the queue is intact and ``force`` is not given, or a session works with the queue.
-        QueueError: if mbqueue cannot find out: a newer mbqueue wrote the queue, it is locked, or its disk does not
-            answer.
-        QueueMoved: if the queue is in another database now, and ``force`` is not given.
+        UsageError: if the queue is intact and ``force`` is not given, or a session uses the queue.
+        QueueError: if the queue cannot be checked, because a newer mbqueue wrote it, it is locked, or its disk does
+            not answer.
+        QueueMoved: if the queue has moved to another database, and ``force`` is not given.
     """
     path, now = project.queue_db, clock.now()
     if not path.exists():
@@ -146,17 +147,17 @@ def move_queue_aside(
             "If it hangs or is stopped (Ctrl-Z), wake it or end it with kill -9."
         )
     if is_whole and not force:
-        raise UsageError(f"There is a queue at {path}, and it is whole. To replace it anyway, add --force.")
+        raise UsageError(f"The queue at {path} is intact. To replace it anyway, add --force.")
     beforehand(project)
     return set_aside(path, "replaced", now=now)
 
 
 def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[SessionRow, ...], bool]:
-    """The sessions of the existing queue, as far as they can be read, and whether it is intact."""
+    """Return the sessions of the existing queue, as far as they can be read, and whether the queue is intact."""
     sessions: tuple[SessionRow, ...] = ()
     try:
         with Queue(project.queue_db, read_only=True) as queue:
-            with suppress(QueueError):  # the checks below find out whether the queue is damaged or missing
+            with suppress(QueueError):  # `verify` reports a damaged queue
                 sessions = queue.sessions()
             queue.verify()
             return sessions, not (has_lost_content(project, queue) or lost_parts(project, queue))
@@ -169,11 +170,11 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
 
 
 def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
-    """Copy users' requests from the queue that is being replaced into their notes, or report why not."""
+    """Copy users' requests from the queue that is being replaced to their files, or report why this is not possible."""
     noted, trained = {one["spec"]["name"]: one for one in wanted(project, lambda _text: None)}, _trained(project)
     try:
         with Queue(project.queue_db, read_only=True) as queue:
-            queue.verify()  # a damaged queue cannot be trusted
+            queue.verify()  # copy nothing from a damaged queue
             found = [requests_of(queue, experiment.name) for experiment in queue.experiments()]
     except QueueMoved:
         return
@@ -190,8 +191,8 @@ def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
         elif _is_other(before, one):
             note(
                 f"{name} has other settings in the replaced queue than in its "
-                f"{'checkpoints' if name in trained else 'note'} ({_differences(before, one)}). The replaced queue is "
-                f"kept as {project.queue_db.name}.replaced-TIME beside the new one. To use its settings, "
+                f"{'checkpoints' if name in trained else 'record'} ({_differences(before, one)}). The replaced queue "
+                f"is kept as {project.queue_db.name}.replaced-TIME beside the new one. To use its settings, "
                 f"enqueue them under another name: mbqueue enqueue {name} --name {name}-2 --set KEY=VALUE"
             )
         elif not _is_other(noted.get(name), one):
@@ -199,7 +200,10 @@ def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
 
 
 def _trained(project: ProjectFolder) -> dict[str, dict[str, Any]]:
-    """How each experiment was enqueued, by name, according to the spec with the most finished epochs."""
+    """Read from manifests how each experiment was enqueued: name → record.
+
+    If the manifests have different specs, the spec with the most finished epochs wins.
+    """
     works: dict[str, dict[str, int]] = {}
     records: dict[str, dict[str, Any]] = {}
     for folder in project.fold_dirs():
@@ -219,7 +223,7 @@ def _is_other(before: Mapping[str, Any] | None, one: Mapping[str, Any]) -> bool:
     """Whether two records with the same name are of different experiments."""
     if before is None:
         return False
-    is_other_kind = ("trial" in before["spec"]) != ("trial" in one["spec"])  # the hash leaves the trial out
+    is_other_kind = ("trial" in before["spec"]) != ("trial" in one["spec"])  # the spec's hash ignores the key `trial`
     return is_other_kind or bool(before["spec_hash"] != one["spec_hash"])
 
 
@@ -230,10 +234,11 @@ def _differences(before: Mapping[str, Any], one: Mapping[str, Any]) -> str:
 def _leave_aside(
     project: ProjectFolder, asked: set[str], overruled: set[str], note: Callable[[str], None], now: float
 ) -> None:
-    """Set aside each file that the new queue does not cover, and report it. Update the notes of all other experiments.
+    """Set aside and report each file whose work is not in the new queue; then update the files with users' requests.
 
     Args:
-        asked: names whose notes were used; in ``overruled``, names whose commits are of another spec than the note.
+        asked: names of experiments whose recorded requests were used.
+        overruled: names of experiments whose commits have another spec than their recorded requests.
     """
     stamp = utc_text(now).replace(":", "")
     aside = next(
@@ -244,14 +249,14 @@ def _leave_aside(
 
     def take(path: Path, why: str) -> None:
         target = aside / path.relative_to(project.live_dir)
-        note(f"{path} was set aside as {target}, since {why}.")
+        note(f"{path} was moved to {target}, because {why}.")
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
 
     for path in project.wanted_dir.glob("*.json"):
         if path.stem not in asked:
             is_of_others = path.stem in overruled
-            take(path, "its settings are not those of the checkpoints" if is_of_others else "it is damaged")
+            take(path, "its settings differ from those of the checkpoints" if is_of_others else "it is damaged")
     with Queue(project.queue_db) as queue:
         known = {experiment.name: experiment for experiment in queue.experiments()}
         for trace, lost in lost_traces(project, queue):
@@ -260,7 +265,7 @@ def _leave_aside(
                 identity = known[trace.experiment].identity(lost.fold)
                 OwnCommits(in_folder(path), identity, _set_aside_in(trace.path, note)).newest()
             elif lost.is_of_other_spec:
-                take(path, f"{trace.experiment} returned with other settings")
+                take(path, f"{trace.experiment} was restored with other settings")
             else:
                 take(path, f"{trace.experiment} could not be enqueued from it")
         for name in known:
@@ -278,7 +283,7 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
     newest = found.manifest
     folds = {one.name: one.spec["folds"] for one in queue.experiments()}.get(newest.experiment, [])
     if newest.fold in folds:
-        pass  # the fold was enqueued from its note, or is on the mount
+        pass  # the fold was enqueued from recorded requests, or from the mount
     elif is_sound(newest, str(folder)):
         assert newest.enqueued is not None
         enqueue_again(queue, newest.enqueued, now=now, by="recover", note=note)
@@ -299,7 +304,7 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
 
 
 def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Commits:
-    """The commits in a folder that belong to the queue's fold of that name."""
+    """The commits in a folder that belong to the fold of that name in the queue."""
     identity = named_after(folder)
     known = next((one for one in queue.experiments() if one.name == identity.experiment), None)
     if known is not None:
@@ -308,7 +313,11 @@ def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Comm
 
 
 def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest, now: float) -> bool:
-    """Enqueue from the experiment's file, for older manifests that lack a record of the enqueueing."""
+    """Enqueue an experiment from its file in jobs/, because older manifests do not say how it was enqueued.
+
+    Returns:
+        Whether the file exists and has the spec of the manifest.
+    """
     try:
         spec = load_spec(project.experiment_file(manifest.experiment))
     except UsageError:

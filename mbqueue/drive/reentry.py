@@ -1,9 +1,9 @@
 """Resume a project on a mount where the last session left it.
 
-A new live folder gets the newest intact snapshot of the queue. Then, and while other sessions run, everything published
-is compared with the live state. mbqueue enqueues the experiments that only another database has. It adopts folds whose
-accepted chain has advanced further, with verified files and results. Recorded work whose files are missing is queued
-again.
+A new live folder gets the newest intact snapshot of the queue. Then, and while other sessions run, mbqueue compares
+everything published with the live state. Experiments that only another database has are enqueued. Folds that have
+advanced further on the mount are adopted, with their verified files and results. If files of recorded work are missing,
+that work is queued again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ASIDE = "aside"
 def enter(
     project: ProjectFolder, *, note: Callable[[str], None], clock: Clock | None = None, drive: Drive | None = None
 ) -> None:
-    """Ensure that a mirrored project has a live queue, rebuilt from published files if necessary.
+    """Ensure that a project on a drive has a live queue, rebuilt from published files if necessary.
 
     Raises:
         OSError: if the mount fails while there is no live queue yet.
@@ -55,15 +55,15 @@ def enter(
     reentry = Reentry(project, drive, note=note, clock=clock or SystemClock())
     project.live_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(project.entering_lock, timeout=600):
-        # After an interrupted restore, some files are the archive's and others older; a new queue would hide that.
+        # After an interrupted restore, only some files are from the archive. A new queue would hide that.
         if not project.queue_db.exists() and cut_off_restore(project) is None:
             reentry.restore()
         remember_root(project)
         if not project.queue_db.exists() and (stray := stray_state(project)):
             note(
-                f"{stray} was left by sessions that ran without a live folder. This project is on a drive or network "
-                f"mount and now uses {project.live_dir}. If its queue is on a server, set MBQUEUE_QUEUE. To use what "
-                "is in state/, run: mbqueue recover"
+                f"Sessions that ran without a live folder left {stray}. This project is on a drive or network mount "
+                f"and now uses {project.live_dir}. If its queue is on a server, set MBQUEUE_QUEUE. To use the work in "
+                "state/, run: mbqueue recover"
             )
 
 
@@ -82,7 +82,7 @@ class Reentry:
         self._snapshots = Snapshots(drive, self.damaged)
 
     def damaged(self, path: str, why: str) -> None:
-        """Report a damaged file of the mount once. The file stays, since its upload may still be running."""
+        """Report a damaged file on the mount once, without removing it, since its upload may still be running."""
         if self._found is not None:
             self._found[path] = why
         else:
@@ -90,7 +90,7 @@ class Reentry:
 
     @contextmanager
     def _remembering_at_once(self) -> Iterator[None]:
-        """Record all damaged files found in the block at once: there may be hundreds after a month of lost machines."""
+        """Record all damaged files found in the block with a single write, since there may be hundreds."""
         if self._found is not None:
             yield
             return
@@ -115,10 +115,10 @@ class Reentry:
         return self._folds[identity]
 
     def restore(self, *, from_snapshot: bool = True, further: Callable[[Queue], None] = lambda _queue: None) -> None:
-        """Make the live queue from the newest intact snapshot, or an empty queue, and then add everything newer.
+        """Make the live queue from the newest intact snapshot or an empty queue, and add everything newer.
 
         Args:
-            further: adds anything else to the queue.
+            further: called last, to add anything else to the queue.
         """
         self._drive.check()
         snapshot: PublishedSnapshot | None = None
@@ -155,8 +155,7 @@ class Reentry:
 
         Args:
             at_start: also queue recorded work again if its files are missing.
-            on_taken: called with (experiment id, fold) for each fold whose checkpoints were adopted, also if the mount
-                fails later.
+            on_taken: called with (experiment id, fold) right after the checkpoints of a fold were adopted.
         """
         with self._remembering_at_once():
             self._reconcile(queue, at_start, by, on_taken)
@@ -173,13 +172,13 @@ class Reentry:
                 if self._fold(queue, experiment, fold, at_start, by):
                     on_taken((experiment.id, fold))
             self._results(queue, experiment, at_start, by)
-            # A trial that the user has resumed here stays unchanged.
+            # Do not prune a trial that the user has resumed on this machine.
             why = pruned.get((experiment.name, experiment.spec_hash))
             if why is not None and not experiment.spec.get("trial", {}).get("kept", True):
                 queue.prune(experiment.name, why=why, now=self._clock.now(), by=by)
 
     def _pruned_elsewhere(self) -> dict[tuple[str, str], str]:
-        """Why each trial was pruned, by (trial, hash of its spec), from the newest listing of each database.
+        """Read from the newest snapshots why trials were pruned: (trial, hash of its spec) → reason.
 
         Two machines that did not see each other may have begun trials of the same name with different settings.
         """
@@ -192,7 +191,7 @@ class Reentry:
         }
 
     def _known_experiments(self) -> list[Mapping[str, Any]]:
-        """The mount's records of experiments, oldest first: in snapshots, listings and manifests."""
+        """The records of experiments in the mount's snapshots, listings and manifests, the oldest experiment first."""
         found: dict[str, Mapping[str, Any]] = {}
         for snapshot in self._snapshots.listed():
             for one in snapshot.listing.experiments:
@@ -213,14 +212,14 @@ class Reentry:
         enqueue_again(queue, facts, now=self._clock.now(), by=by, note=self._note)
 
     def _prepared(self, queue: Queue, experiment: Experiment, result: Mapping[str, Any], by: str) -> None:
-        with contextlib.suppress(QueueError):  # trained on other crystals: the session's own `prepare` reports that
+        with contextlib.suppress(QueueError):  # this machine's `prepare` job reports crystals that differ
             queue.adopt_result(
                 experiment.name, Kind.PREPARE, result=result, source="the mount", now=self._clock.now(), by=by
             )
 
     def _fold(self, queue: Queue, experiment: Experiment, fold: int, at_start: bool, by: str) -> bool:
         if experiment.is_released:
-            return False  # the trial's spec keeps its histories, so no commits are needed
+            return False  # no commits are needed, because the histories are in the trial's spec
         folder = self._project.checkpoints_dir(experiment.name, fold)
         identity = experiment.identity(fold)
         here = Commits(in_folder(folder), identity)
@@ -237,7 +236,7 @@ class Reentry:
         try:
             contents = [(commit, published.checkpoint(commit)) for commit in chain]
         except Damaged:
-            return False  # the chain was intact a moment ago; try again next time
+            return False  # another session changed the commits meanwhile, so try again next time
         taken = queue.adopt(
             trained_by(experiment, fold, manifest),
             now=self._clock.now(),
@@ -250,7 +249,7 @@ class Reentry:
         return taken
 
     def _take_over(self, here: Commits, folder: Path, chain: list[tuple[Commit, bytes]]) -> None:
-        """Copy a chain's commits into the live folder, and move commits of another line aside."""
+        """Copy accepted commits into the live folder, and set aside commits that they do not continue."""
         newest = chain[-1][0].manifest
         on_line = {one.base for one in here.commits() if newest.continues(one.manifest)}
         for stem in here.bases():
@@ -266,7 +265,7 @@ class Reentry:
             path = folder / f"{stem}{suffix}"
             if path.exists():
                 path.replace(aside / f"{files.sha256_of_file(path)[:12]}-{path.name}")
-        self._note(f"{folder / stem} belongs to a line that was not accepted, and was moved to {aside}.")
+        self._note(f"{folder / stem} was moved to {aside}, because other training of this fold was accepted.")
 
     def _results(self, queue: Queue, experiment: Experiment, at_start: bool, by: str) -> None:
         jobs = queue.jobs(experiment=experiment.name)
@@ -299,7 +298,7 @@ class Reentry:
                 return
         if job.state is State.COMMITTED:
             fold = job.fold if job.fold is not None else experiment.spec["folds"][0]
-            why = f"the mount has no complete files of {job.label}"
+            why = f"files of {job.label} are missing or damaged on the mount"
             self._note(f"{job.label} runs again: {why}.")
             epochs = experiment.spec["train"]["epochs"]
             queue.rewind(experiment.name, {fold: why}, to_epoch=epochs, now=now, by=by)

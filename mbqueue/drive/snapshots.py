@@ -1,8 +1,8 @@
-"""Take snapshots of the queue's database while it is in use, publish them as files that never change, and check them as
-untrusted data before use.
+"""Take snapshots of the queue's database while it is in use, publish them, and check them before use.
 
-Names on the mount: NUMBER-DATABASE-HASH.db, and a .json beside it that is written last. DATABASE is the id of the live
-database, NUMBER grows with every snapshot that the database knows of, and HASH begins the manifest's SHA-256.
+A snapshot on the mount is NUMBER-DATABASE-HASH.db, and a manifest of the same name with the suffix .json, written last.
+The files never change. DATABASE is the id of the live database, and NUMBER is higher than those of all snapshots that
+the database continues. HASH is the beginning of the manifest's SHA-256.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE, HIGHEST_FENCE
 
 FORMAT = 1
-#: The number of settled snapshots to keep for one line of databases.
+#: The number of snapshots to keep that count as uploaded.
 KEPT = 3
-#: The largest snapshot accepted: a queue of 100,000 jobs takes 60 MB.
+#: The largest snapshot accepted, in bytes. A queue of 100,000 jobs takes 60 MB.
 LARGEST_SNAPSHOT = 2 << 30
 LARGEST_LISTING = 16 << 20
-#: Seconds that the check of a snapshot may take, and the size in bytes above which it may take more in proportion.
+#: Seconds that the check of a snapshot may take. Snapshots above `_CHECKED_IN_TIME` bytes get proportionally more.
 CHECK_SECONDS = 120.0
 _CHECKED_IN_TIME = 64 << 20
 
 _NAME = re.compile(rf"(\d{{8}})-([0-9a-f]{{8}})-([0-9a-f]{{12}}){DUPLICATE}\.(json|db)")
 #: The largest priority that PostgreSQL can store.
 _MOST_URGENT = 2**31 - 1
-#: The latest time accepted, in seconds since the epoch: the year 8307. Python's dates end in 9999.
+#: The latest time accepted, in seconds since the epoch: the year 8307, which is before the last date in Python.
 _LATEST = 2e11
-#: Numbers of snapshots have eight digits in their names.
+#: The highest number of a snapshot, because file names contain the number with eight digits.
 _MOST_SNAPSHOTS = 10**8 - 1
 
 
@@ -60,12 +60,11 @@ class Listing:
     """The manifest of a snapshot.
 
     Attributes:
-        number: grows along the line of databases.
+        number: higher than the numbers of all snapshots that this one continues.
         database: id of the live database.
-        ancestry: for each earlier database id, the number of the snapshot from which a later database of this line
-            continues.
+        ancestry: id of an earlier database → number of its snapshot from which a later database was made.
         experiments: what `mbqueue recover` needs for each: spec, results_dir, priority, enqueued_at, prepare.
-        last_event: id of the database's last event; another snapshot is due only after a later event.
+        last_event: id of the database's last event. The next snapshot is due only after a later event.
     """
 
     number: int
@@ -80,11 +79,11 @@ class Listing:
     format: int = FORMAT
 
     def continues(self, other: Listing) -> bool:
-        """Whether this snapshot's database knew everything in the other snapshot."""
+        """Whether this snapshot contains everything that the other snapshot contains."""
         return self.knew(other.number, other.database)
 
     def knew(self, number: int, database: str) -> bool:
-        """Whether that number of a database is this snapshot, or an earlier snapshot on the same line."""
+        """Whether snapshot ``number`` of a database is this snapshot, or a snapshot that this one continues."""
         return number <= (self.number if database == self.database else self.ancestry.get(database, -1))
 
 
@@ -131,7 +130,7 @@ def check(path: Path) -> None:
     size = path.stat().st_size
     deadline = time.monotonic() + CHECK_SECONDS * max(1.0, size / _CHECKED_IN_TIME)
     if size > LARGEST_SNAPSHOT:
-        raise DamagedSnapshot(f"{path} is larger than any queue.")
+        raise DamagedSnapshot(f"{path} is too large for a queue.")
     try:
         with closing(
             sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
@@ -156,7 +155,7 @@ def check(path: Path) -> None:
 
 
 def _wrong_structure(db: sqlite3.Connection) -> str | None:
-    """What is wrong with a database's structure, or None."""
+    """Return what is wrong with the structure of a database, or None if it is right."""
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in range(1, SCHEMA_VERSION + 1):
         return "is not a queue of mbqueue"
@@ -174,7 +173,7 @@ def _job(row: sqlite3.Row) -> None:
         raise TypeError(f"{job.label} has an invalid result")
 
 
-#: Queries for all rows that mbqueue ever reads, each with the function that reads a row.
+#: Queries for all rows that mbqueue reads, each with the function that parses a row.
 _ROWS: tuple[tuple[str, Callable[[sqlite3.Row], object]], ...] = (
     ("SELECT * FROM experiments", Experiment.from_row),
     ("SELECT * FROM sessions", SessionRow.from_row),
@@ -184,7 +183,7 @@ _ROWS: tuple[tuple[str, Callable[[sqlite3.Row], object]], ...] = (
 
 
 def _check_rows(db: sqlite3.Connection) -> None:
-    """Read every row as mbqueue will later, so that a broken row fails here."""
+    """Parse every row in the same way as the queue does, so that a damaged row is found now."""
     db.row_factory = sqlite3.Row
     for statement, read in _ROWS:
         for row in db.execute(statement):
@@ -197,16 +196,16 @@ def _check_rows(db: sqlite3.Connection) -> None:
 
 
 def check_experiment(name: object, results_dir: object, *, source: str) -> None:
-    """Refuse names that lead out of the project.
+    """Check that the name and results folder of an experiment cannot lead out of the project.
 
     Raises:
-        DamagedSnapshot: for such a name.
+        DamagedSnapshot: if the name or the folder is invalid.
     """
     fits = isinstance(name, str) and re.fullmatch(NAME_PATTERN, name)
     parts = PurePosixPath(results_dir).parts if isinstance(results_dir, str) else ()
     plain = all(re.fullmatch(NAME_PATTERN, part) for part in parts)
     if not (fits and plain and len(parts) >= 2 and parts[0] == "results"):
-        raise DamagedSnapshot(f"{source} names an experiment {name!r} with results in {results_dir!r}: not valid.")
+        raise DamagedSnapshot(f"{source} has an invalid experiment name or results folder: {name!r}, {results_dir!r}.")
 
 
 class Snapshots:
@@ -223,7 +222,7 @@ class Snapshots:
         self._seen_at: dict[str, float] = {}
 
     def listed(self) -> list[PublishedSnapshot]:
-        """Every snapshot with an intact manifest, the oldest first. Databases are not read."""
+        """List every snapshot with an intact manifest, the oldest first, without reading its database."""
         found = {}
         for name in self._drive.names(PUBLISHED_SNAPSHOTS):
             match = _NAME.fullmatch(name)
@@ -239,7 +238,7 @@ class Snapshots:
         """Copy the newest intact snapshot to a local file; None if no snapshot is intact.
 
         Raises:
-            SchemaTooNew: if a newer mbqueue wrote it; an older snapshot must not be used instead.
+            SchemaTooNew: if a newer mbqueue wrote the newest snapshot. An older snapshot would lose work.
         """
         for snapshot in reversed(self.listed()):
             listing = snapshot.listing
@@ -269,7 +268,7 @@ class Snapshots:
         try:
             self._drive.write_new(f"{base}.json", text)
         except BaseException:
-            # The next attempt has another time in its manifest, and so another name.
+            # Remove this database, because the next attempt will use another name.
             with contextlib.suppress(OSError):
                 self._drive.remove(f"{base}.db")
             raise
@@ -277,10 +276,10 @@ class Snapshots:
         return self._known[base]
 
     def prune(self, newest: Listing, *, now: float, steady_since: float) -> None:
-        """Remove snapshots that a published snapshot continues, except the newest few that are settled.
+        """Remove snapshots that a published snapshot continues, except those that `positions_to_keep` selects.
 
-        Damaged files that precede those snapshots on their line are also removed. Examples are a database whose session
-        died before it wrote the manifest, and a second file of the same name.
+        Damaged files that are older than the kept snapshots are also removed. Examples are a database whose session
+        died before it wrote the manifest, and copies that the drive renamed.
 
         Args:
             now, steady_since: see `mbqueue.drive.retention`.
@@ -291,7 +290,7 @@ class Snapshots:
         kept, oldest = {ours[position].base for position in positions}, ours[positions[0]].listing.number
         replaced = {one.base for one in ours} - kept
         names = self._drive.names(PUBLISHED_SNAPSHOTS)
-        for suffix in ("json", "db"):  # a snapshot without its database must not seem to exist
+        for suffix in ("json", "db"):  # first the manifests, so that each listed snapshot has its database
             for match in filter(None, map(_NAME.fullmatch, names)):
                 base = f"{PUBLISHED_SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}"
                 is_before = int(match[1]) < oldest and newest.knew(int(match[1]), match[2])
@@ -332,7 +331,7 @@ def _is_time(value: object) -> bool:
 
 
 def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
-    """Check a file's record of an experiment before it is enqueued.
+    """Check an experiment's record in a file, before the experiment is enqueued from it.
 
     Raises:
         DamagedSnapshot: if the record is damaged, or written by a newer mbqueue.
@@ -349,4 +348,4 @@ def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
     except NOT_OURS as error:
         raise DamagedSnapshot(f"{source} has an unreadable record of an experiment: {what_is_wrong(error)}") from error
     if not is_known:
-        raise DamagedSnapshot(f"{source} is not a record of an experiment that mbqueue writes.")
+        raise DamagedSnapshot(f"{source} has an invalid record of an experiment.")

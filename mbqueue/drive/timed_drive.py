@@ -14,12 +14,13 @@ Answer = TypeVar("Answer")
 
 
 class TimedDrive(Drive):
-    """A drive whose reads have a time limit; it cannot be used for writing.
+    """A drive for reading only, with a time limit for reads.
 
-    An abandoned thread keeps what it finally reads, so a few attempts still read a mount that is slower than the limit.
+    If an abandoned thread finally gets an answer, the answer is kept for the next attempt. So a few attempts can read a
+    mount that is slower than the limit.
 
     Args:
-        should_stop: ends the waiting when it returns true.
+        should_stop: reads end early once it returns True.
     """
 
     def __init__(self, drive: Drive, *, should_stop: Callable[[], bool]) -> None:
@@ -30,9 +31,9 @@ class TimedDrive(Drive):
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Limit all reads in the block together to this time, then raise TimeoutError.
+        """Limit the total time of all reads in the block, in seconds; then raise TimeoutError.
 
-        A request to stop raises InterruptedError. Both errors are OSErrors about the mount, not about a file.
+        A request to stop raises InterruptedError. Both errors are OSErrors, like the errors of a mount that fails.
         """
         self._seconds, self._until = seconds, time.monotonic() + seconds
         yield

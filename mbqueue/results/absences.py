@@ -1,4 +1,4 @@
-"""Elements that occur in a fold's test part but not in its training part, which makes predictions poor."""
+"""Report elements in a fold's test part that its training part lacks, since predictions are poor for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from mbqueue.task import Target
 def absences(
     folds: Mapping[str, Mapping[str, Any]], predictions: Mapping[int, Predictions], target: Target
 ) -> list[str]:
-    """One sentence per set of folds that lack the same elements. Elements that no test crystal contains are left out.
+    """Write one sentence for each set of folds that lack the same elements.
+
+    Elements that no test crystal of the fold contains are left out.
 
     Args:
         folds: ``folds`` of results.json, with the ``absent_elements`` of each fold's training part.
@@ -30,8 +32,8 @@ def absences(
 def _sentence(folds: list[str], elements: tuple[str, ...], target: Target) -> str:
     has = f"Fold {folds[0]} has" if len(folds) == 1 else f"Folds {', '.join(folds)} have"
     it = "it" if len(elements) == 1 else "each"
-    so = f"{it} has a reference energy of 0" if target.kind == "energy" else f"{it} counts as an average element"
+    so = f"{it} has a reference energy of 0" if target.kind == "energy" else f"{it} is treated as an average element"
     return (
-        f"{has} no training crystal with {', '.join(elements)}, so {so}. Predictions of test crystals with "
+        f"{has} no training crystal with {', '.join(elements)}, so {so}. Predictions for test crystals with "
         f"{'this element' if len(elements) == 1 else 'these elements'} are poor."
     )

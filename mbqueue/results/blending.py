@@ -30,7 +30,9 @@ def require_enough(n: int, members: int, *, fold: int) -> None:
 
 
 def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> Predictions:
-    """The weighted mean of several experiments' predictions (for a class, probabilities) for one test part.
+    """Compute the weighted mean of several experiments' predictions for one test part.
+
+    For classes, the predictions are probabilities.
 
     Args:
         tables: experiment → its predictions.
@@ -52,7 +54,7 @@ def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> 
 
 
 def members_of(spec: Mapping[str, Any]) -> list[str]:
-    """The names of the experiments that a spec's experiment is made from; empty if it is not made from others."""
+    """The names of the experiments that an experiment was made from; empty if it was trained itself."""
     return [member["experiment"] for member in spec.get("made_from", {}).get("members", ())]
 
 

@@ -1,8 +1,9 @@
 """Escape text for CSV cells, so that no spreadsheet runs it, and for Markdown, so that it appears literally.
 
-mbqueue reads its own CSV files back exactly. A spreadsheet treats a cell as a formula if it begins with ``=``, ``+``,
-``-`` or ``@``, also after a tab or a carriage return (OWASP, CSV injection). So mbqueue adds a leading apostrophe to
-these cells, except to numbers. If such a cell already starts with apostrophes, it gets one more.
+A spreadsheet may run a cell as a formula if it begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return
+(OWASP, CSV injection). So mbqueue puts an apostrophe before the text of such cells, except numbers. If the text already
+has apostrophes before one of these characters, mbqueue adds one more. So mbqueue can read its own CSV files back
+exactly.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|&#~])")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as CSV with ``\\n`` line ends; floats have the fewest digits that read back the same."""
+    """Format a table as CSV with ``\\n`` line ends. Floats get the fewest digits that read back as the same number."""
     lines = [columns, *rows]
     return "".join(",".join(_written(cell) for cell in line) + "\n" for line in lines)
 
 
 def csv_rows(text: str) -> Iterable[list[str]]:
-    """The rows of a text from `csv_text`, or of a table written without escaping formulas.
+    """Yield the rows of a text from `csv_text`, or of a CSV file whose formulas were not escaped.
 
     Raises:
         ValueError: if the text is not CSV.
@@ -48,7 +49,7 @@ def _written(cell: object) -> str:
 
 
 def markdown(text: str) -> str:
-    """Escape a text as one line of Markdown that appears literally."""
+    """Escape a text for Markdown, so that it appears literally, on one line."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 

@@ -1,8 +1,8 @@
 """Mark the scores of folds on which an experiment's settings were chosen.
 
-A search compares trials by their validation MAE, and `promote` enqueues the best one. On the trials' folds, the best
-trial's validation MAE is the lowest of many, and therefore too optimistic. The choice did not use the test parts of
-these folds. A blend inherits the marks of its members.
+A search compares trials by their validation MAE, and `promote` enqueues the settings of the best trial. The validation
+MAE of the best trial is the lowest of many, so it is too optimistic. The search did not use the test parts of the folds
+on which it trained. A blend inherits the marks of its members.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: The mark after the number or score of a fold that took part in the choice: the usual one, and one for ASCII
-#: terminals.
+#: The mark after the number or score of a fold on which the settings were chosen. ASCII terminals get the second mark.
 MARK, ASCII_MARK = "†", "*"
 
 
@@ -21,12 +20,12 @@ def chosen_on(spec: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def marked(fold: int | str, spec: Mapping[str, Any], mark: str = MARK) -> str:
-    """The number of a fold, with the mark if the fold took part in the choice."""
+    """Format the number of a fold, with the mark if the settings were chosen on this fold."""
     return f"{fold} {mark}" if int(fold) in chosen_on(spec) else str(fold)
 
 
 def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
-    """The meaning of the mark, in a few sentences; empty if no fold has it."""
+    """Explain the mark in a few sentences; an empty text if no fold has the mark."""
     choices = _choices(spec)
     if not choices:
         return ""
@@ -47,7 +46,7 @@ def _choices(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The choices that `promote` recorded for the experiment and its members, each once."""
     members = (spec.get("made_from") or {}).get("members", ())
     of_members = [choice for member in members for choice in _choices(member["spec"])]
-    # A blend has the choices of all its members, and each choice names its search.
+    # A blend gets the choices of all its members.
     found = of_members or ([spec["chosen"]] if spec.get("chosen") else [])
     return [choice for position, choice in enumerate(found) if choice not in found[:position]]
 

@@ -1,9 +1,9 @@
 """Compare experiments side by side, with differences paired by crystal.
 
 For crystals that two experiments both predicted, d = |error of B| − |error of A|, which is negative if B is better. The
-interval is mean(d) ± t · s / √n, with Student's t at n − 1 degrees of freedom for the 95 % level. The interval covers
-the choice of crystals, but neither the effect of another training seed, nor the dependence between folds, which share
-most of their training data. So the comparison also shows the difference on each fold.
+interval is mean(d) ± t · s / √n, with Student's t at n − 1 degrees of freedom for the 95 % level. The interval accounts
+for the choice of test crystals, but not for other training seeds, or for training data that folds have in common. So
+the comparison also shows the difference on each fold.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PairedDifference:
 
     @property
     def verdict(self) -> str:
-        """The verdict in words, at the 95 % level."""
+        """A phrase that says which experiment is better, at the 95 % level."""
         if self.low is None or self.high is None:
             return "too few common crystals to tell"
         if self.high < 0:
@@ -62,7 +62,7 @@ class PairedDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Experiments in the order given, and the difference for every pair."""
+    """The compared experiments, in the given order, and the difference for every pair."""
 
     recorded: tuple[Recorded, ...]
     labels: tuple[str, ...]
@@ -73,7 +73,7 @@ def compare(recorded: Sequence[Recorded]) -> Comparison:
     """Compare two or more recorded experiments on the same crystals.
 
     Raises:
-        UsageError: if there are fewer than two.
+        UsageError: if there are fewer than two experiments.
         ResultsError: if two experiments have different kinds or units of target, share no crystal, or disagree on a
             target value, which means that their data differ.
     """
@@ -84,16 +84,16 @@ def compare(recorded: Sequence[Recorded]) -> Comparison:
     for label, one in zip(labels, recorded, strict=True):
         if (one.target.kind, one.target.unit) != (first.kind, first.unit):
             raise ResultsError(
-                f"{labels[0]} predicts the {first.axis}, kind {first.kind}, and {label} the {one.target.axis}, kind "
-                f"{one.target.kind}: their errors cannot be compared. Compare experiments with the same target and "
-                "unit."
+                f"The errors of {labels[0]} and {label} cannot be compared. {labels[0]} predicts the {first.axis}, of "
+                f"kind {first.kind}, and {label} the {one.target.axis}, of kind {one.target.kind}. Compare experiments "
+                "with the same target and unit."
             )
     pairs = [_pair(recorded[i], recorded[j], labels[i], labels[j]) for i, j in combinations(range(len(recorded)), 2)]
     return Comparison(recorded=tuple(recorded), labels=labels, pairs=tuple(pairs))
 
 
 def _labels(recorded: Sequence[Recorded]) -> tuple[str, ...]:
-    """The experiments' names; if a name occurs twice, the day follows it."""
+    """Label each experiment with its name, and with the day if two experiments have the same name."""
     names = [one.name for one in recorded]
     return tuple(
         name if names.count(name) == 1 else f"{name} ({one.content['run']['enqueued_on']})"
@@ -110,8 +110,8 @@ def _pair(a: Recorded, b: Recorded, label_a: str, label_b: str) -> PairedDiffere
     if unequal.size:
         first = rows_a[unequal[0]]
         raise ResultsError(
-            f"{label_a} and {label_b} have different targets for {unequal.size} crystals, first {all_a.ids[first]}. "
-            "Their data differ; compare experiments on the same dataset."
+            f"{label_a} and {label_b} have different targets for {unequal.size} crystals, such as "
+            f"{all_a.ids[first]}. Compare experiments on the same dataset."
         )
     error_a, error_b = all_a.abs_error[rows_a], all_b.abs_error[rows_b]
     differences = error_b - error_a
@@ -137,7 +137,7 @@ def _pair(a: Recorded, b: Recorded, label_a: str, label_b: str) -> PairedDiffere
 
 
 def _common_rows(a: Predictions, b: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the common crystals in both experiments, in the order of a."""
+    """Return the row numbers of the common crystals in ``a`` and in ``b``, in the order of ``a``."""
     row_in_b = {crystal_id: row for row, crystal_id in enumerate(b.ids)}
     rows = [(row, row_in_b[crystal_id]) for row, crystal_id in enumerate(a.ids) if crystal_id in row_in_b]
     table = np.array(rows, dtype=np.int64).reshape(-1, 2)

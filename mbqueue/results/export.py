@@ -1,8 +1,8 @@
 """The submission folder for the matbench leaderboard.
 
 matbench asks for a folder ``matbench_v0.1_ALGORITHM`` with results.json.gz, info.json and source code
-(https://matbench.materialsproject.org/How%20To%20Use/3submit/). Here the source code is the spec of each experiment and
-a script that runs them through mbqueue. For a general-purpose algorithm, one folder contains all its tasks.
+(https://matbench.materialsproject.org/How%20To%20Use/3submit/). The source code is the spec of each experiment, and a
+script that runs the experiments with mbqueue. For a general-purpose algorithm, one folder contains all its tasks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BIBTEX = (
 )
 
 _SCRIPT = '''\
-"""Runs this submission's experiments again. If a session ends early, start the script again, until it is done.
+"""Run this submission's experiments again. If a session ends early, start the script again.
 
 Needs mbqueue{version} (and, for matbench's file, `pip install --no-deps matbench==0.6`).
 """
@@ -69,20 +69,20 @@ def export_submission(
     notes: str = "",
     force: bool = False,
 ) -> Path:
-    """Write the submission folder below ``parent``, whole or not at all, and return it.
+    """Write the submission folder below ``parent``, and return its path. If an error occurs, nothing is written.
 
     Args:
         recorded: verified results folders, one per task.
         parent: where to create the folder ``matbench_v0.1_ALGORITHM``.
         authors: authors as the leaderboard should show them.
-        algorithm: short name on the leaderboard; by default the experiment's name. Exports of several tasks require it.
+        algorithm: short name on the leaderboard, required for several tasks; by default the experiment's name.
         notes: text before the note on the overlap with the pretraining data, which is always included.
         force: replace an earlier export.
 
     Raises:
-        ResultsError: if the results are not all five official folds, or matbench rejects them; the error lists every
-            reason.
-        UsageError: if the authors are empty, or the folder exists, unless ``force`` is set and it is an export.
+        ResultsError: if the results do not cover all five official folds, or matbench rejects them. The error lists
+            every reason.
+        UsageError: if ``authors`` is empty, or the folder exists and is not an export that ``force`` lets you replace.
     """
     for one in recorded:
         _require_comparable(one)
@@ -156,7 +156,7 @@ def _require_comparable(recorded: Recorded) -> None:
 
 
 def spec_as_toml(spec: Mapping[str, Any]) -> str:
-    """A spec as a TOML file that ``load_spec`` reads back unchanged."""
+    """Format a spec as a TOML file that ``load_spec`` reads back unchanged."""
     top = [f"{key} = {_toml(value)}" for key, value in spec.items() if not isinstance(value, Mapping)]
     sections = [
         "\n".join([f"\n[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items())])
@@ -167,7 +167,7 @@ def spec_as_toml(spec: Mapping[str, Any]) -> str:
 
 
 def _toml(value: Any) -> str:
-    """JSON is TOML for strings, numbers, booleans and lists of them, except for the raw DEL character."""
+    """Format a string, number, boolean or list as TOML: as JSON, with the DEL character escaped."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
@@ -178,7 +178,7 @@ def _info(experiments: Sequence[Recorded], *, authors: str, algorithm: str, note
     members = members_of(spec)
     trained = {
         "none": "Only a linear model of the composition is fitted, in closed form, on each fold's training part. For "
-        "energies, these are element references on top of the pretrained weights.",
+        "energies, this model consists of the element references of the pretrained potential.",
         "head": "The read-out layers are finetuned on the frozen atom features of the pretrained backbone.",
         "all": "All weights are finetuned, starting from the pretrained ones.",
     }
@@ -200,7 +200,7 @@ def _info(experiments: Sequence[Recorded], *, authors: str, algorithm: str, note
 def _compare_with_matbench(recorded: Recorded) -> None:
     path = recorded.folder / MATBENCH_FILE
     scores = read_matbench_scores(path)[recorded.content["dataset"]["name"]]
-    # For a class, matbench computes rocauc from predicted labels, not from probabilities.
+    # For classes, matbench computes rocauc from predicted labels, not from probabilities.
     theirs = scores["rocauc" if recorded.target.is_class else "mae"]["mean"]
     ours = recorded.content["summary"][recorded.board_measure.key]["mean"]
     if abs(theirs - ours) > 1e-9:

@@ -18,9 +18,9 @@ from mbqueue.results.tables import RESTORE, Predictions, history_file, predictio
 from mbqueue.storage.results import ResultFile
 from mbqueue.task import Target, target_of
 
-#: The largest results.json accepted: 130,000 dropped entries with their reasons take 20 MB.
+#: The largest results.json accepted, in bytes. 130,000 dropped entries with their reasons take 20 MB.
 LARGEST_RESULTS = 256 << 20
-#: The keys of `run` before results.json had its own checksum.
+#: The keys of `run` in files from versions that did not write a checksum.
 _RUN_BEFORE_CHECKSUMS = frozenset(
     {"recorded_at", "enqueued_on", "versions", "devices", "sessions", "hours", "fold_seconds", "fingerprint_changes"}
     | {"files"}
@@ -32,7 +32,7 @@ class Recorded:
     """A results folder: the content of results.json, and the tables of its folds, read on demand.
 
     Attributes:
-        is_complete: False for an experiment that is not recorded yet (``read_unfinished``).
+        is_complete: False for the results so far of an unfinished experiment (``read_unfinished``).
     """
 
     folder: Path
@@ -82,7 +82,7 @@ class Recorded:
 
     @cached_property
     def all_predictions(self) -> Predictions:
-        """The predictions of all folds' test parts, one after the other."""
+        """The predictions of all folds' test parts in one table, in the order of the folds."""
         tables = [self.predictions[fold] for fold in self.folds]
         return Predictions(
             [crystal_id for table in tables for crystal_id in table.ids],
@@ -112,7 +112,7 @@ def read_recorded(folder: Path, *, verify: bool = True) -> Recorded:
 
 
 def _content_of(path: Path) -> dict[str, Any]:
-    """The content of an undamaged results.json."""
+    """Read results.json, and check that it is undamaged."""
     try:
         if path.stat().st_size > LARGEST_RESULTS:
             raise ResultsError(f"{path} is larger than any file that mbqueue writes. {RESTORE}")
@@ -127,7 +127,7 @@ def _content_of(path: Path) -> dict[str, Any]:
     run = content.get("run") if isinstance(content, dict) else None
     if not isinstance(run, dict) or not isinstance(run.get("files"), dict):
         raise ResultsError(f"{path} does not have mbqueue's format. {RESTORE}")
-    # Check the checksum before trusting anything in the file, even its format: one flipped bit can change a digit.
+    # Check the checksum before anything else, because a flipped bit may have changed any value, even the format.
     has_checksum = "checksum" in run or not run.keys() <= _RUN_BEFORE_CHECKSUMS
     if has_checksum and run.get("checksum") != checksum_of(content):
         raise ResultsError(f"{path} has changed since it was written: its checksum is wrong. {RESTORE}")
@@ -151,14 +151,15 @@ def read_unfinished(folder: Path, inputs: RecordInputs) -> Recorded:
 
 
 def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
-    """Find the newest complete results folder named ``name`` (by folder or experiment).
+    """Find the newest complete results folder whose name, or whose experiment's name, is ``name``.
+
+    The newest results are those enqueued on the latest day and, among these, those recorded last.
 
     Args:
-        results_dirs: where to look. The newest folder is the one enqueued on the latest day and, within that day,
-            recorded last. Among equal copies, the first folder of `results_dirs` wins.
+        results_dirs: folders to search. If several contain equally new results, the first of them wins.
 
     Raises:
-        ResultsError: if there is no such folder; the error lists the existing ones.
+        ResultsError: if there is no such results folder. The error lists the existing ones.
     """
     folders = list(results_dirs)
     found = [path.parent for results_dir in folders for path in results_dir.glob(f"daily/*/*/{RESULTS_FILE}")]
@@ -174,13 +175,12 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
 
 
 def recorded_at(folder: Path) -> str:
-    """The time at which a folder's results were recorded. If results.json cannot be read, an empty text, which sorts
-    first."""
+    """Return when a folder's results were recorded, as text. If results.json cannot be read, the text is empty."""
     return _facts(folder)[1]
 
 
 def _facts(folder: Path) -> tuple[str, str]:
-    """The experiment's name and the time of its recording."""
+    """Return the name of the experiment, and when it was recorded. Both are empty if results.json cannot be read."""
     try:
         recorded = read_recorded(folder, verify=False)
     except ResultsError:

@@ -18,13 +18,13 @@ _ENERGY_NOTE = (
     "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project. So it has seen most crystals "
     "of this benchmark, including the test parts, with DFT energies closely related to the target. The other models "
     "on the leaderboard were trained only on the fold's training part. A better score from pretrained weights is "
-    "therefore not evidence of better generalisation. Say so wherever you show it."
+    "therefore not evidence of better generalisation. Mention this wherever you show it."
 )
 _OTHER_NOTE = (
     "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project. It may have seen many of "
     "these crystals, including test crystals, with their energies, forces, stresses and magnetic moments, but never "
-    "with this target. Models trained only on the fold's training part did not have this advantage. Say so wherever "
-    "you show a score."
+    "with this target. Models trained only on the fold's training part did not have this advantage. Mention this "
+    "wherever you show a score."
 )
 
 
@@ -35,7 +35,7 @@ _COMPOSITION_NOTE = (
 
 
 def overlap_note(target: Target, spec: Mapping[str, Any]) -> str:
-    """A note on which of the crystals and targets the pretraining has seen."""
+    """Describe which crystals and targets CHGNet saw in its pretraining."""
     if target.kind == "energy":
         return _ENERGY_NOTE
     members = (spec.get("made_from") or {}).get("members", ())
@@ -52,7 +52,7 @@ class Published:
 
 
 def leaderboard(dataset: str) -> tuple[Published, ...]:
-    """The published scores of a task, best first; none for any other dataset."""
+    """The published scores of a matbench task, best first; empty for other datasets."""
     return _boards().get(dataset, ())
 
 
@@ -81,5 +81,5 @@ def reasons_against(*, dataset: str, official: bool, n: int, dropped: int, folds
     if missing:
         several = len(missing) > 1
         numbers = ", ".join(map(str, missing))
-        reasons.append(f"fold{'s' * several} {numbers} of the five {'are' if several else 'is'} missing")
+        reasons.append(f"fold{'s' * several} {numbers} {'are' if several else 'is'} missing")
     return reasons

@@ -1,4 +1,4 @@
-"""RESULTS.md: the content of results.json, for people."""
+"""Format the content of results.json as a readable page, RESULTS.md."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _CLASS_SCORES = (
     "compares the probability with the target. The rocauc of matbench 0.6 is the balanced accuracy here, because "
     "matbench turns probabilities into classes first."
 )
-#: The most dropped entries to list; results.json has all of them.
+#: The page lists at most this many dropped entries, and results.json lists all of them.
 _DROPPED_LISTED = 20
 
 
 def results_markdown(
     content: dict[str, Any], file_names: Sequence[str], *, predictions: Mapping[int, Predictions]
 ) -> str:
-    """Format the ``content`` of results.json as a page (see mbqueue.results.record)."""
+    """Format the ``content`` of results.json (see mbqueue.results.record) as Markdown."""
     spec, dataset, run = content["spec"], content["dataset"], content["run"]
     target = target_of(spec)
     lines = [f"# {content['experiment']}", ""]
@@ -128,7 +128,7 @@ def _leaderboard(content: dict[str, Any], target: Target) -> list[str]:
         lines += ["matbench scored all five official folds, so the number below is a leaderboard score.", ""]
     else:
         why = "; ".join(board["reasons_against"])
-        lines += [f"**Not comparable with the leaderboard**: {why}. The table is only for orientation.", ""]
+        lines += [f"**Not comparable with the leaderboard**: {why}. The table is only for reference.", ""]
     lines += [f"| Model | {measure.label}{target.in_unit} |", "|---|---:|"]
     return lines + [f"| {name} | {value:.4f} |" for value, name in sorted(rows, reverse=not measure.is_error)]
 
@@ -162,7 +162,7 @@ def _made(content: dict[str, Any]) -> list[str]:
             "opposite strains"
         ]
     head = ["Fold", *members]
-    lines = [f"- the weighted mean of the predictions of {enumerated(members)}; the time below is the blend's own"]
+    lines = [f"- the weighted mean of the predictions of {enumerated(members)}; the time below is for the blend alone"]
     lines += ["", f"| {' | '.join(head)} |", "|---|" + "---:|" * len(members)]
     for fold, entry in content["folds"].items():
         weights = entry["blend"]["weights"]
@@ -189,7 +189,7 @@ def _trained(spec: dict[str, Any], target: Target) -> list[str]:
 
 
 def _files(names: Sequence[str]) -> list[str]:
-    """List the files, one line per kind."""
+    """Describe the result files, with one line per kind of file."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(name.split("_")[0].split(".")[0], []).append(f"`{name}`")

@@ -1,4 +1,4 @@
-"""Write matbench_results.json.gz: matbench's classes record, score and validate a task.
+"""Write matbench_results.json.gz with matbench's own classes, which record, score and validate a task.
 
 ``MatbenchTask`` expects the dataset's frame with Structure objects, but ``record`` and ``scores`` use only ids and
 targets. So mbqueue makes a frame of ids and targets from the predictions, and downloads nothing.
@@ -31,7 +31,7 @@ def write_matbench_file(
 ) -> dict[str, dict[str, float]]:
     """Validate all five official folds with matbench, and write them gzipped, like ``MatbenchBenchmark.to_file``.
 
-    The bytes depend only on the inputs, and on matbench's date stamp and the hash that includes it.
+    The bytes depend only on the inputs and on matbench's date stamp, which matbench's hash includes.
 
     Args:
         path: the .json.gz file.
@@ -117,7 +117,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, benchmark: Any) -> None:
-    """Write a benchmark like ``MatbenchBenchmark.to_file``, gzipped."""
+    """Write a benchmark as ``MatbenchBenchmark.to_file`` does, but gzipped."""
     plain = files.temp_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,10 +130,10 @@ def _write(path: Path, benchmark: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet_matbench() -> Iterator[Any]:
-    """Within the block, provide matbench's MatbenchBenchmark class, and keep its log off standard output.
+    """Import matbench's MatbenchBenchmark class for the block, and keep matbench's log off standard output.
 
-    On import, matbench binds a log handler to ``sys.stdout``, and every call logs something. Standard output is for
-    data.
+    On import, matbench attaches a log handler to ``sys.stdout``, and every call logs something. But standard output
+    must contain only data.
     """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # matbench 0.6 and matminer use calls that newer Pythons deprecate

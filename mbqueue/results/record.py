@@ -1,6 +1,6 @@
 """Record an experiment: write results.json, RESULTS.md and the matbench file from the tables of its folds.
 
-A folder is complete if and only if it has a results.json: recording first removes results.json, and writes it again
+A folder is complete if and only if it has a results.json. So recording first removes results.json, and writes it again
 last. The file contains the size and SHA-256 of every other file, and its own checksum. Its format (``"format": 1``):
 
     format           1
@@ -76,7 +76,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionFacts:
-    """A session that worked on the experiment, and the duration of its work."""
+    """A session that worked on the experiment, and for how many seconds."""
 
     id: str
     device: str
@@ -85,14 +85,14 @@ class SessionFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordInputs:
-    """Everything that a record contains besides the tables of the folds.
+    """The content of a record, except for the tables of the folds.
 
     Attributes:
         experiment: name in the queue.
         spec: ``Spec.to_json()``; spec_hash: ``Spec.hash``.
         folds: folds to record; the folder must contain the history, predictions and model of each.
         versions: library name → version.
-        sessions: the sessions that worked on it, in order.
+        sessions: the sessions that worked on the experiment, in order.
         fingerprint_changes: one entry per resume with a different device, library or micro-batch: dicts with fold,
             epoch, step and changes ({key: [before, after]}).
         absent_elements: fold → elements that its training part lacks, whose reference energy is 0.
@@ -126,8 +126,8 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
     """Score the folds in ``folder``; write the matbench file (official task only), RESULTS.md and results.json.
 
     The files are first written under temporary names. ``commit`` then receives the content of results.json and a fast
-    function that renames them, results.json last. ``commit`` calls this function inside the queue's fence, if the lease
-    still holds.
+    function that renames the files, results.json last. ``commit`` calls that function only if the session still has its
+    lease.
 
     Returns:
         The content of results.json.
@@ -166,9 +166,8 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
                 (folder / old).unlink(missing_ok=True)
             for path in [*made, staging / RESULTS_FILE]:
                 path.replace(folder / path.name)
-            for left_over in folder.glob(
-                f"{prefix}*"
-            ):  # including this file, so that a crash after the commit leaves nothing behind
+            # Also remove this call's temporary folder, so that a crash after the commit leaves nothing behind.
+            for left_over in folder.glob(f"{prefix}*"):
                 shutil.rmtree(left_over, ignore_errors=True)
             files.fsync_dir(folder)
 
@@ -177,9 +176,9 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
 
 
 def checksum_of(content: Mapping[str, Any]) -> str:
-    """Compute the checksum over the rest of results.json's content."""
+    """Compute the checksum of results.json over everything but the checksum itself."""
     rest = {**content, "run": {key: value for key, value in content["run"].items() if key != "checksum"}}
-    # Hash the content as read back from JSON, which has no tuples and only string keys.
+    # Convert to JSON and back first, because the stored content has no tuples and only string keys.
     return files.sha256_of_json(json.loads(json.dumps(rest)))
 
 
@@ -204,7 +203,7 @@ def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
 
 
 def fold_facts(folder: Path, fold: int, spec: Mapping[str, Any]) -> dict[str, dict[str, int | str]]:
-    """Name → size and SHA-256 of the fold's history, predictions and, if it has one, model.
+    """Return file name → size and SHA-256, for the history, predictions and, except for blends, model of a fold.
 
     Raises:
         ResultsError: if a file is missing.
@@ -230,7 +229,8 @@ def broken_folds(
 
     Args:
         spec: the experiment's spec, as plain JSON values.
-        facts: fold → the result of `fold_facts` when its files were written; for other folds, only read the files.
+        facts: fold → the result of `fold_facts` when the fold's files were written. The files of all other folds are
+            only read.
     """
     found = {}
     for fold in folds:

@@ -33,13 +33,13 @@ from numpy.typing import NDArray
 from mbqueue.errors import ResultsError
 from mbqueue.task import Target
 
-#: mape ignores targets smaller than this (matbench.data_ops.mean_absolute_percentage_error).
+#: MAPE leaves out targets within this distance of 0 (matbench.data_ops.mean_absolute_percentage_error).
 MAPE_THRESHOLD = 1e-5
 #: Above this probability, a crystal counts as class 1 (matbench.constants.CLF_THRESH).
 CLASS_THRESHOLD = 0.5
 _LEAST_PROBABILITY = 1e-12
 
-#: Score → value; None if it is not defined. ``n`` is the number of crystals.
+#: Score → value, or None if the score is not defined for these crystals. ``n`` is the number of crystals.
 Scores = dict[str, float | int | None]
 
 
@@ -50,7 +50,7 @@ class Measure:
     Attributes:
         key: key in results.json.
         label: column heading.
-        is_error: whether lower is better and it has the target's unit.
+        is_error: whether lower values are better.
     """
 
     key: str
@@ -87,7 +87,7 @@ def leaderboard_measure(target: Target) -> Measure:
 
 
 def score(y_true: NDArray[np.float64], y_pred: NDArray[np.float64], target: Target) -> Scores:
-    """Scores of predictions against targets, both float64 [N].
+    """Compute the scores of predictions against targets, both float64 [N].
 
     Raises:
         ResultsError: if there are no predictions.
@@ -139,7 +139,10 @@ def roc_auc(is_one: NDArray[np.bool_], probability: NDArray[np.float64]) -> floa
 def over_folds(
     scores: Iterable[Mapping[str, float | int | None]], target: Target
 ) -> dict[str, dict[str, float] | None]:
-    """``{"mae": {"mean": …, "std": …}, …}`` over folds; None if a fold has no such score."""
+    """Compute the mean and population standard deviation of each score over folds: score → ``mean`` and ``std``.
+
+    A score that some fold lacks is None.
+    """
     per_fold = list(scores)
     summary: dict[str, dict[str, float] | None] = {}
     for measure in measures_of(target):

@@ -36,14 +36,14 @@ HISTORY_TYPES: dict[str, type] = {
     "device": str,
 }
 HISTORY_COLUMNS = tuple(HISTORY_TYPES)
-#: Columns that depend on the machine and on time. Equal runs have equal values in all other columns.
+#: Columns that may differ between equal runs. All other columns have equal values.
 TIMING_COLUMNS = ("seconds", "structures_per_second", "session", "device")
-#: What to do about a file that was damaged after mbqueue wrote it.
+#: The advice in errors about a file that was damaged after mbqueue wrote it.
 RESTORE = "Restore it from a copy, or enqueue the experiment under another name."
 
 
 def advised(error: ResultsError, advice: str) -> ResultsError:
-    """A copy of an error with the caller's advice instead of `RESTORE`."""
+    """Copy an error, with other advice instead of `RESTORE`."""
     return ResultsError(f"{str(error).removesuffix(RESTORE)}{advice}")
 
 
@@ -108,7 +108,7 @@ class Predictions:
 
     @property
     def abs_error(self) -> NDArray[np.float64]:
-        """|prediction − target|, float64 [N]."""
+        """The absolute errors, |prediction − target|, float64 [N]."""
         return np.abs(np.asarray(self.y_pred, dtype=np.float64) - np.asarray(self.y_true, dtype=np.float64))
 
 
@@ -128,18 +128,18 @@ def write_history(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             )
         if row["epoch"] != number:
             raise ResultsError(
-                f"Row {number} for {path.name} has epoch {row['epoch']}; epochs must run 1, 2, 3, … without gap or "
-                f"repeat. {path} is unchanged."
+                f"Row {number} for {path.name} has epoch {row['epoch']}, but the epochs must be 1, 2, 3, … in order. "
+                f"{path} is unchanged."
             )
         lines.append([kind(row[column]) for column, kind in HISTORY_TYPES.items()])
     files.write_text(path, csv_text(HISTORY_COLUMNS, lines))
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The rows of a history file, with the types of ``HISTORY_TYPES``.
+    """Read a history file: one row per epoch, with the types of ``HISTORY_TYPES``.
 
     Raises:
-        ResultsError: if the file is missing or is not such a table.
+        ResultsError: if the file is missing or damaged.
     """
     rows: list[dict[str, Any]] = []
     for number, cells in _read(path, HISTORY_COLUMNS):
@@ -169,8 +169,9 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     if bad.size:
         first = int(bad[0])
         raise ResultsError(
-            f"{bad.size} rows for {path.name} are not finite, the first is {predictions.ids[first]}: target "
-            f"{y_true[first]}, prediction {y_pred[first]}. Nothing was written; check the fold's training history."
+            f"{bad.size} rows for {path.name} contain numbers that are not finite, the first for crystal "
+            f"{predictions.ids[first]}: target {y_true[first]}, prediction {y_pred[first]}. Nothing was written. Check "
+            "the fold's training history."
         )
     columns = (
         predictions.ids,
@@ -184,10 +185,10 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """The predictions of a fold.
+    """Read the predictions of a fold from a file.
 
     Raises:
-        ResultsError: if the file is missing or is not such a table.
+        ResultsError: if the file is missing or damaged.
     """
     ids, compositions, n_atoms, y_true, y_pred = [], [], [], [], []
     for number, cells in _read(path, PREDICTION_COLUMNS):
@@ -202,7 +203,7 @@ def read_predictions(path: Path) -> Predictions:
         if not (math.isfinite(y_true[-1]) and math.isfinite(y_pred[-1])):
             raise _damaged(path, number, "a number is not finite")
     if len(set(ids)) != len(ids):
-        raise ResultsError(f"{path} has a crystal twice. {RESTORE}")
+        raise ResultsError(f"{path} lists a crystal twice. {RESTORE}")
     return Predictions(ids, compositions, np.array(n_atoms, np.int64), np.array(y_true), np.array(y_pred))
 
 

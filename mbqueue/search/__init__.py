@@ -1,5 +1,5 @@
-"""Searches: try settings of an experiment, and spend epochs only on promising ones.
+"""Search for good settings of an experiment, and spend epochs only on promising ones.
 
-A trial is an experiment in the queue whose spec names its search, so the queue holds everything about a search. mbqueue
-rebuilds Optuna's study from the queue for every question, and never stores it (`mbqueue.search.study`).
+A trial is an experiment in the queue whose spec contains its search, so the queue contains everything about a search.
+mbqueue never stores Optuna's study, but rebuilds it from the queue whenever it asks Optuna (`mbqueue.search.study`).
 """

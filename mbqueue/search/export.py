@@ -1,4 +1,4 @@
-"""Export a search as an Optuna study: to a file for optuna-dashboard, and to compute importances.
+"""Convert a search to an Optuna study, to write a file for optuna-dashboard or to compute importances.
 
 Unlike the studies of `mbqueue.search.study`, which choose the next step, exported studies only show results.
 """
@@ -32,9 +32,9 @@ _STATES = {
 def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
     """Write the trials of a search to an Optuna SQLite file, under the search's name, and return its path.
 
-    Trial n is Optuna's trial n. A trial's value, also for pruned trials, is the validation MAE by which the search
-    compares trials. The intermediate values are means of the validation MAE over the folds that have reached that
-    epoch. All other facts about a trial are in its user attributes.
+    Trials are written in the order of their numbers. The value of a trained or pruned trial is the validation MAE by
+    which the search compares trials. The intermediate value of an epoch is the mean validation MAE over the folds that
+    have reached the epoch. All other facts about a trial are in its user attributes.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -54,10 +54,10 @@ def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
 
 
 def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
-    """The importance of each key for the best trials, by Optuna's PED-ANOVA; importances add up to 1.
+    """Compute the importance of each key with Optuna's PED-ANOVA. The importances add up to 1.
 
-    Each trial's current value is used, whether or not the trial has trained all epochs. With fewer than four trials, or
-    if all are equally good, the result is empty. Keys that only some trials vary are left out.
+    Each trial counts with its current value, even if it has not trained all epochs. With fewer than four trials, or if
+    all trials are equally good, the result is empty. Keys that only some trials vary are left out.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -83,7 +83,7 @@ def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def _frozen(optuna: Any, search: Search, trial: Trial) -> Any:
-    """A trial in Optuna's form."""
+    """Convert a trial to an Optuna trial."""
     distributions = {key: distribution(optuna, search, key, search.space[key]) for key in trial.settings}
     curves = {f"val_mae_fold_{fold}": list(curve) for fold, curve in trial.curves.items() if curve}
     return optuna.trial.create_trial(

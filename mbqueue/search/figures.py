@@ -17,12 +17,12 @@ from mbqueue.task import Target
 
 _FAINT = "rgba(154, 154, 154, 0.45)"
 _BEST, _KEPT, _OPEN = FOLD_COLOURS[1], FOLD_COLOURS[0], FOLD_COLOURS[2]
-#: The most labels on an axis of the parallel coordinates.
+#: The most labels on an axis of the parallel-coordinates plot.
 _TICKS = 5
 
 
 def draw(search: Search, trials: Sequence[Trial], shares: Mapping[str, float], target: Target) -> dict[str, go.Figure]:
-    """The figures by name, in order; figures without data are left out.
+    """Draw a search's figures, by name and in order. Figures without data are left out.
 
     Args:
         shares: the result of `mbqueue.search.export.importances`.
@@ -37,7 +37,7 @@ def draw(search: Search, trials: Sequence[Trial], shares: Mapping[str, float], t
 
 
 def history(trials: Sequence[Trial], target: Target) -> go.Figure:
-    """The result of each trial, by number, and the best result of a fully trained trial so far."""
+    """Plot the result of each trial by its number, and the best result so far among fully trained trials."""
     values = [trial.value for trial in trials if trial.value is not None]
     figure = go.Figure()
     for name, shown, colour in _groups(trials):
@@ -74,7 +74,10 @@ def history(trials: Sequence[Trial], target: Target) -> go.Figure:
 
 
 def parallel_coordinates(search: Search, trials: Sequence[Trial], target: Target) -> go.Figure:
-    """One line per trial through its settings, coloured by result; missing settings have the base's values."""
+    """Plot one line per trial through its settings, coloured by its result.
+
+    Settings that a trial does not vary have the base's values.
+    """
     values = [trial.value for trial in trials if trial.value is not None]
     dimensions = []
     for key, setting in search.space.items():
@@ -101,7 +104,7 @@ def parallel_coordinates(search: Search, trials: Sequence[Trial], target: Target
 
 
 def importance(shares: Mapping[str, float]) -> go.Figure:
-    """The importance of each setting, the highest on top."""
+    """Plot the importance of each setting, with the most important on top."""
     ranked = sorted(shares.items(), key=lambda item: item[1])
     figure = go.Figure(
         go.Bar(
@@ -121,7 +124,7 @@ def importance(shares: Mapping[str, float]) -> go.Figure:
 
 
 def learning_curves(trials: Sequence[Trial], target: Target) -> go.Figure:
-    """Validation MAE of every trial over epochs, averaged over its folds; pruned trials are faint."""
+    """Plot the validation MAE of every trial over epochs, averaged over its folds. Pruned trials are faint."""
     figure = go.Figure()
     for name, shown, colour in _groups(trials):
         x: list[int | None] = []
@@ -129,7 +132,7 @@ def learning_curves(trials: Sequence[Trial], target: Target) -> go.Figure:
         text: list[str] = []
         for trial in shown:
             curve = trial.mean_curve
-            x += [*range(1, len(curve) + 1), None]  # the gap separates two trials
+            x += [*range(1, len(curve) + 1), None]  # plotly interrupts the line at None
             y += [*curve, None]
             text += [_label(trial)] * (len(curve) + 1)
         is_faint = colour == _FAINT
@@ -154,7 +157,7 @@ def learning_curves(trials: Sequence[Trial], target: Target) -> go.Figure:
 
 
 def _groups(trials: Sequence[Trial]) -> list[tuple[str, list[Trial], str]]:
-    """The groups of trials to draw, from back to front: name, trials, colour."""
+    """Divide trials into groups to draw, from back to front, as (name, trials, colour)."""
     best = best_of(trials)
     rest = [trial for trial in trials if trial is not best]
     named = [
@@ -173,12 +176,12 @@ def _label(trial: Trial) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting's value as text; a float has at most four digits."""
+    """Format the value of a setting, with at most four digits for a float."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _scale(column: Sequence[float], is_log: bool) -> dict[str, Any]:
-    """A numeric axis. plotly's parallel coordinates have no logarithmic axes, so such an axis shows logarithms."""
+    """Make a numeric axis. plotly has no logarithmic axes for parallel coordinates, so the values are logarithms."""
     if not is_log or min(column) <= 0:  # the base's value may be 0, which has no logarithm
         return {"values": column, "tickformat": ".4~g"}
     placed = [math.log10(value) for value in column]
@@ -188,7 +191,7 @@ def _scale(column: Sequence[float], is_log: bool) -> dict[str, Any]:
 
 
 def _steps(column: Sequence[Any]) -> dict[str, Any]:
-    """An axis of evenly spaced choices; numbers are sorted."""
+    """Make an axis with evenly spaced choices, sorted if they are numbers."""
     choices = {shown(value): value for value in column}
     if all(isinstance(value, int | float) for value in choices.values()):
         choices = dict(sorted(choices.items(), key=lambda item: item[1]))

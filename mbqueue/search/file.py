@@ -20,14 +20,14 @@ from mbqueue.task import N_FOLDS
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$"
 MOST_TRIALS = 1000
 
-#: The allowed values of a key in [search.space].
+#: How an error explains the allowed values of a key in [search.space].
 FORMS = (
-    "write { low = 1e-4, high = 1e-2 }, optionally with log = true or a step, or { choices = [32, 64] }. Set a value "
-    "that is the same in all trials in the base"
+    "write { low = 1e-4, high = 1e-2 }, optionally with log = true or a step, or { choices = [32, 64] }. If all trials "
+    "share a value, set it in the base"
 )
 
 Value = bool | int | float | str
-#: Keys of a spec that are not settings.
+#: Keys of a spec that a search cannot vary, because they are not settings.
 _FIXED = {"name", "results_name", "description", "folds", *KEPT_BY_COMMANDS}
 #: Sections that must be the same in all trials, so that their validation MAEs are comparable.
 _COMPARED_BY = {"data", "target"}
@@ -48,9 +48,9 @@ class Setting(Section):
     Attributes:
         low, high: the inclusive ends of the range; both are integers if the experiment's value is an integer.
         log: whether to search the range on a logarithmic scale.
-        step: distance between values; without it, the range is continuous.
-        choices: the values, instead of a range.
-        when: for other keys, the values with which trials vary this key; all other trials use the base's value.
+        step: distance between two values; None for a continuous range.
+        choices: the values to try; None for a range.
+        when: other key → its values for which a trial varies this key. All other trials use the base's value.
     """
 
     low: Number | None = None
@@ -63,7 +63,7 @@ class Setting(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Setting:
         if [] in self.when.values():
-            raise ValueError("when gives no values")
+            raise ValueError("when must list at least one value")
         if self.choices is not None:
             if (self.low, self.high, self.step, self.log) != (None, None, None, False):
                 raise ValueError("give either choices, or low and high")
@@ -77,14 +77,14 @@ class Setting(Section):
         if self.low >= self.high:
             raise ValueError(f"the range from {self.low} to {self.high} is empty: low must be below high")
         if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("a logarithmic range begins above 0 and has no step")
+            raise ValueError("a logarithmic range must begin above 0, and cannot have a step")
         if self.step is not None and self.step > self.high - self.low:
             raise ValueError(f"the step of {self.step} is larger than the range from {self.low} to {self.high}")
         return self
 
     @property
     def corners(self) -> list[Value]:
-        """The values to check: all choices, or the ends of the range, which stand for the values between them."""
+        """The values to check against the base: all choices, or only the two ends of a range."""
         if self.choices is not None:
             return self.choices
         assert self.low is not None
@@ -99,7 +99,7 @@ def _folds(folds: list[int]) -> list[int]:
 
 
 class Search(Section):
-    """The table [search], with the values of all keys.
+    """The table [search] of a search file, with the defaults of missing keys.
 
     Attributes:
         base_spec: the spec of the base as it was when the search was enqueued.
@@ -143,7 +143,7 @@ class Search(Section):
                 choices = self.space[other].choices if other in before else None
                 if choices is None or any(value not in choices for value in values):
                     raise ValueError(
-                        f"space.{key}.when: {other} must be a key above it in the space, and its choices must contain "
+                        f"space.{key}.when: {other} must come before {key} in the space, and its choices must contain "
                         f"{values}"
                     )
         return self
@@ -153,7 +153,7 @@ class Search(Section):
         return self.model_dump(mode="json")
 
     def spec_with(self, settings: Mapping[str, Value], **others: Any) -> Spec:
-        """The base's spec, with these settings and other keys (such as ``name`` and ``folds``) replaced.
+        """Return the base's spec with these settings, and with other keys such as ``name`` and ``folds`` replaced.
 
         Raises:
             SpecError: if the combination is invalid.
@@ -163,7 +163,7 @@ class Search(Section):
         return parse_spec(content, source=f"{self.base} with {shown or 'its own settings'}")
 
     def base_value(self, key: str) -> Any:
-        """The base's value under a dotted key."""
+        """The base's value of a dotted key such as train.lr."""
         return _at(self.base_spec, key)
 
     def is_integer(self, key: str) -> bool:
@@ -256,7 +256,7 @@ def _is_taken(search: Search, point: Mapping[str, Value]) -> bool:
 
 
 def _problems(search: Search) -> Iterator[str]:
-    """The problems with settings of a search that do not fit the base."""
+    """Yield a message for each setting of a search that does not fit the base."""
     if not search.base_spec["train"]["epochs"] and search.pruner != "none":
         yield f"pruner = {search.pruner!r}: {search.base} trains no epochs, so there is nothing to prune"
     elif search.pruner in {"halving", "hyperband"} and search.min_epochs > (most := _most_epochs(search)):
@@ -290,20 +290,20 @@ def _problems(search: Search) -> Iterator[str]:
 
 
 def _most_epochs(search: Search) -> float:
-    """The epochs of the longest trial."""
+    """The most epochs per fold that a trial of the search may have."""
     varied = search.space.get("train.epochs")
     corners = [search.base_spec["train"]["epochs"]] if varied is None else varied.corners
     return max((value for value in corners if isinstance(value, int | float)), default=0)
 
 
 def _as_in(search: Search, key: str, value: Value) -> Value:
-    """A value converted to the type of the key: a file may have an integer for a float."""
+    """Convert a value to the type of its key, because a file may contain an integer for a float."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_number and isinstance(_at(search.base_spec, key), float) else value
 
 
 def _at(content: Mapping[str, Any], key: str) -> Any:
-    """The value under a dotted key; None if the key is missing."""
+    """Return the value of a dotted key; None if the key is missing or is a section."""
     found: Any = content
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -338,11 +338,11 @@ def _lines(error: ValidationError) -> Iterator[str]:
 
 
 def reasons(error: SpecError) -> str:
-    """The problems in the error of an invalid experiment, without its first and last line."""
+    """Extract the problems from an invalid experiment's error, without its first and last line."""
     return "; ".join(line.strip() for line in str(error).splitlines()[1:-1])
 
 
 def wrong_search(path: Path, problems: list[str]) -> SpecError:
-    """The error for a search file with these problems, each with its key."""
+    """Make the error for an invalid search file. Each problem begins with its key."""
     lines = "\n".join(f"  {problem}" for problem in problems)
     return SpecError(f"{path} is not a valid search:\n{lines}\nNothing was enqueued. Fix the file.")

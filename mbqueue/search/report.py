@@ -75,7 +75,7 @@ def _head(search: Search, trials: Sequence[Trial], summary: Mapping[str, Any], t
     return [
         *lines,
         f'<p class="score">{number(best.value)}{unit}</p>',
-        f"<p>The best validation MAE is that of trial {best.number} (<code>{escape(best.experiment)}</code>).</p>",
+        f"<p>Trial {best.number} (<code>{escape(best.experiment)}</code>) has the best validation MAE.</p>",
         table(["Key", "Best value"], [[escape(k), escape(shown(v))] for k, v in best.settings.items()], left=(0, 1)),
         f'<div class="note">The search compares trials by validation MAE on fold{"s" * (len(search.folds) > 1)} '
         f"{folds}. The lowest of many values is too optimistic, so estimate the error on test crystals: "
@@ -85,7 +85,7 @@ def _head(search: Search, trials: Sequence[Trial], summary: Mapping[str, Any], t
 
 
 def _said(name: str, search: Search) -> str:
-    """The text above a figure."""
+    """The paragraph above a figure, which explains the figure."""
     mean = ", the mean over folds" if len(search.folds) > 1 else ""
     conditional = [key for key, setting in search.space.items() if setting.when]
     return {
@@ -93,9 +93,9 @@ def _said(name: str, search: Search) -> str:
         "The line shows the best fully trained trial so far.",
         "parallel-coordinates": "Each line is a trial. A setting that a trial does not vary has the value of "
         f"{escape(search.base)}. Drag along an axis to select trials.",
-        "importance": "Optuna's PED-ANOVA compares the best tenth of the trials with all trials, by how their values "
-        "of a setting are distributed. Pruned trials count with the validation MAE that they reached. With few trials, "
-        "the result is only a hint."
+        "importance": "Optuna's PED-ANOVA compares how a setting's values are distributed in the best tenth of the "
+        "trials and in all trials. Pruned trials count with the validation MAE that they reached. With few trials, the "
+        "result is only a hint."
         + (f" Left out because only some trials vary them: {escape(', '.join(conditional))}." if conditional else ""),
         "learning-curves": f"Validation MAE after each epoch{mean}. Click a name to hide its trials.",
     }[name]

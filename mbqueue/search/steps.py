@@ -1,7 +1,7 @@
-"""A session's work for searches between its jobs: start the next trial, and judge an epoch as it is committed.
+"""Do a session's work for searches: start the next trial, and decide after each epoch whether to prune its trial.
 
-Each trial is started, and each epoch judged, exactly once. A trial's name contains its number, and the queue accepts a
-name only once. The transaction that commits an epoch also judges the trial, under the fence of that job.
+Each trial starts exactly once, because its name contains its number, and the queue accepts each name only once. Each
+epoch is judged exactly once, in the transaction that commits it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mbqueue.search.trials import Trial, TrialState, best_of, needs_a_person, se
 
 
 def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float, by: str) -> list[str]:
-    """Enqueue the next trial of every search that wants one; return the names of the trials that this session began.
+    """Enqueue the next trial of every search that needs one; return the names of the trials that this session began.
 
-    A search has one open trial per living session. Each session then has a trial to work on, and each suggestion uses
-    as many results as possible.
+    A search has one open trial per live session. So every session has a trial to train, and the settings of each trial
+    are chosen from as many results as possible.
 
     Raises:
-        SearchUnavailable: if a search wants a trial, and Optuna is not installed.
+        SearchUnavailable: if a search needs another trial, and Optuna is not installed.
         SpecError: if the spec rejects all settings that the sampler draws.
     """
     begun = []
@@ -48,12 +48,12 @@ def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float,
 
 
 def wants_trial(queue: Queue, *, now: float) -> bool:
-    """Whether any search wants another trial now."""
+    """Whether any search needs another trial now."""
     return any(True for _ in _wanting(queue, now))
 
 
 def _wanting(queue: Queue, now: float) -> Iterator[tuple[Search, list[Trial]]]:
-    """The searches that want another trial, with their existing trials."""
+    """Yield each search that needs another trial, with its existing trials."""
     newest: dict[str, tuple[int, Mapping[str, Any]]] = {}
     for experiment in queue.trials():
         trial = experiment.spec["trial"]
@@ -74,11 +74,11 @@ def _wanting(queue: Queue, now: float) -> Iterator[tuple[Search, list[Trial]]]:
 
 
 def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
-    """The spec of the next trial; None if there are no more settings to try."""
+    """Make the spec of the next trial; None if there are no more settings to try."""
     settings = next_settings(search, trials)
     if settings is None:
         return None
-    number = trials[-1].number + 1 if trials else 0  # the trials of a rebuilt queue may have gaps in their numbers
+    number = trials[-1].number + 1 if trials else 0  # a rebuilt queue may lack some trials
     trial = {"search": search.to_json(), "number": number, "settings": settings}
     shown = ", ".join(f"{key} = {value}" for key, value in settings.items())
     return search.spec_with(
@@ -92,7 +92,10 @@ def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
 
 
 def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[str, Any]], now: float) -> str | None:
-    """Why to prune a trial after the last epoch of a history about to be committed; None to continue training.
+    """Decide whether to prune a trial that commits an epoch. Return the reason, or None to continue training.
+
+    Args:
+        history: the history of the fold, including the epoch that is being committed.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -111,7 +114,7 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
     curves = {**own.curves, fold: [row["val_mae"] for row in history]}
     is_trained = all(len(curve) == spec.train.epochs for curve in curves.values())
     judged = [replace(trial, curves=curves) if trial.number == number else trial for trial in trials]
-    is_kept = queue.experiment(spec.name).spec["trial"]["kept"]  # `spec` may be older than the mark of a resumed trial
+    is_kept = queue.experiment(spec.name).spec["trial"]["kept"]  # the user may have resumed the trial since
     if is_trained or is_kept or not is_unpromising(search, judged, number, fold):
         return None
     best = best_of(trials)
@@ -122,7 +125,10 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
 
 
 def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -> list[str]:
-    """Discard checkpoints of trials pruned more than ``after_seconds`` ago; return those trials' names."""
+    """Give up the checkpoints of trials pruned more than ``after_seconds`` ago; return the names of these trials.
+
+    The caller then removes the files.
+    """
     is_trial = {trial.name for trial in queue.trials() if not trial.is_released}
     due = [
         job.experiment
@@ -133,12 +139,15 @@ def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -
 
 
 def judge_again(queue: Queue, *, now: float, by: str) -> list[str]:
-    """Prune the open trials without a session that the pruner would end at their current epoch; return their names.
+    """Prune every open trial that the pruner would end at its current epoch, unless a session is training it.
 
-    A queue rebuilt from commits needs this, because commits do not record pruning.
+    A queue that was rebuilt from commits needs this, because commits do not record pruning.
+
+    Returns:
+        The names of the pruned trials.
 
     Raises:
-        SearchUnavailable: if there are such trials, and Optuna is not installed.
+        SearchUnavailable: if an open trial must be judged, and Optuna is not installed.
     """
     overview, pruned = queue.overview(now=now), []
     for search in search_names(overview):

@@ -1,7 +1,7 @@
 """Ask Optuna for the settings of a search's next trial, and whether a trial is worth more epochs.
 
-Each question builds the study from the trials in the queue. The study therefore cannot be lost, and its answers depend
-only on the search, its seed, the trial's number and the commits. The first question imports Optuna.
+Every call builds a new study from the trials in the queue. So no study can be lost, and the answers depend only on the
+search, its seed, the trial's number and the commits. The first call imports Optuna.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from mbqueue.search.trials import Trial, TrialState
 if TYPE_CHECKING:
     import optuna
 
-#: Random trials before TPE starts to learn from them: a third of all, at most ten.
+#: The number of random trials before TPE learns from results: a third of all trials, at most ten.
 _STARTUP_TRIALS, _STARTUP_SHARE = 10, 3
-#: The most draws of settings for a trial if the spec rejects them. After `_STUBBORN_DRAWS`, draw settings at random,
-#: because a sampler that has learned from few results may repeat rejected ones. A grid sampler repeats no settings.
+#: The most draws of settings for one trial while the spec rejects them. After `_STUBBORN_DRAWS`, settings are drawn at
+#: random, because a sampler with few results may repeat rejected settings. A grid sampler never repeats settings.
 _MOST_DRAWS, _STUBBORN_DRAWS = 50, 25
-#: Samplers that count their draws; the study must have the trials in order for these samplers.
+#: Samplers whose next draw depends on the number of earlier draws, so their study must repeat all draws in order.
 _COUNTING = {"qmc", "cmaes"}
 
 
 def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] | None:
-    """The settings of the next trial; None if there are no more settings to try.
+    """Choose the settings of the next trial; None if there are no more settings to try.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -55,10 +55,13 @@ def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] |
 
 
 def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: int) -> bool:
-    """Whether the pruner would end a trial after the newest epoch of a fold, which its curves include.
+    """Whether the pruner would end a trial after the newest epoch of a fold.
 
-    Halving and Hyperband compare the same epoch of the same fold among all trials. When a fold ends, Wilcoxon compares
-    the best epoch of each fold with the best trial's.
+    Halving and Hyperband compare the same epoch of the same fold in all trials. At the end of a fold, Wilcoxon compares
+    the best epochs of the trial's folds with those of the best trial.
+
+    Args:
+        trials: all trials of the search. The curves of trial ``number`` include the newest epoch.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -70,7 +73,7 @@ def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: i
             pruner=_pruner(optuna, search, trials),
         )
         judged = False
-        # Add the judged trial last, but keep its number, from which Hyperband derives its bracket.
+        # Report the judged trial last, but under its own number, from which Hyperband derives its bracket.
         replayed = [study.ask() for _ in trials]
         for trial, replay in sorted(zip(trials, replayed, strict=True), key=lambda pair: pair[0].number == number):
             for step, value in _steps(search, trial, fold):
@@ -106,7 +109,7 @@ def _drawn(optuna: Any, search: Search, trials: Sequence[Trial], draw: int) -> d
 
 
 def _suggested(asked: Any, key: str, values: Any) -> Value:
-    """Sample an Optuna trial's value for a key; the keys to sample depend on earlier values."""
+    """Let Optuna suggest a value for a key of a trial."""
     if hasattr(values, "choices"):
         chosen: Value = asked.suggest_categorical(key, values.choices)
         return chosen
@@ -139,7 +142,7 @@ def _add(optuna: Any, study: optuna.Study, search: Search, trial: Trial) -> None
         return
     study.enqueue_trial(dict(trial.settings))
     asked = study.ask()
-    asked.relative_params  # noqa: B018 - makes the sampler repeat, and count, its draw for this trial
+    asked.relative_params  # noqa: B018 - makes the sampler repeat its draw for this trial, so that it is counted
     for key, values_of_key in distributions.items():
         _suggested(asked, key, values_of_key)
     for step, reported in values.items():
@@ -151,7 +154,7 @@ def _add(optuna: Any, study: optuna.Study, search: Search, trial: Trial) -> None
 
 
 def distribution(optuna: Any, search: Search, key: str, setting: Setting) -> Any:
-    """Optuna's distribution of a setting's values."""
+    """Convert a setting to Optuna's distribution of its values."""
     if setting.choices is not None:
         return optuna.distributions.CategoricalDistribution(tuple(setting.choices))
     assert setting.low is not None
@@ -167,7 +170,7 @@ def distribution(optuna: Any, search: Search, key: str, setting: Setting) -> Any
 
 def _sampler(optuna: Any, search: Search, seed: int) -> Any:
     samplers = optuna.samplers
-    apart = samplers.RandomSampler(seed=seed)  # for keys that the sampler cannot handle together
+    apart = samplers.RandomSampler(seed=seed)  # samples the keys that the main sampler leaves out
     if search.sampler == "tpe":
         startup = min(_STARTUP_TRIALS, search.trials // _STARTUP_SHARE) if search.trials else _STARTUP_TRIALS
         return samplers.TPESampler(seed=seed, n_startup_trials=startup)
@@ -195,14 +198,14 @@ def _pruner(optuna: Any, search: Search, trials: Sequence[Trial]) -> Any:
 
 
 def _seed(search: Search, number: int, draw: int) -> int:
-    """A seed for the draws of a single trial."""
+    """Derive the seed for one draw of settings for one trial."""
     text = f"{search.seed} {number} {draw}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 @contextmanager
 def imported_optuna() -> Iterator[Any]:
-    """Within the block, provide Optuna with its log and warnings silenced.
+    """Import Optuna for the block, with its log and warnings silenced.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -216,5 +219,5 @@ def imported_optuna() -> Iterator[Any]:
         ) from error
     optuna.logging.get_logger("optuna").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna still marks old features as experimental
+        warnings.simplefilter("ignore")  # Optuna warns about features that it calls experimental
         yield optuna

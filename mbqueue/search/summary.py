@@ -11,7 +11,7 @@ from mbqueue.search.trials import Trial, TrialState, best_of, needs_a_person, se
 
 
 def summaries(overview: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each search of an overview as a plain dictionary: ``searches[]`` of docs/reference/status-json.md."""
+    """Summarise each search of an overview as a plain dictionary: ``searches[]`` in docs/reference/status-json.md."""
     bounds = {
         entry["trial"]["search"]: (entry["trial"]["of"], entry["trial"]["gpu_hours"] * 3600)
         for entry in overview["experiments"]
@@ -66,10 +66,10 @@ def _state(trials: Sequence[Trial], wanted: int, budget_seconds: float) -> str:
 
 
 def _left(trials: Sequence[Trial], wanted: int, budget_seconds: float, per_epoch: float) -> float | None:
-    """Estimate the remaining seconds; None before the first epoch.
+    """Estimate the seconds of work that a search still needs; None before its first epoch.
 
     The estimate assumes that trials train as many epochs as the ended trials did, or all epochs if no trial has ended.
-    Trials not yet started take at most the remaining GPU-hours.
+    Trials that have not started yet use at most the remaining GPU-hours.
     """
     if not per_epoch:
         return None

@@ -35,7 +35,8 @@ class Trial:
         curves: the validation MAE of each committed epoch, by fold.
         epochs: epochs per fold, as enqueued.
         is_trained: whether every fold has finished training.
-        seconds: time spent on the trial. `epoch_seconds`: time spent on its committed epochs.
+        seconds: time spent on the trial.
+        epoch_seconds: time spent on the trial's committed epochs.
     """
 
     number: int
@@ -52,7 +53,7 @@ class Trial:
 
     @property
     def value(self) -> float | None:
-        """The folds' mean best validation MAE so far, by which trials are compared; None before the first epoch."""
+        """The trial's result: the best validation MAE so far, averaged over folds; None before the first epoch."""
         best = [min(curve) for curve in self.curves.values() if curve]
         return sum(best) / len(best) if best else None
 
@@ -70,7 +71,7 @@ class Trial:
 
 
 def trial_name(search: str, number: int) -> str:
-    """The experiment name of a search's trial."""
+    """Make a trial's name in the queue from its search and its number."""
     return search + _NUMBER.format(number)
 
 
@@ -83,13 +84,13 @@ def trials_of(overview: Mapping[str, Any], search: str) -> list[Trial]:
 
 
 def experiments_of(queue: Queue, name: str) -> list[str]:
-    """The names of a search's trials, oldest first; for an experiment, its own name."""
+    """List the names of a search's trials, oldest first. For an experiment, the list contains only its name."""
     found = [trial.name for trial in queue.trials() if trial.spec["trial"]["search"]["name"] == name]
     return found or [name]
 
 
 def search_names(overview: Mapping[str, Any]) -> list[str]:
-    """The searches of a queue, oldest first."""
+    """The names of the searches in a queue's overview, oldest first."""
     return list(dict.fromkeys(entry["trial"]["search"] for entry in overview["experiments"] if entry["trial"]))
 
 

@@ -21,7 +21,7 @@ from mbqueue.storage.blobs import Listed, Unreadable
 
 #: Bytes written between two checks for a stop.
 PIECE_BYTES = 4 << 20
-#: The largest number of files with the same name, if earlier files are damaged and cannot be removed.
+#: The most copies of one file, numbered as `name (1)`. Another copy is written if all earlier ones are damaged.
 _MOST_DUPLICATES = 10
 _LARGEST_MOVED = 1 << 30
 

@@ -33,7 +33,7 @@ def comparison():
         share_better=0.6, per_fold={0: -0.001}, differences=np.zeros(100),
     )  # fmt: skip
     both = (
-        recorded("first", {0: 0.02, 1: 0.03}, ["folds 2, 3, 4 of the five are missing"]),
+        recorded("first", {0: 0.02, 1: 0.03}, ["folds 2, 3, 4 are missing"]),
         recorded("second", {0: 0.01}),
     )
     return Comparison(recorded=both, labels=("first", "second"), pairs=(pair,))

@@ -92,7 +92,7 @@ def test_after_recover_a_queue_lacks_nothing(whole: Project, state: str, caplog:
     caplog.clear()
     whole.enqueue("pretrained_infer", dataset="sample")
     assert LACKS not in caplog.text
-    with pytest.raises(UsageError, match="it is whole"):
+    with pytest.raises(UsageError, match="is intact"):
         whole.recover()
 
 

@@ -210,7 +210,7 @@ def test_recover_restores_the_lost_queue_after_another_was_started(lost: Project
     lost.recover()
     names = {one["name"] for one in lost.status().overview["experiments"]}
     assert names == {"head_finetune", "full_finetune"}
-    with pytest.raises(UsageError, match="it is whole"):
+    with pytest.raises(UsageError, match="is intact"):
         lost.recover()
 
 

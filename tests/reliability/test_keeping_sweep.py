@@ -67,7 +67,7 @@ class Keeping:
 
 RECOVER = ("recover",)
 RESTORE = ("restore", ARCHIVE, "--force")
-WHOLE = "it is whole"
+WHOLE = "is intact. To replace it"
 AGAIN, RESTORE_AGAIN = ("mbqueue recover",), ("mbqueue restore",)
 KEEPINGS = [
     Keeping("recover, the queue gone", RECOVER, 2, lose_queue, names=AGAIN, is_enough=WHOLE),

@@ -97,7 +97,7 @@ def test_experiments_on_other_targets_are_refused_by_crystal(make):
     def shift(table):
         return dataclasses.replace(table, y_true=table.y_true + 0.5)
 
-    with pytest.raises(ResultsError, match="different targets for 40 crystals, first x-0-0000"):
+    with pytest.raises(ResultsError, match="different targets for 40 crystals, such as x-0-0000"):
         compare([make("a"), make("b", change=shift)])
 
 

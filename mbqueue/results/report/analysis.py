@@ -14,19 +14,19 @@ from mbqueue.results.report.elements import POSITIONS, elements_of
 from mbqueue.results.scores import CLASS_THRESHOLD, roc_auc
 from mbqueue.results.tables import Predictions
 
-#: Shares of the crystals at which the report gives quantiles of the error.
+#: The quantiles of the error in the report, as shares of the crystals.
 QUANTILES = (0.5, 0.9, 0.99)
-#: Smaller errors are drawn at this value, because float32 predictions are not more precise.
+#: Smaller errors are drawn at this value, because float32 predictions are no more precise than that.
 SMALLEST_ERROR = 1e-5
 _PARITY_BINS = 160
 _ROC_POINTS = 400
 
-# The validation MAE has risen if it exceeds that of the best epoch by this factor. A fold whose training MAE fell
-# meanwhile overfits if the best epoch is long ago, or if the rise reaches the second factor.
+# The validation MAE counts as risen if it exceeds the best epoch's by the first factor. If the training MAE fell
+# meanwhile, the fold overfits if the best epoch is long ago, or if the rise reaches the second factor.
 _RISE, _DOUBLED = 1.05, 2.0
-# The best epoch is long ago if at least this share of the epochs, and this many epochs, follow it.
+# The best epoch counts as long ago if at least this share of all epochs, and at least this many, come after it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
-# The gap between validation and training MAE, as a ratio.
+# Ratios of validation MAE to training MAE: the gap is small up to the first ratio, and large from the second.
 _SMALL_GAP, _LARGE_GAP = 1.25, 2.0
 #: The minimum number of epochs for judging a curve.
 _FEWEST_EPOCHS = 3
@@ -105,7 +105,7 @@ def _times(ratio: float) -> str:
 
 
 def _by(ratio: float) -> str:
-    """``by 12 %``, or ``to 17.0 times that`` if the MAE rose to at least ten times its value."""
+    """Say how much an MAE rose: ``by 12 %`` or, from ten times its value, ``to 17.0 times that``."""
     return f"by {ratio - 1:.0%}" if ratio < 10 else f"to {_times(ratio)} that"
 
 
@@ -155,7 +155,7 @@ def roc(predictions: Predictions) -> Roc | None:
     if is_one.all() or not is_one.any():
         return None
     order = np.argsort(-predictions.y_pred, kind="stable")
-    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # the last of each run of equal values
+    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # the last of equal predictions
     true, false = np.cumsum(is_one[order])[ends], np.cumsum(~is_one[order])[ends]
     kept = np.unique(np.linspace(0, len(ends) - 1, min(len(ends), _ROC_POINTS)).astype(int))
     rates = [np.concatenate([[0.0], counts[kept] / counts[-1]]) for counts in (false, true)]
@@ -173,7 +173,7 @@ class Reliability:
 
 
 def reliability(predictions: Predictions) -> Reliability:
-    """The calibration of predicted probabilities in ten bins; empty bins are left out."""
+    """Compute the calibration of predicted probabilities in ten bins, leaving out empty bins."""
     which = np.clip((predictions.y_pred * 10).astype(int), 0, 9)
     counts = np.bincount(which, minlength=10)
     there = counts > 0
@@ -182,7 +182,7 @@ def reliability(predictions: Predictions) -> Reliability:
 
 
 def confusion(predictions: Predictions) -> NDArray[np.int64]:
-    """Crystals by true class (row) and by predicted class (column), int64 [2, 2]."""
+    """Count the crystals by true class (row) and predicted class (column), int64 [2, 2]."""
     true, said = (values > CLASS_THRESHOLD for values in (predictions.y_true, predictions.y_pred))
     return np.bincount(2 * true + said, minlength=4).reshape(2, 2)
 
@@ -197,7 +197,7 @@ class ErrorDistribution:
 
 
 def error_distribution(abs_error: NDArray[np.float64]) -> ErrorDistribution:
-    """The distribution of errors; errors below ``SMALLEST_ERROR`` count in the first bin."""
+    """Compute the distribution of errors. Errors below ``SMALLEST_ERROR`` count in the first bin."""
     clipped = np.maximum(abs_error, SMALLEST_ERROR)
     top = np.ceil(np.log10(clipped.max()) * 10 + 0.5) / 10
     edges = np.logspace(np.log10(SMALLEST_ERROR), max(top, -4.0), 61)
@@ -208,7 +208,7 @@ def error_distribution(abs_error: NDArray[np.float64]) -> ErrorDistribution:
 
 @dataclass(frozen=True)
 class Trend:
-    """Errors in bins of some property: centres, crystals per bin, mean and quartiles; empty bins are left out."""
+    """The errors in bins of a property of crystals. Empty bins are left out."""
 
     centres: NDArray[np.float64]
     counts: NDArray[np.int64]
@@ -219,7 +219,10 @@ class Trend:
 
 
 def trend(values: NDArray[Any], abs_error: NDArray[np.float64], edges: NDArray[np.float64]) -> Trend:
-    """Errors in the bins between ``edges``; the last bin is closed, and a centre is the mean of the bin's values."""
+    """Compute errors in the bins between ``edges``, whose centres are the means of their values.
+
+    The last bin includes its upper edge.
+    """
     which = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     rows = []
     for index in np.unique(which):
@@ -232,7 +235,7 @@ def trend(values: NDArray[Any], abs_error: NDArray[np.float64], edges: NDArray[n
 
 
 def by_atoms(predictions: Predictions) -> Trend:
-    """Errors against the number of atoms in the cell, in bins whose edges grow by a factor of 1.5."""
+    """Compute errors against the number of atoms in the cell, in bins whose edges grow by a factor of 1.5."""
     largest = int(predictions.n_atoms.max())
     edges = [1]
     while edges[-1] <= largest:
@@ -241,22 +244,24 @@ def by_atoms(predictions: Predictions) -> Trend:
 
 
 def by_target(predictions: Predictions, bins: int = 30) -> Trend:
-    """Errors against the target, in equal bins over the middle 99.8 % of the crystals; the outer bins include the
-    rest."""
+    """Compute errors against the target, in equal bins over the middle 99.8 % of the crystals.
+
+    The first and the last bin include the remaining crystals.
+    """
     low, high = np.quantile(predictions.y_true, (0.001, 0.999))
     edges = np.linspace(low, high if high > low else low + 1e-9, bins + 1)
     return trend(predictions.y_true, predictions.abs_error, edges)
 
 
 def by_element_count(predictions: Predictions) -> Trend:
-    """Errors by the number of elements in the crystal."""
+    """Compute errors against the number of elements in the crystal."""
     n_elements = np.array([len(elements_of(formula)) for formula in predictions.compositions])
     edges = np.arange(n_elements.min(), n_elements.max() + 2) - 0.5
     return trend(n_elements, predictions.abs_error, edges)
 
 
 def by_element(predictions: Predictions) -> dict[str, tuple[float, int]]:
-    """Element → (MAE over the crystals that contain it, number of these crystals)."""
+    """Compute the error of each element: symbol → (MAE over the crystals that contain it, number of these crystals)."""
     total: dict[str, float] = dict.fromkeys(POSITIONS, 0.0)
     count: dict[str, int] = dict.fromkeys(POSITIONS, 0)
     for formula, error in zip(predictions.compositions, predictions.abs_error.tolist(), strict=True):
@@ -280,7 +285,7 @@ class Worst:
 
 
 def worst(predictions: Mapping[int, Predictions], count: int = 50) -> list[Worst]:
-    """The crystals with the largest errors, largest first, of all folds."""
+    """Find the crystals with the largest errors over all folds, the largest error first."""
     rows = [
         Worst(fold, t.ids[i], t.compositions[i], int(t.n_atoms[i]), float(t.y_true[i]), float(t.y_pred[i]), float(e[i]))
         for fold, t in predictions.items()
@@ -293,11 +298,10 @@ def worst(predictions: Mapping[int, Predictions], count: int = 50) -> list[Worst
 def session_hours(
     content: Mapping[str, Any], histories: Mapping[int, Sequence[Mapping[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """For each session, in order: id, device, hours of finished epochs by fold, and the rest of the session's time.
+    """Return, for each session in order: id, device, hours of finished epochs by fold, and other hours.
 
-    The time of an epoch that several sessions worked on (``first+second``) is divided evenly between them.
-    The rest is the time outside finished epochs: start-up, preparation, predictions, and epochs that a crash or a
-    deadline cut short.
+    The time of an epoch that several sessions worked on (``first+second``) is divided evenly between them. The other
+    hours are start-up, preparation, predictions, and epochs that a crash or a deadline cut short.
     """
     trained: dict[str, dict[int, float]] = {}
     devices: dict[str, str] = {}

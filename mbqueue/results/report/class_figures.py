@@ -37,7 +37,7 @@ def roc_curve(curves: Mapping[int, Roc | None]) -> go.Figure:
 
 
 def reliability(found: Reliability) -> go.Figure:
-    """The share of class 1 against the predicted probability, in ten bins sized by their number of crystals."""
+    """Plot the share of class 1 against the predicted probability. Bins with more crystals have larger points."""
     figure = go.Figure(
         [
             go.Scatter(line={"color": QUIET, "dash": "dash", "width": 1}, **_DIAGONAL),
@@ -58,7 +58,7 @@ def reliability(found: Reliability) -> go.Figure:
 
 
 def confusion(counts: NDArray[np.int64]) -> go.Figure:
-    """Crystals by true and by predicted class."""
+    """Plot the number of crystals by true and predicted class."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = go.Figure(
         go.Heatmap(

@@ -31,15 +31,15 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
 
 
 def paired_differences(comparison: Comparison) -> go.Figure:
-    """Draw the only figure of the comparison."""
+    """Draw the figure of a comparison: every paired difference with its interval."""
     return paired(comparison.pairs, comparison.recorded[0].target)
 
 
 def sections(comparison: Comparison, paired_plot: str) -> list[str]:
-    """The text about the compared experiments, as HTML.
+    """Write the text and tables of a comparison as HTML.
 
     Args:
-        paired_plot: the HTML that shows `paired_differences`.
+        paired_plot: the figure of `paired_differences` as HTML.
     """
     labelled = list(zip(comparison.labels, comparison.recorded, strict=True))
     reference = comparison.recorded[0]
@@ -67,8 +67,8 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
         ),
         "<h2>Differences paired by crystal</h2>",
         "<p>Mean of |error| − |error of the reference| over the crystals that both predicted, with its 95 % interval. "
-        "A value below 0 is better than the reference. In “A against B”, B is the reference. The interval covers the "
-        "choice of crystals, but not the effect of another training seed.</p>",
+        "A value below 0 is better than the reference. In “A against B”, B is the reference. The interval accounts for "
+        "the choice of test crystals, but not for other training seeds.</p>",
         paired_plot,
         table(
             ["", "Crystals", "MAE", "MAE of the reference", "Difference", "95 % interval", "Better on", ""],
@@ -82,7 +82,7 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
 
 
 def paired(pairs: Sequence[PairedDifference], target: Target) -> go.Figure:
-    """Mean paired differences with their 95 % intervals, in the target's fine unit."""
+    """Plot the mean paired differences with their 95 % intervals, in the target's fine unit."""
     factor, fine = target.fine
     shown = [(pair, pair.low, pair.high) for pair in pairs if pair.low is not None and pair.high is not None]
     figure = go.Figure(
@@ -109,7 +109,7 @@ def paired(pairs: Sequence[PairedDifference], target: Target) -> go.Figure:
 
 
 def _wrapped(name: str) -> str:
-    """A name split over lines, so that a long name leaves room for the figure."""
+    """Split a long name over several lines, to leave room for the figure."""
     return "<br>".join(escape(part) for part in textwrap.wrap(name, _NAME_COLUMNS))
 
 

@@ -61,7 +61,7 @@ def leaderboard(name: str, mean: float, board: Mapping[str, Any], measure: Measu
 
 
 def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]], target: Target) -> go.Figure:
-    """Training and validation MAE of every fold, the best epoch marked, and the learning rate below."""
+    """Plot the training and validation MAE of every fold, with the best epoch marked and the learning rate below."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.78, 0.22], vertical_spacing=0.06)
     for fold, rows in histories.items():
         if not rows:
@@ -128,7 +128,7 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]], target
 
 
 def log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """The labels of a logarithmic axis for ``values``."""
+    """Choose the labels of a logarithmic axis on which ``values`` are drawn."""
     drawn = [value for value in values if np.isfinite(value) and value > 0]
     if not drawn:
         return {}
@@ -203,14 +203,14 @@ def _density(density: Density) -> go.Heatmap:
 
 
 def _round_counts(largest: int) -> list[int]:
-    """Labels of a logarithmic colour bar: powers of ten, the largest value, and below 100 also 2, 5, 20 and 50."""
+    """Choose labels for a logarithmic colour bar: powers of ten, the largest value, and below 100 also 2, 5, 20, 50."""
     steps = (1, 2, 5) if largest < 100 else (1,)
     rounds = [step * 10**power for power in range(len(str(largest))) for step in steps]
     return [count for count in rounds if count <= largest / 1.3] + [largest]
 
 
 def errors(distribution: ErrorDistribution, target: Target) -> go.Figure:
-    """Histogram of absolute errors in logarithmic bins, with quantiles."""
+    """Plot a histogram of absolute errors in logarithmic bins, with quantiles."""
     edges = distribution.edges
     bin_text = target.with_unit("%{customdata[0]:.2g} to %{customdata[1]:.2g}")
     figure = go.Figure(
@@ -223,7 +223,7 @@ def errors(distribution: ErrorDistribution, target: Target) -> go.Figure:
             hovertemplate=f"{bin_text}: %{{y:,}} crystals<extra></extra>",
         )
     )
-    # A logarithmic axis counts in decades, so positions of lines and labels are logarithms.
+    # On a logarithmic axis, plotly places lines by their values, but annotations by the logarithms of their values.
     for step, (share, value) in enumerate(distribution.quantiles.items()):
         if value <= 0:
             continue
@@ -247,7 +247,7 @@ def errors(distribution: ErrorDistribution, target: Target) -> go.Figure:
 
 
 def trend(data: Trend, target: Target, *, title: str, log_x: bool = False) -> go.Figure:
-    """Mean, median and quartiles of the error along some property."""
+    """Plot the mean, median and quartiles of the error against a property of crystals."""
     x = data.centres.tolist()
     colour = FOLD_COLOURS[0]
     figure = go.Figure(
@@ -285,7 +285,7 @@ def trend(data: Trend, target: Target, *, title: str, log_x: bool = False) -> go
 
 
 def periodic_table(by_element: Mapping[str, tuple[float, int]], target: Target) -> go.Figure:
-    """For each element, the MAE over the crystals that contain it, in the fine unit, and their number."""
+    """Plot for each element the MAE over the crystals that contain it, in the target's fine unit, and their number."""
     factor, fine = target.fine
     shade = np.full((N_ROWS, N_COLUMNS), np.nan)
     absent = np.full((N_ROWS, N_COLUMNS), np.nan)
@@ -356,7 +356,7 @@ def styled(figure: go.Figure, *, height: int, legend: bool = True) -> go.Figure:
 
 
 def _nested(values: Any, digits: int) -> list[list[float | None]]:
-    """Lists of rounded numbers, with None for NaN, so that the JSON is short and valid."""
+    """Convert an array to lists of rounded numbers, with None for NaN, so that the JSON is short and valid."""
     return [[None if np.isnan(value) else round(float(value), digits) for value in row] for row in values]
 
 

@@ -1,4 +1,4 @@
-"""HTML in strings: the frame of the file, tables and plots.
+"""Build an HTML file from strings: the page, its tables and its plots.
 
 A Content-Security-Policy in the head forbids every request, so the file always works without a network.
 """
@@ -11,7 +11,7 @@ from html import escape
 import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped, unused-ignore]
 
-#: A mark near the beginning of every page that mbqueue writes.
+#: Every page that mbqueue writes has these bytes near its beginning, so that mbqueue recognises its own pages.
 MARK = b'http-equiv="Content-Security-Policy" content="default-src'
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 _STYLE = """
@@ -29,20 +29,20 @@ th { font-weight: 600; border-bottom-color: #9a9a9a } tfoot td { font-weight: 60
 .left { text-align: left } .words td:last-child { white-space: normal }
 .names td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9rem }
 .row { display: grid; gap: 1rem } .row > * { min-width: 0 }
-.plot { min-width: 42rem } .row .plot { min-width: 0 } /* narrower, the labels of a wide figure lie on each other */
+.plot { min-width: 42rem } .row .plot { min-width: 0 } /* in narrower figures, labels would overlap */
 .two { grid-template-columns: 1fr 1fr } .three { grid-template-columns: 1fr 1fr 1fr }
 .doubtful { color: #b34700 } .improving { color: #0072b2 } .settled { color: #007a5a } .untrained { color: #666 }
 @media (max-width: 60rem) { .two, .three { grid-template-columns: 1fr } }
 @media print { h2 { break-after: avoid } .plot { break-inside: avoid; min-width: 0 } .wide { overflow: visible } }
 """
-# plotly draws while the page still loads, when the final width is not known, so resize all plots at the end.
+# plotly draws before the final width of the page is known, so resize all plots once the page has loaded.
 _FIT = """
 addEventListener("load", () => document.querySelectorAll(".js-plotly-plot").forEach((p) => Plotly.Plots.resize(p)));
 """
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole HTML file."""
+    """Build a complete HTML file."""
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -61,8 +61,10 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def plot(name: str, figure: go.Figure) -> str:
-    """A figure as ``<div id="plot-NAME">``, with a button that saves it as PNG. On a narrow page, the figure
-    scrolls."""
+    """Convert a figure to ``<div id="plot-NAME">``, with a button that saves it as PNG.
+
+    On a narrow page, the figure scrolls.
+    """
     html = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -85,7 +87,7 @@ def table(
     foot: Sequence[str] = (),
     style: str = "",
 ) -> str:
-    """A table of HTML cells; columns listed in ``left`` are flush left. Escape text from outside before you pass it."""
+    """Build a table from HTML cells, with the columns in ``left`` aligned left. The caller escapes text in cells."""
 
     def line(cells: Sequence[str], tag: str) -> str:
         opened = [f'<{tag} class="left">' if column in left else f"<{tag}>" for column in range(len(cells))]
@@ -98,10 +100,10 @@ def table(
 
 
 def number(value: float | None) -> str:
-    """A number with four decimals, or a dash if there is none."""
+    """Format a number with four decimals, or None as a dash."""
     return "–" if value is None else f"{value:.4f}"
 
 
 def spread(value: dict[str, float] | None) -> str:
-    """Mean ± standard deviation, or a dash if there is none."""
+    """Format mean ± standard deviation, or None as a dash."""
     return "–" if value is None else f"{value['mean']:.4f} ± {value['std']:.4f}"

@@ -1,4 +1,4 @@
-"""The report as one HTML file: its texts and their order."""
+"""Write the report of an experiment as one HTML file."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _classes(plots: Mapping[str, str]) -> list[str]:
 
 
 def draw(recorded: Recorded, *, timeline: Sequence[sessions.Span] = ()) -> dict[str, go.Figure]:
-    """The report's figures by name, in order; figures without data are left out."""
+    """Draw the report's figures, by name and in order. Figures without data are left out."""
     content, histories, target = recorded.content, recorded.histories, recorded.target
     found = {}
     if recorded.folds:
@@ -191,7 +191,7 @@ def _comparability(board: Mapping[str, Any]) -> str:
     if board["comparable"]:
         return "<p>matbench scored all five official folds, so the mean is a leaderboard score.</p>"
     why = escape("; ".join(board["reasons_against"]))
-    return f"<p><b>Not comparable with the leaderboard:</b> {why}. The other models are shown for orientation.</p>"
+    return f"<p><b>Not comparable with the leaderboard:</b> {why}. The other models are shown only for reference.</p>"
 
 
 def _scores(recorded: Recorded) -> str:
@@ -209,7 +209,7 @@ def _scores(recorded: Recorded) -> str:
     ]
     labels = [measure.label for measure in measures]
     head = ["Fold", "Crystals", *labels, "Epochs", "Best epoch", "Validation MAE"]
-    # Use two lines, so that the table fits a page of 1250 pixels.
+    # Write the mean and the deviation on two lines, so that the table fits on a page of 1250 pixels.
     over_folds = (spread(recorded.spread(measure)).replace(" ± ", "<br>± ") for measure in measures)
     foot = ["all", "", *over_folds, "", "", ""]
     target = recorded.target
@@ -255,8 +255,8 @@ def _worst(rows: Sequence[analysis.Worst], target: Target) -> str:
     ]
     head = ["#", "Crystal", "Composition", "Fold", "Atoms", "Target", "Prediction", "Error"]
     return table(head, cells, left=(1, 2)) + (
-        f'<p class="quiet">Target and prediction: {escape(target.axis)}. Each link opens the Materials Project: the '
-        "entry of that id, or, for other ids, a search for the formula.</p>"
+        f'<p class="quiet">Target and prediction: {escape(target.axis)}. Each link opens the crystal in the Materials '
+        "Project or, if its id is not from there, a search for its formula.</p>"
     )
 
 
@@ -299,14 +299,14 @@ def _where_time_went(timeline: Sequence[sessions.Span]) -> str:
 
 
 _MEANING = {
-    "checkpoint": "<b>checkpoint</b>: time that finished epochs spent on saving, drawn at their end.",
+    "checkpoint": "<b>checkpoint</b>: the time for saving checkpoints, drawn at the end of each finished epoch.",
     "idle": "<b>idle</b>: start-up, waiting, and jobs of other experiments.",
-    sessions.CUT_OFF: "<b>cut off</b>: attempts that ended with a death or a lost lease, if the next attempt has not "
-    "shown yet how much of them was saved.",
-    sessions.LOST: "<b>lost to deaths</b>: work that was repeated after a death or a lost lease, and the warm-up for "
-    "it, drawn at the end of the attempt. The rest of the attempt was saved, and counts as work.",
-    sessions.PUBLISH: "<b>publish</b>: copying commits to the drive. A thread does this beside the work, so it takes "
-    "no time from the other columns. After the work has ended, it is the time that the session waited.",
+    sessions.CUT_OFF: "<b>cut off</b>: attempts whose session died or lost its lease. How much of their work was saved "
+    "will be known after the next attempt.",
+    sessions.LOST: "<b>lost to deaths</b>: work and warm-up that were repeated because a session died or lost its "
+    "lease, drawn at the end of the attempt. The rest of the attempt was saved, and counts as work.",
+    sessions.PUBLISH: "<b>publish</b>: copying commits to the drive. A separate thread does this, so the other columns "
+    "include the same time. At the end of a session, it is the time that the session waited for the copies.",
 }
 
 

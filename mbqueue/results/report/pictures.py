@@ -13,7 +13,7 @@ from mbqueue import files
 from mbqueue.errors import ResultsError, UsageError
 
 WIDTH_PIXELS = 1100
-#: Widths of the figures that share a row on the page; with these widths, pictures keep about the same shape.
+#: Widths in pixels for figures that share a row on the page, so that their pictures have about the same shape.
 _NARROW_PIXELS = {"parity": 680, "errors": 680, "by-atoms": 480, "by-target": 480, "by-elements": 480} | dict.fromkeys(
     ("roc", "reliability", "confusion"), 480
 )
@@ -21,7 +21,7 @@ _SCALE = 2
 
 
 def require_pictures(names: Iterable[str], folder: Path, *, force: bool) -> None:
-    """Check that writing these figures to a folder would not replace any picture.
+    """Check that writing these figures to a folder would replace no picture, unless ``force`` is set.
 
     Raises:
         UsageError: if a picture would be replaced and ``force`` is not set, or if the folder is a file.
@@ -40,17 +40,17 @@ def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]
         ResultsError: if kaleido, with which plotly draws pictures, or its browser is missing.
     """
     files.make_folder(folder)
-    # Draw all of them in a temporary folder before moving the first one into place.
+    # Draw all pictures in a temporary folder first, so that an error leaves the target folder unchanged.
     with tempfile.TemporaryDirectory(prefix=files.TEMP_PREFIX, dir=folder) as scratch:
         drawn = [Path(scratch, f"{name}.png") for name in figures]
         widths = [_NARROW_PIXELS.get(name, WIDTH_PIXELS) for name in figures]
         try:
-            # Draw them in one call, because every call starts a browser.
+            # Draw all pictures in one call, because every call starts a browser.
             plotly.io.write_images(list(figures.values()), drawn, width=widths, scale=_SCALE)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise ResultsError(
                 f"The figures cannot be drawn as pictures: {str(error).strip()}\n"
                 "Pictures need kaleido and a Chrome or Chromium: pip install kaleido, then plotly_get_chrome. "
-                "Without them, open the report and use the camera on each figure."
+                "Without them, open the report and click the camera icon of each figure."
             ) from error
         return [picture.replace(folder / picture.name) for picture in drawn]

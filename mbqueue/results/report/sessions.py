@@ -34,7 +34,7 @@ _BAR, _BESIDE = 0.7, 0.14
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A span of one session's time, in seconds since the epoch; ``kind`` is a name in the timeline's legend."""
+    """A period in one session. ``start`` and ``end`` are seconds since the epoch; ``kind`` is a name in the legend."""
 
     session: str
     device: str
@@ -45,7 +45,7 @@ class Span:
 
 
 def session_bars(sessions: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Plot the hours of each session: finished epochs by fold, and the rest."""
+    """Plot the hours of each session: finished epochs by fold, and all other time."""
     labels = [f"{number}. {entry['device']}" for number, entry in enumerate(sessions, start=1)]
     folds = sorted({fold for entry in sessions for fold in entry["folds"]})
     figure = go.Figure(
@@ -110,7 +110,7 @@ def kinds_of(spans: Sequence[Span]) -> list[str]:
 
 
 def seconds_by_kind(spans: Sequence[Span]) -> dict[tuple[str, str], dict[str, float]]:
-    """(session, device) → kind → seconds, sessions in the order of the spans. `publish` overlaps the others."""
+    """Add up the spans: (session, device) → kind → seconds. The time of `publish` overlaps other kinds."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for span in spans:
         kinds = found.setdefault((span.session, span.device), {})
