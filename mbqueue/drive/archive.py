@@ -127,7 +127,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
             with Queue(staging / "queue.db") as queue:
                 queue.end_all_sessions(reason="the queue was restored from a backup", now=now, by="restore")
                 for experiment in queue.experiments():
-                    # A pruned trial may have no checkpoints any more. Its spec then contains its histories.
+                    # Once the checkpoints of a pruned trial are removed, its histories are in its spec.
                     for fold in () if experiment.is_released else experiment.spec["folds"]:
                         folder = staging / "checkpoints" / experiment.name / f"fold_{fold}"
                         commits = Commits(in_folder(folder), experiment.identity(fold), passed_over(str(folder), note))
@@ -296,7 +296,7 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
         lay(member.name, content)
     if listing is None or "queue.db" not in laid:
         raise DamagedArchive(
-            f"{source} is not a complete backup: its end is missing; copy it again. Nothing was changed."
+            f"{source} is not a complete backup: it is cut off before its end; copy it again. Nothing was changed."
         )
     if listing["format"] > FORMAT:
         raise DamagedArchive(f"{source} was made by a newer mbqueue ({listing['mbqueue']}). Nothing was changed.")

@@ -1,4 +1,4 @@
-"""Resume a project on a mount where the last session left it.
+"""Resume a project on a mount from where its last session stopped.
 
 A new live folder gets the newest intact snapshot of the queue. Then, and while other sessions run, mbqueue compares
 everything published with the live state. Experiments that only another database has are enqueued. Folds that have

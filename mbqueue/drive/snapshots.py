@@ -160,7 +160,7 @@ def _wrong_structure(db: sqlite3.Connection) -> str | None:
     if version not in range(1, SCHEMA_VERSION + 1):
         return "is not a queue of mbqueue"
     if sqlite_schema.definitions(db) != sqlite_schema.expected_definitions(version):
-        return "has tables, triggers or views that no queue has"
+        return "does not have the tables, triggers and views of a queue"
     found = db.execute("PRAGMA quick_check").fetchone()[0]
     return None if found == "ok" else f"is damaged: {found}"
 

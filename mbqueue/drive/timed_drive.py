@@ -33,7 +33,7 @@ class TimedDrive(Drive):
     def within(self, seconds: float) -> Iterator[None]:
         """Limit the total time of all reads in the block, in seconds; then raise TimeoutError.
 
-        A request to stop raises InterruptedError. Both errors are OSErrors, like the errors of a mount that fails.
+        A request to stop raises InterruptedError. A mount that fails raises OSError, which includes both.
         """
         self._seconds, self._until = seconds, time.monotonic() + seconds
         yield

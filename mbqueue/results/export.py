@@ -1,8 +1,8 @@
 """The submission folder for the matbench leaderboard.
 
 matbench asks for a folder ``matbench_v0.1_ALGORITHM`` with results.json.gz, info.json and source code
-(https://matbench.materialsproject.org/How%20To%20Use/3submit/). The source code is the spec of each experiment, and a
-script that runs the experiments with mbqueue. For a general-purpose algorithm, one folder contains all its tasks.
+(https://matbench.materialsproject.org/How%20To%20Use/3submit/). As source code, mbqueue adds the spec of each
+experiment, and a script that runs the experiments. For a general-purpose algorithm, one folder contains all its tasks.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def _head(search: Search, trials: Sequence[Trial], summary: Mapping[str, Any], t
         f'<div class="note">The search compares trials by validation MAE on fold{"s" * (len(search.folds) > 1)} '
         f"{folds}. The lowest of many values is too optimistic, so estimate the error on test crystals: "
         f"<code>mbqueue promote {escape(search.name)}</code> enqueues these settings on all folds, and marks the folds "
-        "that took part in the choice.</div>",
+        "on which they were chosen.</div>",
     ]
 
 

@@ -178,7 +178,7 @@ def test_a_queue_that_restore_would_refuse_is_not_backed_up(local: LocalProject,
     local.train(1).end()
     with closing(sqlite3.connect(local.project.queue_db)) as other, other:
         other.execute("CREATE TABLE of_another_program (x)")
-    with pytest.raises(DamagedSnapshot, match="views that no queue has") as raised:
+    with pytest.raises(DamagedSnapshot, match="and views of a queue") as raised:
         back_up(local.project, tmp_path / "backup.tar", clock=local.clock)
     assert list(tmp_path.glob("*backup*")) == []
     assert list(causes(raised.value)) == []

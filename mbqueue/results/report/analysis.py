@@ -21,8 +21,8 @@ SMALLEST_ERROR = 1e-5
 _PARITY_BINS = 160
 _ROC_POINTS = 400
 
-# The validation MAE counts as risen if it exceeds the best epoch's by the first factor. If the training MAE fell
-# meanwhile, the fold overfits if the best epoch is long ago, or if the rise reaches the second factor.
+# The validation MAE counts as risen if it exceeds the best epoch's by the first factor. A fold whose training MAE fell
+# meanwhile overfits once the best epoch is long ago or the rise reaches the second factor.
 _RISE, _DOUBLED = 1.05, 2.0
 # The best epoch counts as long ago if at least this share of all epochs, and at least this many, come after it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
