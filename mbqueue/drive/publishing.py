@@ -211,7 +211,7 @@ class Publisher:
             self._begun.set()
             self._wake.wait(pause)
             if self._failures:
-                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # also if a new commit woke the thread
+                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # even if a new commit woke the thread
             self._wake.clear()
         self.round(ended="the session is over")
         with contextlib.suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:

@@ -99,7 +99,7 @@ def _headline(content: dict[str, Any], target: Target) -> str:
     folds = len(content["folds"])
     count = "one fold" if folds == 1 else f"{folds} folds"
     score = target.with_unit(_spread(content["summary"][measure.key]))
-    return f"**Test {measure.label} {score}** over {count}, of the {target.name}."
+    return f"**Test {measure.label} {score}** for the {target.name}, over {count}."
 
 
 def _scores_table(content: dict[str, Any], target: Target) -> list[str]:

@@ -18,7 +18,7 @@ For classes, with targets 0 or 1 and predicted probabilities p of class 1 (above
     mae                mean |p − t|
 
 matbench 0.6 turns probabilities into classes before it computes its ``rocauc``, which therefore equals
-`balanced_accuracy` here. Over folds: mean and population standard deviation (``numpy.std``), as in
+`balanced_accuracy` here. Scores over folds are the mean and the population standard deviation (``numpy.std``), as in
 ``MatbenchTask.scores``.
 """
 

@@ -83,7 +83,7 @@ def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def _frozen(optuna: Any, search: Search, trial: Trial) -> Any:
-    """Convert a trial to an Optuna trial."""
+    """Convert a trial of a search to Optuna's kind of trial."""
     distributions = {key: distribution(optuna, search, key, search.space[key]) for key in trial.settings}
     curves = {f"val_mae_fold_{fold}": list(curve) for fold, curve in trial.curves.items() if curve}
     return optuna.trial.create_trial(
