@@ -148,7 +148,7 @@ class Publisher:
 
         Args:
             now: monotonic seconds. A call within `RECONCILE_SECONDS` of the previous call does nothing.
-            spare: the most seconds that the call may take. The limit is `READ_SECONDS` if that is less.
+            spare: the most seconds that the call may take; even with more, it takes at most `READ_SECONDS`.
 
         Returns:
             (experiment id, fold) of the adopted folds.

@@ -1,9 +1,9 @@
 """Resume a project on a mount from where its last session stopped.
 
-A new live folder gets the newest intact snapshot of the queue. Then, and while other sessions run, mbqueue compares
-everything published with the live state. Experiments that only another database has are enqueued. Folds that have
-advanced further on the mount are adopted, with their verified files and results. If files of recorded work are missing,
-that work is queued again.
+A new live folder gets the newest intact snapshot of the queue. At the start, and while other sessions run, mbqueue
+compares everything published with the live state. Experiments that only another database has are enqueued. Folds that
+have advanced further on the mount are adopted, with their verified files and results. If files of recorded work are
+missing, that work is queued again.
 """
 
 from __future__ import annotations

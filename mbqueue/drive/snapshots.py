@@ -38,7 +38,7 @@ KEPT = 3
 #: The largest snapshot accepted, in bytes. A queue of 100,000 jobs takes 60 MB.
 LARGEST_SNAPSHOT = 2 << 30
 LARGEST_LISTING = 16 << 20
-#: Seconds that the check of a snapshot may take. Snapshots above `_CHECKED_IN_TIME` bytes get proportionally more.
+#: Seconds that the check of a snapshot may take. Snapshots above `_CHECKED_IN_TIME` bytes get proportionally more time.
 CHECK_SECONDS = 120.0
 _CHECKED_IN_TIME = 64 << 20
 

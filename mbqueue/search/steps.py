@@ -1,4 +1,4 @@
-"""Do a session's work for searches: start the next trial, and decide after each epoch whether to prune its trial.
+"""Start the next trials of searches, and decide after each epoch of a trial whether to prune it.
 
 Each trial starts exactly once, because its name contains its number, and the queue accepts each name only once. Each
 epoch is judged exactly once, in the transaction that commits it.
