@@ -114,7 +114,7 @@ def test_the_status_shows_itself_in_a_notebook_and_as_text(worked: Worked, capsy
     assert "color" in page
     assert "head_finetune" in str(status)
     assert max(map(len, str(status).splitlines())) <= 80
-    assert capsys.readouterr().out == ""  # drawing it prints nothing
+    assert capsys.readouterr().out == ""  # converting the status to text prints nothing
 
 
 def test_watching_renews_one_display_until_no_session_runs(worked: Worked, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_a_report_of_an_unfinished_experiment_shows_resumes_under_other_conditio
     worked: Worked, tmp_path: Path
 ) -> None:
     shutil.copytree(worked.project.folder.root, tmp_path / "project")
-    (tmp_path / "project" / "mbqueue.toml").unlink()  # another test covers hooks
+    (tmp_path / "project" / "mbqueue.toml").unlink()  # run without a notify command
     project = Project(tmp_path / "project")
     project.enqueue("head_finetune", dataset="sample", epochs=3, folds=[0], settings=SMALL, name="moved")
     before = torch.get_num_threads()

@@ -156,7 +156,7 @@ def test_a_step_takes_few_launches_of_kernels_that_are_compiled_offline(
             guard=guard, parameters=list(trained.values()), rate=1e-5,
         )  # fmt: skip
 
-    # The interpreter runs torch operations inside a kernel. Do not count them, as a GPU would not launch them.
+    # Do not count the torch operations that the interpreter runs inside a kernel, since a GPU would not launch them.
     for kernel in {k for m in list(sys.modules.values()) for k in vars(m).values() if _is_kernel(k)}:
         monkeypatch.setattr(kernel, "run", _outside(kernel.run))
     with gpu_path.using(kernels=True):
