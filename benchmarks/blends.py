@@ -3,10 +3,10 @@
     python -m benchmarks.blends --data FOLDER
 
 FOLDER contains matbench_mp_e_form_joined_31073.jsonl.gz (crystals with their matbench ids and targets). The benchmark
-takes 1,500 of its crystals (every n-th line) and trains `head_finetune` with three seeds on five folds, in a temporary
-project. The seeds first have their own validation parts, and then share one. The shared part is 15 % of the training
-part, which is enough to fit weights. The output is the test MAE of every member and blend on every fold. These are not
-leaderboard scores.
+takes 1,500 of these crystals (every n-th line) and trains `head_finetune` with three seeds on five folds, in a
+temporary project. In the first round, each seed has its own validation part. In the second round, all seeds share one,
+which is 15 % of the training part, enough to fit weights. The benchmark prints the test MAE of every member and blend
+on every fold. The MAEs are not leaderboard scores, because the crystals are not the whole dataset.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHARED = ["--set", "train.validation_seed=0", "--set", "train.validation=0.15"]
 
 
 def write_crystals(source: Path, target: Path, number: int) -> None:
-    """Write every n-th line of the joined file, so that about ``number`` lines remain, and not more."""
+    """Write every n-th line of the joined file, at most ``number`` lines in total."""
     with gzip.open(source, "rt", encoding="utf-8") as stream:
         lines = stream.readlines()
     chosen = lines[:: max(1, len(lines) // number)][:number]

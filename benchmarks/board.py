@@ -1,10 +1,10 @@
-"""How much ten open pages of the board slow down a worker that commits, on a queue of 100,000 jobs.
+"""Measure how much ten open pages of the board slow down a worker that commits jobs, on a queue of 100,000 jobs.
 
     python -m benchmarks.board --folder FOLDER
 
-FOLDER is on a real disk. A worker claims and commits jobs for a few seconds, alternately without a board and with one
-that ten browsers poll every two seconds. The output is the median ratio of the two rates, and the board's processor
-time for one update of a page.
+Choose a FOLDER on a real disk. A worker claims and commits jobs for a few seconds, alternately without a board and with
+a board that ten browsers poll every two seconds. The benchmark prints the median ratio of the two rates, and the
+board's CPU time per update of a page.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from mbqueue.queue.store import Queue
 
 PERIOD_SECONDS = 2.0
 LEASE_SECONDS = 600.0
-_EPOCHS = 198  # an experiment then has 997 jobs, including prepare, five predictions and record
-#: A result with which any kind of job can be committed.
+#: With this number of epochs, an experiment has 997 jobs, including prepare, five predictions and record.
+_EPOCHS = 198
+#: A result that is valid for every kind of job.
 _RESULT = {"dataset_hash": "d" * 64, "seconds": 1.0, "val_mae": 0.05, "test_mae": None}
 _SERVE = "import sys; from mbqueue.cli import main; main(['--project', sys.argv[1], 'board', '--port', '0'])"
 
@@ -39,7 +40,7 @@ def fill(project: Project, jobs: int) -> None:
 
 
 def committed(queue: Queue, session: str, seconds: float) -> float:
-    """Jobs committed per second by one worker."""
+    """Measure how many jobs one worker commits per second."""
     began, done = time.perf_counter(), 0
     lease = queue.claim(session, now=time.time(), lease_seconds=LEASE_SECONDS)
     while lease is not None and time.perf_counter() - began < seconds:
@@ -87,14 +88,14 @@ def main() -> None:
                 print(f"jobs/s: {alone:7.1f} alone, {beside:7.1f} beside {options.pages} pages", flush=True)
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent = ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
-        print(f"{len(updates)} answers, {spent / len(updates) * 1000:.0f} ms of processor time each, start-up included")
+        print(f"{len(updates)} answers, {spent / len(updates) * 1000:.0f} ms of CPU time each, including start-up")
         print(f"rate beside the board / alone: {statistics.median(ratios):.2f} (median of {len(ratios)})")
 
 
 def committed_beside(
     project: Project, queue: Queue, session: str, options: argparse.Namespace, updates: list[int]
 ) -> float:
-    """The worker's rate in jobs per second while a board runs and pages are open."""
+    """Measure the worker's rate, in jobs per second, while a board runs and pages are open."""
     command = [sys.executable, "-c", _SERVE, str(project.folder.root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as board:
         assert board.stdout is not None

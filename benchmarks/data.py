@@ -1,23 +1,24 @@
-"""Compare reading, converting, caching and batching with CHGNet: ``python -m benchmarks.data --data DIR``.
+"""Compare how fast mbqueue and CHGNet read, convert, cache and batch crystals.
 
-The two sides of a ratio take turns in one process on one core, with one thread of torch. Times are medians of CPU
-seconds, so other work on the machine affects them little. equality.py checks whether both sides give the same results.
-The parts are:
+    python -m benchmarks.data --data DIR
+
+mbqueue and CHGNet take turns in one process on one core, with one torch thread. Times are medians of CPU seconds, so
+other work on the machine affects them little. equality.py checks that both give the same results. The parts are:
 
 conversion   CHGNet's ``CrystalGraphConverter(algorithm="fast")`` converts a pymatgen ``Structure`` to a
              ``CrystalGraph``. mbqueue's ``graphs.convert`` converts arrays to packed records. Both convert the same
              random crystals.
-neighbours   Each installed library lists only the neighbours within 6 Å, for the same crystals.
-disk         The bytes per crystal: ``torch.save`` of CHGNet's graphs, against the shards of the cache.
-batches      Each side makes batches of 64 random crystals from what it has stored, ready for a model. CHGNet from
-             files reads ``GraphData`` items (one ``torch.load`` each), then runs ``collate_graphs`` and
-             ``BatchedGraph.from_graphs``. CHGNet from RAM does the same without files. mbqueue runs ``make_batch`` on
-             the memory-mapped cache, and checks the records. CHGNet's batching also expands lengths and angles in
-             their bases, which mbqueue's model does on the device, so ``from_graphs without bases`` leaves that out.
-             The table has ratios of CPU time and of wall time. The last line is the wall time of batches that a thread
-             makes ahead, as in training.
+neighbours   Each installed library only lists the neighbours within 6 Å, for the same crystals.
+disk         Bytes per crystal of CHGNet's graphs (``torch.save``) and of the cache's shards.
+batches      Both make batches of 64 random crystals, ready for a model, from stored graphs. "From files", CHGNet reads
+             ``GraphData`` items (one ``torch.load`` each), then runs ``collate_graphs`` and
+             ``BatchedGraph.from_graphs``. "From RAM", CHGNet does the same without files. mbqueue runs ``make_batch``
+             on the memory-mapped cache, and checks the records. CHGNet's batching also expands lengths and angles in
+             their bases, which mbqueue's model does on the device, so "from_graphs without bases" leaves out this step.
+             The table shows ratios of CPU time and of wall time. The last line shows the wall time of batches that a
+             thread makes ahead, as in training.
 full scale   A separate process reads, converts and writes a synthetic file of the official format, with 132,752 rows
-             (see make_official_file.py), and reports its wall time and peak memory. Then a fresh process opens the
+             (see make_official_file.py), and reports its wall time and peak memory. Then another process opens the
              cache and makes a first batch.
 """
 
@@ -46,7 +47,7 @@ JOINED = "matbench_mp_e_form_joined_31073.jsonl.gz"
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """The CPU time of a call, in seconds."""
+    """Measure the CPU time of a call, in seconds."""
     begin = time.process_time()
     call()
     return time.process_time() - begin
@@ -101,7 +102,7 @@ def small_scale(data: Path, count: int, work: Path) -> None:
 
 
 def neighbours(structures: list) -> None:
-    """Measure only the lists of neighbours."""
+    """Measure how long each library takes to list neighbours."""
     from mbqueue.data.neighbors import find_bonds
 
     numbers = [np.array(structure.atomic_numbers, np.int32) for structure in structures]
@@ -129,7 +130,7 @@ def neighbours(structures: list) -> None:
 
 
 def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -> None:
-    """Measure random batches of 64 crystals."""
+    """Measure how long it takes to make batches of 64 random crystals."""
     import torch
     from chgnet.data.dataset import GraphData, collate_graphs
     from chgnet.model import CHGNet
@@ -147,7 +148,7 @@ def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -
         labels[str(number)] = {str(number): {"energy_per_atom": -1.0}}
     dataset = GraphData(str(folder), labels=labels, targets="e", energy_key="energy_per_atom")
     keys = {graph_id: place for place, (_, graph_id) in enumerate(dataset.keys)}
-    # GraphData calls torch.load, which by default now refuses CHGNet's own class.
+    # GraphData calls torch.load, whose default in newer versions is to refuse CHGNet's class.
     load, torch.load = torch.load, lambda file: load(file, weights_only=False)
 
     class NoBases:
@@ -183,7 +184,7 @@ def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -
             for name, way in ways.items():
                 begin, begin_cpu = time.perf_counter(), time.process_time()
                 way(rows)
-                if turn:  # the first turn only warms the caches
+                if turn:  # the first turn only fills caches
                     spent[name].append((time.process_time() - begin_cpu, time.perf_counter() - begin))
     torch.load = load
     assert not dataset.failed_idx, "GraphData read everything"
@@ -204,7 +205,7 @@ def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -
 
 
 def full_scale(data: Path, work: Path, rows: int) -> None:
-    """Measure reading, converting and writing a file of the official size."""
+    """Measure how long it takes to read, convert and write a file of the official size."""
     here = Path(__file__).parent
     file = work / "matbench_like.json.gz"
     if not file.exists():

@@ -1,16 +1,19 @@
-"""Compare mbqueue's reader and converter with the originals: ``python -m benchmarks.equality --data DIR``.
+"""Compare the results of mbqueue's reader and converter with those of pymatgen, matminer and CHGNet.
 
-The benchmark counts the crystals of a folder that come out equal, and names the others. Times are not measured.
+    python -m benchmarks.equality --data DIR
+
+The benchmark counts the crystals of a folder for which the results are equal, and prints the ids of the others. It does
+not measure times.
 
 reader   mbqueue and pymatgen's ``Structure.from_dict`` read each line of the folder's JSON-lines files. mbqueue and
          matminer's ``load_dataframe_from_json`` read a synthetic file of the official format (see
-         make_official_file.py). Elements must be equal, and lattice, fractional coordinates and target to the last bit.
+         make_official_file.py). Elements, lattice, fractional coordinates and target must be equal to the last bit.
 graphs   ``graphs.convert`` and ``CrystalGraphConverter(algorithm="fast")`` convert the same crystals. The indices of
-         atom graph, image, directed2undirected and undirected2directed must be equal in order, those of the bond graph
-         as a set of rows. If an atom would be isolated, CHGNet gets the widened cut-off, and the crystal is counted as
-         widened.
+         atom graph, image, directed2undirected and undirected2directed must be equal in the same order, but the rows of
+         the bond graph may be in any order. If an atom would be isolated, CHGNet gets mbqueue's widened cut-off, and
+         the crystal is counted as widened.
 
-Several processes share the crystals in parts. ``--state FILE`` records each finished part, so that a later run
+Several processes compare the crystals in parts. ``--state FILE`` records each finished part, so that a later run
 compares only the rest.
 """
 
@@ -53,7 +56,7 @@ def same_crystal(crystals: Any, row: int, structure: Any, target: float) -> bool
 
 
 def same_graph(packed: Any, row: int, structure: Any) -> bool:
-    """Whether mbqueue's graph of a row equals CHGNet's."""
+    """Whether mbqueue's graph of a row equals CHGNet's graph of ``structure``."""
     from chgnet.graph import CrystalGraphConverter
 
     from mbqueue.data.graphs import graph
@@ -109,7 +112,7 @@ def compare(file: Path, part: tuple[int, int]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """The versions on which the results depend."""
+    """Return the versions of the packages on which the results depend."""
     from mbqueue.data.graphs import CONVERTER_VERSION
 
     packages = {name: importlib.metadata.version(name) for name in ("chgnet", "pymatgen", "numpy", "numba")}
@@ -127,7 +130,7 @@ def compare_all(file: Path, limit: int, processes: int, state: Path | None) -> b
         results = {tuple(part["lines"]): part for part in kept if part.items() >= key.items()}
     parts = [(begin, min(begin + PART, count)) for begin in range(0, count, PART)]
     missing = [part for part in parts if part not in results]
-    # Spawn, because threads do not survive a fork.
+    # Spawn processes, because threads do not survive a fork.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for part, result in zip(missing, pool.map(partial(compare, file), missing), strict=True):
             results[part] = result

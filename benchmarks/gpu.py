@@ -2,11 +2,11 @@
 
     python -m benchmarks.gpu --out FILE.json
 
-The crystals are real: the 700 of the shipped sample, or 1,000 of your own data file (``--data``). The command compares
-three ways to compute: stock CHGNet, mbqueue in plain torch ("plain"), and mbqueue's GPU kernels ("fused"). FILE.json is
-written after each part. The parts are, in this order:
+The crystals are the 700 of the shipped sample, or 1,000 of your own data file (``--data``). The command compares three
+ways to compute: stock CHGNet, mbqueue in plain torch ("plain"), and mbqueue's GPU kernels ("fused"). The command writes
+FILE.json after each part. The parts, in this order, measure:
 
-machine      the GPU, the versions, the way that mbqueue uses, and the reason if that is "plain".
+machine      the GPU, the versions, the way that mbqueue uses, and the reason if mbqueue uses "plain".
 equality     the differences of plain and fused energies and gradients from stock CHGNet, on all crystals.
 determinism  whether the same step gives the same bytes of the weights twice.
 resume       whether a small training that stops after every step ends with the bytes of an uninterrupted one.
@@ -14,14 +14,14 @@ speed        the median times of a training step and of inference, and the peak 
              The ways take turns.
 precision    the error of energies and gradient against float64, and the time of a step, in each precision of the GPU.
 epoch        the speed of a whole epoch, including loading and validation.
-kernels      the kernels that take the most time of a fused step.
+kernels      the kernels that take the most time in a fused step.
 prediction   the time of a fused step that `benchmarks.gpu_model` predicts for this GPU, or for an L4 if it does not
              know this GPU.
 
-If a part fails, ``failed`` lists it with the reason, the other parts run, and the command ends with an error. A way
-that does not fit the GPU's memory has no figures at that batch size.
+If a part fails, the other parts still run. The command then ends with an error, and ``failed`` lists the part with the
+reason. If a way does not fit the GPU's memory at a batch size, the file has no times for it.
 
-``--device cpu`` runs all parts in Triton's interpreter, on the smallest crystals, to check the code but not the speed.
+``--device cpu`` runs all parts in Triton's interpreter, on the smallest crystals. This checks the code, not its speed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from mbqueue.train.memory import OutOfMemory, is_out_of_memory
 from mbqueue.train.outcome import EpochOutcome
 
 WAYS = ("plain", "fused")
-SHARE = 0.5  # of bandwidth and peak, the default of benchmarks.gpu_model
+SHARE = 0.5  # share of bandwidth and peak that kernels reach, as in benchmarks.gpu_model
 
 
 class Bench:
@@ -98,7 +98,7 @@ class Bench:
         return len(self.crystals)
 
     def way(self, name: str, precision: str = "float32") -> AbstractContextManager[None]:
-        """Within the block, mbqueue computes as in a fold: in this precision, with the kernels or without."""
+        """Make mbqueue compute as in a fold within a ``with`` block, in this precision, with the kernels or without."""
         return _both(calculating(self.device, precision), gpu_path.using(kernels=name == "fused"))
 
     def batches(self, size: int) -> list[np.ndarray]:
@@ -107,16 +107,16 @@ class Bench:
         return list(np.arange(whole * size).reshape(whole, size)) or [np.arange(len(self))]
 
     def ours(self, size: int, precision: str = "float32") -> Ours:
-        """mbqueue's step and inference."""
+        """Make the object that runs mbqueue's step and inference."""
         return Ours(self.spec(size, precision=precision), self.feed, self.crystals.ids, self.device)
 
     def spec(self, size: int, **train: Any) -> Spec:
-        """An experiment on the sample."""
+        """Return the spec of an experiment on the sample."""
         settings = {"batch_size": size, "epochs": 1, "validation": 0.1, **train}
         return parse_spec({"name": "gpu", "data": {"dataset": "sample"}, "train": settings}, source=__file__)
 
     def fold(self, name: str, size: int, **train: Any) -> FoldRun:
-        """A fold of `spec`, with commits in the folder ``name``."""
+        """Make a run of fold 0 of `spec`, with commits in the folder ``name``."""
         spec = self.spec(size, **train)
         frozen = open_frozen(spec, self.crystals, self.folder)
         assert prepare_frozen(spec, self.cache, frozen, device=self.device)
@@ -131,12 +131,12 @@ class Bench:
         )
 
     def commits(self, name: str) -> Checkpoints:
-        """The commits of the `fold` with this name."""
+        """Open the commits of the `fold` with this name."""
         return Checkpoints(in_folder(self.folder / name), Identity(experiment="gpu", fold=0))
 
 
 def _smallest(crystals: Crystals, n: int, folder: Path) -> Crystals:
-    """The crystals with the fewest bonds and angles among the smallest cells; at least one has angles."""
+    """Select the crystals with the fewest bonds and angles among the smallest cells; at least one has angles."""
     atoms = np.diff(crystals.atom_offsets)
     few = crystals.select(np.sort(np.argsort(atoms, kind="stable")[:40]))
     cache = GraphCache.build(few, folder / "few", workers=1)
@@ -158,7 +158,7 @@ def _both(first: AbstractContextManager[None], second: AbstractContextManager[No
 
 
 def machine(bench: Bench, _options: argparse.Namespace) -> dict[str, Any]:
-    """The GPU, the versions, and the way that mbqueue computes."""
+    """Describe the GPU, the versions, and the way that mbqueue computes."""
     told: list[str] = []
     device = bench.device
     model = chgnet.load_pretrained("0.3.0").to(device)
@@ -184,7 +184,7 @@ def machine(bench: Bench, _options: argparse.Namespace) -> dict[str, Any]:
 
 
 def equality(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """The largest differences from stock CHGNet: of energies, eV/atom, and of the gradient of their mean square."""
+    """Measure the largest differences from stock CHGNet in energies (eV/atom) and gradients of their mean square."""
     stock, model = bench.stock.model, chgnet.load_pretrained("0.3.0").to(bench.device)
     for parameter in stock.parameters():
         parameter.requires_grad_(True)
@@ -219,7 +219,7 @@ def _distance(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
 
 
 def determinism(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Whether the same step from the same weights gives the same bytes twice."""
+    """Check whether the same step from the same weights gives the same bytes twice."""
     rows = bench.batches(options.batch_sizes[0])[0]
     found = {}
     for way in WAYS:
@@ -234,7 +234,7 @@ def determinism(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def resume(bench: Bench, _options: argparse.Namespace) -> dict[str, Any]:
-    """Whether a training that stops after every step ends with the bytes of an uninterrupted one."""
+    """Check whether a training that stops after every step ends with the same bytes as an uninterrupted one."""
     size = max(2, len(bench) // 4)
     ways = {}
     for way in WAYS:
@@ -279,7 +279,7 @@ def _newest(bench: Bench, name: str) -> bytes:
 
 
 def speed(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Median times of a training step and of inference, ms, and peak memory, MiB, by batch size and way."""
+    """Measure a training step and inference (median, ms) and peak memory (MiB) for each batch size and way."""
     found: dict[str, Any] = {}
     for size in options.batch_sizes:
         batches = bench.batches(size)[: options.batches]
@@ -295,13 +295,13 @@ def speed(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 def _in_turn(
     bench: Bench, ways: dict[str, Callable[[np.ndarray], object]], batches: list[np.ndarray], repeats: int
 ) -> dict[str, dict[str, float]]:
-    """The figures of each way that fits the device's memory."""
+    """Measure each way in turn; a way that does not fit the device's memory gets no figures."""
 
     def within(way: str) -> AbstractContextManager[None]:
         return _torchs_own() if way == "stock" else bench.way(way)
 
     times: dict[str, list[float]] = {way: [] for way in ways}
-    warming = bench.device.type != "cpu"  # on the CPU, the first round compiles nothing
+    warming = bench.device.type != "cpu"  # a GPU compiles kernels in the first round
     for turn in range(repeats + warming):
         for rows in batches:
             for way in list(times):
@@ -325,7 +325,7 @@ def _seconds_if_it_fits(work: Callable[[], object], device: torch.device) -> flo
     except (OutOfMemory, RuntimeError) as error:
         if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)):
             raise
-    torch.cuda.empty_cache()  # outside the except block, where the error still holds the tensors
+    torch.cuda.empty_cache()  # after the except block, in which the error keeps the tensors alive
     return None
 
 
@@ -335,7 +335,7 @@ def _torchs_own() -> Iterator[None]:
 
 
 def precision(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """The errors against float64, and the time of a step, in each precision of the device."""
+    """Measure the errors relative to float64, and the time of a step, in each precision of the device."""
     rows = bench.batches(options.batch_sizes[0])[0]
     host = make_batch(bench.cache, rows)
     model = chgnet.load_pretrained("0.3.0").to(bench.device)
@@ -364,7 +364,7 @@ def precision(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def epoch(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Crystals per second over an epoch, including loading, validation and its commit."""
+    """Measure crystals per second over an epoch, including loading, validation and the commit."""
     found = {}
     for way in WAYS:
         with bench.way(way):
@@ -378,7 +378,7 @@ def epoch(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def kernels(bench: Bench, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The slowest kernels of a fused step, with ms and calls per step."""
+    """List the slowest kernels of a fused step, with ms and calls per step."""
     rows = bench.batches(options.batch_sizes[0])[0]
     ours, on_gpu = bench.ours(len(rows)), bench.device.type == "cuda"
     activity = torch.profiler.ProfilerActivity
@@ -399,7 +399,7 @@ def kernels(bench: Bench, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def prediction(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """The predicted ms of a fused step at each batch size, for this GPU, or for an L4 if this GPU is unknown."""
+    """Predict the ms of a fused step at each batch size, for this GPU, or for an L4 if this GPU is unknown."""
     name = device_name(bench.device)
     gpu = _known_gpu(name)
     is_known = gpu is not None
@@ -424,7 +424,7 @@ PARTS: dict[str, Callable[[Bench, argparse.Namespace], Any]] = {
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """The rows for docs/explanation/performance.md, with measured and predicted times."""
+    """Format the table for docs/explanation/performance.md, with measured and predicted times."""
     lines = [
         f"{found['machine']['device']}, torch {found['machine']['torch']}, measured:",
         "",
@@ -440,14 +440,14 @@ def table(found: dict[str, Any]) -> list[str]:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line, with small defaults for the CPU."""
+    """Parse the command line, with smaller defaults for the CPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--minutes", type=float, default=9.0, help="start no part after this many minutes")
+    parser.add_argument("--minutes", type=float, default=9.0, help="start no more parts after this many minutes")
     parser.add_argument("--data", default="sample", help="a data file or folder, as in an experiment's data.dataset")
     parser.add_argument(
-        "--crystals", type=int, default=None, help="number of crystals, at most; by default 1,000, on the CPU 5"
+        "--crystals", type=int, default=None, help="maximum number of crystals; by default 1,000, or 5 on the CPU"
     )
     options = parser.parse_args(arguments)
     is_tiny = pick_device(options.device).type == "cpu"
@@ -468,7 +468,7 @@ def _interpret() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure part by part, and print the table."""
+    """Run all parts, write their results, and print the table."""
     options = parse_arguments(arguments)
     device = pick_device(options.device)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -495,7 +495,7 @@ def main(arguments: list[str] | None = None) -> None:
     if {"machine", "speed", "prediction"} <= found.keys():
         print("\n".join(table(found)))
     if "failed" in found:
-        sys.exit(f"Failed: {', '.join(found['failed'])}. {options.out} has their errors, and all other results.")
+        sys.exit(f"Failed: {', '.join(found['failed'])}. {options.out} contains their errors and all other results.")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""Predict the time of a training step on a GPU, without one, from bytes, operations and launches by kernel.
+"""Predict the time of a training step on a GPU from each kernel's bytes, operations and launches.
 
     python -m benchmarks.gpu_model
 
-Nothing here is measured. The model compares three ways to compute a step:
+The times are predicted, not measured, so you need no GPU. The model compares three ways to compute a step:
 
-stock    CHGNet's own step. The model runs one step on the CPU and counts every torch operation: the bytes of operands
-         and results, the floating-point operations, and one launch.
+stock    CHGNet's step. The model runs one step on the CPU and counts every torch operation: the bytes of operands and
+         results, the floating-point operations, and one launch.
 plain    mbqueue's step in torch operations (`PlainMessages`), counted in the same way.
-fused    mbqueue's step with its GPU kernels, from formulas of what each kernel reads, writes and computes (`fused`).
+fused    mbqueue's step with GPU kernels, from formulas for what each kernel reads, writes and computes (`fused`).
 
 A kernel takes the longer of two times: its bytes at a share of the bandwidth, or its operations at a share of the
 float32 peak. A step takes the sum over its kernels, or the time of its launches if that is longer. The model leaves out
 loading, because the cache delivers 17,000 crystals/s on two cores (docs/explanation/performance.md).
 
-The model scales the counts of a small batch to 64 crystals of matbench_mp_e_form: an operation grows with its tensors.
-``--gpu NAME,GB/S,TFLOP/S,US,MB`` adds your own GPU, by bandwidth, float32 peak, time of a launch and L2 cache.
+The model counts a small batch and scales the counts to 64 crystals of matbench_mp_e_form, with the sizes of the
+tensors. ``--gpu NAME,GB/S,TFLOP/S,US,MB`` predicts for your GPU instead, from its bandwidth, float32 peak, time of a
+launch and L2 cache.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbqueue.data.batch import Batch
 
-#: The full finetune: all crystals of matbench_mp_e_form, five folds, 20 epochs, 5 % of the training part held out.
+#: A full finetune uses all crystals of matbench_mp_e_form, five folds and 20 epochs, and validates on 5 % of the
+#: training part.
 CRYSTALS, FOLDS, EPOCHS, VALIDATION = 132_752, 5, 20, 0.05
 SESSION_HOURS = 1 + 50 / 60
-#: Operations per element of a message, except products: norms, silu, sigmoid, weights, and their gradients.
+#: Operations per element of a message, apart from matrix products: norms, SiLU, sigmoid, weights, and their gradients.
 ELEMENTWISE, ELEMENTWISE_BACKWARD = 30, 60
 
 
@@ -60,7 +62,7 @@ class Sizes:
         return cls(*map(len, rows))
 
 
-#: The average sizes of 64 crystals of matbench_mp_e_form.
+#: The average sizes of a batch of 64 crystals of matbench_mp_e_form.
 MATBENCH = Sizes(64, 1_860, 121_000, 60_600, 8_000, 110_000)
 
 
@@ -85,7 +87,7 @@ GPUS = (
 
 @dataclass(frozen=True)
 class Work:
-    """The work in a step of one kernel, or of all kernels with the same name."""
+    """The work of one kernel, or of all kernels with the same name, in a step."""
 
     name: str
     launches: float
@@ -93,12 +95,12 @@ class Work:
     flops: float
 
     def seconds(self, gpu: Gpu, share: float) -> float:
-        """The seconds that this work takes, at a share of the GPU's bandwidth and peak."""
+        """Predict the seconds that this work takes, at a share of the GPU's bandwidth and peak."""
         return max(self.bytes / (gpu.bandwidth * 1e9), self.flops / (gpu.tflops * 1e12)) / share
 
 
 def step_seconds(works: Iterable[Work], gpu: Gpu, share: float) -> float:
-    """The seconds that a step of these kernels takes."""
+    """Predict the seconds that a step of these kernels takes."""
     works = list(works)
     launching = sum(work.launches for work in works) * gpu.launch_us * 1e-6
     return max(sum(work.seconds(gpu, share) for work in works), launching)
@@ -108,10 +110,10 @@ def step_seconds(works: Iterable[Work], gpu: Gpu, share: float) -> float:
 
 
 class Counting(TorchDispatchMode):
-    """Counts bytes, operations and launches of what torch runs, and scales them from one batch's sizes to another's.
+    """A counter of the bytes, operations and launches of torch's work, scaled from one batch's sizes to another's.
 
-    An operation grows with its largest tensor, whose rows can be crystals, atoms, bonds or angles. Other rows (stock
-    treats some crystals one by one) are assumed to grow like the directed bonds.
+    The work of an operation grows with its largest tensor, whose rows can be crystals, atoms, bonds or angles. Other
+    tensors (stock CHGNet processes some crystals one by one) are assumed to grow like the directed bonds.
     """
 
     def __init__(self, counted: Sizes, wanted: Sizes) -> None:
@@ -133,7 +135,7 @@ class Counting(TorchDispatchMode):
         growth = 1.0
         if largest is not None and largest.numel() > 20_000:
             growth = next((self._growth[n] for n in largest.shape if n in self._growth), self._otherwise)
-        if name in ("index_select", "gather", "index", "embedding"):  # these read only the selected rows
+        if name in ("index_select", "gather", "index", "embedding"):  # these operations read only the selected rows
             moved = 2 * sum(map(_bytes, outputs)) + sum(map(_bytes, inputs[1:]))
         else:
             moved = sum(map(_bytes, inputs)) + sum(map(_bytes, outputs))
@@ -144,12 +146,12 @@ class Counting(TorchDispatchMode):
         return out
 
     def found(self) -> list[Work]:
-        """The counted work by operation, the most bytes first."""
+        """Return the counted work of each operation, sorted by bytes, the most first."""
         return sorted((Work(name, *numbers) for name, numbers in self.works.items()), key=lambda work: -work.bytes)
 
 
 def _is_kernel(func: Any) -> bool:
-    """Whether an operation computes: views and bare allocations launch nothing."""
+    """Whether an operation launches a kernel; views and bare allocations do not."""
     name = func.overloadpacket.__name__
     is_view = any(result.alias_info is not None and not result.alias_info.is_write for result in func._schema.returns)
     return not (is_view or name.startswith(("empty", "new_empty", "detach", "_unsafe_view", "_local_scalar", "lift")))
@@ -177,7 +179,7 @@ def _flops(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> float:
 
 
 def counted_steps(folder: Path | None, n: int, wanted: Sizes) -> dict[str, list[Work]]:
-    """The work of a stock step and a plain step, counted on ``n`` crystals and scaled to ``wanted``."""
+    """Count the work of a stock step and a plain step on ``n`` crystals, and scale it to ``wanted``."""
     from benchmarks.training import Ours, Stock, crystals_to_measure
     from mbqueue.data.batches import make_batch
     from mbqueue.data.graph_cache import GraphCache
@@ -213,22 +215,22 @@ def counted_steps(folder: Path | None, n: int, wanted: Sizes) -> dict[str, list[
 
 
 def gathered(rows: int, table: int, width: int, l2: float) -> float:
-    """The bytes read to gather ``rows`` rows from a table of float32; each byte once if the table fits half the L2."""
+    """Predict the bytes read to gather rows from a float32 table; a table in half the L2 cache is read only once."""
     fits = 4.0 * table * width <= l2 * 1e6 / 2
     return 4.0 * width * (min(rows, table) if fits else rows)
 
 
 def product(rows: int, inner: int, outer: int) -> float:
-    """Operations of a product of [rows, inner] and [inner, outer]."""
+    """Count the operations of a product of [rows, inner] and [inner, outer]."""
     return 2.0 * rows * inner * outer
 
 
 def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
-    """The work of a step (or, without ``training``, a forward pass) with the GPU kernels."""
+    """Calculate the work of a step with the GPU kernels, or of a forward pass if not ``training``."""
     l2 = gpu.l2
 
     def of_bonds() -> tuple[float, float]:
-        """Bytes and operations of one forward pass of bond messages; the backward pass reads the same again."""
+        """Return bytes and operations of a forward pass of bond messages; the backward pass reads the same bytes."""
         reads = gathered(s.directed, s.atoms, 128, l2) + 4 * 128 * s.atoms
         reads += gathered(s.directed, s.undirected, 128, l2) + gathered(s.directed, s.undirected, 64, l2)
         return reads + 3 * 4 * s.directed, s.directed * (2 * product(1, 64, 64) + 128 * ELEMENTWISE)
@@ -255,9 +257,10 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
     rows[0] = replace(rows[0], flops=basis_flops + 31 * 20.0 * (s.undirected + s.short + s.angles))
     if not training:
         return rows
-    # The backward pass reads the forward pass's inputs and the gradient of its output twice: for the gradients of the
-    # inputs, and for those of the weights. It writes one gradient per bond or angle, and reads it again for each sum:
-    # by centre and neighbour; or by both bonds, by centre, and with the features for the first layer.
+    # The backward pass reads the forward pass's inputs and the gradient of its output twice, once for the gradients of
+    # the inputs and once for those of the weights. The backward pass also writes one gradient per bond or angle, and
+    # reads this gradient again for each sum. Bonds have two sums (by centre, by neighbour). Angles have four sums (by
+    # first bond, by second bond, by centre, and for the first layer's weights).
     per_bond = 4.0 * 128 * s.directed
     own_bonds = 4.0 * (256 * s.atoms + (128 + 2 * 64) * s.undirected + 128 * s.short)
     d_bonds = 2 * (bonds[0] + gathered(s.directed, s.atoms, 64, l2)) + 3 * per_bond + own_bonds
@@ -265,7 +268,7 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
     own_angles = 4.0 * (128 * s.atoms + 256 * s.short) + 2 * features
     at_shorts = gathered(s.angles, s.short, 64, l2)
     d_angles = 2 * (angles[0] + at_shorts) + 5 * per_angle + features + own_angles
-    # For each angle, the kernels write message times gradient, and read it twice: with the weight of either bond.
+    # For each angle, the kernels write the message times its gradient, and read this product twice, once per bond.
     d_angles += 3 * features + 2 * at_shorts + 4.0 * 2 * 64 * s.short
     d_update = update[0] + 5 * per_angle + 2 * features + own_angles
     more, products = 128 * ELEMENTWISE_BACKWARD, product(1, 64, 64)
@@ -282,7 +285,7 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
         _partial_sums(s),
         _products(s, backward=True),
         Work("read-out, backward", 6, 4.0 * s.atoms * 64 * 8, s.atoms * 9 * product(1, 64, 64)),
-        # AdamW reads four numbers of each weight and writes three; clipping reads one and writes one.
+        # AdamW reads four numbers per weight and writes three, and clipping reads one and writes one.
         Work("loss, clipping, optimizer", 43, 4.0 * 9 * WEIGHTS, 20.0 * WEIGHTS),
     ]
     return rows
@@ -293,7 +296,7 @@ WEIGHTS = 380_000
 
 
 def _partial_sums(s: Sizes) -> Work:
-    """The work of the weights' gradients: each program writes a partial sum, and another kernel adds them up."""
+    """Calculate the work of the partial sums for weight gradients, which one kernel writes and another adds up."""
     of_bonds, of_angles = (math.ceil(rows / TILE) for rows in (s.directed, s.angles))
     written = 4 * _programs(of_bonds) * 8_576 + _programs(of_angles) * (3 * 16_768 + 2 * 8_448)
     return Work("partial sums of weights", 0, 4.0 * 2 * written, written)
@@ -304,12 +307,12 @@ TILE = 16
 
 
 def _programs(tiles: int) -> int:
-    """The number of programs that share this many tiles."""
+    """Return the number of programs that share this many tiles."""
     return math.ceil(tiles / max(1, math.ceil(tiles / 512))) if tiles else 0
 
 
 def _products(s: Sizes, *, backward: bool) -> Work:
-    """The work of the layers per atom or short bond: first layers' shares and outputs."""
+    """Calculate the work of the layers per atom or short bond: contributions to first layers, and outputs."""
     widths = [(s.atoms, 256), *[(s.atoms, 512)] * 2, (s.atoms, 384), *[(s.atoms, 64)] * 4]
     widths += [(s.short, 256), *[(s.short, 640)] * 2, (s.short, 128), *[(s.short, 64)] * 3]
     moved = sum(4.0 * rows * (64 + outer) for rows, outer in widths)
@@ -324,22 +327,22 @@ def _products(s: Sizes, *, backward: bool) -> Work:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Crystals per second in training, and the hours and the sessions of 1 h 50 min for the full finetune."""
+    """Crystals per second in training, and the hours and the sessions of 1 h 50 min that a full finetune takes."""
 
     rate: float
     hours: float
 
     @property
     def sessions(self) -> int:
-        """The number of sessions for the full finetune."""
+        """The number of sessions of 1 h 50 min that a full finetune takes."""
         return math.ceil(self.hours / SESSION_HOURS)
 
 
 def predicted(step: float, forward: float, sizes: Sizes) -> Prediction:
-    """Predict the full finetune from the seconds of a training step and of a forward pass over a batch.
+    """Predict a full finetune from the seconds of a training step and of a forward pass over a batch.
 
-    Each epoch trains on the training part without the validation part, and runs forward over the validation part. Each
-    fold ends with a forward pass over its test part.
+    Each epoch trains on the training part without the validation part, then predicts the validation part. Each fold
+    ends by predicting its test part.
     """
     train = CRYSTALS * (1 - 1 / FOLDS)
     trained = FOLDS * EPOCHS * train * (1 - VALIDATION)
@@ -349,13 +352,13 @@ def predicted(step: float, forward: float, sizes: Sizes) -> Prediction:
 
 
 def prediction_of_fused(gpu: Gpu, share: float, sizes: Sizes = MATBENCH) -> Prediction:
-    """Predict the full finetune with the GPU kernels in float32."""
+    """Predict a full finetune with the GPU kernels in float32."""
     step = step_seconds(fused(sizes, gpu), gpu, share)
     return predicted(step, step_seconds(fused(sizes, gpu, training=False), gpu, share), sizes)
 
 
 def table(gpus: Iterable[Gpu], counted: dict[str, list[Work]], sizes: Sizes, share: float) -> list[str]:
-    """The rows of the documents' table: for each GPU and way, the work of a step and the predicted times."""
+    """Format the table for the documentation, with the work of a step and predicted times for each GPU and way."""
     lines = [
         "| GPU | way | GB a step | GFLOP | launches | step, ms | crystals/s | hours | sessions |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -363,7 +366,7 @@ def table(gpus: Iterable[Gpu], counted: dict[str, list[Work]], sizes: Sizes, sha
     for gpu in gpus:
         for way, works in {**counted, "fused": fused(sizes, gpu)}.items():
             step = step_seconds(works, gpu, share)
-            # stock and plain have counts of steps alone, so assume that a forward pass takes a third of a step.
+            # For stock and plain, the model counts only whole steps, so assume a third of a step for a forward pass.
             forward = step_seconds(fused(sizes, gpu, training=False), gpu, share) if way == "fused" else step / 3
             found = predicted(step, forward, sizes)
             total = Work("", *(sum(values) for values in zip(*(astuple(work)[1:] for work in works), strict=True)))
@@ -375,7 +378,7 @@ def table(gpus: Iterable[Gpu], counted: dict[str, list[Work]], sizes: Sizes, sha
 
 
 def by_kernel(works: Iterable[Work], gpu: Gpu, share: float) -> list[str]:
-    """The rows of a table of kernels."""
+    """Format a table of kernels for one GPU."""
     lines = [f"| kernel ({gpu.name}) | launches | MB | GFLOP | ms |", "|---|---|---|---|---|"]
     lines += [
         f"| {work.name} | {work.launches:.0f} | {work.bytes / 1e6:,.0f} | {work.flops / 1e9:.2f} | "
@@ -392,7 +395,7 @@ def parse_gpu(text: str) -> Gpu:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Count, and print the tables."""
+    """Count the work, predict the times, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", type=Path, help="the same folder as for benchmarks.training; by default, the shipped sample"

@@ -1,10 +1,10 @@
-"""Measure the errors of the GPU's message kernels against float64, in each precision of their products.
+"""Measure the errors of the GPU's message kernels relative to float64, in each precision of their products.
 
     python -m benchmarks.kernel_precision
 
-Triton's interpreter runs the kernels, so no GPU is needed. The inputs are random, of about the size that trained models
-have, on the graph of the sample's smallest crystal with angles. The error is relative: the norm of the difference from
-plain torch in float64, divided by the norm of that result.
+Triton's interpreter runs the kernels, so you need no GPU. The inputs are random numbers, about as large as in trained
+models, on the graph of the sample's smallest crystal with angles. The error is the norm of the difference from plain
+torch in float64, divided by the norm of the result in float64.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def smallest_with_angles() -> Batch:
 
 
 def outcome(batch: Batch, messages: PlainMessages, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Each function's value, and one vector of its gradients with respect to all inputs and parameters."""
+    """Compute each function's value, and one vector of its gradients with respect to all inputs and parameters."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:

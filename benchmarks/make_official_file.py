@@ -1,9 +1,11 @@
-"""Make a file of the official format and size: ``python -m benchmarks.make_official_file --data DIR --out FILE``.
+"""Make a file with the format and size of the official ``matbench_mp_e_form.json.gz``, if you cannot download that.
 
-Use the file if you cannot download the official ``matbench_mp_e_form.json.gz``. The 132,752 rows have the real targets,
-in the real order. Each structure is a real Materials Project crystal. 31,073 rows have their own. Each other row gets
-one of these with about as many atoms, and its elements renamed to those of the row's composition as far as possible.
-Where heavy elements would make such a cell denser than any crystal, the cell is enlarged.
+    python -m benchmarks.make_official_file --data DIR --out FILE
+
+The 132,752 rows have the real targets, in the real order. 31,073 rows have their real structures. Each other row gets
+one of these structures, with about the same number of atoms. Its elements are renamed to those of the row's composition
+as far as possible. If heavy elements would make a cell denser than any crystal, the cell is enlarged.
+
 The file stores numbers as pymatgen does (``as_dict`` with lattice lengths and angles, Cartesian coordinates and
 labels), so its size and the cost of reading it are realistic.
 """
@@ -27,12 +29,12 @@ from mbqueue.data.density import density_of
 
 TABLE = "matbench_mp_e_form_table.json.bz2"
 JOINED = "matbench_mp_e_form_joined_31073.jsonl.gz"
-#: g/cm³, about that of plutonium in these data.
+#: The largest density of a cell in g/cm³, about that of plutonium in these data.
 DENSEST = 25.0
 
 
 def as_pymatgen_stores_it(structure: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """``Structure.as_dict()`` of a structure whose sites get the elements ``names``."""
+    """Return ``Structure.as_dict()`` of a structure whose sites get the elements ``names``."""
     matrix = np.array(structure["lattice"]["matrix"])
     numbers = np.array([atomic_numbers[name] for name in names])
     density = density_of(numbers, abs(float(np.linalg.det(matrix))))
@@ -63,7 +65,7 @@ def as_pymatgen_stores_it(structure: dict[str, Any], names: list[str]) -> dict[s
 
 
 def elements_of(composition: str) -> list[str]:
-    """The element of each atom of a composition such as ``Fe2 O3``."""
+    """List the element of each atom of a composition such as ``Fe2 O3``."""
     names = []
     for symbol, amount in re.findall(r"([A-Z][a-z]?)\s*([\d.]*)", composition):
         names += [symbol] * round(float(amount or 1))

@@ -1,12 +1,14 @@
-"""Choose the shipped sample from the flla_2015 crystals: ``python -m benchmarks.make_sample --data DIR``.
+"""Choose the crystals of the shipped sample from flla_2015.
+
+    python -m benchmarks.make_sample --data DIR --out FILE
 
 The candidates are the entries that mbqueue's reader accepts and that respect matbench's limits: at most 2.5 eV/atom and
-no noble gas. Entries with the same composition, cell volume and target (to 1e-3) count once. The order is that of the
-SHA-256 of the ids. The sample has 700 crystals, chosen in three passes:
+no noble gas. Entries with the same composition, cell volume and target (to 1e-3) count once. The candidates are sorted
+by the SHA-256 of their ids. The sample has 700 crystals, chosen in three passes:
 
-1. all with an isolated atom or without an angle, at most 30 of each;
-2. those with an element seen fewer than 16 times so far, or a size seen fewer than 12 times;
-3. the first ones of the rest.
+1. crystals with an isolated atom or without an angle, at most 30 of each;
+2. crystals with an element seen fewer than 16 times so far, or with a size seen fewer than 12 times;
+3. the first of the remaining crystals.
 """
 
 from __future__ import annotations

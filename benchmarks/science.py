@@ -4,8 +4,8 @@
 
 FOLDER contains matbench_mp_e_form_joined_31073.jsonl.gz (crystals with their matbench ids and targets). The benchmark
 draws 2,000 of these crystals, and runs three experiments in a temporary project: `pretrained_infer` and `head_finetune`
-on five folds, and `full_finetune` on two folds for 5 epochs. The output is the test MAE of every fold. These are not
-leaderboard scores, because the crystals are not the whole benchmark.
+on five folds, and `full_finetune` on two folds for 5 epochs. It prints the test MAE of every fold. The MAEs are not
+leaderboard scores, because the crystals are not the whole dataset.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python -m benchmarks.search --data FILE
 
-FILE is a table of crystals with formation energies. In a temporary project, the benchmark runs the search of `--search`
-twice over the same trials: each trial to its last epoch, then with the file's pruner. The first table has the epochs
-that both runs trained, and their best validation MAE. Then the benchmark trains the base and the three best settings on
-`--seeds` and `--folds` that the search did not use, and prints their test MAEs and the differences from the base.
-`--larger` adds the same comparison on more crystals. No score is a leaderboard score.
+FILE is a table of crystals with formation energies. In a temporary project, the benchmark runs the search file of
+`--search` twice with the same trials, first without pruning, then with the file's pruner. The first table shows the
+number of epochs that each run trained, and its best validation MAE. Then the benchmark trains the base and the three
+best settings on `--seeds` and `--folds` that the search did not use. It prints their test MAEs and their differences
+from the base. `--larger` adds the same comparison on more crystals. The MAEs are not leaderboard scores.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def prepare(root: Path, search: Path, values: dict[str, Any]) -> str:
 
 
 def run_search(root: Path, search: Path, *, pruner: str | None) -> dict[str, Any]:
-    """Run a search to its end; return its row of `status`, with the wall time and all trials."""
+    """Run a search to its end; return its row in the JSON of `status`, with the wall time and all trials added."""
     text = search.read_text(encoding="utf-8")
     pruner = pruner or tomllib.loads(text)["search"]["pruner"]
     name = f"search-{pruner}"
@@ -86,12 +86,12 @@ def run_search(root: Path, search: Path, *, pruner: str | None) -> dict[str, Any
 
 
 def as_searched(search: Path) -> Search:
-    """The search in a file, without the base's spec."""
+    """Read the search in a file, without the base's spec."""
     return Search.model_validate({"name": search.stem, **tomllib.loads(search.read_text(encoding="utf-8"))["search"]})
 
 
 def replayed(search: Search, trials: Sequence[Trial]) -> tuple[int, float]:
-    """The epochs and the best value of a search with its pruner, if the trials begin in this order.
+    """Replay a search with its pruner on trials in this order; return the number of epochs and the best value.
 
     Args:
         trials: fully trained trials of one fold.
@@ -117,11 +117,11 @@ def replayed(search: Search, trials: Sequence[Trial]) -> tuple[int, float]:
 
 
 def compare(whole: dict[str, Any], pruned: dict[str, Any], search: Search, orders: int) -> None:
-    """Print the share of epochs that pruning trained and what it missed, also for other orders of the trials."""
+    """Print the share of epochs that pruning trained and how it changed the best MAE, also for other trial orders."""
     trials: list[Trial] = whole["all"]
     assert [trial.settings for trial in trials] == [trial.settings for trial in pruned["all"]]
     found = pruned["epochs_done"], pruned["best"]["val_mae"]
-    assert found == replayed(search, trials), "the sessions pruned as the pruner does"
+    assert found == replayed(search, trials), "the sessions must prune as the replay does"
     found = [found, *(replayed(search, random.Random(n).sample(trials, len(trials))) for n in range(orders))]
     shares = [epochs / whole["epochs_done"] for epochs, _ in found]
     apart = [best / whole["best"]["val_mae"] - 1 for _, best in found]

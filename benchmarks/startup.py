@@ -2,9 +2,9 @@
 
     python -m benchmarks.startup --jobs 1000 100000
 
-Each round starts the command again, as you would, and discards its output. The output of the benchmark is the median
-wall time and the median CPU time, which depends less on other work of the machine. `--floor` adds two rows with lower
-bounds: Python alone, and Python with the libraries for the command line.
+Each round starts the command in a new process, and discards its output. The benchmark prints the median wall time and
+the median CPU time, which depends less on other work on the machine. `--floor` adds two lower bounds, Python without
+libraries and Python with the libraries for the command line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mbqueue import Project
 from mbqueue.experiment import parse_spec
 from mbqueue.queue import Queue
 
-EPOCHS = 19  # 5 folds × (19 epochs + predict) + prepare + record = 102 jobs per experiment
+EPOCHS = 19  # 5 folds × (19 epochs + predict) + prepare + record = 102 jobs in an experiment
 JOBS_OF_ONE = 102
 
 
@@ -37,7 +37,7 @@ def make_project(folder: Path, jobs: int) -> Path:
 
 
 def measure(command: list[str], rounds: int) -> tuple[float, float]:
-    """The median wall time and CPU time of a run, in seconds, without the first run, which fills caches."""
+    """Measure the median wall time and CPU time of a run, in seconds, leaving out the first run, which fills caches."""
     clock, processor = [], []
     for _ in range(rounds + 1):
         before, began = os.times(), time.perf_counter()

@@ -1,11 +1,11 @@
-"""Count the requests and bytes of checkpoints in an object store: per epoch, per checkpoint within one, and per resume.
+"""Count the requests and bytes that checkpoints in an object store take, per job.
 
     pip install 'mbqueue[objects]' 'moto[server]'
     python -m benchmarks.store                         # on a local S3 server, which the benchmark starts
     python -m benchmarks.store --store s3://bucket/x   # on a real store, with credentials from the environment
 
-The benchmark trains a fold of the sample for a few epochs, first with no checkpoint within an epoch, then with one at
-every step, and counts the requests to the store. The full model is trained, so the sizes are realistic.
+The benchmark trains a fold of the sample for a few epochs, first without checkpoints within an epoch, then with a
+checkpoint at every step, and counts the requests to the store. It trains the full model, so the sizes are realistic.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class Counted:
 
 
 class PerJob(Report):
-    """Records the requests and bytes of each job."""
+    """A report that records the requests and bytes of each job."""
 
     def __init__(self, seen: Counter[str]) -> None:
         self.seen, self.jobs = seen, list[tuple[str, Counter[str], int]]()
         self._before: Counter[str] = Counter()
         self._steps = 0
 
-    def job_started(self, job: Job) -> None:  # noqa: ARG002 - as a report is called
+    def job_started(self, job: Job) -> None:  # noqa: ARG002 - part of the interface
         self._before, self._steps = Counter(self.seen), 0
 
     def advanced(self, job: Job, what: str, done: int, total: int, facts: Any) -> None:  # noqa: ARG002

@@ -1,6 +1,8 @@
-"""Check that stored backbone outputs are not computed again: ``python -m benchmarks.stored --data FILE --limit 4000``.
+"""Check that mbqueue does not compute stored backbone outputs again.
 
-In a fresh project, the benchmark runs ``pretrained_infer``, then ``head_finetune`` for one epoch, on the same crystals.
+    python -m benchmarks.stored --data FILE --limit 4000
+
+In a new project, the benchmark runs ``pretrained_infer``, then ``head_finetune`` for one epoch, on the same crystals.
 For each job, it prints the wall time and the number of crystals whose graphs went through the backbone. To measure
 another version of mbqueue, put its folder first on PYTHONPATH. ``data.limit`` draws the same crystals in all versions.
 """
@@ -25,7 +27,7 @@ from mbqueue.train.feeds import GraphFeed
 
 
 class Ledger(Report):
-    """Prints a line for each finished job."""
+    """A report that prints a line for each finished job."""
 
     def __init__(self) -> None:
         self.crystals = 0
@@ -71,7 +73,7 @@ def run(data: Path, limit: int, device: str, root: Path) -> None:
 
 
 def main() -> None:
-    """Read the command line, and run the benchmark."""
+    """Parse the command line, and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a file of crystals with targets")
     parser.add_argument("--limit", type=int, default=0, help="crystals to draw; 0 for all")

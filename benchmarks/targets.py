@@ -4,10 +4,10 @@
 
 FOLDER contains matminer_elastic.jsonl.gz (log10_K_VRH, log10_G_VRH) and matminer_dielectric.jsonl.gz (refractive_index,
 band_gap_eV). In a temporary project, one session runs five folds of three experiments: `pretrained_infer` (the
-composition alone), `scalar_head` or `class_head`, and `full_finetune` for one epoch with the settings in FULL. The
-class is whether the band gap is above 1.5 eV, because all of these crystals have a band gap. The output is each
-experiment's mean and standard deviation over the folds, and the score of predicting the mean of each training part.
-None of these is a leaderboard score.
+composition alone), `scalar_head` or `class_head`, and `full_finetune` for one epoch with the settings in FULL. All
+these crystals have a band gap, so the class is whether the band gap is above 1.5 eV. The benchmark prints the mean and
+standard deviation of each experiment over the folds. For comparison, it prints the score of predicting the training
+part's mean. These scores are not leaderboard scores.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ TARGETS = {
     "gap": ("dielectric", {"name": "band gap", "unit": "eV", "kind": "scalar", "column": "band_gap_eV"}),
     "wide": ("wide", {"name": "band gap above 1.5 eV", "kind": "class", "column": "is_wide"}),
 }
-#: The head starts untrained and needs a high rate. Blocks further from it get lower rates, to keep what they know.
+#: The head starts untrained and needs a high learning rate. Blocks further from the head get lower rates, so that they
+#: change less.
 FULL = {
     "epochs": 1,
     "batch_size": 16,
@@ -54,7 +55,7 @@ def mbqueue(root: Path, *arguments: str) -> str:
 
 
 def wide_gaps(source: Path, path: Path) -> None:
-    """Write the crystals with a class for each: whether the band gap is above 1.5 eV."""
+    """Write the crystals with a class: whether the band gap is above 1.5 eV."""
     with gzip.open(source, "rt") as rows, gzip.open(path, "wt") as out:
         for line in rows:
             row = json.loads(line)
@@ -62,7 +63,7 @@ def wide_gaps(source: Path, path: Path) -> None:
 
 
 def dummy(path: Path, column: str) -> float:
-    """The MAE of always predicting the mean of the training part, averaged over the folds."""
+    """Calculate the MAE of always predicting the mean of the training part, averaged over the folds."""
     with gzip.open(path, "rt") as rows:
         targets = np.array([json.loads(line)[column] for line in rows], np.float64)
     n = len(targets)
@@ -71,7 +72,7 @@ def dummy(path: Path, column: str) -> float:
 
 
 def settings(target: dict[str, str], dataset: Path, train: dict[str, Any]) -> list[str]:
-    """The options of `enqueue` for this target, dataset and training."""
+    """Return the options of `enqueue` for this target, dataset and training."""
     keys = {"data.dataset": str(dataset), **{f"target.{key}": value for key, value in target.items()}}
     given = {**{key: json.dumps(value) for key, value in keys.items()}, **{f"train.{k}": v for k, v in train.items()}}
     return [part for key, value in given.items() for part in ("--set", f"{key}={value}")]

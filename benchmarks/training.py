@@ -2,10 +2,11 @@
 
     python -m benchmarks.training --data FOLDER --crystals 512 --device auto
 
-The two sides take turns in one process on the same batches, after a first pass over every batch. The output is medians.
-Stock does a step of `chgnet.trainer.Trainer` on converted graphs: `model(graphs, task="e")`, its loss, backward and
-Adam, with PyTorch's default settings. mbqueue does a step of a fold, including making the batch from the cache. On a
-GPU, a fold uses deterministic algorithms, which cost stock more than mbqueue, so stock also has a row with them.
+The two sides take turns in one process on the same batches, after a first pass over every batch. The benchmark prints
+medians. Stock CHGNet does a step of `chgnet.trainer.Trainer` on converted graphs (`model(graphs, task="e")`, loss,
+backward and Adam), with PyTorch's default settings. mbqueue does a step of a fold, including making the batch from the
+cache. On a GPU, a fold uses deterministic algorithms, which slow down stock more than mbqueue, so stock has a second
+row with deterministic algorithms.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ JOINED = "matbench_mp_e_form_joined_31073.jsonl.gz"
 
 
 def crystals_to_measure(folder: Path | None, n: int) -> Crystals:
-    """``n`` crystals drawn from the joined file in ``folder``, or from the shipped sample."""
+    """Draw ``n`` crystals from the joined file in ``folder``, or from the shipped sample."""
     return load(str(folder / JOINED) if folder else "sample", limit=n, seed=0).crystals
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """The seconds that ``work`` takes, including its work on the device."""
+    """Measure the seconds that ``work`` takes, including its work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -61,7 +62,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The peak memory of tensors during ``work``; on a GPU it includes earlier tensors, on the CPU only new ones."""
+    """Measure the peak memory of tensors during ``work``, in bytes; on a GPU, earlier tensors are included."""
     if device.type == "cpu":
         return _peak_on_cpu(work)
     torch.cuda.reset_peak_memory_stats(device)
@@ -72,17 +73,17 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 def _peak_on_cpu(work: Callable[[], object]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
-    results = profile.profiler.kineto_results if profile.profiler else None  # only these have the time of each change
+    results = profile.profiler.kineto_results if profile.profiler else None  # Kineto records when memory changes
     changes = [event for event in results.events() if event.name() == "[memory]"] if results else []
     changes.sort(key=lambda event: event.start_ns())
     held = [*accumulate((event.nbytes() for event in changes), initial=0)]
-    # Freed tensors of earlier work lower the level, so measure from the lowest level so far.
+    # Freeing tensors of earlier work lowers the level, so measure from the lowest level so far.
     return max(now - least for now, least in zip(held, accumulate(held, min), strict=True))
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: a call for each batch, with the settings that ``within`` makes."""
+    """One side of a comparison: a call for each batch, made within the context manager ``within``."""
 
     name: str
     work: list[Callable[[], object]]
@@ -92,7 +93,7 @@ class Side:
 def sides(
     stock: list[Callable[[], object]], ours: list[Callable[[], object]], device: torch.device, precision: str
 ) -> list[Side]:
-    """The sides to compare: stock, on a GPU also stock with deterministic algorithms, and mbqueue."""
+    """Return the sides to compare: stock, on a GPU also stock with deterministic algorithms, and mbqueue."""
     found = [Side("stock", stock)]
     if device.type == "cuda":
         found.append(Side("stock, deterministic", stock, partial(calculating, device, "float32")))
@@ -121,7 +122,7 @@ def compare(name: str, sides: list[Side], device: torch.device, repeats: int) ->
 
 
 class Stock:
-    """CHGNet as its own trainer and `predict_graph` use it, on graphs converted in advance."""
+    """CHGNet as used by its trainer and by `predict_graph`, on graphs converted in advance."""
 
     def __init__(self, crystals: Crystals, device: torch.device) -> None:
         converter = CrystalGraphConverter(
@@ -137,7 +138,7 @@ class Stock:
         self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-5)
 
     def step(self, rows: np.ndarray) -> None:
-        """One training step, as `chgnet.trainer.Trainer` does it for energies."""
+        """Do one training step on energies as `chgnet.trainer.Trainer` does."""
         self.model.train()
         graphs = [self.graphs[row].to(self.device) for row in rows]
         combined = self.loss({"e": self.targets[rows].to(self.device)}, self.model(graphs, task="e"))
@@ -159,7 +160,7 @@ class Stock:
 
 
 class Ours:
-    """mbqueue's step as in a fold, including making the batch."""
+    """mbqueue's step and inference as in a fold, including making the batch."""
 
     def __init__(self, spec: Spec, feed: Feed, ids: list[str], device: torch.device) -> None:
         self.spec, self.feed, self.ids, self.device = spec, feed, ids, device
@@ -170,7 +171,7 @@ class Ours:
         self.guard = Guard(self.optimizer, device)
 
     def step(self, rows: np.ndarray) -> None:
-        """One optimizer step."""
+        """Do one optimizer step."""
         step = begin_step(
             self.model,
             self.feed,
@@ -190,7 +191,7 @@ class Ours:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = os.environ.get("MBQUEUE_SHARED_DATA")
     parser.add_argument("--data", type=Path, default=Path(shared) if shared else None, help=f"folder with {JOINED}")
@@ -215,7 +216,8 @@ def main() -> None:
         fused._subnormals_as_zero = nullcontext
     device = pick_device(options.device)
     precision = usable_precision(device, options.precision)
-    # cuBLAS reads this once, at the first product. Set it for both sides; it affects only cuBLAS's scratch memory.
+    # cuBLAS reads this variable once, at the first product, so set it for both sides. The variable affects only the
+    # scratch memory of cuBLAS.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     crystals = crystals_to_measure(options.data, options.crystals)
     print(

@@ -1,6 +1,8 @@
-"""Write a page in docs/reference/commands/ for each command, from the command itself.
+"""Write a page in docs/reference/commands/ for each command, from its help text and options.
 
-Run it after changing a command: python tools/command_pages.py. A test compares the pages with the commands.
+    python tools/command_pages.py
+
+Run this script after you change a command. A test compares the pages with the commands.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from mbqueue.cli.app import SECTIONS, app
 FOLDER = Path(__file__).parent.parent / "docs" / "reference" / "commands"
 _MADE = "<!-- Made by tools/command_pages.py from the commands in mbqueue/cli; change those, not this page. -->"
 _INDEX_HEAD = """\
-`mbqueue COMMAND --help` prints the same. The options in this table go before the command: `mbqueue --debug work`. Exit
-codes are [listed](../status-json.md#exit-codes) beside the format of `status --json`.
+`mbqueue COMMAND --help` prints the text of a command's page. The options in this table go before the command:
+`mbqueue --debug work`. [Exit codes](../status-json.md#exit-codes) are explained with the format of `status --json`.
 """
 
 
 def pages() -> dict[str, str]:
-    """The pages: file name → text."""
+    """Return the text of each page, by file name."""
     root = typer.main.get_command(app)
     commands: dict[str, Any] = root.commands  # type: ignore[attr-defined]
     texts = {f"{name}.md": "\n".join(_page(f"mbqueue {name}", commands[name], "#")) for name in commands}
@@ -57,7 +59,7 @@ def _page(name: str, command: Any, level: str) -> Iterator[str]:
 
 
 def _prose(text: str) -> str:
-    """Paragraphs, with names of the command line set as code."""
+    """Format paragraphs, and set options and environment variables as code."""
     joined = "\n\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip())
     return re.sub(r"(?<![`\w-])(--[a-z][\w-]*|\$[A-Z_]+)(?![`\w])", r"`\1`", joined).replace("<", "&lt;")
 

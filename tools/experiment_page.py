@@ -1,6 +1,8 @@
 """Write docs/reference/experiment-file.md from the definitions of experiments and settings.
 
-Run it after changing a field: python tools/experiment_page.py. A test holds the page against the definitions.
+    python tools/experiment_page.py
+
+Run this script after you change a field. A test compares the page with the definitions.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "experiment-file.md
 _HEAD = """\
 # The experiment file
 
-<!-- Made by tools/experiment_page.py from the definitions in mbqueue; change those, not this page. -->
+<!-- Made by tools/experiment_page.py from the definitions in mbqueue; change the definitions, not this page. -->
 
 An experiment is a TOML file in `jobs/`, and its file name is its name. All keys are optional. `enqueue` lists every
 misspelt key, wrong type and value out of bounds at once.
@@ -38,10 +40,10 @@ $ mbqueue enqueue full_finetune --set train.lr=1e-4 --name slower
 ```
 
 `--set KEY=VALUE` overrides any key for one experiment; write a key of a section as `section.key`. `--folds`,
-`--epochs`, `--dataset` and `--drop-invalid` are short forms.
+`--epochs`, `--dataset` and `--drop-invalid` are short forms of `--set`.
 
-The *spec hash* covers everything except `name`, `results_name`, `description` and `folds`. Work under one hash never
-continues under another. You can add folds to an experiment later.
+The *spec hash* covers everything except `name`, `results_name`, `description` and `folds`. Training that started under
+one hash never continues under another. You can add folds to an experiment later.
 """
 
 _SETTINGS_HEAD = """\
@@ -52,7 +54,7 @@ These settings of the project and its sessions do not change results. Each sessi
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the text of the whole page."""
     parts = [_HEAD, "## Top of the file\n", _table(Spec)]
     for name, section in (("data", DataSpec), ("target", TargetSpec), ("model", ModelSpec), ("train", TrainSpec)):
         parts += [f"## [{name}]\n", _table(section)]

@@ -2,9 +2,9 @@
 
     python tools/public_address.py OWNER/NAME
 
-The address on GitHub is tool.mbqueue.repository in pyproject.toml. While it is empty, the badges open Colab's dialog
-for uploading a notebook, and the install cell uses a wheel or a checkout from the drive. A test checks that all places
-agree.
+The script stores the address as tool.mbqueue.repository in pyproject.toml. If the address is empty, the badges open
+Colab's dialog for uploading a notebook, and the install cell uses a wheel or a checkout from the drive. A test checks
+that all places agree.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ BADGE_PLACES = ("README.md", "docs/tutorials/first-session.md", NOTEBOOK)
 
 _IMAGE = "https://colab.research.google.com/assets/colab-badge.svg"
 _BADGE = re.compile(rf"\[!\[Open in Colab\]\({re.escape(_IMAGE)}\)\]\([^)]*\)")
-#: The line as the notebook's JSON escapes it.
+#: The notebook's line, with quotes escaped as in its JSON.
 _INSTALLED_FROM = re.compile(r'REPOSITORY = \\"[^"]*\\"')
 _KEPT = re.compile(r'(?m)^repository = "[^"]*"')
 _ADDRESS = re.compile(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+")
 
 
 def address() -> str:
-    """OWNER/NAME on GitHub; an empty text as long as the repository is not public."""
+    """Read OWNER/NAME on GitHub from pyproject.toml; empty if the repository is not public."""
     content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     return str(content["tool"]["mbqueue"]["repository"])
 
 
 def badge(repository: str) -> str:
-    """The badge in Markdown."""
+    """Return the badge in Markdown."""
     there = f"github/{repository}/blob/main/{NOTEBOOK}" if repository else "#upload=true"
     return f"[![Open in Colab]({_IMAGE})](https://colab.research.google.com/{there})"
 
 
 def rewritten(place: str, repository: str) -> str:
-    """The text of a file with the new address.
+    """Return the text of a file with the new address.
 
     Raises:
         ValueError: if the file does not have exactly one place for the address.

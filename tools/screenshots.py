@@ -2,8 +2,8 @@
 
     python tools/screenshots.py
 
-The script trains on the sample, and takes the dashboard's picture while a session trains. You need Chromium or Chrome,
-and a few minutes on two cores.
+The script trains on the sample, and takes the dashboard's screenshot while a session trains. The script needs Chromium
+or Chrome, and takes a few minutes on two cores.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from mbqueue.web.serving import listening_server
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WIDTH = 1200
-#: The largest size of a picture, in bytes.
+#: The maximum size of a screenshot, in bytes.
 LARGEST = 200_000
 
 
 def main() -> None:
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
-        sys.exit("Screenshots need Chromium or Chrome, and neither is on PATH. Install one of them.")
+        sys.exit("Screenshots need Chromium or Chrome, but neither is on PATH. Install one of them.")
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         project = trained_project(Path(scratch) / "my-project")
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def trained_project(root: Path) -> Project:
-    """A project with two finished experiments on the sample, and a longer one in the queue."""
+    """Make a project with two finished experiments on the sample, and a longer experiment in the queue."""
     project = Project.create(root)
     project.enqueue("pretrained_infer", dataset="sample")
     project.enqueue("head_finetune", dataset="sample")
@@ -61,7 +61,7 @@ def take_dashboard(browser: Browser, project: Project) -> None:
             time.sleep(1)
         with serving(project) as address:
             page = opened(browser, address, height=900)
-            page.wait_for_timeout(5000)  # two answers later the time left is known
+            page.wait_for_timeout(5000)  # the page shows the time left after two updates
             save(page, "dashboard.webp")
         project.stop()
         session.wait()
@@ -74,7 +74,7 @@ def epochs_done(project: Project) -> bool:
 
 def take_report(browser: Browser, report: Path) -> None:
     page = opened(browser, report.as_uri(), height=1150)
-    page.wait_for_timeout(3000)  # the figures draw themselves
+    page.wait_for_timeout(3000)  # the page needs time to draw its figures
     save(page, "report.webp")
 
 
@@ -90,7 +90,7 @@ def save(page: Page, name: str) -> None:
     picture.save(IMAGES / name, quality=80, method=6)
     size = (IMAGES / name).stat().st_size
     if size > LARGEST:
-        sys.exit(f"docs/images/{name} has {size:,} bytes, and may have {LARGEST:,}. Take a smaller part of the page.")
+        sys.exit(f"docs/images/{name} has {size:,} bytes, more than {LARGEST:,}. Take a smaller part of the page.")
 
 
 @contextmanager
