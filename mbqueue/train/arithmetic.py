@@ -1,4 +1,4 @@
-"""How a device calculates: precision, determinism, and the fingerprint of everything that changes result bytes."""
+"""Set a device's precision and determinism, and record in a fingerprint what affects the bytes of results."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mbqueue.train.gated import PRODUCTS
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called ``name``; ``auto`` selects CUDA if it is available, else the CPU."""
+    """Return the device called ``name``; ``auto`` selects CUDA if it is available, otherwise the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
 def device_name(device: torch.device) -> str:
-    """Name of the GPU or of the processor."""
+    """Return the name of the GPU, or of the processor if the device is the CPU."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     try:
@@ -42,7 +42,7 @@ _PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def usable_precision(device: torch.device, wanted: str) -> str:
-    """The precision of matrix products: ``wanted``, or float32 if the device does not support ``wanted``."""
+    """Return ``wanted``, or float32 if the device cannot compute matrix products in that precision."""
     if device.type != "cuda" or wanted == "float32":
         return "float32"
     return wanted if torch.cuda.get_device_capability(device)[0] >= NEEDED_CAPABILITY[wanted] else "float32"
@@ -50,18 +50,19 @@ def usable_precision(device: torch.device, wanted: str) -> str:
 
 @contextmanager
 def calculating(device: torch.device, precision: str) -> Iterator[None]:
-    """Within the block, use deterministic CUDA algorithms, and this precision for matrix products (GPU only).
+    """Use deterministic CUDA algorithms and ``precision`` for matrix products within a ``with`` block.
 
-    Blocks can be nested; the innermost one applies.
+    On the CPU, this function changes nothing. Blocks can be nested; the innermost block applies.
     """
     if device.type != "cuda":
         yield
         return
-    # cuBLAS reads this when it creates its first handle. Without it, PyTorch refuses deterministic algorithms.
+    # cuBLAS reads this variable when it creates its first handle. PyTorch refuses to use deterministic algorithms
+    # unless the variable is set.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings: Any = torch.backends.cuda.matmul
     put_tf32_back = _keep_tf32(settings)
-    deterministic: Any = torch.utils.deterministic  # the type stubs lack a property of this module
+    deterministic: Any = torch.utils.deterministic  # the type stubs lack fill_uninitialized_memory
     before = (
         settings.allow_bf16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
@@ -69,11 +70,12 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
         deterministic.fill_uninitialized_memory,
     )
     settings.allow_tf32 = precision == "tf32"
-    settings.allow_bf16_reduced_precision_reduction = False  # sums stay float32
-    # Only warn: some version of torch may lack a deterministic form of an operation. A resume could then differ in its
-    # last bits, which is no reason to refuse to train.
+    # Sum in float32.
+    settings.allow_bf16_reduced_precision_reduction = False
+    # Only warn, because some versions of torch may lack a deterministic form of an operation. A resumed run could then
+    # differ in its last bits, but that is no reason to refuse to train.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # All allocated memory is written before it is read, so filling it first would waste time.
+    # The code writes all memory before reading it, so filling newly allocated memory would waste time.
     deterministic.fill_uninitialized_memory = False
     products = PRODUCTS.set(_PRODUCTS.get(precision))
     try:
@@ -89,7 +91,7 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
 def _keep_tf32(settings: Any) -> Callable[[], None]:
     """Remember which of PyTorch's settings allow tf32, and return a function that restores them.
 
-    PyTorch 2.9 and later have two such settings. Setting ``allow_tf32`` also sets ``fp32_precision``. If only
+    PyTorch 2.9 and later have two settings for tf32. Setting ``allow_tf32`` also sets ``fp32_precision``. If only
     ``fp32_precision`` was set, reading ``allow_tf32`` raises an error.
     """
     newer = getattr(settings, "fp32_precision", None)
@@ -102,7 +104,7 @@ def _keep_tf32(settings: Any) -> Callable[[], None]:
         is_medium = torch.get_float32_matmul_precision() == "medium"
 
     def put_back() -> None:
-        if is_medium:  # covers tf32 and more
+        if is_medium:  # the setting "medium" also allows tf32
             torch.set_float32_matmul_precision("medium")
         else:
             settings.allow_tf32 = allowed
@@ -113,7 +115,7 @@ def _keep_tf32(settings: Any) -> Callable[[], None]:
 
 
 def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
-    """The fingerprint: everything besides the work itself that affects the bytes of the result.
+    """Collect the fingerprint: everything except the work itself that affects the bytes of a result.
 
     Args:
         precision: the precision of training, from `usable_precision`.
@@ -128,9 +130,9 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "",
         "subnormals": "zero in kernels" if device.type == "cpu" else "",
         "cuda": torch.version.cuda or "" if on_gpu else "",
-        # cuBLAS is a package separate from PyTorch, and can be upgraded without it.
+        # cuBLAS is a separate package, which can be upgraded without upgrading PyTorch.
         "cublas": _cublas_version() if on_gpu else "",
-        # The driver's tf32 setting, which overrides PyTorch's.
+        # This variable overrides PyTorch's tf32 setting.
         "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE", "") if on_gpu else "",
         "torch": str(torch.__version__),
         "numpy": str(np.__version__),
@@ -140,14 +142,14 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
 
 @cache
 def _library_versions() -> dict[str, str]:
-    # Cached: every commit has a fingerprint, and looking up a version parses the package's metadata.
+    # Cached, because every commit has a fingerprint, and each look-up of a version parses the package's metadata.
     return {name: version(name) for name in ("chgnet", "numba", "mbqueue")}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The differences between two fingerprints: key to [old, new]. Keys that only one fingerprint has are ignored."""
+    """Return the differences between two fingerprints as {key: [old, new]}; keys missing from either are ignored."""
     if "precision" in old:
-        old = {"validated_in": old["precision"], **old}  # earlier versions validated in this precision
+        old = {"validated_in": old["precision"], **old}  # earlier versions validated in the precision of training
     return {key: [old[key], new[key]] for key in sorted(old.keys() & new.keys()) if old[key] != new[key]}
 
 

@@ -14,7 +14,7 @@ from mbqueue.train.memory import OutOfMemory, Shortage, is_out_of_memory
 
 @dataclass(frozen=True)
 class Arrived:
-    """A batch on its device.
+    """A batch that has been copied to its device.
 
     Attributes:
         rows: the dataset row of each crystal in the batch, in host memory.
@@ -26,12 +26,12 @@ class Arrived:
 
 
 def arriving(steps: Iterable[Sequence[Any]], device: torch.device) -> Generator[list[Arrived], None, None]:
-    """The batches of each step on ``device``.
+    """Yield the batches of each step, copied to ``device``.
 
     Copies to a GPU use a separate stream and page-locked memory, so they overlap with the previous step.
 
     Raises:
-        OutOfMemory: if a batch does not fit.
+        OutOfMemory: if a batch does not fit the device's memory.
     """
     if device.type != "cuda":
         for batches in steps:
@@ -50,7 +50,7 @@ def arriving(steps: Iterable[Sequence[Any]], device: torch.device) -> Generator[
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(copying)
         for batch in there:
-            # The memory belongs to the copying stream, which would reuse it for the next batch too early.
+            # Without record_stream, the copying stream could reuse this memory while the device still computes with it.
             for field in fields(batch):
                 getattr(batch, field.name).record_stream(computing)
         yield [Arrived(*pair) for pair in zip(rows, there, strict=True)]
@@ -69,7 +69,7 @@ class Fetch:
             self._are_there.record(torch.cuda.current_stream(tensors[0].device))
 
     def wait(self) -> list[Tensor]:
-        """The tensors in host memory."""
+        """Wait until the copies have arrived, and return the tensors in host memory."""
         if self._are_there is not None:
             self._are_there.synchronize()
         return self._tensors

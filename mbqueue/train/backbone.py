@@ -25,22 +25,22 @@ from mbqueue.train.gpu_path import using
 from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.step import infer
 
-#: The maximum number of crystals and of directed bonds in one batch of the backbone. The last digits depend on these
-#: limits, so they are the same for every experiment and device. Such a batch fits 4 GiB.
+#: The maximum number of crystals and of directed bonds in one batch of the backbone. These limits affect the last
+#: digits of its outputs, so they are the same for every experiment and device. A batch of this size fits in 4 GiB.
 BATCH_CRYSTALS, BATCH_BONDS = 64, 65_536
 #: The largest share of the free disk space to fill with features that no experiment needs yet.
 _SHARE_OF_DISK = 0.25
 
 
 def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbone:
-    """The store of the pretrained backbone's outputs for the experiment's crystals, complete or not.
+    """Open the store of the pretrained backbone's outputs for an experiment's crystals, which may be incomplete.
 
     All scalar and class targets of the same crystals share one store.
     """
     family = family_of(spec.model.pretrained)
     weights = family.weights_hash(family.load_pretrained(spec.model.pretrained))
-    # A backbone does not depend on the target. The folder's name for energies must never change, because machines share
-    # its stored outputs.
+    # The backbone's outputs do not depend on the target. But the folder for energy targets must keep its name, because
+    # machines share the outputs stored under that name.
     key = crystals.hash if spec.target.kind == "energy" else crystals.structures_hash
     return FrozenBackbone(
         frozen_folder(cache_dir, key, weights),
@@ -51,12 +51,12 @@ def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbo
 
 
 def is_prepared(spec: Spec, frozen: FrozenBackbone) -> bool:
-    """Whether everything that the experiment needs is stored and undamaged."""
+    """Whether all backbone outputs that the experiment needs are stored and undamaged."""
     return not any(frozen.missing(kind, verify=True) for kind in kinds_needed(spec))
 
 
 def kinds_needed(spec: Spec) -> tuple[str, ...]:
-    """The outputs of the frozen backbone that an experiment uses."""
+    """Return the kinds of backbone output (energies, features) that an experiment uses."""
     if spec.model.trainable == "head":
         return ("energies", "features")
     return ("energies",) if spec.target.kind == "energy" else ()
@@ -72,14 +72,13 @@ def prepare_frozen(
     on_progress: Callable[[Progress], None] = lambda _progress: None,
     on_note: Callable[[str], None] = lambda _note: None,
 ) -> bool:
-    """Compute and store the missing shards, always in float32; return False if stopped before the end.
+    """Compute and store missing shards of the backbone's outputs in float32; return False if stopped before the end.
 
-    Shards that this machine's cache has for another dataset are copied instead. If the disk has room, features are
-    stored together with energies, because one pass computes both.
+    If this machine's cache already contains a shard for another dataset, the shard is copied. If the disk has room,
+    features are stored together with energies, because one pass computes both.
 
-    On devices of the same model, the bytes depend only on a shard's crystals and the weights, with one exception: if
-    memory runs out, smaller batches compute the rest of that shard. The digest of the stored bytes
-    (`FrozenBackbone.digest`) shows such a difference.
+    Devices of the same model write the same bytes for the same crystals and weights, with one exception: if a device
+    runs out of memory, it computes the rest of that shard in smaller batches. `FrozenBackbone.digest` then differs.
 
     Raises:
         DeviceTooSmall: if a single crystal does not fit the device.
@@ -125,13 +124,13 @@ def prepare_frozen(
         should_stop=should_stop,
         on_progress=on_progress,
     )
-    # Plain torch: the stored bytes must not depend on whether the GPU kernels were checked before.
+    # Use plain torch, so that the stored bytes do not depend on whether the GPU kernels were checked before.
     with calculating(device, "float32"), using(kernels=False):
         is_whole = preparing.run()
     if preparing.n_found:
         on_note(
             f"The cache already had the backbone's outputs for {preparing.n_found:,} crystals. The backbone ran on "
-            f"{preparing.n_computed:,} others."
+            f"{preparing.n_computed:,} other crystals."
         )
     if preparing.n_computed and "features" not in preparing.kinds:
         on_note(why)
@@ -139,7 +138,7 @@ def prepare_frozen(
 
 
 def _room_for_features(frozen: FrozenBackbone) -> tuple[bool, str]:
-    """Whether to store all features before any experiment needs them, and a sentence that explains it."""
+    """Decide whether to store features before an experiment needs them; also return a sentence for the user."""
     make_folder(frozen.folder)
     size = frozen.features_size
     free = shutil.disk_usage(frozen.folder.parent).free

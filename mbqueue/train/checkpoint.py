@@ -1,4 +1,4 @@
-"""Commits whose checkpoints are training states."""
+"""Read and write a fold's commits, whose checkpoints contain training states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mbqueue.train.state import TrainState, deserialise
 
 
 class Checkpoints(OwnCommits):
-    """The commits of one fold in training.
+    """The commits of a fold that is being trained.
 
     Args:
         place, identity, on_wrong, own: the same as for `OwnCommits`.
@@ -35,7 +35,7 @@ class Checkpoints(OwnCommits):
 
     @property
     def where(self) -> str:
-        """The place of the commits, for messages."""
+        """The location of the commits, for messages."""
         return self.place.name
 
     def checkpoint(self, commit: Commit) -> bytes:
@@ -45,11 +45,11 @@ class Checkpoints(OwnCommits):
         return content
 
     def load(self, commit: Commit) -> TrainState:
-        """The state of a commit.
+        """Load the training state of a commit.
 
         Raises:
             Damaged: if the file is missing, or its size, hash or content differs from the manifest.
-            OSError: if the file system fails; the file itself may be whole.
+            OSError: if the file system fails; the file itself may be undamaged.
         """
         return self._state(commit.manifest, super().checkpoint(commit))
 

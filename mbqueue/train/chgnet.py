@@ -1,6 +1,6 @@
 """CHGNet, the first `ModelFamily`: reads and writes model files, selects the trained parameters, and computes energies.
 
-`CHGNet.from_file` reads the same files. The message passing is in `mbqueue.train.forward`.
+`CHGNet.from_file` can read these model files. The message passing is in `mbqueue.train.forward`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PRETRAINED = {
     "0.3.0": "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
     "r2scan": "r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
 }
-#: What to do about a file that is not a model.
+#: The advice in an error about a file that is not a model.
 _GIVE = "Use a model_fold_*.pth from a results folder, or copy the file again."
 _HEAD = ("mlp.", "readout_norm.", "composition_model.")
 make_batch = batches.make_batch
@@ -47,20 +47,21 @@ _BLOCK = re.compile(r"^(?:atom_conv|bond_conv|angle)_layers\.(\d+)\.")
 
 
 def load_pretrained(version: str) -> CHGNet:
-    """CHGNet's pretrained weights, on the CPU; the same as `CHGNet.load(model_name=version)`, but silent.
+    """Load CHGNet's pretrained weights on the CPU, like `CHGNet.load(model_name=version)` but without printing.
 
     Raises:
         CheckpointError: if chgnet's file cannot be read.
     """
     path = Path(str(resources.files("chgnet"))) / "pretrained" / PRETRAINED[version]
     content = _read(path)
-    # Pass the same arguments as CHGNet.load: the weights were trained without that bias and are named by version.
+    # Pass the same arguments as CHGNet.load, because the pretrained weights were trained without mlp_out_bias.
     return _build(content, path, mlp_out_bias=False, version=version)
 
 
 def load_model(path: Path) -> CHGNet:
-    """Load a model from a file with `model_bytes` or a file written by CHGNet's trainer, on the CPU, without executing
-    any code in the file.
+    """Load a model file on the CPU, without executing any code in the file.
+
+    The file contains `model_bytes` or was written by CHGNet's trainer.
 
     Raises:
         CheckpointError: if the file is missing, damaged or not a CHGNet model.
@@ -72,7 +73,7 @@ def load_model(path: Path) -> CHGNet:
 
 
 def model_bytes(model: CHGNet, target: Target = FORMATION_ENERGY.target) -> bytes:
-    """The bytes of a model file for `CHGNet.from_file`; equal models of equal targets give equal bytes.
+    """Return the bytes of a model file that `CHGNet.from_file` can read; equal models and targets give equal bytes.
 
     The file records a target other than formation energy in a key that CHGNet ignores.
     """
@@ -86,7 +87,7 @@ def model_bytes(model: CHGNet, target: Target = FORMATION_ENERGY.target) -> byte
 
 
 def target_of_model(path: Path) -> Target:
-    """The target that a model file records, or formation energy if it records none.
+    """Read the target recorded in a model file, or return formation energy if no target is recorded.
 
     Raises:
         CheckpointError: if the file is missing, damaged or not a CHGNet model.
@@ -96,19 +97,19 @@ def target_of_model(path: Path) -> Target:
         return target_of(content)
     except (TypeError, KeyError) as error:
         raise CheckpointError(
-            f"{path} has an unreadable record of what it predicts: {error}. Copy the file again, or retrain the model."
+            f"The target recorded in {path} cannot be read: {error}. Copy the file again, or retrain the model."
         ) from error
 
 
 def copy_of(model: CHGNet) -> CHGNet:
-    """An independent model of the same architecture and weights, on the CPU."""
+    """Copy a model to the CPU, with the same architecture and weights."""
     twin = _construct(model.model_args)
     twin.load_state_dict(model.state_dict())
     return twin
 
 
 def weights_hash(model: CHGNet) -> str:
-    """Hex SHA-256 over the names, shapes and values of the weights, element references left out."""
+    """Return the hex SHA-256 of the weights' names, shapes, dtypes and values, without the element references."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith("composition_model."):
@@ -118,7 +119,7 @@ def weights_hash(model: CHGNet) -> str:
 
 
 def trained_parameters(model: CHGNet, trainable: str) -> dict[str, nn.Parameter]:
-    """The parameters that an experiment trains, by name, in the model's order.
+    """Return the parameters that an experiment trains, by name, in the model's order.
 
     ``all`` leaves out the parameters that the energy does not depend on: the magnetic-moment head and the last angle
     update.
@@ -134,12 +135,12 @@ def trained_parameters(model: CHGNet, trainable: str) -> dict[str, nn.Parameter]
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter belongs to the read-out: ``mlp``, ``readout_norm`` and the element references."""
+    """Whether a parameter belongs to the read-out, which includes the element references."""
     return name.startswith(_HEAD)
 
 
 def depth(model: CHGNet, name: str) -> int:
-    """The number of blocks between a parameter and the read-out: 0 for the head, ``n_conv`` + 1 for the embeddings."""
+    """Count the blocks between a parameter and the read-out: 0 for the head, ``n_conv`` + 1 for the embeddings."""
     if is_head(name):
         return 0
     block = _BLOCK.match(name)
@@ -147,8 +148,7 @@ def depth(model: CHGNet, name: str) -> int:
 
 
 def decays(name: str) -> bool:
-    """Whether weight decay applies to a parameter. It does not apply to element references, which are not network
-    weights."""
+    """Whether weight decay applies to a parameter; it does not apply to the element references."""
     return not name.startswith("composition_model.")
 
 
@@ -161,14 +161,14 @@ def set_references(model: CHGNet, references: References) -> None:
 
 
 def reset_read_out(model: CHGNet) -> None:
-    """Zero the read-out's last layer, in place, so that the model starts by predicting its references alone."""
+    """Set the read-out's last layer to zero in place, so that the model at first predicts only its references."""
     with torch.no_grad():
         for parameter in _last_layer(model).parameters():
             parameter.zero_()
 
 
 def scale_output(model: CHGNet, factor: float) -> None:
-    """Scale the model's predictions: multiply the read-out's last layer and the references, in place."""
+    """Scale the model's predictions in place, by multiplying the read-out's last layer and the references."""
     with torch.no_grad():
         for parameter in [*_last_layer(model).parameters(), model.composition_model.fc.weight]:
             parameter.mul_(factor)
@@ -179,13 +179,13 @@ def _last_layer(model: CHGNet) -> nn.Linear:
 
 
 def frozen(model: CHGNet, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Features of each atom after the last convolution, [A, 64], and interaction energies, eV/atom, [B]."""
+    """Compute atom features after the last convolution, [A, 64], and interaction energies in eV/atom, [B]."""
     features = atom_features(model, batch)
     return features, read_out(model, features, batch.atom_crystal, batch.n_atoms)
 
 
 def predict_from_features(model: CHGNet, features: Tensor, atoms: Any) -> Tensor:
-    """The predictions of ``predict``, [B], computed from the features [A, 64] of a batch's atoms."""
+    """Predict each crystal, [B], as ``predict`` does, but from the features [A, 64] of the batch's atoms."""
     interaction = read_out(model, features, atoms.atom_crystal, atoms.n_atoms)
     return interaction + reference_energies(model, atoms.atomic_numbers, atoms.atom_crystal, atoms.n_atoms)
 
@@ -198,7 +198,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read as a model file: {error}. {_GIVE}") from error
     except Exception:  # noqa: BLE001 - a damaged file gives RuntimeError, UnpicklingError, EOFError and more
-        # Leave out PyTorch's message: some versions of it advise loading untrusted files.
+        # Leave out PyTorch's message, because some versions advise loading untrusted files.
         raise CheckpointError(f"{path} cannot be read as a model file: it is damaged or not a model. {_GIVE}") from None
     if not isinstance(content, dict) or not {"model_args", "state_dict"} <= set(content.get("model", ())):
         raise CheckpointError(f"{path} contains no CHGNet model: model.model_args and model.state_dict are missing.")
@@ -215,7 +215,7 @@ def _build(content: Mapping[str, Any], path: Path, **overrides: Any) -> CHGNet:
 
 
 def _construct(model_args: Mapping[str, Any]) -> CHGNet:
-    # CHGNet prints its size when it is constructed; standard output is for data.
+    # CHGNet's constructor prints the model's size, but standard output is reserved for data.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return CHGNet(**model_args)

@@ -1,5 +1,4 @@
-"""The conditions under which a fold computes: precision, micro-batch size, and everything else that affects the last
-bits."""
+"""Conditions of a fold's computation: precision, micro-batch size, and everything else that affects the last bits."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from mbqueue.train.memory import DeviceMemory
 
 
 class Conditions:
-    """A fold's conditions on one device.
+    """The conditions under which a fold computes on one device.
 
     Args:
         spec: the experiment.
@@ -27,7 +26,7 @@ class Conditions:
 
     Attributes:
         precision: precision of matrix products in training.
-        training, inference: how many crystals the device processes at once.
+        training, inference: limits on the number of crystals that the device processes at once.
     """
 
     def __init__(
@@ -44,10 +43,10 @@ class Conditions:
         self.precision = usable_precision(device, train.precision)
         if self.precision != train.precision:
             on_note(
-                f"{name} has no {train.precision} arithmetic, so it computes matrix products in float32: "
-                "more exact, and not slower."
+                f"{name} has no {train.precision} arithmetic, so it computes matrix products in float32, "
+                "which is more exact and not slower."
                 if device.type == "cuda"
-                else f"{train.precision} is for GPUs; {name} computes matrix products in float32."
+                else f"{train.precision} is only for GPUs, so {name} computes matrix products in float32."
             )
         kind = f"{name}|{spec.model.trainable}|{self.precision}"
         self.training = DeviceMemory(memory_file, f"{kind}|train", on_note=on_note)
@@ -66,7 +65,7 @@ class Conditions:
         self.inference.begin()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything besides the work itself that affects the bytes of the result."""
+        """Collect everything except the work itself that affects the bytes of a result."""
         return {
             **fingerprint(self._device, self.precision),
             **described(self._device),

@@ -1,8 +1,8 @@
-"""Find the same crystals in the caches of other datasets: larger ones, or ones with other ids or targets.
+"""Find shards of the same crystals in the caches of other datasets, which may be larger or have other ids or targets.
 
-The last digits of the backbone's outputs depend on which crystals go through it together. So a shard is copied from
-another dataset only if the same crystals form a shard there, in the same order. The copy then equals the shard that
-this dataset's own computation would give. Two crystals are the same if their elements, coordinates and cells agree bit
+The last digits of the backbone's outputs depend on which crystals share a batch. So a shard is copied from another
+dataset only if the same crystals form a shard there, in the same order. The copy then equals the shard that the
+backbone would compute for this dataset. Two crystals are the same if their elements, coordinates and cells agree bit
 for bit. The search covers only this machine's cache.
 """
 
@@ -21,7 +21,7 @@ from mbqueue.train.frozen import FROZEN_PREFIX, FrozenBackbone, frozen_folder
 
 
 def contents(crystals: Crystals, frozen: FrozenBackbone) -> list[bytes]:
-    """A digest of the crystals of each shard, without ids and targets."""
+    """Return a digest of each shard's crystals, which does not depend on ids and targets."""
     offsets = crystals.atom_offsets
     digests = []
     for shard in range(frozen.n_shards):
@@ -36,7 +36,7 @@ def contents(crystals: Crystals, frozen: FrozenBackbone) -> list[bytes]:
 
 
 class Elsewhere:
-    """Finds shards of one dataset among those stored for other datasets.
+    """A search for one dataset's shards among those stored for other datasets.
 
     Args:
         frozen: the dataset's own store, complete or not.
@@ -48,7 +48,7 @@ class Elsewhere:
         self._crystals = crystals
 
     def find(self, shard: int, kinds: Sequence[str]) -> tuple[FrozenBackbone, int] | None:
-        """A store that has all ``kinds`` of a shard undamaged, and the shard's number there; None if no store does."""
+        """Return a store with undamaged copies of all ``kinds`` of a shard, and the shard's number there, or None."""
         for source, there in self._places.get(shard, ()):
             if all(source.is_whole(kind, there, verify=True) for kind in kinds):
                 return source, there
@@ -56,7 +56,7 @@ class Elsewhere:
 
     @cached_property
     def _places(self) -> dict[int, list[tuple[FrozenBackbone, int]]]:
-        """For each shard that another dataset has: that dataset's store and the shard's number there."""
+        """For each shard found elsewhere, the stores that contain it, each with the shard's number there."""
         others = self._others()
         if not others:
             return {}
@@ -77,9 +77,10 @@ class Elsewhere:
                 break
             try:
                 crystals, _ = Crystals.open(file)
-            except CacheError:
-                continue  # damaged, or being removed by another process
-            for key in (crystals.hash, crystals.structures_hash):  # for energies, and for all other targets
+            except CacheError:  # the file is damaged, or another process is removing it
+                continue
+            # The first hash names the folder for energy targets, the second the folder for all other targets.
+            for key in (crystals.hash, crystals.structures_hash):
                 folder = frozen_folder(cache_dir, key, self._frozen.weights)
                 if folder in folders:
                     folders.remove(folder)

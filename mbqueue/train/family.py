@@ -1,4 +1,7 @@
-"""The interface that a kind of model implements for training, `ModelFamily`. `mbqueue.train.chgnet` is the first."""
+"""`ModelFamily`, the interface that each kind of model implements for training.
+
+`mbqueue.train.chgnet` is the first implementation.
+"""
 
 from __future__ import annotations
 
@@ -19,45 +22,48 @@ from mbqueue.train.references import References
 
 
 class ModelFamily(Protocol):
-    """The functions of a module that knows one kind of model.
+    """The functions that a module implements to support one kind of model.
 
     Models are opaque to other modules, except for their parameters and ``state_dict``. Values of B crystals are [B],
     in the unit of the target; features of A atoms are [A, F].
     """
 
-    #: Names of pretrained weights → path of their file.
+    #: Path of each file of pretrained weights, by name.
     PRETRAINED: dict[str, str]
 
     # -- model files ---------------------------------------------------------------------------------------------
 
     def load_pretrained(self, version: str, /) -> Any:
-        """One of ``PRETRAINED``, on the CPU."""
+        """Load the model with the pretrained weights ``version`` on the CPU."""
 
     def load_model(self, path: Path, /) -> Any:
-        """A saved model, on the CPU."""
+        """Load a saved model on the CPU."""
 
     def model_bytes(self, model: Any, target: Target, /) -> bytes:
-        """The bytes of a model file for ``load_model`` and the family's own library; equal models give equal bytes."""
+        """Return the bytes of a model file, which ``load_model`` and the family's library can read.
+
+        Equal models give equal bytes.
+        """
 
     def target_of_model(self, path: Path, /) -> Target:
-        """The target that a saved model predicts."""
+        """Return the target that a saved model predicts."""
 
     def copy_of(self, model: Any, /) -> Any:
-        """An independent model of the same architecture and weights, on the CPU."""
+        """Copy a model to the CPU, with the same architecture and weights."""
 
     def weights_hash(self, model: Any, /) -> str:
-        """Hex SHA-256 of the weights that ``frozen`` depends on."""
+        """Return the hex SHA-256 of the weights that the outputs of ``frozen`` depend on."""
 
     # -- parameters ----------------------------------------------------------------------------------------------
 
     def trained_parameters(self, model: Any, trainable: str, /) -> dict[str, nn.Parameter]:
-        """The parameters that ``none``, ``head`` or ``all`` trains, by name, in the model's order."""
+        """Return the parameters to train, by name, in the model's order; ``trainable`` is none, head or all."""
 
     def is_head(self, name: str, /) -> bool:
         """Whether a parameter belongs to the head, which takes the frozen backbone's features."""
 
     def depth(self, model: Any, name: str, /) -> int:
-        """The number of blocks between a parameter and the read-out; 0 for the head."""
+        """Count the blocks between a parameter and the read-out; 0 for the head."""
 
     def decays(self, name: str, /) -> bool:
         """Whether weight decay applies to a parameter."""
@@ -66,35 +72,37 @@ class ModelFamily(Protocol):
         """Copy the element references into the model, in place."""
 
     def reset_read_out(self, model: Any, /) -> None:
-        """Change the model in place to predict its references alone, so that training starts from them."""
+        """Change the model in place to predict only its element references, so that training starts from them."""
 
     def scale_output(self, model: Any, factor: float, /) -> None:
-        """Multiply the model's predictions, in place."""
+        """Change the model in place, so that it multiplies its predictions by ``factor``."""
 
     # -- batches and predictions ---------------------------------------------------------------------------------
 
     def make_batch(self, cache: GraphCache, rows: NDArray[np.int64], distortion: Distortion | None, /) -> Batch:
-        """The graphs of some crystals as one batch in host memory."""
+        """Make one batch in host memory from the graphs of the crystals in ``rows``."""
 
     def predict(self, model: Any, batch: Batch, /) -> Tensor:
         """Predict each crystal, element references included, [B]."""
 
     def frozen(self, model: Any, batch: Batch, /) -> tuple[Tensor, Tensor]:
-        """Features of each atom, [A, F], and the prediction without element references, [B]."""
+        """Compute the features of each atom, [A, F], and predictions without element references, [B]."""
 
     def predict_from_features(self, model: Any, features: Tensor, atoms: Any, /) -> Tensor:
-        """The predictions of ``predict``, [B], from features [A, F] and a batch's atomic_numbers, atom_crystal and
-        n_atoms."""
+        """Predict each crystal, [B], as ``predict`` does, but from features [A, F].
+
+        ``atoms`` is a batch with atomic_numbers, atom_crystal and n_atoms.
+        """
 
 
 FAMILIES: tuple[ModelFamily, ...] = (chgnet,)
 
 
 def family_of(pretrained: str) -> ModelFamily:
-    """The family that pretrained weights belong to.
+    """Return the family to which the pretrained weights of this name belong.
 
     Raises:
-        UsageError: if no family has these weights.
+        UsageError: if no family has weights of this name.
     """
     for family in FAMILIES:
         if pretrained in family.PRETRAINED:

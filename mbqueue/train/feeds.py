@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureBatch:
-    """B crystals with A atoms in total, as atom features from a frozen backbone.
+    """Stored atom features of B crystals, with A atoms in total.
 
     Attributes:
         rows: dataset row of each crystal, int64 [B].
@@ -50,24 +50,24 @@ class FeatureBatch:
         return len(self.rows)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> FeatureBatch:
-        """The same batch on ``device``."""
+        """Copy the batch to ``device``."""
         return FeatureBatch(
             **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
         )
 
     def pin(self) -> FeatureBatch:
-        """The same batch in page-locked memory."""
+        """Copy the batch to page-locked memory."""
         return FeatureBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
 
 class Feed(Protocol):
-    """A source of batches, and how a model predicts from them."""
+    """A source of batches, with the function by which a model predicts from a batch."""
 
     #: Work per crystal, [N]; ``max_bonds`` limits the sum of this work over a batch.
     costs: NDArray[np.int64]
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> Any:
-        """The batch of ``rows`` in host memory."""
+        """Load the batch of ``rows`` into host memory."""
         ...
 
     def predict(self, model: nn.Module, batch: Any) -> Tensor:
@@ -84,7 +84,7 @@ class GraphFeed:
         self.costs = cache.bond_counts()
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> Batch:
-        """The batch of ``rows`` in host memory."""
+        """Load the batch of ``rows`` into host memory."""
         return self._family.make_batch(self._cache, rows, distortion)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -106,11 +106,11 @@ class FeatureFeed:
         self._frozen = frozen
         self._numbers = atomic_numbers
         self._targets = targets
-        # The head needs no bonds.
+        # The head does not use bonds, so max_bonds must not limit its batches.
         self.costs = np.zeros(len(targets), dtype=np.int64)
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> FeatureBatch:
-        """The batch of ``rows`` in host memory; stored features cannot be distorted."""
+        """Load the batch of ``rows`` into host memory; stored features cannot be distorted."""
         assert distortion is None, "stored features belong to the undistorted crystals"
         offsets = self._frozen.atom_offsets
         sizes = offsets[rows + 1] - offsets[rows]
@@ -132,16 +132,16 @@ class FeatureFeed:
 def feed_of(
     spec: Spec, family: ModelFamily, crystals: Crystals, cache: GraphCache | None, frozen: FrozenBackbone | None
 ) -> Feed:
-    """The model input of an experiment: stored features if only the head is trained, else graphs."""
+    """Choose an experiment's source of batches: stored features if it trains only the head, otherwise graphs."""
     if spec.model.trainable == "head":
         assert frozen is not None, "a head experiment has a frozen backbone"
         return FeatureFeed(family, frozen, crystals.atomic_numbers, crystals.targets)
-    assert cache is not None, "only a head experiment needs no graphs"
+    assert cache is not None, "every experiment needs graphs unless it trains only the head"
     return GraphFeed(family, cache)
 
 
 def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_cost: int) -> list[Rows]:
-    """Cut ``rows``, in order, into parts with limits on the number of crystals and the cost (0: no limit).
+    """Split ``rows``, in order, into parts with a limited number of crystals and a limited cost (0 for no limit).
 
     A single crystal above the cost limit gets its own part.
     """
@@ -160,9 +160,10 @@ def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_co
 
 
 def ahead(make: Callable[[int], T], n: int, *, depth: int = 2) -> Generator[T, None, None]:
-    """Yield ``make(0)`` … ``make(n − 1)``, computed in a thread up to ``depth`` ahead; errors are raised in order.
+    """Yield ``make(0)`` … ``make(n − 1)``, which a thread computes up to ``depth`` items ahead.
 
-    Close the iterator, for example with ``contextlib.closing``, to end the thread early.
+    If ``make`` fails, the error is raised in place of the item. Close the iterator, for example with
+    ``contextlib.closing``, to end the thread early.
     """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
@@ -181,7 +182,7 @@ def ahead(make: Callable[[int], T], n: int, *, depth: int = 2) -> Generator[T, N
                 if stopped.is_set():
                     return
                 offer((make(index), None))
-        except BaseException as error:  # noqa: BLE001 - raised again where the item would have been used
+        except BaseException as error:  # noqa: BLE001 - raised again in place of the item
             offer((None, error))
 
     thread = threading.Thread(target=work, name="mbqueue-batches", daemon=True)
@@ -200,7 +201,7 @@ def ahead(make: Callable[[int], T], n: int, *, depth: int = 2) -> Generator[T, N
 def host_batches(
     feed: Feed, parts_of: Sequence[Sequence[Rows]], *, pinned: bool, distortion: Distortion | None = None
 ) -> Generator[list[Any], None, None]:
-    """For each sequence of parts, yield the list of its batches in host memory, which are made ahead of time."""
+    """Yield a list of batches in host memory for each sequence of parts; a thread makes them ahead of time."""
 
     def make(index: int) -> list[Any]:
         batches = [feed.load(rows, distortion) for rows in parts_of[index]]
@@ -210,9 +211,11 @@ def host_batches(
 
 
 def _pinned(batch: Any) -> Any:
-    """The batch in page-locked memory. If no such memory is left, the batch is unchanged, and its copy to the device is
-    slower."""
+    """Copy the batch to page-locked memory.
+
+    If no page-locked memory is left, return the batch unchanged; copying it to the device is then slower.
+    """
     try:
         return batch.pin()
-    except RuntimeError:  # if the GPU has failed, the copy reports it
+    except RuntimeError:  # if the GPU has failed, the copy to the device reports the error
         return batch

@@ -1,4 +1,4 @@
-"""Build, resume and train one fold of one experiment epoch by epoch, and predict with it."""
+"""Train one fold of an experiment epoch by epoch, resume it, and predict with its best model."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class _Writer:
 class FoldRun:
     """One fold of one experiment, ready to train or predict.
 
-    You can keep it for all epochs of the fold: each `run_epoch` first checks whether the newest commit is the state in
-    memory, and loads the commit if it is not.
+    You can reuse a `FoldRun` for all epochs of the fold. Each `run_epoch` loads the newest commit, unless that commit's
+    state is already in memory.
 
     Args:
         spec: the experiment.
@@ -106,7 +106,7 @@ class FoldRun:
         )
         self._start = start_of(spec, self.family, crystals, frozen, self.rows.train)
         self.absent_elements = self._start.absent
-        # The learner of the newest commit; None if that commit must be read first.
+        # The learner with the state of the newest commit; None if the commit must be loaded first.
         self._learner: Learner | None = None
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -122,12 +122,12 @@ class FoldRun:
         save: Save,
         checkpoint_seconds: float = 300.0,
     ) -> EpochOutcome:
-        """Train and validate one epoch from its newest commit; commit when the epoch ends or is stopped.
+        """Train and validate one epoch, resuming from its newest commit; commit when the epoch ends or is stopped.
 
         Return at once if the epoch is already finished.
 
         Args:
-            epoch: from 1; the previous one must be finished.
+            epoch: number of the epoch, from 1; the previous epoch must be finished.
             fence: fence of the lease under which commits are written.
             session: name of this session.
             should_stop: called before every training step and every validation batch.
@@ -136,8 +136,8 @@ class FoldRun:
             checkpoint_seconds: seconds between two mid-epoch commits.
 
         Raises:
-            NonFiniteLoss: if the loss or gradient is not finite; the last commit stays the newest.
-            DeviceTooSmall, DeviceBusy: if a single crystal does not fit; the error names it.
+            NonFiniteLoss: if the loss or gradient is not finite; the newest commit does not change.
+            DeviceTooSmall, DeviceBusy: if a single crystal does not fit the device; the error names the crystal.
             CheckpointError: if no commit of the previous epoch exists.
             LeaseLost: from ``save``.
         """
@@ -147,7 +147,7 @@ class FoldRun:
         with calculating(self.device, self._conditions.precision), Saver(self.checkpoints, save) as saver:
             learner = self._enter(epoch, session)
             if not (learner.complete and learner.epoch == epoch):
-                # After an error, no commit matches the state in memory, so the next call must read one.
+                # After an error, the state in memory matches no commit, so the next call must load a commit.
                 self._learner = None
                 learner.open_epoch(epoch, session)
                 finished = self._train(learner, saver, writer, should_stop, on_step)
@@ -158,7 +158,7 @@ class FoldRun:
             return self._outcome(learner)
 
     def _enter(self, epoch: int, session: str) -> Learner:
-        """The learner at the newest commit, ignoring commits of later epochs."""
+        """Return a learner with the state of the newest commit, ignoring commits of later epochs."""
         commit = self.checkpoints.newest(at_most_epoch=epoch)
         newest = None if commit is None else commit.manifest
         learner = self._learner
@@ -178,7 +178,7 @@ class FoldRun:
                 self._tell_changes(changes, newest)
         if learner.finished_epochs < epoch - 1:
             raise CheckpointError(
-                f"Epoch {epoch} of fold {self.fold} cannot start: the newest whole commit in "
+                f"Epoch {epoch} of fold {self.fold} cannot start: the newest intact commit in "
                 f"{self.checkpoints.where} contains only {learner.finished_epochs} finished epochs. "
                 f"Train from epoch {learner.finished_epochs + 1} again."
             )
@@ -187,8 +187,8 @@ class FoldRun:
     def _tell_changes(self, changes: dict[str, list[Any]], manifest: Manifest) -> None:
         told = ", ".join(f"{key} {old!r} → {new!r}" for key, (old, new) in changes.items())
         self._note(
-            f"Fold {self.fold} resumes from {manifest.stem} under different conditions ({told}): "
-            "the result may differ in its last digits from an uninterrupted run's."
+            f"Fold {self.fold} resumes from {manifest.stem} under different conditions ({told}), "
+            "so its result may differ from that of an uninterrupted run in the last digits."
         )
 
     def _facts(self, learner: Learner, writer: _Writer) -> dict[str, Any]:
@@ -265,13 +265,12 @@ class FoldRun:
         train = self.spec.train
         if not (train.strain or train.jitter):
             return None
-        # One random stream per seed, fold and epoch; `mbqueue.data` derives one per row from it.
+        # Each seed, fold and epoch has its own random stream, from which `mbqueue.data` derives one stream per row.
         stream = np.random.SeedSequence([self.spec.seed, self.fold, epoch]).generate_state(1, np.uint64)[0]
         return Distortion(strain=train.strain, jitter=train.jitter, seed=int(stream >> np.uint64(1)))
 
     def _validate(self, learner: Learner, should_stop: Callable[[], bool]) -> bool:
-        """Finish the epoch: validate the weights that will be kept, and write the history row; return False if
-        stopped."""
+        """Validate the weights that the epoch keeps, and write its history row; return False if stopped."""
         began, own_mae = self._clock.monotonic(), 0.0
         if learner.needs_own_mae:
             own = self._validation(learner, should_stop)
@@ -286,7 +285,7 @@ class FoldRun:
         return True
 
     def _validation(self, learner: Learner, should_stop: Callable[[], bool]) -> tuple[float, float] | None:
-        """Validation loss and MAE of the model's current weights; None if stopped."""
+        """Compute the validation loss and MAE of the model's current weights; return None if stopped."""
         with calculating(self.device, "float32"):
             found = self._inference.outputs(learner.model, self.rows.validation, should_stop=should_stop)
         if found is None:
@@ -313,20 +312,20 @@ class FoldRun:
     # -- results -------------------------------------------------------------------------------------------------
 
     def finished_epochs(self) -> int:
-        """The number of epochs finished in the newest whole commit."""
+        """Return the number of finished epochs in the newest intact commit."""
         newest = self.checkpoints.newest()
         return 0 if newest is None else newest.manifest.finished_epochs
 
     def history(self) -> list[dict[str, Any]]:
-        """One row per finished epoch, from the newest whole commit."""
+        """Return the history from the newest intact commit, with one row per finished epoch."""
         newest = self.checkpoints.newest()
         return [] if newest is None else newest.manifest.history
 
     def best_model(self) -> Any:
-        """The best epoch's model (with averaged weights if averaging is on), on the CPU; without epochs, the initial
-        model.
+        """Return the best epoch's model on the CPU, with averaged weights if averaging is on.
 
-        The model's output is in the unit of the target; for a class target, it is logits.
+        If the experiment has no epochs, return the initial model. The model's output is in the unit of the target, or
+        logits for a class target.
 
         Raises:
             CheckpointError: if no epoch is finished.
@@ -341,7 +340,7 @@ class FoldRun:
     def _best_weights(self) -> dict[str, Tensor]:
         chain = self.checkpoints.chain()
         if not chain or chain[-1].manifest.best is None:
-            raise CheckpointError(f"No epoch of fold {self.fold} is finished in {self.checkpoints.where}.")
+            raise CheckpointError(f"Fold {self.fold} has no finished epoch in {self.checkpoints.where}.")
         state = self.checkpoints.load(chain[0])
         return {**state.model, **state.average}
 
@@ -353,10 +352,10 @@ class FoldRun:
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
         keep_in: Path | None = None,
     ) -> NDArray[np.float64] | None:
-        """Predictions of the test rows, in the order of ``rows.test``; None if stopped.
+        """Predict the test rows, in the order of ``rows.test``; return None if stopped.
 
-        Without epochs the model is the pretrained one, and its predictions of the undistorted crystals come from the
-        store. Arguments and errors are the same as in `Inference.predict`.
+        An experiment without epochs uses the initial model, whose outputs for the undistorted crystals are already
+        known. Arguments and errors are the same as in `Inference.predict`.
         """
         self._conditions.begin()
         self._inference.check_kernels(self.rows.train)

@@ -1,12 +1,13 @@
-"""CHGNet's energy for a whole batch at once, with a stock model's own parameters.
+"""Compute CHGNet's energies for a whole batch at once, with the parameters of a stock model.
 
-The computation equals `chgnet.model.CHGNet._compute` for the energy, rearranged without approximation:
+The code rearranges the energy's computation in `chgnet.model.CHGNet._compute` without approximation:
 
-* The first linear layer of a gated MLP sees a concatenation [a ‖ b ‖ c]; here it is the sum of three smaller layers,
-  applied per atom, per undirected bond and per angle before anything is gathered. Core and gate share one product.
-* Lengths and angles come with the batch: without forces, they are constants of the dataset.
-* Nothing uses the last angle update, so it is left out (its parameters get no gradient in CHGNet either).
-* Bond features change only where a bond has angles, so bond convolution works on short bonds only.
+* In CHGNet, the first linear layer of a gated MLP takes a concatenation [a ‖ b ‖ c]. Here, the layer is the sum of
+  three smaller layers, applied to atoms, undirected bonds and angles before gathering. One product computes core and
+  gate.
+* The batch contains lengths and angles, which are constants of the dataset because no forces are computed.
+* No later layer uses the last angle update, so the code leaves it out. Its parameters get no gradient in CHGNet either.
+* Only bonds with angles change their features, so the bond convolution covers only the short bonds.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from mbqueue.train.gated import Gate, PlainMessages, linear
 from mbqueue.train.gpu_path import uses_kernels
 from mbqueue.train.segments import Index
 
-#: CHGNet computes this constant of its Fourier basis in float32 whatever the dtype of the model.
+#: CHGNet computes this constant of its Fourier basis in float32 for models of any dtype.
 _HALF_ROOT = float(1 / torch.sqrt(torch.tensor([2.0])))
 
 
 def formation_energies(model: CHGNet, batch: Batch) -> Tensor:
-    """Formation energy of each crystal, eV/atom, [B]: interaction energy plus element references."""
+    """Compute the formation energy (interaction energy plus element references) of each crystal, eV/atom, [B]."""
     fused = _gpu_forward(model, batch)
     if fused is not None:
         return cast(Tensor, fused.formation_energies(model, batch.ordered()))
@@ -41,12 +42,12 @@ def formation_energies(model: CHGNet, batch: Batch) -> Tensor:
 
 
 def energies(model: CHGNet, batch: Batch) -> Tensor:
-    """Interaction energy of each crystal, eV/atom, [B]: CHGNet's energy without element references."""
+    """Compute the interaction energy (without element references) of each crystal, eV/atom, [B]."""
     return read_out(model, atom_features(model, batch), batch.atom_crystal, batch.n_atoms)
 
 
 def reference_energies(model: CHGNet, atomic_numbers: Tensor, atom_crystal: Tensor, n_atoms: Tensor) -> Tensor:
-    """Energy of the element references (AtomRef), eV/atom, [B].
+    """Compute each crystal's energy from the element references (AtomRef), eV/atom, [B].
 
     ``atomic_numbers`` and ``atom_crystal`` are [A], ``n_atoms`` is [B].
     """
@@ -58,7 +59,7 @@ def reference_energies(model: CHGNet, atomic_numbers: Tensor, atom_crystal: Tens
 
 
 def read_out(model: CHGNet, features: Tensor, atom_crystal: Tensor, n_atoms: Tensor) -> Tensor:
-    """Interaction energy, eV/atom, [B], from the atom features of the last convolution, [A, 64]."""
+    """Compute interaction energies, eV/atom, [B], from atom features after the last convolution, [A, 64]."""
     site_energies = model.mlp(model.readout_norm(features))  # [A, 1]
     total = Index.of(atom_crystal, len(n_atoms), is_sorted=True).sum(site_energies)
     return total[:, 0] / n_atoms
@@ -68,7 +69,7 @@ def check_architecture(model: CHGNet) -> None:
     """Check that a model has the architecture of the pretrained ones.
 
     Raises:
-        TrainingError: if it differs; the error names each model argument that does.
+        TrainingError: if the architecture differs; the error names each model argument that differs.
     """
     needed = {
         "gMLP_norm": "layer",
@@ -100,21 +101,21 @@ def check_architecture(model: CHGNet) -> None:
 
 
 def radial_basis(basis: RadialBessel, length: Tensor) -> Tensor:
-    """CHGNet's smooth radial Bessel basis of lengths in Å, [n] to [n, 31] (chgnet/model/basis.py)."""
+    """Evaluate CHGNet's smooth radial Bessel basis (chgnet/model/basis.py) at lengths in Å, [n]; return [n, 31]."""
     scaled = length * basis.inv_cutoff
     envelope = basis.smooth_cutoff(length) * (basis.norm_const / length)
     return cast(Tensor, envelope[:, None] * torch.sin(scaled[:, None] * basis.frequencies))
 
 
 def fourier_basis(frequencies: Tensor, angle: Tensor) -> Tensor:
-    """CHGNet's Fourier basis of angles in radian, [n] to [n, 1 + 2 · order] (chgnet/model/basis.py)."""
+    """Evaluate CHGNet's Fourier basis (chgnet/model/basis.py) at angles in radians, [n]; return [n, 1 + 2 · order]."""
     phase = torch.outer(angle, frequencies)
     constant = phase.new_full((len(angle), 1), _HALF_ROOT)
     return torch.cat([constant, torch.sin(phase), torch.cos(phase)], dim=1) / math.sqrt(math.pi)
 
 
 def atom_features(model: CHGNet, batch: Batch) -> Tensor:
-    """Features of each atom after the last convolution and before the read-out's norm, [A, 64]."""
+    """Compute each atom's features after the last convolution and before the read-out's norm, [A, 64]."""
     fused = _gpu_forward(model, batch)
     if fused is not None:
         return cast(Tensor, fused.atom_features(model, batch.ordered()))
@@ -122,8 +123,9 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
         model.atom_embedding.embedding.weight
     )
     basis = radial_basis(model.bond_basis_expansion.rbf_expansion_ag, batch.bond_length)
-    bonds = model.bond_embedding(basis)  # [U, 64]
-    weights = model.bond_weights_ag(basis)  # [U, 64]
+    # Features and weights of the undirected bonds, each [U, 64].
+    bonds = model.bond_embedding(basis)
+    weights = model.bond_weights_ag(basis)
     is_fused = atoms.device.type == "cpu" and atoms.dtype == torch.float32
     messages = FusedMessages(batch) if is_fused else PlainMessages(batch)
     has_angles = len(batch.angle) > 0
@@ -154,12 +156,12 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
 
 
 def _gpu_forward(model: CHGNet, batch: Batch) -> ModuleType | None:
-    """`mbqueue.train.triton_forward` if the device uses its kernels and they support the model and batch, else None."""
+    """Return `triton_forward` if the device uses its kernels and they support this model and batch, otherwise None."""
     args = model.model_args
     has_kernels = args["n_conv"] == 4 and not args.get("mlp_out_bias") and batch.bond_length.dtype == torch.float32
     if not (has_kernels and uses_kernels(batch.bond_length.device)):
         return None
-    from mbqueue.train import triton_forward  # noqa: PLC0415  only where triton is
+    from mbqueue.train import triton_forward  # noqa: PLC0415  needs Triton
 
     return triton_forward
 
@@ -167,7 +169,7 @@ def _gpu_forward(model: CHGNet, batch: Batch) -> ModuleType | None:
 def _convolve_atoms(
     layer: Any, messages: PlainMessages | FusedMessages, atoms: Tensor, bonds: Tensor, weights: Tensor
 ) -> Tensor:
-    weight, bias = _first(layer.twoBody_atom, 0)  # [128, 192]: centre ‖ bond ‖ neighbour
+    weight, bias = _first(layer.twoBody_atom, 0)  # [128, 192], columns centre ‖ bond ‖ neighbour
     of_atoms = linear(atoms, torch.cat([weight[:, :64], weight[:, 128:]]), torch.cat([bias, torch.zeros_like(bias)]))
     of_bonds = linear(bonds, weight[:, 64:128])
     total = messages.of_bonds(of_atoms, of_bonds, weights, Gate.of(layer.twoBody_atom))
@@ -175,8 +177,11 @@ def _convolve_atoms(
 
 
 def _first_of_angles(gated: GatedMLP, index: int, atoms: Tensor, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The contributions of the centre [A, 128] and of bond i ‖ bond j [S, 256] to the first layer, and its matrix for
-    angles."""
+    """Compute the contributions of centres and bonds to an angle's first layer, before gathering.
+
+    Returns:
+        contributions of the centres, [A, 128], and of bond i ‖ bond j, [S, 256]; the layer's matrix for angles.
+    """
     weight, bias = _first(gated, index)  # [128, 256]
     of_atoms = linear(atoms, weight[:, 192:], bias)
     of_shorts = linear(short, torch.cat([weight[:, :64], weight[:, 64:128]]))
@@ -184,6 +189,6 @@ def _first_of_angles(gated: GatedMLP, index: int, atoms: Tensor, short: Tensor) 
 
 
 def _first(gated: GatedMLP, index: int) -> tuple[Tensor, Tensor]:
-    """First linear layers of core and gate, one below the other: weight [128, in], bias [128]."""
+    """Stack the first linear layers of core and gate: weight [128, in], bias [128]."""
     core, gate = gated.mlp_core.layers[index], gated.mlp_gate.layers[index]
     return torch.cat([core.weight, gate.weight]), torch.cat([core.bias, gate.bias])

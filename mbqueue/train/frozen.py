@@ -1,12 +1,12 @@
 """The frozen backbone's outputs for each crystal: computed once, stored, and shared by folds and experiments.
 
-The two outputs are interaction energies (for the closed-form element references of every experiment) and atom features
-(for training the head). A shard contains one output of a fixed number of crystals: a .npy file, and a .json with its
-size and SHA-256. The .json is written last, and a shard without a .json counts as missing, so preparing can stop
-anywhere and resume later. A folder belongs to one dataset and one set of weights.
+The two outputs are interaction energies, to which element references are fitted, and atom features, on which the head
+trains. A shard stores one output of a fixed number of crystals in a .npy file, with its size and SHA-256 in a .json.
+The .json is written last, and a shard without a .json counts as missing, so a prepare job can stop at any point and
+resume later. Each folder contains the shards of one dataset and one set of weights.
 
-Outputs computed on different devices differ in the last digits. So a whole shard is never rewritten, processes share
-the work with one lock per shard, and a digest of the stored bytes is part of a training's fingerprint.
+Outputs computed on different devices differ in the last digits. So an undamaged shard is never rewritten, and a digest
+of the stored bytes is part of each training's fingerprint. With a lock per shard, processes share the work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mbqueue.errors import CacheError
 from mbqueue.files import make_folder, replacing, sha256_of_file, write_bytes, write_json
 
 FORMAT = 1
-#: Crystals in a shard: about 15 MB of features.
+#: Number of crystals in a shard, whose features take about 15 MB.
 SHARD_SIZE = 2048
 #: Features per atom.
 FEATURES = 64
@@ -38,12 +38,12 @@ _KINDS = ("energies", "features")
 
 
 def frozen_folder(cache_dir: Path, dataset_hash: str, weights: str) -> Path:
-    """The folder of one dataset and one set of weights (see `ModelFamily.weights_hash`)."""
+    """Return the folder for one dataset and one set of weights (see `ModelFamily.weights_hash`)."""
     return cache_dir / f"{FROZEN_PREFIX}{dataset_hash[:16]}-{weights[:16]}"
 
 
 class FrozenBackbone:
-    """Stored energies and features of one dataset under one set of weights.
+    """Stored energies and features of one dataset, computed with one set of weights.
 
     Args:
         folder: where the shards are (see `frozen_folder`).
@@ -65,7 +65,7 @@ class FrozenBackbone:
         return -(-(len(self.atom_offsets) - 1) // SHARD_SIZE)
 
     def rows_of(self, shard: int) -> NDArray[np.int64]:
-        """Rows of the crystals of a shard, ascending."""
+        """Return the dataset rows of the crystals in a shard, ascending."""
         return np.arange(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, len(self.atom_offsets) - 1))
 
     @property
@@ -74,11 +74,11 @@ class FrozenBackbone:
         return int(self.atom_offsets[-1]) * FEATURES * 4
 
     def missing(self, kind: str, *, verify: bool = False) -> list[int]:
-        """The shards of ``energies`` or ``features`` that are missing; with ``verify``, also the damaged ones."""
+        """List the shards of ``energies`` or ``features`` that are missing or, with ``verify``, damaged."""
         return [shard for shard in range(self.n_shards) if not self.is_whole(kind, shard, verify=verify)]
 
     def is_whole(self, kind: str, shard: int, *, verify: bool = False) -> bool:
-        """Whether a shard of ``energies`` or ``features`` exists; with ``verify``, also whether its bytes are right."""
+        """Whether a shard of ``energies`` or ``features`` is stored; ``verify`` also compares its SHA-256."""
         path = self._path(kind, shard)
         try:
             listing: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
@@ -91,8 +91,9 @@ class FrozenBackbone:
 
     @contextmanager
     def making(self, shard: int, *, wait_seconds: float = -1) -> Iterator[None]:
-        """The lock of a shard: one process on this machine holds it to make or fetch the shard. The system releases the
-        lock if that process dies.
+        """Hold the lock of a shard within a ``with`` block, while making or fetching the shard.
+
+        Only one process on this machine can hold the lock. The operating system releases the lock if the process dies.
 
         Raises:
             Timeout: if another process holds the lock for ``wait_seconds``.
@@ -102,23 +103,25 @@ class FrozenBackbone:
             yield
 
     def write(self, kind: str, shard: int, values: NDArray[np.float32]) -> None:
-        """Durably store a shard."""
+        """Write a shard durably."""
         path = self._path(kind, shard)
         with replacing(path) as stream:
             array = np.ascontiguousarray(values, dtype=np.float32)
             np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
-            # `array.tofile` raises the same error for a full disk and for a limit on the size of files.
+            # Avoid `array.tofile`, which raises the same error for a full disk and for a limit on the size of files.
             stream.write(array.data)
         listing = {**self._identity, "size": path.stat().st_size, "sha256": sha256_of_file(path)}
         write_json(path.with_suffix(".json"), listing)
         self._maps.pop(shard, None)
 
     def sha256(self, kind: str, shard: int) -> str:
-        """The SHA-256 of a stored shard."""
+        """Return the SHA-256 that is recorded for a shard."""
         return str(json.loads(self._path(kind, shard).with_suffix(".json").read_bytes())["sha256"])
 
     def digest(self, kinds: Sequence[str]) -> str:
-        """A digest of all shards of these kinds, 16 characters; later reads of features use the same mapped files.
+        """Return a digest (16 hex digits) of all shards of these kinds.
+
+        Later reads of features use the files that this method memory-maps.
 
         Raises:
             CacheError: if a shard is missing.
@@ -135,13 +138,13 @@ class FrozenBackbone:
         return digest.hexdigest()[:16]
 
     def exported(self, kind: str, shard: int) -> tuple[bytes, dict[str, Any]]:
-        """The bytes of a shard and its listing, to copy to another machine."""
+        """Return a shard's bytes and its listing, for copying to another machine."""
         path = self._path(kind, shard)
         listing: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
         return path.read_bytes(), listing
 
     def install(self, kind: str, shard: int, content: bytes, listing: dict[str, Any]) -> bool:
-        """Durably store a shard from another machine; False if it is damaged or belongs to another store."""
+        """Write a shard from another machine durably; return False if it is damaged or belongs to another store."""
         facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         if listing != {**self._identity, **facts}:
             return False
@@ -163,7 +166,7 @@ class FrozenBackbone:
         return np.concatenate([self._open("energies", shard) for shard in range(self.n_shards)])
 
     def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Atom features of the crystals of ``rows``, concatenated, [A, 64].
+        """Read the atom features of the crystals in ``rows``, concatenated, [A, 64].
 
         Raises:
             CacheError: if a shard is missing.
@@ -180,7 +183,7 @@ class FrozenBackbone:
         return np.concatenate(parts)
 
     def shard(self, kind: str, shard: int) -> NDArray[np.float32]:
-        """The energies [B] or the features [A, 64] of a stored shard."""
+        """Read the energies [B] or the features [A, 64] of a shard."""
         return np.array(self._open(kind, shard))
 
     def _path(self, kind: str, shard: int) -> Path:
@@ -201,33 +204,33 @@ class FrozenBackbone:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Progress of preparing: crystals done and in total."""
+    """Progress of a prepare job: number of crystals done and in total."""
 
     done: int
     total: int
 
 
-#: Computes atom features [A, 64] and interaction energies [B] of rows, and reports the number of rows done; None if
-#: stopped.
+#: A function that computes atom features [A, 64] and interaction energies [B] of rows, or returns None if stopped. The
+#: function passes the number of finished rows to a callback.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
-#: Finds, for a shard and some kinds, a store that has all these kinds for the same crystals, and the shard's number
-#: there; None if no store does.
+#: A function that searches other stores for all given kinds of a shard's outputs, and returns the store and the shard's
+#: number there, or None.
 Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 
 @dataclass(kw_only=True)
 class Preparing:
-    """Computes and stores missing shards of the requested kinds, one by one.
+    """A run that copies or computes the missing shards of the requested kinds, one by one.
 
     Attributes:
         frozen: the store to fill.
         compute: computes both kinds for rows of a shard.
-        kinds: the kinds that are needed.
-        keeps_features: whether to store features, too, whenever the backbone runs, even if only energies are needed.
+        kinds: the kinds of output that are needed.
+        keeps_features: whether to store features whenever the backbone runs, even if only energies are needed.
         find: finds another store with a shard's crystals, to copy from.
         should_stop: called while waiting for another process.
         on_progress: called with the progress.
-        n_found, n_computed: crystals so far whose missing shards were copied or computed.
+        n_found, n_computed: number of crystals in the shards copied and computed so far.
     """
 
     frozen: FrozenBackbone
@@ -241,11 +244,11 @@ class Preparing:
     n_computed: int = 0
 
     def run(self) -> bool:
-        """Make the missing shards; return False if stopped before the end.
+        """Copy or compute the missing shards; return False if stopped before the end.
 
-        Only missing or damaged shards are written: a stored one may come from another machine and be shared by all, and
-        this machine's bytes would differ in the last digits. If another process is making a shard, this process waits,
-        and makes the shard itself if the other one dies.
+        An undamaged shard is never overwritten, because other machines may use its bytes, and this machine's outputs
+        would differ in the last digits. If another process is making a shard, this process waits. If the other process
+        dies, this process makes the shard.
         """
         frozen = self.frozen
         missing = sorted({shard for kind in self.kinds for shard in frozen.missing(kind, verify=True)})
@@ -275,7 +278,7 @@ class Preparing:
         return True
 
     def _make(self, shard: int, tell: Callable[[int], None]) -> bool:
-        """Make the missing outputs of a shard, with its lock held; return False if stopped."""
+        """Copy or compute the missing outputs of a shard whose lock is held; return False if stopped."""
         frozen = self.frozen
         missing = [kind for kind in self.kinds if not frozen.is_whole(kind, shard, verify=True)]
         if not missing:
@@ -292,9 +295,8 @@ class Preparing:
             return False
         if self.keeps_features and "features" not in self.kinds and not frozen.is_whole("features", shard, verify=True):
             missing.append("features")
-        for kind in sorted(
-            missing, reverse=True
-        ):  # features first, so that every reader who finds the energies finds the features too
+        # Write features first, so that a process that finds the energies also finds the features.
+        for kind in sorted(missing, reverse=True):
             frozen.write(kind, shard, computed[kind == "energies"])
         self.n_computed += len(rows)
         return True

@@ -1,7 +1,7 @@
-"""CHGNet's gated messages on the CPU in float32, through the compiled kernels, with their gradients.
+"""Compute CHGNet's gated messages and their gradients on the CPU, in float32, with compiled kernels.
 
-The work is divided into a fixed number of ranges of whole crystals with about equal cost. Threads take one range after
-another. The ranges' weight gradients are summed in a fixed order, so the result does not depend on the number of
+The work is divided into a fixed number of ranges of whole crystals with about equal cost, which the threads process one
+after another. The ranges' weight gradients are summed in a fixed order, so the result does not depend on the number of
 threads.
 """
 
@@ -30,18 +30,17 @@ _RANGES = 32
 
 
 class FusedMessages:
-    """The three gathers-and-sums of CHGNet's blocks, on one batch; the same functions as `PlainMessages`."""
+    """CHGNet's message passing on one batch with the CPU's kernels; the methods are those of `PlainMessages`."""
 
     def __init__(self, batch: Batch) -> None:
         self._short = batch.short_bond
-        # Tuples of (centre, neighbour, undirected bond) and of (centre, bond i, bond j).
+        # Centre, neighbour and undirected bond of each directed bond; centre, bond i and bond j of each angle.
         self.bonds = tuple(_arrays(batch.bond_center, batch.bond_neighbor, batch.bond_undirected))
         self.angles = tuple(_arrays(batch.angle_center, batch.angle_bond_i, batch.angle_bond_j))
         self.n_atoms, self.n_shorts = len(batch.atomic_numbers), len(batch.short_bond)
         atoms = np.concatenate([[0], np.cumsum(batch.n_atoms.numpy())])
-        bonds = np.searchsorted(
-            self.bonds[0], atoms
-        )  # first directed bond of each crystal; its first undirected bond has half that index
+        # Index of each crystal's first directed bond, which is twice the index of the crystal's first undirected bond.
+        bonds = np.searchsorted(self.bonds[0], atoms)
         shorts = np.searchsorted(batch.short_bond.numpy(), bonds // 2)
         angles = np.searchsorted(self.angles[1], shorts)
         self.bond_ranges = _ranges(bonds)
@@ -81,7 +80,7 @@ def _arrays(*tensors: Tensor) -> list[Array]:
 
 
 def _ranges(borders: Array) -> list[tuple[int, int]]:
-    """At most 32 ranges of rows, of about equal length, that end where a crystal ends."""
+    """Divide rows into at most 32 ranges of about equal length, each of which ends where a crystal ends."""
     total = int(borders[-1])
     wanted = np.arange(1, _RANGES) * total / _RANGES
     cuts = np.unique(np.concatenate([[0, total], borders[np.searchsorted(borders, wanted)]]))
@@ -89,8 +88,8 @@ def _ranges(borders: Array) -> list[tuple[int, int]]:
 
 
 def _blocks_transposed(weight: Array) -> Array:
-    """The square matrices of core and gate, each transposed and stacked, core above gate."""
-    # Make the array contiguous: kernels compiled for strided arrays would run at a third of the speed.
+    """Transpose the square matrices of core and gate one by one, and stack core above gate, [128, 64]."""
+    # Make the array contiguous, because kernels compiled for strided arrays run at a third of the speed.
     return np.ascontiguousarray(np.concatenate([weight[:64].T, weight[64:].T]))
 
 
@@ -101,11 +100,11 @@ def _threads() -> ThreadPoolExecutor:
 
 @contextmanager
 def _subnormals_as_zero() -> Iterator[None]:
-    """Make this thread treat numbers below 1.2e-38 as zero.
+    """Treat numbers below 1.2e-38 as zero in this thread, within a ``with`` block.
 
-    Closed gates and weights near the cut-off give such tiny gradients. Such numbers change no sum, but some processors
-    take a hundred times as long for each (`python -m benchmarks.training --subnormals` measures the cost). Each task
-    sets the mode again, so that results do not depend on what ran in the thread before.
+    Closed gates and bonds near the cut-off produce gradients this small. Such numbers do not change any sum, but some
+    processors take a hundred times as long for each (`python -m benchmarks.training --subnormals` measures the cost).
+    Each task sets the mode again, because earlier work in the thread may have changed it.
     """
     was_on = float(np.float32(1e-38) * np.float32(0.1)) == 0.0
     torch.set_flush_denormal(True)
@@ -245,16 +244,16 @@ class _Update(torch.autograd.Function):
 
 
 def _kernels() -> ModuleType:
-    from mbqueue.train import kernels  # noqa: PLC0415  numba is only loaded where the CPU trains
+    from mbqueue.train import kernels  # noqa: PLC0415  only a CPU needs numba
 
     return kernels
 
 
 def _matrices(ranges: list[tuple[int, int]]) -> NDArray[np.float32]:
-    """One buffer per range for the gradient of a [128, 64] matrix."""
+    """Allocate a zeroed buffer per range for the gradient of a [128, 64] matrix."""
     return np.zeros((len(ranges), 128, 64), np.float32)
 
 
 def _norms(ranges: list[tuple[int, int]]) -> NDArray[np.float32]:
-    """One buffer per range for the gradients of scale, shift and bias, [3, 128]."""
+    """Allocate a zeroed buffer per range for the gradients of scale, shift and bias, [3, 128]."""
     return np.zeros((len(ranges), 3, 128), np.float32)

@@ -1,7 +1,8 @@
-"""CHGNet's gated messages in plain torch operations: for every device and dtype, and the reference for the kernels.
+"""Compute CHGNet's gated messages in plain torch operations, on any device and in any dtype.
 
-A gated MLP is silu(norm(core(x))) · sigmoid(norm(gate(x))). The code keeps core and gate side by side, "core ‖ gate",
-128 wide. The first linear layer is the sum of the contributions of each part of the concatenated input.
+The results are the reference for the kernels. A gated MLP is silu(norm(core(x))) · sigmoid(norm(gate(x))). The code
+stores core and gate side by side in 128 columns, written "core ‖ gate". The output of the first linear layer is the sum
+of contributions from the parts of its concatenated input.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from torch.utils.checkpoint import checkpoint
 from mbqueue.data.batch import Batch
 from mbqueue.train.segments import Index
 
-#: The precision of matrix products in messages; their results, and everything else, keep the dtype of the weights.
+#: The precision of matrix products in messages. The products' results and everything else have the weights' dtype.
 PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("PRODUCTS", default=None)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, products: torch.dtype | None = None) -> Tensor:
-    """x · weightᵀ + bias, with the product in precision ``products`` or, by default, in that of `PRODUCTS`."""
+    """Compute x · weightᵀ + bias, with the product in precision ``products``, by default that of `PRODUCTS`."""
     dtype = products or PRODUCTS.get()
     if dtype is None:
         return functional.linear(x, weight, bias)
@@ -38,20 +39,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, products: t
 
 
 def gradient_scale(structures: int) -> float:
-    """The factor by which a step's loss is multiplied and its gradient divided, for this number of structures.
+    """Return the factor by which a step of ``structures`` crystals multiplies its loss and divides its gradient.
 
-    The factor is a power of two, so it rounds nothing. float16 has no numbers below 6e-8, and a bond's gradient is
-    often smaller, so each crystal's loss is multiplied by 4096. Larger factors would leave too little room below 65504,
-    the largest float16, for a crystal whose energy is wrong by several eV.
+    The factor is a power of two, so scaling is exact. float16 has no numbers below 6e-8, and a bond's gradient is often
+    smaller, so each crystal's loss is multiplied by 4096. With a larger factor, a crystal whose energy is wrong by
+    several eV could exceed 65504, the largest float16.
     """
     return 2.0 ** (12 + math.ceil(math.log2(structures))) if PRODUCTS.get() == torch.float16 else 1.0
 
 
 class _HalfProduct(torch.autograd.Function):
-    """x · weightᵀ and its gradients as tensor cores compute them: inputs rounded to float16, sums in float32.
+    """Compute x · weightᵀ and its gradients as tensor cores do, with inputs rounded to float16 and sums in float32.
 
-    A product of two float16 numbers is exact in float32, so this computes float32 products of the rounded numbers. The
-    purpose is not speed, but a reference and a fallback for the kernels.
+    A product of two float16 numbers is exact in float32, so the code multiplies the rounded numbers in float32. This
+    class is a reference and a fallback for the kernels, and is not meant to be fast.
     """
 
     @staticmethod
@@ -72,15 +73,15 @@ def _rounded(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gate:
-    """The parameters of a gated MLP after its first linear layer, core above gate.
+    """The parameters of a gated MLP after its first linear layer, those of core above those of gate.
 
     Attributes:
         second: second linear layers, [128, 64]; None if there is only one layer.
         bias: biases of the second layers, [128].
         scale: scale of the layer norms, [128].
         shift: shift of the layer norms, [128].
-        products: value of `PRODUCTS` at construction, stored because torch computes GPU gradients in its own threads,
-            where a context variable has its default.
+        products: value of `PRODUCTS` at construction. It is stored because torch computes GPU gradients in other
+            threads, where the context variable has its default value.
     """
 
     second: Tensor | None
@@ -91,7 +92,7 @@ class Gate:
 
     @classmethod
     def of(cls, gated: GatedMLP) -> Gate:
-        """The parameters of a stock layer."""
+        """Take the parameters from a stock layer."""
         core, gate = gated.mlp_core.layers, gated.mlp_gate.layers
         has_second = len(core) == 4
         return cls(
@@ -103,10 +104,9 @@ class Gate:
         )
 
     def open(self, pre: Tensor) -> Tensor:
-        """The gated MLP's output, [n, 64], from the output of its first linear layer, [n, 128]."""
+        """Compute the gated MLP's output, [n, 64], from the output of its first linear layer, [n, 128]."""
         if self.second is not None and self.bias is not None:
-            # Use chunks, not slices: the gradient of two slices is two padded arrays of the full size that must be
-            # added.
+            # Use chunks, because the gradient of two slices would be the sum of two padded arrays of the full size.
             core, gate = functional.silu(pre).chunk(2, dim=1)
             core = linear(core, self.second[:64], self.bias[:64], products=self.products)
             gate = linear(gate, self.second[64:], self.bias[64:], products=self.products)
@@ -118,10 +118,10 @@ class Gate:
 
 
 class PlainMessages:
-    """The three gathers-and-sums of CHGNet's blocks, on one batch."""
+    """CHGNet's message passing on one batch, in plain torch."""
 
     def __init__(self, batch: Batch) -> None:
-        # A batch on a GPU already has these orders; for others, the host computes them here.
+        # A batch on a GPU already contains the sorted orders; for other batches, the host computes them here.
         batch = batch.ordered()
         by_undirected = torch.stack([batch.bond_first, batch.bond_reverse.index_select(0, batch.bond_first)], dim=1)
         pairs = torch.arange(0, 2 * len(batch.bond_length) + 1, 2, dtype=torch.int32, device=by_undirected.device)
@@ -135,20 +135,20 @@ class PlainMessages:
         self._short = Index(batch.short_bond, None, batch.short_offsets)
 
     def shorts_of(self, bonds: Tensor) -> Tensor:
-        """The rows of the short bonds, [S, …], taken from those of all undirected bonds, [U, …]."""
+        """Select the rows of the short bonds, [S, …], from the rows of all undirected bonds, [U, …]."""
         return self._short.gather(bonds)
 
     def add_to_shorts(self, bonds: Tensor, x: Tensor) -> Tensor:
-        """``bonds``, [U, …], with ``x``, [S, …], added to the rows of the short bonds."""
-        # Each segment has at most one row. On CUDA, adding by index would sort and check every index each time.
+        """Return a copy of ``bonds``, [U, …], with ``x``, [S, …], added to the rows of the short bonds."""
+        # Each segment has at most one row. On CUDA, index_add would sort and check every index each time.
         return bonds + self._short.sum(x)
 
     def of_bonds(self, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate) -> Tensor:
         """Sum of each atom's messages from its bonds, [A, 64].
 
         Args:
-            atoms: the first layer's share of centre (with its bias) ‖ neighbour, [A, 256].
-            bonds: its share of the bond, [U, 128].
+            atoms: contributions of centre (with the bias) ‖ neighbour to the first layer, [A, 256].
+            bonds: contributions of the bond to the first layer, [U, 128].
             weights: the bonds' weights, [U, 64].
             gate: the layers after the first.
         """
@@ -164,13 +164,13 @@ class PlainMessages:
     def of_angles(
         self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, weights: Tensor, gate: Gate
     ) -> Tensor:
-        """Sum of each short bond's messages from the angles that have it as first bond, [S, 64].
+        """Sum of each short bond's messages from the angles in which it is the first bond, [S, 64].
 
         Args:
-            atoms: the first layer's share of the centre (with its bias), [A, 128].
-            shorts: its share of bond i ‖ bond j, [S, 256].
+            atoms: contributions of the centre (with the bias) to the first layer, [A, 128].
+            shorts: contributions of bond i ‖ bond j to the first layer, [S, 256].
             angles: angle features, [T, 64].
-            first: the first layer's matrix for them, [128, 64].
+            first: the first layer's matrix for the angle features, [128, 64].
             weights: the short bonds' weights, [S, 64].
             gate: the layers after the first.
         """
@@ -182,7 +182,7 @@ class PlainMessages:
         return _recomputed(total, self._first_layer(atoms, shorts, angles, first), weights)
 
     def updated_angles(self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, gate: Gate) -> Tensor:
-        """New angle features, [T, 64]; the arguments are the same as in `of_angles`."""
+        """Compute new angle features, [T, 64]; `of_angles` explains the arguments."""
         return angles + _recomputed(gate.open, self._first_layer(atoms, shorts, angles, first))
 
     def _first_layer(self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor) -> Tensor:
@@ -193,10 +193,10 @@ class PlainMessages:
 def _recomputed(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Return ``work(*inputs)``, and store only the inputs for the backward pass, which repeats the computation.
 
-    A message then keeps 128 numbers instead of about 700, so larger batches fit a GPU.
+    Each message then stores 128 numbers instead of about 700, so larger batches fit a GPU.
     """
     if not torch.is_grad_enabled():
         return work(*inputs)
-    # The work draws no random numbers, and saving the generator's state would wait for the device.
+    # Do not save the random generator's state, because ``work`` draws no numbers and saving would wait for the device.
     out: Tensor = checkpoint(work, *inputs, use_reentrant=False, preserve_rng_state=False)
     return out

@@ -1,5 +1,4 @@
-"""Choose how a device computes messages: with the fused GPU kernels if they agree with plain torch, else in plain
-torch."""
+"""Choose how a device computes messages: with the fused GPU kernels if they agree with plain torch, else without."""
 
 from __future__ import annotations
 
@@ -18,29 +17,29 @@ from mbqueue.data.machine_code import keep_gpu_code
 from mbqueue.train.arithmetic import calculating, device_name
 from mbqueue.train.kernel_check import check
 
-#: The largest relative difference allowed between energies and gradients of the two paths. In reduced precision, both
-#: paths round, in different places.
+#: The largest relative difference allowed between the kernels' energies and gradients and those of plain torch, by
+#: precision. In reduced precision, the kernels and plain torch round in different places.
 TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "fp16": 5e-3, "bf16": 5e-2}
 
-#: Few enough crystals to fit any GPU, and enough to have bonds and angles of all kinds.
+#: The number of crystals in the check: few enough to fit any GPU, but enough to contain all kinds of bonds and angles.
 CHECKED_CRYSTALS = 16
 
 
 @dataclass(frozen=True)
 class _Verdict:
-    """The precisions in which the kernels agreed with plain torch, and the reason not to use them (empty: none)."""
+    """The precisions in which the kernels agreed with plain torch, and the reason not to use the kernels, if any."""
 
     precisions: frozenset[str]
     reason: str
 
 
 _verdicts: dict[str, _Verdict] = {}
-#: This thread's choice, made by `using`.
+#: Whether this thread uses the kernels, as set by `using`; None outside `using`.
 _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
 
 
 def uses_kernels(device: torch.device) -> bool:
-    """Whether the device uses the fused kernels: the choice made by `using`, or else the result of the check."""
+    """Whether the device uses the fused kernels, according to `using` or otherwise to the check."""
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
@@ -50,7 +49,7 @@ def uses_kernels(device: torch.device) -> bool:
 
 @contextmanager
 def using(*, kernels: bool) -> Iterator[None]:
-    """Within the block, make this thread use the kernels without a check, or not use them at all."""
+    """Make this thread use the kernels, or not use them, within a ``with`` block; no check is made."""
     token = _chosen.set(kernels)
     try:
         yield
@@ -68,10 +67,10 @@ def check_once(
 ) -> None:
     """Let a GPU use the kernels if they agree with plain torch in float32 and in ``precision``.
 
-    Each precision is checked once per process. If one fails, the device uses plain torch from then on.
+    Each precision is checked once per process. If a check fails, the device uses plain torch from then on.
 
     Args:
-        model: pretrained, on the device; its gradients are lost.
+        model: a pretrained model on the device; the check discards its gradients.
         predict: the predictions of ``model`` for a batch, [B].
         batch: a few crystals, on the device.
         note: called with a sentence if the kernels are not used.
@@ -96,23 +95,23 @@ def leave_out(device: torch.device, reason: str, note: Callable[[str], None]) ->
     _verdicts[str(device)] = _Verdict(frozenset(), reason)
     note(
         f"The fused GPU kernels are not used on {device_name(device)}: {reason}. Training runs on plain torch "
-        "operations instead, which is slower and just as exact. README.md lists the versions of Triton that work."
+        "operations instead, which are slower but just as exact. README.md lists the versions of Triton that work."
     )
 
 
 def _difference(
     device: torch.device, precision: str, model: Any, predict: Callable[[Any, Batch], Tensor], batch: Batch
 ) -> str | None:
-    """Why the kernels cannot be used in this precision; None if they can."""
-    from mbqueue.train.kernels.tiles import TILES  # noqa: PLC0415  with it come the CPU's kernels
+    """Return why the kernels cannot be used in this precision, or None if they can."""
+    from mbqueue.train.kernels.tiles import TILES  # noqa: PLC0415  also imports the CPU's kernels
 
     major, minor = torch.cuda.get_device_capability(device)
     if 10 * major + minor < min(TILES):
-        return f"its compute capability is {major}.{minor}, and they need {min(TILES) / 10} or newer"
+        return f"its compute capability is {major}.{minor}, but the kernels need {min(TILES) / 10} or newer"
     keep_gpu_code()
     try:
-        import triton  # noqa: F401, PLC0415  after its folder is set
-    except Exception as error:  # noqa: BLE001  of a broken installation, too
+        import triton  # noqa: F401, PLC0415  must follow `keep_gpu_code`
+    except Exception as error:  # noqa: BLE001  a broken installation raises many types
         return f"Triton cannot be imported ({error})"
 
     def plain(model: Any, batch: Batch) -> Tensor:
@@ -128,12 +127,12 @@ def _difference(
 
 
 def described(device: torch.device) -> dict[str, str]:
-    """The GPU's part of the fingerprint: the path, its version and its tiles."""
+    """Return the GPU's part of the fingerprint: whether it uses the kernels, their version and their tiles."""
     if device.type != "cuda":
         return {}
     if not uses_kernels(device):
         return {"messages": "plain"}
-    from mbqueue.train.kernels.tiles import VERSION, tiles_of  # noqa: PLC0415  with it come the CPU's kernels
+    from mbqueue.train.kernels.tiles import VERSION, tiles_of  # noqa: PLC0415  also imports the CPU's kernels
 
     major, minor = torch.cuda.get_device_capability(device)
     tiles = " ".join(f"{name}={value}" for name, value in tiles_of(10 * major + minor).described().items())

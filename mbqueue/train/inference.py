@@ -29,11 +29,11 @@ from mbqueue.train.step import infer, listed
 
 
 class Inference:
-    """Runs models of one experiment on rows of its dataset, on one device.
+    """Predictions of an experiment's models for rows of its dataset, on one device.
 
     Args:
         spec: the experiment.
-        fold: 0 to 4, for messages and for partial predictions.
+        fold: 0 to 4; used in messages and in the key of partial predictions.
         family: the family of the models.
         feed: the models' input.
         crystals: the dataset.
@@ -83,19 +83,21 @@ class Inference:
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
         keep_in: Path | None = None,
     ) -> NDArray[np.float64] | None:
-        """Predictions of ``rows``, [N], in the target's unit; None if stopped.
+        """Predict ``rows``, [N], in the target's unit; return None if stopped.
 
         Args:
-            model: gives values in the unit of the target (logits for a class target); it is moved to the device.
-            strains: pairs of opposite small strains; each prediction is a mean over the crystal and its strained forms.
+            model: a model whose output is in the unit of the target (logits for a class target); it is moved to the
+                device.
+            strains: number of pairs of opposite strains; each prediction is a mean over the crystal and its strained
+                forms.
             stored: the model's outputs for the undistorted crystals, [N], if already known.
             should_stop: called before every batch.
             on_progress: called with the number of crystals done and in total; each crystal counts once per strain.
             keep_in: folder for partial predictions, so that an interrupted prediction resumes where it stopped.
 
         Raises:
-            DeviceTooSmall, DeviceBusy: naming the crystal.
-            NonFiniteLoss: naming the crystals whose prediction is not finite.
+            DeviceTooSmall, DeviceBusy: if a single crystal does not fit the device; the error names the crystal.
+            NonFiniteLoss: if predictions are not finite; the error names their crystals.
         """
         in_unit = Objective(self._spec.train, self._spec.target.kind)
         distortions = opposite_strains(strains)
@@ -142,10 +144,10 @@ class Inference:
         on_done: Callable[[int], None] = lambda _more: None,
         kept: Kept | None = None,
     ) -> NDArray[np.float64] | None:
-        """Outputs for ``rows``, [N], of a model on the device; None if stopped.
+        """Compute the outputs for ``rows``, [N], of a model on the device; return None if stopped.
 
         Raises:
-            DeviceTooSmall, DeviceBusy, NonFiniteLoss: as `predict`.
+            DeviceTooSmall, DeviceBusy, NonFiniteLoss: as in `predict`.
         """
         model.eval()
 
@@ -180,12 +182,12 @@ class Inference:
         )
 
     def _finite(self, output: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
-        """Return ``output`` if it is finite for all ``rows``; otherwise raise."""
+        """Return ``output`` if it is finite for all ``rows``; otherwise raise NonFiniteLoss."""
         bad = rows[~np.isfinite(output)]
         if len(bad):
             raise NonFiniteLoss(
-                f"Fold {self._fold}: the predictions of {len(bad)} of {len(rows)} crystals are not finite, so they are "
-                f"not kept: {listed([self._crystals.ids[row] for row in bad])}. If nearly all crystals are affected, "
+                f"Fold {self._fold}: the predictions of {len(bad)} of {len(rows)} crystals are not finite and were "
+                f"discarded: {listed([self._crystals.ids[row] for row in bad])}. If nearly all crystals are affected, "
                 "training diverged: enqueue the experiment under another name with a lower train.lr. Otherwise check "
                 "these crystals' interatomic distances."
             )

@@ -1,4 +1,4 @@
-"""Keep a long prediction's outputs on disk, so that it resumes where it stopped."""
+"""Save the outputs of a long prediction to disk, so that an interrupted prediction resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from mbqueue.errors import CacheError
 from mbqueue.files import make_folder
 from mbqueue.train.feeds import Rows
 
-#: How often outputs are written: an interruption loses at most this much work.
+#: Seconds between two writes of the outputs. An interruption loses at most the work of this time.
 WRITE_SECONDS = 10.0
-#: How long an unfinished prediction is kept.
+#: Seconds after which the outputs of an unfinished prediction are removed.
 FORGET_SECONDS = 7 * 86400.0
 
 
 class Kept:
-    """The outputs so far of one pass over the crystals, in order, up to a batch border. So a resumed pass has the same
-    batches as an uninterrupted one.
+    """The outputs computed so far in one pass over the crystals, in order.
+
+    The outputs always end where a batch ends, so a resumed pass has the same batches as an uninterrupted pass.
 
     Args:
-        path: the file of outputs.
+        path: the file that stores the outputs.
         key: hash of everything that the outputs depend on; a file with another key is replaced.
         clock: decides when to write.
     """
@@ -39,17 +40,17 @@ class Kept:
 
     @property
     def outputs(self) -> NDArray[np.float32]:
-        """The outputs so far, float32 [n]."""
+        """The outputs computed so far, float32 [n]."""
         return np.concatenate(self._parts)
 
     def add(self, part: NDArray[np.float32]) -> None:
-        """Add a batch, and write all outputs if the last write was ten seconds ago."""
+        """Add a batch's outputs, and write all outputs if the last write was at least ten seconds ago."""
         self._parts.append(part)
         if self._clock.monotonic() - self._written_at >= WRITE_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Write the outputs so far. A failed write costs time only if the prediction is interrupted."""
+        """Write the outputs computed so far; ignore a failed write, which matters only after an interruption."""
         self._written_at = self._clock.monotonic()
         with suppress(OSError):
             make_folder(self._path.parent)
@@ -78,12 +79,12 @@ def infer_kept(
     *,
     on_done: Callable[[int], None],
 ) -> NDArray[np.float32] | None:
-    """The outputs for all ``rows``; only outputs that are not on disk are computed. None if stopped.
+    """Return the outputs for all ``rows``, computing only those that are not on disk; return None if stopped.
 
     Args:
-        infer: computes outputs of rows, and passes each batch to a callback; returns None if stopped. Usually
-            `step.infer`.
-        on_done: called with the number of crystals newly done.
+        infer: a function, usually `step.infer`, that computes the outputs of rows, passes each batch's outputs to a
+            callback, and returns None if stopped.
+        on_done: called with the number of crystals finished since the last call.
     """
     there = kept.outputs if kept is not None else np.empty(0, np.float32)
     if len(there):

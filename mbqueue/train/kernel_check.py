@@ -14,16 +14,17 @@ Predict = Callable[[Any, Batch], Tensor]
 
 
 def check(model: Any, batch: Batch, plain: Predict, fused: Predict, *, tolerance: float = 1e-4) -> str | None:
-    """Why ``fused`` cannot replace ``plain``; None if values and gradients agree.
+    """Return why ``fused`` cannot replace ``plain``, or None if their values and gradients agree.
 
-    Values may differ by ``tolerance`` relative to the largest, and the gradient of each parameter relative to its own
-    size. A gradient below a hundredth of the whole is mostly rounding error, so it is compared with that hundredth.
+    Values may differ by ``tolerance`` times the largest value, and the gradient of a parameter by ``tolerance`` times
+    its norm. A gradient whose norm is below a hundredth of the total norm is mostly rounding error, so it may differ by
+    ``tolerance`` times that hundredth.
 
     Args:
-        model: the model to check; its gradients are lost.
+        model: the model to check; the check discards its gradients.
         batch: a batch on the device.
-        plain: the model's predictions for a batch, [B]: the reference.
-        fused: the same predictions with the kernels; an exception raised here becomes the reason.
+        plain: a function that returns the model's reference predictions for a batch, [B].
+        fused: a function that returns the kernels' predictions, [B]; an exception that it raises becomes the reason.
     """
     expected = _results(model, batch, plain)
     try:
@@ -33,27 +34,27 @@ def check(model: Any, batch: Batch, plain: Predict, fused: Predict, *, tolerance
     values = expected.pop("")
     distance = float((found.pop("") - values).abs().max() / values.abs().max().clamp_min(1e-30))
     if not distance <= tolerance:
-        return f"values differ by {distance:.1e} of their size"
+        return f"values differ by {distance:.1e} relative to the largest"
     size = float(torch.stack([gradient.norm() for gradient in expected.values()]).norm())
     for name, exact in expected.items():
         ours = found.get(name)
         apart = exact if ours is None else ours - exact
         distance = float(apart.norm()) / max(float(exact.norm()), 1e-2 * size, 1e-30)
         if not distance <= tolerance:
-            return f"the gradient of {name} differs by {distance:.1e} of its size"
+            return f"the gradient of {name} differs by {distance:.1e} relative to its norm"
     return None
 
 
 def told(error: BaseException) -> str:
-    """The first line of an exception of Triton, its compiler or the driver; the full text can be pages long."""
+    """Return the type and first line of an exception of Triton or the driver, whose full text can be pages long."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 def _results(model: Any, batch: Batch, predict: Predict) -> dict[str, Tensor]:
-    """The gradients by parameter name, with the values under the key ""."""
+    """Compute the gradient of each parameter, by name, and the predictions, under an empty name."""
     model.zero_grad(set_to_none=True)
     values = predict(model, batch)
-    # Weight the sum, so that errors of opposite sign cannot hide each other.
+    # Weight the values, so that errors of opposite sign do not cancel.
     weights = torch.linspace(0.5, 1.5, len(values), device=values.device)
     torch.autograd.backward((values * weights).square().mean())
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

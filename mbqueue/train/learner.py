@@ -1,4 +1,4 @@
-"""The state that training changes, in memory: the model, its optimizer, and the counts of epochs and steps."""
+"""Training state in memory: the model, its optimizer, and the counts of epochs and steps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mbqueue.train.step import StepResult
 
 
 class Learner:
-    """A fold's training between two steps; a new learner has not taken any step.
+    """A fold's training state between two steps; a new learner has taken no steps.
 
     Args:
         spec: the experiment.
@@ -66,7 +66,7 @@ class Learner:
         self.parent: Manifest | None = None
 
     def restore(self, state: TrainState, manifest: Manifest) -> None:
-        """Load a commit's state.
+        """Load the state of a commit.
 
         Raises:
             CheckpointMisfit: if the state does not fit the model.
@@ -92,7 +92,7 @@ class Learner:
         restore_random_states(state.random, self._device)
 
     def compute_under(self, fingerprint: dict[str, Any], session: str) -> dict[str, list[Any]]:
-        """Set the fingerprint of the coming steps; record and return its changes."""
+        """Set the fingerprint of the next steps; record its changes, and return them as {key: [old, new]}."""
         changes = differences(self.fingerprint, fingerprint)
         if changes:
             self.changes.append({"epoch": self.epoch, "step": self.step, "session": session, "changes": changes})
@@ -106,21 +106,21 @@ class Learner:
 
     @property
     def has_news(self) -> bool:
-        """Whether there are steps that the newest commit does not contain."""
+        """Whether steps have been taken since the newest commit."""
         if self.parent is None:
             return self.step > 0
         return self.step > 0 and self.parent.work != (self.epoch, self.complete, self.step)
 
     @property
     def rate(self) -> float:
-        """The learning rate of the coming step."""
+        """The learning rate of the next step."""
         return self._rate_of(self.steps_done + self._begun)
 
     def _rate_of(self, step: int) -> float:
         return learning_rate(self._spec.train, step, self._spec.train.epochs * self.steps_per_epoch)
 
     def open_epoch(self, epoch: int, session: str) -> None:
-        """Start the next epoch, or continue the current one, and add the session to the sessions of that epoch."""
+        """Start an epoch, or continue it if it is unfinished, and add ``session`` to the epoch's sessions."""
         if self.complete:
             self.epoch, self.step, self.complete = epoch, 0, False
             self.sums, self.seconds, self.sessions = _no_sums(), 0.0, []
@@ -134,7 +134,7 @@ class Learner:
             self.average.update(self.steps_done + self._begun)
 
     def count(self, result: StepResult, seconds: float) -> None:
-        """Record that the oldest unfinished step is finished."""
+        """Count the oldest unfinished step, and record its result and its duration in seconds."""
         self._begun -= 1
         self.step += 1
         self.steps_done += 1
@@ -146,14 +146,14 @@ class Learner:
 
     @property
     def needs_own_mae(self) -> bool:
-        """Whether an epoch's own weights must be validated in addition to the averaged ones."""
+        """Whether the current weights must be validated in addition to the averaged weights."""
         return self.soup is not None and self.soup.of_best
 
     def kept_weights(self, own_mae: float = 0.0) -> AbstractContextManager[None]:
-        """Within the block, the model has the weights to validate and keep: its own weights or their average.
+        """Use the epoch's final weights (current or averaged) in the model within a ``with`` block.
 
         Args:
-            own_mae: validation MAE of the model's own weights, if `needs_own_mae`.
+            own_mae: validation MAE of the current weights, if `needs_own_mae`.
         """
         if self.soup is not None:
             self.soup.stir(own_mae)
@@ -161,7 +161,7 @@ class Learner:
         return nullcontext() if average is None else average.applied()
 
     def close_epoch(self, *, val_loss: float, val_mae: float, seconds: float) -> None:
-        """Record that the epoch is validated: write its history row, and mark it if it is the best so far."""
+        """Finish a validated epoch: add its history row, and record it as the best epoch if its MAE is the lowest."""
         self.seconds += seconds
         self.complete = True
         if self.soup is not None:
@@ -186,7 +186,7 @@ class Learner:
             self.best = {"epoch": self.epoch, "val_mae": val_mae}
 
     def state(self) -> TrainState:
-        """A copy of the state in host memory; all begun steps must be counted first."""
+        """Copy the state to host memory; every step that has begun must have been counted."""
         assert not self._begun
         optimizer = optimizer_tensors(self.optimizer, self.trained)
         average = self.average or self.soup
@@ -210,7 +210,7 @@ class Learner:
         )
 
     def facts(self, *, fence: int, session: str, now: float) -> dict[str, Any]:
-        """The manifest fields that this state determines, including the best commit."""
+        """Return the manifest fields that depend on this state, including the best commit."""
         if self.best is not None and "commit" not in self.best:
             self.best["commit"] = stem_of(epoch=self.epoch, step=None, fence=fence)
         return {

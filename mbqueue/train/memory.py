@@ -15,16 +15,16 @@ from mbqueue.errors import DeviceBusy, DeviceTooSmall
 from mbqueue.files import write_json
 from mbqueue.train.arithmetic import device_name
 
-#: A limit above the size of any batch, which stands for no limit.
+#: A limit above the size of any batch, so in effect no limit.
 UNLIMITED = 1 << 20
-#: A GPU counts as free if at most this much memory is in use after a failed attempt is cleared. A process's context
-#: and libraries take up to 0.6 GiB, and a screen takes about as much.
+#: A GPU counts as free if at most this much memory is in use once the failed attempt's memory is released. A process's
+#: context and libraries take up to 0.6 GiB, and a display takes about as much.
 _FREE_BYTES, _FREE_SHARE = 1 << 30, 0.1
 
 
 @dataclass(frozen=True)
 class Shortage:
-    """The crystals that did not fit a device, and the error.
+    """Crystals that did not fit a device's memory, and PyTorch's error message.
 
     Attributes:
         rows: rows of the crystals in the micro-batch.
@@ -36,9 +36,9 @@ class Shortage:
 
 
 class OutOfMemory(Exception):
-    """A device ran out of memory.
+    """The error that a device has run out of memory.
 
-    Free memory only after the ``except`` block ends: the error's traceback holds the failed attempt's tensors.
+    Free memory only after the ``except`` block, because the error's traceback keeps the failed attempt's tensors alive.
     """
 
     def __init__(self, shortage: Shortage) -> None:
@@ -47,7 +47,7 @@ class OutOfMemory(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error reports that a GPU is out of memory, whichever library raised it."""
+    """Whether an error reports that a GPU is out of memory; PyTorch and other libraries raise different errors."""
     if not isinstance(error, RuntimeError):
         return False
     text = str(error)
@@ -55,7 +55,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def bytes_in_use(device: torch.device) -> tuple[int, int]:
-    """A GPU's memory in use by all processes, and in total, in bytes; (0, 0) for the CPU."""
+    """Return the memory of a GPU that all processes use, and its total memory, in bytes; (0, 0) for the CPU."""
     if device.type != "cuda":
         return 0, 0
     free, total = torch.cuda.mem_get_info(device)
@@ -82,18 +82,18 @@ class DeviceMemory:
         self.limit = self._learned
 
     def begin(self) -> None:
-        """Start a piece of work with the limit of the free device."""
+        """Start a job with the limit that was learned while the device was free."""
         self.limit = self._learned
 
     def make_room(self, shortage: Shortage, device: torch.device, ids: Sequence[str]) -> None:
-        """Free the failed attempt's memory, and set the limit to half its number of crystals.
+        """Free the memory of a failed attempt, and set the limit to half of the attempt's number of crystals.
 
         Args:
             ids: id of every crystal of the dataset.
 
         Raises:
-            DeviceTooSmall: if a single crystal failed on a free device; the error names the crystal.
-            DeviceBusy: if a single crystal failed, but other processes hold memory of the device.
+            DeviceTooSmall: if a single crystal does not fit a free device; the error names the crystal.
+            DeviceBusy: if a single crystal does not fit, but other processes use the device's memory.
         """
         gc.collect()
         if device.type == "cuda":
@@ -120,7 +120,7 @@ class DeviceMemory:
         self._on_note(
             f"{device_name(device)} ran out of memory with {len(shortage.rows)} crystals at once. From now on, at most "
             f"{self.limit} run at once, which changes only the last digits of results."
-            + ("" if is_free else f" Other processes use its memory ({held}), so the next job tries more again.")
+            + ("" if is_free else f" Other processes use its memory ({held}), so the next job tries more crystals.")
         )
 
     def _remembered(self) -> int:
@@ -140,6 +140,6 @@ class DeviceMemory:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            # The file only saves time: without it, one out-of-memory error finds the limit again.
+            # The file only saves time. Without the file, mbqueue learns the limit from the next out-of-memory error.
             return {}
         return content if isinstance(content, dict) else {}

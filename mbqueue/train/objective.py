@@ -1,4 +1,4 @@
-"""The meaning of a model's output, and the loss that training minimises, by kind of target.
+"""Define what a model's output means, and the loss that training minimises, for each kind of target.
 
 | kind | the output of the model in training | prediction |
 |---|---|---|
@@ -21,12 +21,13 @@ from mbqueue.task import Kind
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of one fold's training, and its metrics.
+    """The loss and the metrics of one fold's training.
 
     Attributes:
         spec: the training options.
         kind: kind of the target.
-        scale: factor of the outputs: a power of two, so that scaling is exact; 1 except for scalars.
+        scale: factor from outputs to predictions, a power of two so that scaling is exact. The factor is 1 unless the
+            target is a scalar.
     """
 
     spec: TrainSpec
@@ -34,7 +35,7 @@ class Objective:
     scale: float = 1.0
 
     def loss_sum(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss of outputs [B] against targets [B], summed over the B crystals."""
+        """Sum the loss of outputs [B] for targets [B] over the B crystals."""
         if self.kind == "class":
             return functional.binary_cross_entropy_with_logits(output, target, reduction="sum")
         if self.scale != 1.0:
@@ -52,5 +53,5 @@ class Objective:
         return output if self.scale == 1.0 else output * self.scale
 
     def abs_error_sum(self, output: Tensor, target: Tensor) -> Tensor:
-        """Sum over B crystals of |prediction − target|, in the target's unit."""
+        """Sum |prediction − target| over the B crystals, in the target's unit."""
         return (self.prediction(output) - target).abs().sum()

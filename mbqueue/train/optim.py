@@ -14,14 +14,14 @@ from mbqueue.errors import CheckpointMisfit
 from mbqueue.experiment import TrainSpec
 from mbqueue.train.family import ModelFamily
 
-#: What to do about an undamaged checkpoint of the same spec that has different parameters.
+#: The advice in an error about an undamaged checkpoint whose parameters differ from those of its spec.
 ADVICE = "Another version of mbqueue wrote this checkpoint. Use that version, or train under a new name (--name)."
 
 
 def open_for_training(
     family: ModelFamily, model: nn.Module, trained: dict[str, nn.Parameter], *, head_only: bool
 ) -> None:
-    """Require gradients for the trained parameters alone; with ``head_only``, for the head's parameters alone."""
+    """Require gradients only for the trained parameters, or with ``head_only`` only for those of the head."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name, parameter in trained.items():
@@ -31,9 +31,10 @@ def open_for_training(
 def make_optimizer(
     family: ModelFamily, model: nn.Module, trained: dict[str, nn.Parameter], spec: TrainSpec
 ) -> torch.optim.AdamW:
-    """AdamW with one group per (scale, weight decay); each group's ``scale`` multiplies the scheduled rate.
+    """Make an AdamW optimizer with one group of parameters per learning-rate scale and weight decay.
 
-    The code keeps the number of groups small, because a GPU launches several kernels for each group.
+    Each group's ``scale`` multiplies the scheduled learning rate. Parameters with equal settings share a group, because
+    a GPU launches several kernels for each group.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
@@ -51,7 +52,7 @@ def make_optimizer(
 
 
 def learning_rate(spec: TrainSpec, step: int, total_steps: int) -> float:
-    """The learning rate of optimizer step ``step`` (from 0) of ``total_steps``; a pure function."""
+    """Return the learning rate of step ``step`` (from 0) of ``total_steps``, which depends only on the arguments."""
     warmup_steps = int(spec.warmup * total_steps)
     if step < warmup_steps:
         return spec.lr * (step + 1) / warmup_steps
@@ -62,7 +63,7 @@ def learning_rate(spec: TrainSpec, step: int, total_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set every group's rate for the coming step."""
+    """Set the learning rate of every group for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
 
@@ -70,7 +71,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter]
 ) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's state by parameter name, without parameters that have had no step yet."""
+    """Return the optimizer's state by parameter name, leaving out parameters that no step has updated yet."""
     return {name: dict(optimizer.state[p]) for name, p in trained.items() if optimizer.state.get(p)}
 
 
@@ -85,7 +86,8 @@ def restore_optimizer(
     foreign = tensors.keys() - trained.keys()
     if foreign:
         raise CheckpointMisfit(
-            f"The checkpoint has optimizer state for parameters that are not trained: {sorted(foreign)}. {ADVICE}"
+            f"The checkpoint has optimizer state for parameters that this experiment does not train: "
+            f"{sorted(foreign)}. {ADVICE}"
         )
     content: dict[str, Any] = optimizer.state_dict()
     index = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
@@ -96,8 +98,8 @@ def restore_optimizer(
 class WeightAverage:
     """Exponential moving average of the trained parameters.
 
-    After optimizer step t (from 1) the average moves by 1 − min(decay, (1 + t) / (10 + t)) towards the weights, so
-    the first weights do not dominate a short run.
+    After optimizer step t (from 1), the average moves towards the weights by the fraction
+    1 − min(decay, (1 + t) / (10 + t)), so that the first weights do not dominate a short run.
     """
 
     def __init__(self, trained: dict[str, nn.Parameter], decay: float) -> None:
@@ -111,30 +113,29 @@ class WeightAverage:
         torch._foreach_lerp_(list(self.tensors.values()), [p.detach() for p in self._live.values()], share)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Restore the averages of a checkpoint.
+        """Restore the averaged weights from a checkpoint.
 
         Raises:
-            CheckpointMisfit: if its names are not those of the trained parameters.
+            CheckpointMisfit: if the checkpoint's names differ from those of the trained parameters.
         """
         if tensors.keys() != self.tensors.keys():
-            raise CheckpointMisfit(f"The averaged weights in the checkpoint are not those of this experiment. {ADVICE}")
+            raise CheckpointMisfit(f"The checkpoint's averaged weights do not match the trained parameters. {ADVICE}")
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
 
     def applied(self) -> AbstractContextManager[None]:
-        """Within the block, the model has the averaged weights; afterwards, it has its own weights again."""
+        """Use the averaged weights in the model within a ``with`` block, then restore the current weights."""
         return carrying(self._live, self.tensors)
 
 
 class WeightSoup:
-    """Mean of the trained parameters at the ends of several epochs, or of all epochs while there are fewer.
+    """Mean of the trained parameters at the ends of up to ``epochs`` epochs.
 
     A mean over the last epochs is "latest weight averaging" (Kaddour, arXiv 2209.14981). A mean over the best epochs is
-    a uniform soup (Wortsman et al., arXiv 2203.05482) made from a single training run, whose ingredients validation
-    chooses.
+    a uniform soup (Wortsman et al., arXiv 2203.05482), made from epochs of a single training run.
 
     Attributes:
-        of_best: whether the best epochs, by validation MAE of their own weights, are averaged instead of the last ones.
+        of_best: whether to average the epochs whose weights have the lowest validation MAE, instead of the last epochs.
         tensors: the mean; empty before the first epoch's end.
         ends: parameters at the ends of earlier epochs that a later mean may need, oldest first.
         end_maes: validation MAE of each element of `ends`; empty unless `of_best`.
@@ -149,14 +150,14 @@ class WeightSoup:
         self._maes: list[float] = []
 
     def stir(self, own_mae: float = 0.0) -> None:
-        """Add the current weights, at the end of an epoch, to the mean in `tensors`.
+        """Update the mean in `tensors` with the current weights at the end of an epoch.
 
         Args:
             own_mae: validation MAE of the current weights; used only for a soup of the best epochs.
         """
         ends = [*self.ends, {name: p.detach().clone() for name, p in self._live.items()}]
         maes = [*self.end_maes, own_mae]
-        # Oldest first, because the last digits depend on the order. Among equally good epochs, the earlier ones win.
+        # Add up the oldest weights first, because the last digits depend on the order. In a tie, earlier epochs win.
         best = sorted(range(len(maes)), key=maes.__getitem__)[: self._epochs]
         chosen = sorted(best) if self.of_best else range(len(ends))[-self._epochs :]
         self._window = [ends[number] for number in chosen]
@@ -169,18 +170,18 @@ class WeightSoup:
             self.tensors[name] = total / len(self._window)
 
     def keep(self) -> None:
-        """Record that the epoch whose weights were just added has ended."""
+        """Finish the epoch whose weights `stir` added, keeping the weights that later means may need."""
         is_too_old = not self.of_best and len(self._window) == self._epochs
         self.ends, self.end_maes = self._window[1:] if is_too_old else self._window, self._maes
 
     def restore(self, tensors: dict[str, Tensor], ends: list[dict[str, Tensor]], end_maes: list[float]) -> None:
-        """Restore the state of a checkpoint.
+        """Restore the soup from a checkpoint.
 
         Raises:
-            CheckpointMisfit: if its names are not those of the trained parameters, or MAEs are missing.
+            CheckpointMisfit: if the checkpoint's names differ from those of the trained parameters, or MAEs are absent.
         """
         if any(part and part.keys() != self._live.keys() for part in (tensors, *ends)):
-            raise CheckpointMisfit(f"The averaged weights in the checkpoint are not those of this experiment. {ADVICE}")
+            raise CheckpointMisfit(f"The checkpoint's averaged weights do not match the trained parameters. {ADVICE}")
         if len(end_maes) != (len(ends) if self.of_best else 0):
             raise CheckpointMisfit(f"The checkpoint lacks the validation MAEs of the soup's epochs. {ADVICE}")
         self.tensors, *self.ends = (
@@ -189,13 +190,13 @@ class WeightSoup:
         self.end_maes = list(end_maes)
 
     def applied(self) -> AbstractContextManager[None]:
-        """Within the block, the model has the mean weights; afterwards, it has its own weights again."""
+        """Use the mean weights in the model within a ``with`` block, then restore the current weights."""
         return carrying(self._live, self.tensors)
 
 
 @contextmanager
 def carrying(live: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Within the block, the parameters are ``tensors``; afterwards, they have their old values again."""
+    """Replace the parameters by ``tensors`` within a ``with`` block, then restore their values."""
     own = [p.data for p in live.values()]
     try:
         for name, parameter in live.items():

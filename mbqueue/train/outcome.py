@@ -1,4 +1,4 @@
-"""The results that training returns to its caller: of a step and of an epoch."""
+"""The results of a step and of an epoch that training reports to its caller."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """A finished step, for progress reports.
+    """Report on a finished optimizer step.
 
     Attributes:
-        epoch: from 1.
-        step: steps done in the epoch, from 1.
-        steps_per_epoch: steps in all.
+        epoch: number of the epoch, from 1.
+        step: number of steps done in the epoch, from 1.
+        steps_per_epoch: total number of steps in the epoch.
         loss: mean over the step's structures.
         mae: mean absolute error of the step's structures, in the unit of the target.
         lr: learning rate.
@@ -35,17 +35,17 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochOutcome:
-    """The outcome of work on an epoch.
+    """Outcome of training an epoch until it was finished or stopped.
 
     Attributes:
-        finished: whether the epoch is trained, validated and committed; if not, it was stopped.
-        epoch: from 1.
-        step: steps of the epoch that are committed.
-        steps_per_epoch: steps in all.
-        commit: stem of the newest commit; None when there is none yet.
-        history_row: the epoch's row, if finished.
+        finished: whether the epoch is trained, validated and committed; False if it was stopped.
+        epoch: number of the epoch, from 1.
+        step: number of committed steps of the epoch.
+        steps_per_epoch: total number of steps in the epoch.
+        commit: file name of the newest commit, without extension; None if there is no commit yet.
+        history_row: the epoch's row of the history; None if the epoch is unfinished.
         best: epoch, val_mae and commit of the best finished epoch, if any.
-        improved: whether this epoch is the best one.
+        improved: whether this epoch is the best so far.
     """
 
     finished: bool

@@ -1,4 +1,4 @@
-"""Predict any crystals with any models, with ensembles and averages over small strains."""
+"""Predict crystals with one model or an ensemble, optionally averaging over small strains."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EnsemblePredictions:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """The ensemble's prediction, [N]."""
+        """The ensemble's predictions, [N]: the mean over the models."""
         return np.asarray(self.each.mean(axis=0))
 
     @property
@@ -47,15 +47,15 @@ class EnsemblePredictions:
         return np.asarray(self.each.std(axis=0))
 
 
-#: Standard deviation of the strain components over which predictions are averaged.
+#: Standard deviation of the components of the small random strains over which predictions are averaged.
 STRAIN_SIZE = 0.005
 _BATCH_SIZE = 64
 
 
 def opposite_strains(pairs: int, size: float = STRAIN_SIZE) -> list[Distortion | None]:
-    """The distortions over which a prediction is averaged: none, and pairs of opposite random strains.
+    """Return the distortions to average over, which are None and ``pairs`` pairs of opposite random strains.
 
-    Opposite strains cancel the first-order change of the energy.
+    In the mean over a pair, the first-order changes of the energy cancel.
     """
     distortions: list[Distortion | None] = [None]
     for pair in range(pairs):
@@ -75,12 +75,12 @@ def predict_crystals(
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     keep_in: Path | None = None,
 ) -> EnsemblePredictions:
-    """Formation energies of all crystals of ``cache``, in their order.
+    """Predict all crystals of ``cache``, in the cache's order, with each model.
 
     Args:
         family: the family of the models.
         models: models that include their element references; see `ModelFamily.load_model`.
-        strains: from `opposite_strains`; each prediction is a mean over the crystal and its strained forms.
+        strains: number of pairs of opposite strains; each prediction is a mean over the crystal and its strained forms.
         strain_size: standard deviation of the strains' components.
         on_progress: called with the number of crystals done and in total; each crystal counts once per model and
             strain.
@@ -133,7 +133,7 @@ def predict_crystals(
                     key = sha256_of_json([weights, cache.crystals.hash, str(distortion), conditions])
                     kept = Kept(keep_in / f"{key[:32]}.bin", key)
                 found = infer_kept(partial(outputs, on_device, distortion), rows, kept, on_done=count)
-                assert found is not None, "nothing requests a stop here"
+                assert found is not None, "`predict_crystals` cannot be stopped"
                 each[number] += found.astype(np.float64) / len(distortions)
     return EnsemblePredictions(each=each)
 

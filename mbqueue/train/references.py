@@ -1,8 +1,8 @@
-"""Fit the linear model of the composition that every training starts from.
+"""Fit a linear model of the composition, from which every training starts.
 
-CHGNet's prediction is the mean of its read-out over atoms, plus one number for each element in proportion to its share
-(CHGNet's AtomRef). For an energy, the read-out's part is known, and the numbers are reference energies. For any other
-target, the numbers come from a regression of the target on the composition.
+CHGNet predicts the mean of its read-out over the atoms, plus a constant for each element, weighted by the element's
+share of the atoms (CHGNet's AtomRef). For energies, the constants are reference energies, fitted on top of the
+pretrained read-out. For other targets, the constants come from a regression of the target on the composition.
 """
 
 from __future__ import annotations
@@ -12,34 +12,40 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-#: Elements that CHGNet knows, H to Pu.
+#: Number of elements that CHGNet supports, H to Pu.
 N_ELEMENTS = 94
-#: Candidate ridge strengths, in crystals.
+#: Candidate ridge strengths; a strength of 1 has the weight of one crystal.
 _RIDGES = 10.0 ** np.arange(-3, 2.01, 0.5)
-#: Ridge strength of logistic regression, whose leave-one-out error has no closed form: the weight of one crystal.
+#: Ridge strength of logistic regression, with the weight of one crystal. The strength is fixed, because the
+#: leave-one-out error of logistic regression has no closed form.
 _LOGISTIC_RIDGE = 1.0
 _NEWTON_STEPS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """The contribution of each element to a prediction, in proportion to its share.
+    """The contribution of each element to a prediction, per share of the crystal's atoms.
 
     Attributes:
         values: contributions in the unit of the model's output, float64 [94], element Z at index Z − 1.
-        absent: atomic numbers of the elements that were not in the fit, ascending.
+        absent: atomic numbers of the elements missing from the fitted crystals, ascending.
     """
 
     values: NDArray[np.float64]
     absent: tuple[int, ...]
 
     def predict(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The part of the output that depends on the composition, [N], for shares [N, 94]."""
+        """Return the part of the output that depends on the composition, [N], from element shares [N, 94]."""
         return shares @ self.values
 
 
 def compositions(atomic_numbers: NDArray[np.uint8], atom_offsets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of each element in each crystal, float64 [N, 94], from Z of each atom [A] and offsets [N + 1]."""
+    """Compute each element's share of each crystal's atoms, float64 [N, 94].
+
+    Args:
+        atomic_numbers: atomic number of each atom, [A].
+        atom_offsets: index of each crystal's first atom, [N + 1].
+    """
     n = len(atom_offsets) - 1
     sizes = np.diff(atom_offsets)
     owners = np.repeat(np.arange(n), sizes)
@@ -55,7 +61,7 @@ def fit_references(
 ) -> References:
     """Fit references that minimise the squared error of interaction energy + references against the targets.
 
-    For elements that always occur in a fixed ratio, the data determine only the sum; the fit takes the solution of
+    If elements always occur in a fixed ratio, many references fit equally well, and the fit takes the solution of
     smallest norm. Elements missing from all crystals get 0.
 
     Args:
@@ -72,14 +78,15 @@ def fit_references(
 
 
 def fit_composition(shares: NDArray[np.float64], targets: NDArray[np.float64]) -> References:
-    """Ridge regression of a scalar on the composition, regularised towards the mean of the targets.
+    """Fit a scalar target to the composition by ridge regression, regularised towards the mean of the targets.
 
     Shares add up to one, so adding the mean to every element's value adds the mean to every prediction. An element
-    missing from all crystals gets the mean. The strength minimises the leave-one-out squared error, which has a closed
-    form: r_i / (1 − h_i), with the residuals r and the diagonal h of the hat matrix.
+    missing from all crystals gets the mean. The ridge strength minimises the mean squared leave-one-out error. Crystal
+    i's error is r_i / (1 − h_i), with the residuals r and the diagonal h of the hat matrix.
 
     Args:
-        shares: [N, 94]. targets: [N].
+        shares: share of each element in each crystal, [N, 94].
+        targets: target of each crystal, [N].
     """
     present = _present(shares)
     mean = float(targets.mean())
@@ -98,12 +105,13 @@ def fit_composition(shares: NDArray[np.float64], targets: NDArray[np.float64]) -
 
 
 def fit_classes(shares: NDArray[np.float64], classes: NDArray[np.float64]) -> References:
-    """Logistic ridge regression of a class on the composition, regularised towards the overall log-odds.
+    """Fit a class to the composition by logistic ridge regression, regularised towards the overall log-odds.
 
     Newton's method starts from the overall log-odds, and an element missing from all crystals keeps this value.
 
     Args:
-        shares: [N, 94]. classes: 0 or 1, [N]; both must occur.
+        shares: share of each element in each crystal, [N, 94].
+        classes: class of each crystal, 0 or 1, [N]; both classes must occur.
     """
     present = _present(shares)
     share_of_ones = float(classes.mean())
@@ -123,9 +131,9 @@ def fit_classes(shares: NDArray[np.float64], classes: NDArray[np.float64]) -> Re
 
 
 def spread_of(residuals: NDArray[np.float64]) -> float:
-    """The power of two nearest the standard deviation of normal residuals with this mean absolute value; at least 2⁻³⁰.
+    """Estimate the residuals' standard deviation, rounded to a power of two of at least 2⁻³⁰.
 
-    With the mean absolute value, a few outliers (such as a refractive index of 60) do not set the scale for all.
+    The estimate uses the mean absolute value, so that outliers (such as a refractive index of 60) do not dominate.
     """
     spread = float(np.abs(residuals).mean()) * np.sqrt(np.pi / 2)
     return float(2.0 ** np.round(np.log2(max(spread, 2.0**-30))))

@@ -1,4 +1,4 @@
-"""The dataset rows of each part of a fold."""
+"""Select the dataset rows of each part of a fold: training, validation and test."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FoldRows:
 
 
 def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
-    """Split a dataset with these targets, [N], into a fold's rows; without epochs, hold out no rows for validation."""
+    """Split a dataset with targets [N] into a fold's rows; without epochs, the validation part is empty."""
     n, classes = len(targets), targets if spec.predicts.is_class else None
     outer = train_rows(n, fold, classes=classes)
     train, validation = outer, outer[:0]
@@ -36,10 +36,10 @@ def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
 
 
 def common_validation(targets: NDArray[np.float64], specs: Iterable[Spec], fold: int) -> Rows:
-    """Rows that all experiments hold out for validation, so that no experiment trained on them; ascending.
+    """Return the rows that all experiments hold out for validation, in ascending order; no experiment trains on them.
 
     Args:
-        targets: target of every crystal of the dataset, [N]; the split depends on the values only for classes.
+        targets: target of every crystal of the dataset, [N]; the values affect the split only if they are classes.
     """
     parts = [split_rows(targets, spec, fold).validation for spec in specs]
     return reduce(partial(np.intersect1d, assume_unique=True), parts)

@@ -1,4 +1,4 @@
-"""Commits during training: staged by a background thread, published between two steps."""
+"""Save commits during training: a background thread stages a commit, and training publishes it between two steps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mbqueue.storage.own_commits import Staged
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.state import TrainState, serialise
 
-#: Publishes a staged commit inside the queue's fence, or raises LeaseLost.
+#: A function that publishes a staged commit while the queue checks the fence, or raises LeaseLost.
 Save = Callable[[Staged], None]
 
 
 class Saver:
-    """Turns states into commits of one fold, one at a time.
+    """A writer of one fold's commits, which stages and publishes one commit at a time.
 
-    Use it as a context manager: leaving removes a commit that was staged but not published.
+    Use a `Saver` as a context manager. On exit, the `Saver` removes a commit that was staged but not published.
     """
 
     def __init__(self, checkpoints: Checkpoints, save: Save) -> None:
@@ -45,17 +45,17 @@ class Saver:
         return self._pending is not None
 
     def start(self, state: TrainState, facts: Mapping[str, Any]) -> None:
-        """Start staging a commit in the background. ``state`` must not share memory with the training."""
+        """Start staging a commit in the background. ``state`` must not share memory with the trained model."""
         assert self._pending is None
         self._pending = self._thread.submit(lambda: self._checkpoints.stage(serialise(state), facts))
 
     def publish_if_ready(self) -> Manifest | None:
-        """Publish the commit that `start` began, if it is staged; otherwise return None at once.
+        """Publish the commit that `start` began, if staging has finished; otherwise return None at once.
 
-        If an object store does not answer, the commit is dropped: training continues, and the next commit is due soon.
+        If an object store does not answer, the commit is dropped and training continues until the next commit.
 
         Raises:
-            LeaseLost: from the queue; nothing was published.
+            LeaseLost: if the session lost its lease; nothing was published.
             OSError: if staging failed.
         """
         if self._pending is None or not self._pending.done():
@@ -63,11 +63,11 @@ class Saver:
         pending, self._pending = self._pending, None
         try:
             return self._publish(pending.result())
-        except StoreError:  # already reported by the store
+        except StoreError:  # the store has already reported the error
             return None
 
     def save_now(self, state: TrainState, facts: Mapping[str, Any]) -> Manifest:
-        """Stage and publish a commit before returning; an older pending commit is dropped.
+        """Stage and publish a commit before returning, and drop an older pending commit.
 
         If an object store does not answer, the commit is retried for as long as `Checkpoints.hold_on` allows. Retries
         send the same bytes, so mbqueue recognises a commit that arrived even though the answer was lost.
@@ -89,8 +89,8 @@ class Saver:
         finally:
             staged.discard()
         if not staged.is_published:
-            raise CheckpointError(f"The commit {staged.manifest.stem} was accepted but not published.")
-        with suppress(StoreError):  # the next commit removes superseded files
+            raise CheckpointError(f"The queue accepted the commit {staged.manifest.stem}, but it was not published.")
+        with suppress(StoreError):  # if this fails, the next commit removes the superseded files
             self._checkpoints.prune()
         return staged.manifest
 

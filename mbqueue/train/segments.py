@@ -1,8 +1,8 @@
-"""Gathers and segment sums whose gradients are segment sums and gathers: no atomics, one fixed summation order.
+"""Gathers and segment sums with deterministic gradients, which use no atomics and add in a fixed order.
 
-On a GPU, the gradient of `index_select` adds with atomics, in an order that depends on the threads. Here every index
-has an order that sorts it, so each row of the gradient sums a segment in the same order every time. Nothing here waits
-for the device.
+On a GPU, the gradient of `index_select` adds with atomics, in an order that depends on the threads. Here, every index
+stores the order that sorts its rows, so each row of the gradient sums a segment in the same order every time. No
+function here waits for the device.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ class Index:
 
     @classmethod
     def of(cls, rows: Tensor, n: int, order: Tensor | None = None, *, is_sorted: bool = False) -> Index:
-        """Make the index into ``n`` rows. ``order`` sorts ``rows``; by default, it is computed here."""
+        """Make an index of ``rows`` into ``n`` source rows.
+
+        ``order`` sorts ``rows``. If ``order`` is None, the method computes it.
+        """
         if is_sorted:
             ascending = rows
         else:
@@ -45,13 +48,13 @@ class Index:
         return out
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of each source row's rows of ``x``: [n, …] to [N, …]."""
+        """Sum the rows of ``x``, [n, …], that belong to each source row; return [N, …]."""
         out: Tensor = _Sum.apply(x, self)  # type: ignore[no-untyped-call]
         return out
 
     def _sum(self, x: Tensor) -> Tensor:
         ascending = x if self.order is None else x.index_select(0, self.order)
-        # unsafe: the offsets are right, and checking them would wait for the device.
+        # The option unsafe skips a check of the offsets that would wait for the device.
         total: Tensor = torch.segment_reduce(
             ascending.contiguous(), "sum", offsets=self.offsets, axis=0, unsafe=True, initial=0
         )
@@ -81,7 +84,7 @@ class _Sum(torch.autograd.Function):
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows] for distinct rows, with less work on the CPU than through an `Index`."""
+    """Return x[rows] for distinct rows, which is faster on the CPU than through an `Index`."""
     out: Tensor = _Take.apply(x, rows)  # type: ignore[no-untyped-call]
     return out
 

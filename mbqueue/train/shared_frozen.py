@@ -1,9 +1,9 @@
 """Share a frozen backbone's outputs in the object store: one machine computes them, and the others read them.
 
 Energies and features of 132,752 crystals take minutes on a GPU and hours on a CPU, so machines share them. Machines do
-not share graphs, because converting the crystals is faster than downloading the graphs at 100 MB/s. A shard is
-KIND-NUMBER-HASH.npy and KIND-NUMBER.json. Outputs computed on different devices differ in the last digits, so `create`
-writes the .json: the first machine to store a shard decides the bytes that all others use.
+not share graphs, because converting the crystals is faster than downloading the graphs at 100 MB/s. A shard consists of
+two objects, KIND-NUMBER-HASH.npy and KIND-NUMBER.json. Outputs computed on different devices differ in the last digits,
+so all machines use the shard of the machine that created the .json first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mbqueue.train.frozen import FrozenBackbone, Progress
 
 LARGEST_LISTING = 1 << 16
 LARGEST_SHARD = 1 << 30
-#: The number of concurrent requests: a small object spends most of its time waiting for the answer.
+#: The number of concurrent requests. A request for a small object spends most of its time waiting for the answer.
 _AT_ONCE = 8
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -28,7 +28,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def send_shards(
     store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str], *, should_stop: Callable[[], bool]
 ) -> bool:
-    """Upload every whole shard that the store lacks; if another machine stored a shard first, use that copy.
+    """Upload every intact shard that the store lacks; if another machine stored a shard first, take its copy.
 
     Returns:
         False if stopped before the end.
@@ -66,9 +66,10 @@ def fetch_shards(
     should_stop: Callable[[], bool],
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Download every whole shard that is missing here or differs; this machine must compute the rest.
+    """Download every shard of the store that this machine lacks or that differs from this machine's copy.
 
-    A shard can differ if this machine filled its cache before it used the store.
+    A shard can differ if this machine filled its cache before it used the store. This machine must compute the shards
+    that the store lacks.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -87,7 +88,7 @@ def fetch_shards(
         with frozen.making(shard):
             if should_stop():
                 return
-            # Another session on this machine may have fetched it meanwhile.
+            # Another session on this machine may have fetched the shard in the meantime.
             if not (frozen.is_whole(kind, shard, verify=True) and _only_ours(frozen, kind, shard, there)):
                 _take(store, frozen, kind, shard)
 
@@ -96,7 +97,7 @@ def fetch_shards(
 
 
 def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[str, int]]) -> Iterator[None]:
-    """Process each shard and report progress after each; after the first error, start no further shards."""
+    """Process shards concurrently, and yield after each; after the first error, start no more shards."""
     has_failed = threading.Event()
 
     def unless_failed(kind: str, shard: int) -> None:
@@ -118,7 +119,7 @@ def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[st
 
 
 def _only_ours(frozen: FrozenBackbone, kind: str, shard: int, there: Collection[str]) -> bool:
-    """Whether the store and this machine have the same bytes of a shard, judged by file names alone."""
+    """Whether the store's copy of a shard has the same bytes as this machine's, judging by the hash in its name."""
     files = {name for name in there if name.startswith(f"{kind}-{shard:05d}-")}
     return files == {_file(kind, shard, frozen.sha256(kind, shard))}
 

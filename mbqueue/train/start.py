@@ -1,4 +1,4 @@
-"""The start of a fold's training: the pretrained model, fitted to the training part's targets by composition."""
+"""Make a fold's initial model: the pretrained model with a fit of the training targets to the composition."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mbqueue.train.references import References, compositions, fit_classes, fit_
 
 @dataclass(frozen=True)
 class Start:
-    """The initial model, which already predicts the target, at least from the composition.
+    """A fold's initial model, which already predicts the target at least from the composition.
 
     Attributes:
         model: the model, on the CPU; ``objective`` defines what its output means.
         objective: the objective of the training.
-        absent: atomic numbers of the elements that the training part lacks, ascending.
+        absent: atomic numbers of the elements missing from the training part, ascending.
         outputs: the model's output for every crystal of the dataset, float64 [N].
     """
 
@@ -36,7 +36,7 @@ class Start:
 def start_of(
     spec: Spec, family: ModelFamily, crystals: Crystals, frozen: FrozenBackbone, rows: NDArray[np.int64]
 ) -> Start:
-    """Make an experiment's start, fitted in closed form on the training ``rows``.
+    """Make a fold's initial model, fitted to the training ``rows``.
 
     For an energy, fit element references on top of the pretrained energies. For a scalar or a class, fit the
     composition alone, and reset the read-out's last layer to zero, so that training starts from that fit.
@@ -56,6 +56,6 @@ def start_of(
         scale = spread_of(targets - references.predict(shares))
         references = References(values=references.values / scale, absent=references.absent)
     family.set_references(model, references)
-    # The model's references are float32; `outputs` must equal its predictions.
+    # Round the references to float32 as in the model, so that `outputs` equals the model's predictions.
     outputs = interaction + all_shares @ references.values.astype(np.float32).astype(np.float64)
     return Start(model, Objective(spec.train, kind, scale), references.absent, outputs)

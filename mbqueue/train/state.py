@@ -1,4 +1,4 @@
-"""Everything that affects the next training step, as one structure, and its serialisation."""
+"""The training state, which contains everything that affects the next step, and its serialisation."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _Tensors = dict[str, Tensor]
 
 @dataclass(kw_only=True)
 class TrainState:
-    """A fold between two steps. Equal states continue identically, bit for bit, under the same fingerprint.
+    """Training state of a fold between two steps.
 
-    The state contains nothing that differs between two runs of the same work (times, sessions, fences), so equal work
-    gives equal bytes. The learning rate is a pure function of ``steps_done``, and the sample order is a pure function
-    of seed, fold and epoch, so neither a scheduler nor a sampler has state.
+    Under the same fingerprint, training that continues from equal states gives identical results, bit for bit. The
+    state contains nothing that differs between two runs of the same work (times, sessions, fences), so equal work gives
+    equal bytes. The learning rate depends only on ``steps_done``, and the sample order only on seed, fold and epoch, so
+    neither a scheduler nor a sampler has state.
 
     Attributes:
         spec_hash: hash of the experiment's spec.
@@ -41,10 +42,10 @@ class TrainState:
         model: the model's state dict.
         optimizer: AdamW's tensors by parameter name.
         average: averaged weights by parameter name; empty when averaging is off.
-        random: states of the random generators of torch, the GPU, NumPy and Python. Training draws from none of them;
-            they are saved so that code that does draw still resumes exactly.
-        ends: trained weights at the ends of earlier epochs, oldest first; empty except for a weight soup.
-        end_maes: validation MAE of each element of ``ends``; empty except for a soup of the best epochs.
+        random: states of the random generators of torch, the GPU, NumPy and Python. Training draws no random numbers,
+            but code that draws them would still resume exactly.
+        ends: trained weights at the ends of earlier epochs, oldest first; empty without a weight soup.
+        end_maes: validation MAE of each element of ``ends``; empty without a soup of the best epochs.
     """
 
     spec_hash: str
@@ -65,21 +66,21 @@ class TrainState:
 
 
 def serialise(state: TrainState) -> bytes:
-    """The bytes of a checkpoint file; equal states give equal bytes."""
-    buffer = io.BytesIO()  # a buffer, not a path: torch.save puts a path's name into the archive
+    """Convert a state to the bytes of a checkpoint file; equal states give equal bytes."""
+    buffer = io.BytesIO()  # given a path, torch.save would put the file's name into the archive
     parts = {field.name: _canonical(getattr(state, field.name)) for field in dataclasses.fields(state)}
     for younger in ("ends", "end_maes"):
         if not parts[younger]:
-            del parts[younger]  # states without a soup keep the same bytes as in earlier versions
+            del parts[younger]  # without a soup, checkpoints keep the same bytes as in earlier versions
     torch.save(parts, buffer)
     return buffer.getvalue()
 
 
 def _canonical(value: Any) -> Any:
-    """A copy of a value that uses one object for all equal strings.
+    """Copy a value so that all equal strings in the copy are the same object.
 
-    Pickle writes a repeated object as a reference, so the bytes depend on which equal strings are the same object. A
-    fresh state and a loaded state differ in which strings are shared.
+    Pickle writes a repeated object as a reference, so the bytes depend on which equal strings are the same object.
+    Without this function, a new state and an equal loaded state could give different bytes.
     """
     if isinstance(value, dict):
         return {sys.intern(key): _canonical(part) for key, part in value.items()}
@@ -99,12 +100,12 @@ def deserialise(content: bytes) -> TrainState:
         parts = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return TrainState(**parts)
     except Exception as error:
-        # torch.load has no error type for damage: it raises RuntimeError, UnpicklingError, EOFError, KeyError and more.
+        # For a damaged file, torch.load raises RuntimeError, UnpicklingError, EOFError, KeyError and more.
         raise CheckpointError(f"The checkpoint cannot be read: {error}.") from error
 
 
 def _require_unpacked(content: bytes) -> None:
-    """Refuse an archive that would expand when read: `serialise` does not compress."""
+    """Reject an archive that would expand when read; `serialise` never compresses."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -114,17 +115,17 @@ def _require_unpacked(content: bytes) -> None:
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> _Tensors:
-    """Independent copies in host memory."""
+    """Copy tensors to host memory."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """States of the random generators of the host and of ``device``, in types that load with ``weights_only``."""
+    """Return the states of the random generators of host and ``device``, in types that torch.load accepts as safe."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     version, words, python_gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        # Reading it starts CUDA, which a CPU session must avoid.
+        # Reading this state starts CUDA, which a CPU session must avoid.
         "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         "numpy": [
             str(name),

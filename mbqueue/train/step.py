@@ -1,4 +1,4 @@
-"""The two operations on batches: an optimizer step, and inference over many crystals."""
+"""Run an optimizer step over a few batches, or inference over many crystals."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class StepResult:
 
 
 class Guard:
-    """Prevents a non-finite step, and all steps after it, from changing the weights, without waiting for the device.
+    """A flag on the device that keeps a non-finite step, and all later steps, from changing the weights.
 
-    The optimizer reads the flag on the device (``found_inf`` of AdamW) and skips the update of weights and moments if
-    it is set.
+    AdamW reads the flag on the device (``found_inf``), and skips the update of weights and moments if the flag is set.
+    The host therefore does not wait for the device.
 
     Args:
         optimizer: a fused optimizer, which obeys the flag from now on.
@@ -59,8 +59,7 @@ class Guard:
 
     def see(self, figures: Tensor) -> None:
         """Set the flag permanently if one of ``figures`` is not finite."""
-        # Zero times the sum of the figures is zero or NaN. This form needs few operations, and each one is a kernel
-        # launch.
+        # Zero times the sum is NaN if a figure is not finite. This form needs few kernel launches.
         torch.maximum(self._is_raised, (figures.sum() * 0).ne(0), out=self._is_raised)
 
 
@@ -93,7 +92,7 @@ class Step:
         if not math.isfinite(loss + norm):
             raise NonFiniteLoss(
                 f"The loss ({loss}) or the gradient norm ({norm}) is not finite; the weights are unchanged. "
-                f"The batch: {', '.join(ids[row] for row in self._rows)}. Check these crystals' targets and "
+                f"The batch contains: {', '.join(ids[row] for row in self._rows)}. Check these crystals' targets and "
                 "interatomic distances, or lower train.lr, then retry."
             )
         return StepResult(loss=loss, abs_error=error, grad_norm=norm, structures=len(self._rows))
@@ -113,7 +112,7 @@ def begin_step(
     """Begin one optimizer step over the crystals of all ``batches`` together, without waiting for a GPU.
 
     Args:
-        batches: the micro-batches; their gradients add up to that of one batch.
+        batches: the micro-batches, whose gradients add up to the gradient of the whole batch.
         objective: the loss to minimise.
         guard: the optimizer's guard.
         parameters: the parameters trained in this step.
@@ -130,14 +129,14 @@ def begin_step(
         for arrived in batches:
             _add_gradient(model, feed, arrived.batch, objective=objective, structures=len(rows), totals=totals)
         for parameter in parameters:
-            # A parameter without a gradient in this batch (one without angles) must still decay and keep its momentum,
-            # or the result would depend on how crystals are batched.
+            # In a batch without angles, bond and angle layers get no gradient. But their parameters must still decay
+            # and keep their momentum, or the result would depend on how crystals are batched.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         scale = gradient_scale(len(rows))
         if scale != 1:
             torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], 1 / scale)
-        # Clipping at infinity only measures the norm.
+        # Without a limit for clipping, this function only measures the norm.
         norm = nn.utils.clip_grad_norm_(parameters, objective.spec.clip_norm or math.inf)
         figures = torch.cat([totals, norm[None].double()])
         guard.see(figures)
@@ -147,8 +146,8 @@ def begin_step(
         optimizer.zero_grad(set_to_none=True)
         raise OutOfMemory(Shortage(arrived.rows, str(error))) from error
     set_learning_rate(optimizer, rate)
-    # Running out of memory here is unlikely, because the gradient's memory is free again. The error would leave only
-    # some weights changed. Nothing catches the error, so the job ends and resumes from its last commit.
+    # Running out of memory here is unlikely, because the memory of the backward pass is free again. An error here could
+    # leave only some weights changed, so do not catch errors: the job then ends and resumes from its last commit.
     optimizer.step()
     return Step(figures, rows, rate)
 
@@ -168,7 +167,7 @@ def _add_gradient(
 
 
 def listed(ids: Sequence[str]) -> str:
-    """Ids of crystals for an error message: all ids, or the first 70 and the number of others."""
+    """Join crystals' ids for an error message: all ids, or the first 70 and the number of further ids."""
     more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
     return ", ".join(ids[:_LISTED]) + more
 
@@ -187,11 +186,11 @@ def infer(
     should_stop: Callable[[], bool] = lambda: False,
     on_part: Callable[[list[Tensor]], None] = lambda _part: None,
 ) -> list[NDArray[np.float32]] | None:
-    """Call ``compute`` for all ``rows``, in their order, without autograd; return None if stopped.
+    """Run ``compute`` on batches of all ``rows``, in order and without autograd; return None if stopped.
 
     Args:
-        compute: returns, for a batch on the device, tensors whose first dimension is crystals or atoms; they are
-            concatenated.
+        compute: a function of a batch on the device that returns tensors whose first dimension is crystals or atoms.
+            `infer` returns them concatenated.
         on_part: called with the outputs of each batch, in order.
 
     Raises:
@@ -220,7 +219,7 @@ def infer(
                         raise
                     shortage = Shortage(arrived.rows, str(error))
                     break
-                # A GPU computes this batch while the host reads the results of the previous one.
+                # A GPU computes this batch while the host reads the results of the previous batch.
                 if running is not None:
                     keep(running.wait())
                 running = begun

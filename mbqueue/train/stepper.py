@@ -1,4 +1,4 @@
-"""Run an epoch's steps: on a GPU, each step begins before the result of the previous step is read."""
+"""Run an epoch's steps; on a GPU, each step begins before the result of the previous step is read."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mbqueue.train.step import Guard, Step, begin_step
 
 
 def steps_in_flight(device: torch.device) -> int:
-    """The number of steps that may be begun but not yet counted; 0 on the CPU, where nothing would overlap."""
+    """Return how many uncounted steps may be in flight; 0 on the CPU, where steps cannot overlap."""
     return 1 if device.type == "cuda" else 0
 
 
 class Stepper:
-    """Begins a learner's steps, and counts them once their results are known.
+    """A runner that begins a learner's steps, and counts each step once its result is known.
 
-    The learner's state includes only counted steps, so call `settle` before copying it.
+    The learner's state includes only counted steps, so call `settle` before copying the state.
 
     Args:
         learner: the learner to train.
@@ -56,11 +56,11 @@ class Stepper:
         self._counted_at = clock.monotonic()
 
     def step(self, batches: Sequence[Arrived]) -> None:
-        """Begin a step over all ``batches`` together, and count the steps that should be finished.
+        """Begin a step over all ``batches`` together, then count the earlier steps (on the CPU, also this step).
 
         Raises:
-            NonFiniteLoss: if a step is not finite; the error names its crystals, and the weights are as before that
-                step.
+            NonFiniteLoss: if a step's loss or gradient is not finite; the error names the step's crystals, and the
+                weights are those before the step.
             OutOfMemory: if a batch does not fit; the step has not begun.
         """
         learner = self._learner
@@ -79,10 +79,10 @@ class Stepper:
         self.settle(leave=self._lead)
 
     def settle(self, *, leave: int = 0) -> None:
-        """Wait for all begun steps except the last ``leave``, and count them.
+        """Wait for all steps in flight except the last ``leave`` steps, and count them.
 
         Raises:
-            NonFiniteLoss: as `step`.
+            NonFiniteLoss: as in `step`.
         """
         while len(self._begun) > leave:
             step = self._begun.popleft()

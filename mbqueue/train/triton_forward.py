@@ -1,12 +1,12 @@
-"""CHGNet's energy on a GPU with fused kernels and a hand-written gradient: few launches, little memory.
+"""Compute CHGNet's energies on a GPU with fused kernels and a hand-written gradient, to save launches and memory.
 
-This module computes the same energy as `mbqueue.train.forward`, in another order:
+This module computes the same energies as `mbqueue.train.forward`, in a different order:
 
-* All parameters are gathered into one vector that keeps related ones together (`Weights`). The gradients of the
-  parameters are also views of one vector.
-* Only short bonds have features that change. Long bonds keep their initial features, so their shares of the four atom
-  convolutions are products of the basis with matrices of 31 columns, and need no intermediate [U, 64].
-* One product computes the shares that several layers take from atoms or short bonds. The product that computes the last
+* One vector contains all parameters, with related parameters side by side (`_Layout`). The gradients of the parameters
+  are also views of one vector.
+* Only the features of short bonds change. Long bonds keep their initial features, so their contributions to the four
+  atom convolutions are computed directly from the basis, without intermediate bond features [U, 64].
+* One product computes the contributions of atoms or short bonds to several layers. The product that computes the last
   part of a gradient also adds the other parts.
 """
 
@@ -31,7 +31,7 @@ from mbqueue.train.triton_messages import Plan
 
 
 def formation_energies(model: CHGNet, batch: OrderedBatch) -> Tensor:
-    """Formation energy of each crystal, eV/atom, [B]; see `mbqueue.train.forward.formation_energies`."""
+    """Compute the formation energy of each crystal, eV/atom, [B], as in `mbqueue.train.forward.formation_energies`."""
     features = atom_features(model, batch)
     parameters = [*model.readout_norm.parameters(), *model.mlp.parameters(), *model.composition_model.parameters()]
     energy: Tensor = _ReadOut.apply(batch, _precision(), features, *parameters)  # type: ignore[no-untyped-call]
@@ -39,7 +39,7 @@ def formation_energies(model: CHGNet, batch: OrderedBatch) -> Tensor:
 
 
 def atom_features(model: CHGNet, batch: OrderedBatch) -> Tensor:
-    """Features of each atom after the last convolution, [A, 64]; see `mbqueue.train.forward.atom_features`."""
+    """Compute atom features after the last convolution, [A, 64], as `mbqueue.train.forward.atom_features` does."""
     layout = _layouts.get(model)
     device = batch.bond_length.device
     if layout is None or layout.index.device != device:
@@ -81,14 +81,14 @@ class _ReadOut(torch.autograd.Function):
 
 
 class _Layout:
-    """Maps the backbone's parameters into one vector, and gradients back.
+    """A mapping of the backbone's parameters into one vector, and of the vector's gradient back to the parameters.
 
     Attributes:
         parameters: all parameters that the energy depends on, except those of the read-out.
-        index: for each position in the vector, the position in the concatenated parameters, or in the zero appended to
-            them.
+        index: for each position in the vector, the position in the concatenated parameters, to which a zero is appended
+            for padding.
         back: for each position in the concatenated parameters, the position in the vector.
-        shapes: shapes of the vector's pieces, in order, by name.
+        shapes: shapes of the vector's pieces by name, in order.
     """
 
     def __init__(self, model: CHGNet, device: torch.device) -> None:
@@ -104,26 +104,25 @@ class _Layout:
         index = torch.cat([piece.flatten() for piece in pieces.values()])
         back, start = torch.empty(total + 1, dtype=torch.long), 0
         for name, piece in pieces.items():
-            if (
-                name != "waves"
-            ):  # sine and cosine share each frequency, and `back` finds the sum of their gradients elsewhere
+            # Skip "waves", because "frequencies" contains the sum of the gradients of sines and cosines.
+            if name != "waves":
                 back[piece.flatten()] = torch.arange(start, start + piece.numel())
             start += piece.numel()
         self.back, self.index = back[:total].to(device), index.to(device)
         self._zero = torch.zeros(1, device=device)
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
-        """The pieces of a vector, by name."""
+        """Split a vector into its pieces, by name."""
         parts = torch.split(vector, [shape.numel() for shape in self.shapes.values()])
         return {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
 
     def arranged(self, parameters: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """The pieces of the parameters, by name."""
+        """Arrange the parameters in a vector, and return the vector's pieces by name."""
         flat = torch.cat([*(parameter.flatten() for parameter in parameters), self._zero.to(parameters[0].dtype)])
         return self.views(flat.index_select(0, self.index))
 
     def of_parameters(self, vector: Tensor) -> list[Tensor]:
-        """Gradients of the parameters, from the vector of the pieces' gradients."""
+        """Convert the gradient of the vector to the gradients of the parameters."""
         flat = vector.index_select(0, self.back)
         parts = torch.split(flat, [parameter.numel() for parameter in self.parameters])
         return [part.view(parameter.shape) for part, parameter in zip(parts, self.parameters, strict=True)]
@@ -133,9 +132,10 @@ _layouts: WeakKeyDictionary[CHGNet, _Layout] = WeakKeyDictionary()
 
 
 def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor]:
-    """Positions of the weights in the parameters ``p``, in the order and shapes in which they are used.
+    """Arrange the parameters ``p`` in pieces, in the order and the shapes in which the code uses them.
 
-    Core is above gate everywhere. Pieces that are adjacent in a kernel's partial sums are adjacent here, too.
+    ``p`` contains the parameters' positions. In every piece, core comes before gate. Pieces that are adjacent in a
+    kernel's partial sums are adjacent here, too.
     """
 
     def padded(x: Tensor) -> Tensor:
@@ -148,11 +148,11 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
         return torch.cat([p[f"{layer}.{name}"] for name in ("bn1.weight", "bn2.weight", "bn1.bias", "bn2.bias")])
 
     def behind(layer: str) -> Tensor:
-        """Second layers, their biases, and the norms' scales and shifts."""
+        """Concatenate the second layers, their biases, and the norms' scales and shifts."""
         return torch.cat([both(layer, "3.weight").flatten(), both(layer, "3.bias"), norms(layer)])
 
     def wide(x: Tensor) -> Tensor:
-        """The vector padded to 64 numbers, like its gradient."""
+        """Pad a vector to 64 numbers, the size of its gradient."""
         return torch.cat([x, zero.expand(64 - len(x))])
 
     bases = "bond_basis_expansion.rbf_expansion"
@@ -170,7 +170,7 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
     of_bonds, shares = [], {}
     for block in range(n_conv):
         layer = f"atom_conv_layers.{block}.twoBody_atom"
-        weight = both(layer, "0.weight")  # [128, centre ‖ bond ‖ neighbour]
+        weight = both(layer, "0.weight")  # [128, 192], columns centre ‖ bond ‖ neighbour
         of_bonds.append(weight[:, 64:128])
         bias = both(layer, "0.bias")
         shares[block] = torch.cat([weight[:, :64], weight[:, 128:]]), torch.cat([bias, zero.expand(128)])
@@ -183,7 +183,7 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
         for each, number in ((layer, 0), (f"angle_layers.{block}.twoBody_bond", 1)):
             if number == 1 and block == n_conv - 2:
                 continue
-            weight = both(each, f"{number}.weight")  # [128, bond i ‖ bond j ‖ angle ‖ centre]
+            weight = both(each, f"{number}.weight")  # [128, 256], columns bond i ‖ bond j ‖ angle ‖ centre
             of_atoms.append((weight[:, 192:], both(each, f"{number}.bias")))
             of_shorts.append(torch.cat([weight[:, :64], weight[:, 64:128]]))
             rest = behind(each) if number == 0 else norms(each)
@@ -198,16 +198,17 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
         pieces[f"atoms {block + 1} bias"] = torch.cat([bias for _, bias in of_atoms])
     for block in range(1, n_conv - 1):
         together = [pieces.pop(f"angle shorts {block - 1}"), pieces.pop(f"bond shorts {block}"), of_bonds[block]]
-        pieces[f"shorts {block}"] = torch.cat(together)  # [256 ‖ 256 ‖ 128, 64]
-    # Placed after the copies above, because the gradients of the shares go here.
-    pieces["bond shares"] = torch.cat(of_bonds)  # [4 · 128, 64]
-    pieces["frequencies"] = waves  # last, because 15 numbers would misalign any piece after them
+        pieces[f"shorts {block}"] = torch.cat(together)  # [256 + 256 + 128, 64]
+
+    # The piece "bond shares", [4 · 128, 64], follows its copies above, so that `_Layout.back` takes gradients from it.
+    pieces["bond shares"] = torch.cat(of_bonds)
+    # The 15 frequencies come last, because they would misalign any piece after them.
+    pieces["frequencies"] = waves
     return pieces
 
 
 def _gate(piece: Tensor, *, is_angle: bool = False) -> tuple[Tensor | None, Gate]:
-    """The first matrix of an angle layer (None for an atom layer) and the gate after it, from their piece of the
-    vector."""
+    """Split a layer's piece of the vector into its first matrix (None for an atom layer) and its gate."""
     first = None
     if is_angle:
         first, piece = piece[: 128 * 64].view(128, 64), piece[128 * 64 :]
@@ -222,11 +223,11 @@ def _gate(piece: Tensor, *, is_angle: bool = False) -> tuple[Tensor | None, Gate
 
 @dataclass
 class _Kept:
-    """The tensors of a forward pass that the gradient needs, besides the weights."""
+    """The tensors of a forward pass that the backward pass needs, except the weights."""
 
     plan: Plan
     bases: dict[str, Basis]
-    matrices: Tensor  # of the bonds' shares on the basis, [4 · 128, 32]
+    matrices: Tensor  # from the basis to the bonds' contributions, [4 · 128, 32]
     weights: Tensor
     bonds: list[Tensor]
     short_weights: Tensor
@@ -315,8 +316,7 @@ def _forward(model: CHGNet, batch: OrderedBatch, w: dict[str, Tensor]) -> tuple[
 
 
 class _Gradient:
-    """Computes the gradients of the weights ``w``, last layer first, from the gradient of the atom features, into
-    ``d``.
+    """The backward pass, which writes the gradients of the weights ``w`` to ``d``, last layer first.
 
     Attributes:
         short: gradient of the short bonds at the current layer.
@@ -333,7 +333,7 @@ class _Gradient:
         self.short = self.angle = self.weights = self.short_weights = cast(Tensor, None)
 
     def write(self, atom: Tensor) -> None:
-        """Compute all gradients from the gradient of the atom features, [A, 64]."""
+        """Compute all gradients from the gradient ``atom`` of the atom features, [A, 64]."""
         w, d, kept = self._w, self._d, self._kept
         for block in reversed(range(self._n_conv)):
             shares = [self._atom_layer(block, atom)]
@@ -348,7 +348,7 @@ class _Gradient:
         self._bases()
 
     def _atom_layer(self, block: int, atom: Tensor) -> Tensor:
-        """Back-propagate through an atom convolution; return the gradient of the atoms' share."""
+        """Back-propagate through an atom convolution; return the gradient of the atoms' contributions."""
         w, kept = self._w, self._kept
         self._later.multiply(atom, kept.totals[block], self._d[f"atom out {block}"])
         _, gate = _gate(w[f"atom layer {block}"])
@@ -366,7 +366,7 @@ class _Gradient:
         return found.atoms
 
     def _angle_layer(self, block: int) -> Tensor:
-        """Back-propagate through an angle update; return the gradient of the atoms' share."""
+        """Back-propagate through an angle update; return the gradient of the atoms' contributions."""
         w, kept = self._w, self._kept
         first, gate = _gate(w[f"angle layer {block}"], is_angle=True)
         found = triton_angles.update_backward(
@@ -380,7 +380,7 @@ class _Gradient:
         return found.atoms
 
     def _bond_layer(self, block: int) -> Tensor:
-        """Back-propagate through a bond convolution; return the gradient of the atoms' share."""
+        """Back-propagate through a bond convolution; return the gradient of the atoms' contributions."""
         w, kept, out = self._w, self._kept, f"bond out {block}"
         self._later.multiply(self.short, kept.messages[block], self._d[out])
         first, gate = _gate(w[f"bond layer {block}"], is_angle=True)
@@ -396,12 +396,12 @@ class _Gradient:
         return found.atoms
 
     def _short_layer(self, share: Tensor, weight: Tensor, out: Tensor, block: int) -> None:
-        """Back-propagate ``share``, the gradient of a layer's output, to the short bonds before ``block``."""
+        """Back-propagate ``share``, the gradient of a layer's output, to the features of the short bonds."""
         self._later.multiply(share, self._kept.shorts[block], out)
         self.short = share @ weight if self.short is None else torch.addmm(self.short, share, weight)
 
     def _bases(self) -> None:
-        """Compute gradients of frequencies and embeddings, and the long bonds' part of the shares' gradient."""
+        """Compute the gradients of frequencies and embeddings, and the long bonds' part of the other gradients."""
         w, d, bases, later = self._w, self._d, self._kept.bases, self._later
         matrices, size = self._kept.matrices, self._w["bonds"].numel()
         of_bonds, of_matrices = torch.empty_like(w["bonds"]), torch.empty_like(matrices)

@@ -1,4 +1,4 @@
-"""CHGNet's gated messages on a GPU with Triton kernels, and gradients that need only the inputs to be kept."""
+"""Compute CHGNet's gated messages on a GPU with Triton kernels, storing only their inputs for the backward pass."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mbqueue.errors import TrainingError
 from mbqueue.train.gated import PRODUCTS, Gate, PlainMessages
 from mbqueue.train.kernels.tiles import PARTIALS, TILES, Tiles, tiles_of
 
-#: Columns of the widest array with a row per atom or short bond, and of the widest with a row per directed bond or
-#: angle.
+#: Number of columns of the widest array that has a row per atom or short bond, and of the widest array that has a row
+#: per directed bond or angle.
 _WIDEST, _WIDE = 640, 128
 
 
 def fits(batch: Batch) -> bool:
-    """Whether the kernels can address the whole batch: they compute array positions in int32."""
+    """Whether the kernels, which compute array positions in int32, can address the whole batch."""
     many = max(len(batch.bond_center), len(batch.angle))
     few = max(len(batch.atomic_numbers), len(batch.short_bond))
     return max(many * _WIDE, few * _WIDEST) < 2**31
@@ -27,11 +27,11 @@ def fits(batch: Batch) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """The batch, tiles and precision that the kernels work with.
+    """The batch that the kernels process, with their tile sizes and precision.
 
     Attributes:
-        batch: the batch with its orders, on the device.
-        tiles: how the work is divided.
+        batch: the batch with its sorted orders, on the device.
+        tiles: the kernels' tile sizes.
         precision: precision of matrix products: float32, tf32, bf16 or fp16; their sums are float32.
     """
 
@@ -41,7 +41,7 @@ class Plan:
 
     @classmethod
     def of(cls, batch: Batch, tiles: Tiles | None = None, precision: str | None = None) -> Plan:
-        """The plan for ``batch``; by default, with the tiles of the device and the precision `products_in_use`.
+        """Make the plan for ``batch``, by default with the device's tiles and the precision of `products_in_use`.
 
         Raises:
             TrainingError: if the kernels cannot address the batch; see `fits`.
@@ -56,19 +56,21 @@ class Plan:
         if tiles is None and device.type == "cuda":
             major, minor = torch.cuda.get_device_capability(device)
             tiles = tiles_of(10 * major + minor)
-        # In the interpreter, on the CPU, all tiles work.
+        # Triton's interpreter on the CPU works with all tiles.
         return cls(batch.ordered(), tiles or TILES[min(TILES)], precision or products_in_use())
 
     def shares(self, n_rows: int, rows: int) -> tuple[int, int]:
-        """Divide ``n_rows`` into programs: return their number and the tiles of ``rows`` in each, from these counts
-        alone."""
+        """Divide ``n_rows`` among programs; return the number of programs and of tiles of ``rows`` rows in each.
+
+        The result depends only on ``n_rows`` and ``rows``.
+        """
         tiles = -(-n_rows // rows)
         per_program = max(1, -(-tiles // PARTIALS))
         return -(-tiles // per_program), per_program
 
 
 def products_in_use() -> str:
-    """The precision of matrix products on a GPU, from `PRODUCTS` and torch's own setting."""
+    """Return the precision of matrix products on a GPU, according to `PRODUCTS` and torch's setting."""
     named = {torch.bfloat16: "bf16", torch.float16: "fp16"}
     dtype = PRODUCTS.get()
     if dtype is not None:
@@ -77,7 +79,7 @@ def products_in_use() -> str:
 
 
 class TritonMessages(PlainMessages):
-    """The three gathers-and-sums of CHGNet's blocks, on one batch; the same functions as `PlainMessages`."""
+    """CHGNet's message passing on one batch with Triton kernels; the methods are those of `PlainMessages`."""
 
     def __init__(self, batch: Batch, tiles: Tiles | None = None, precision: str | None = None) -> None:
         super().__init__(batch)
@@ -105,8 +107,8 @@ class TritonMessages(PlainMessages):
 
 
 def _parameters(partials: Tensor, matrices: int) -> list[Tensor]:
-    """The gradients of the matrices [128, 64] and of the vectors [128] that follow, from the partial sums."""
-    from mbqueue.train.kernels.triton_sums import add_partials  # noqa: PLC0415  only where triton is
+    """Add up partial sums, and split the result into gradients of matrices [128, 64] and vectors [128]."""
+    from mbqueue.train.kernels.triton_sums import add_partials  # noqa: PLC0415  needs Triton
 
     sums = add_partials(partials)
     border = matrices * 128 * 64
@@ -175,7 +177,6 @@ class _Update(torch.autograd.Function):
 
 
 def _gate(parts: Any) -> Gate:
-    """Second layers, their bias, scale and shift, in the form that the kernels expect; the precision is part of the
-    plan."""
+    """Make a `Gate` from second layers, bias, scale and shift, without a precision, which is part of the plan."""
     second, bias, scale, shift = parts
     return Gate(second, bias, scale, shift, products=None)

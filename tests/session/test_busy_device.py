@@ -49,4 +49,4 @@ def test_a_note_about_the_device_appears_once_a_session(tmp_path: Path, report: 
     spec = small_spec(project, "pretrained_infer", folds=[0, 1], train__precision="bf16")
     enqueue(project, spec)
     work(project, WorkOptions(device="cpu"), report=report)
-    assert len([text for text in report.lines if "bf16 is for GPUs" in text]) == 1
+    assert len([text for text in report.lines if "bf16 is only for GPUs" in text]) == 1

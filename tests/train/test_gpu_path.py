@@ -74,7 +74,7 @@ def test_wrong_kernels_are_not_used_and_noted_once() -> None:
     checked("float32", 0.0, told)
     assert not uses_kernels(CUDA)
     assert len(told) == 1
-    assert "not used on NVIDIA L4: values differ by 1.0e-03 of their size" in told[0]
+    assert "not used on NVIDIA L4: values differ by 1.0e-03 relative to the largest" in told[0]
     assert described(CUDA) == {"messages": "plain"}
 
 
@@ -107,7 +107,7 @@ def test_a_gpu_older_than_the_table_of_tiles_computes_plainly_and_says_why(monke
     told: list[str] = []
     checked("float32", 0.0, told)
     assert described(CUDA) == {"messages": "plain"}
-    assert "its compute capability is 7.0, and they need 7.5 or newer" in told[0]
+    assert "its compute capability is 7.0, but the kernels need 7.5 or newer" in told[0]
 
 
 def test_a_gpu_newer_than_the_table_takes_the_newest_entry() -> None:

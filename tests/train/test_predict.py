@@ -142,7 +142,7 @@ def test_a_kept_prediction_resumes_only_for_its_model_and_undamaged(bench: Any, 
 
 
 def test_the_best_model_needs_a_finished_epoch(bench: Any, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="No epoch of fold 0 is finished"):
+    with pytest.raises(CheckpointError, match="Fold 0 has no finished epoch"):
         bench.run(tmp_path).best_model()
 
 

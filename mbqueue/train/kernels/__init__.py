@@ -1,5 +1,4 @@
-"""Compiled kernels of CHGNet's gated messages for the CPU, float32: one pass over bonds or angles, with all buffers in
-cache.
+"""Compiled CPU kernels of CHGNet's gated messages in float32, which make one pass over bonds or angles.
 
 The steps between a message's gathers and its sum (two linear layers, two layer norms, SiLU, sigmoid, products) run on
 one block of rows at a time, in buffers of about 100 KB, so that no array of size [bonds, features] is written to
@@ -8,7 +7,7 @@ memory. The backward kernels recompute a block instead of reading it back.
 Every kernel works on a range of rows that belong to whole crystals. Crystals share no rows, so ranges can run in
 different threads. Each range sums in its own fixed order, so the result does not depend on the number of threads.
 
-There are 64 features; "core ‖ gate" are the two halves of a gated MLP, 128 wide.
+Features have 64 columns. "Core ‖ gate" means the two halves of a gated MLP side by side, in 128 columns.
 """
 
 from mbqueue.train.kernels.angles import angles_backward, angles_forward, update_backward, update_forward

@@ -1,4 +1,4 @@
-"""Messages from angles to bonds, the angle update, and their gradients."""
+"""CPU kernels for messages from angles to bonds, for the angle update, and for their gradients."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ def _angle_block(first: int, n: int, graph: Any, inputs: Any, weight: Any, featu
 def _angle_block_back(
     first: int, n: int, graph: Any, features: Any, g: Any, back: Any, weight_back: Any, d_inputs: Any, d_weight: Any
 ) -> None:
-    """Gradients of ``_angle_block`` from ``g`` [64, 128], where rows from ``n`` onwards are zero; ``back`` is
-    scratch."""
+    """Back-propagate ``g`` [64, 128], whose rows from ``n`` onwards are zero, through ``_angle_block``.
+
+    ``back`` is scratch memory.
+    """
     center, bond_i, bond_j = graph
     d_atoms, d_shorts, d_angles = d_inputs
     add_outer(g, 0, features, 0, d_weight, 0)
@@ -71,14 +73,14 @@ def _angle_block_back(
 def angles_forward(
     begin: int, end: int, graph: Any, inputs: Any, weights: Any, weight: Any, gate: Any, out: Any
 ) -> None:
-    """Messages of angles ``begin`` to ``end``, added to their first bonds in ``out`` [S, 64].
+    """Add the messages of angles ``begin`` to ``end`` to their first bonds in ``out`` [S, 64].
 
     Args:
         begin: first angle.
         end: one after the last.
         graph: centre, first and second short bond of each angle, [T] each.
-        inputs: the first layer's share of the centre (with its bias) [A, 128], that of bond i ‖ bond j [S, 256], and
-            the angles' features [T, 64].
+        inputs: contributions to the first layer of the centre (with the bias) [A, 128] and of bond i ‖ bond j [S, 256],
+            and angle features [T, 64].
         weights: the short bonds' weights, [S, 64].
         weight: the first layer's matrix for angles, [128, 64] (transposed, core above gate).
         gate: as in ``bonds_forward``.
@@ -105,7 +107,7 @@ def angles_backward(
     begin: int, end: int, graph: Any, inputs: Any, weights: Any, weight: Any, gate: Any, backs: Any, d_out: Any,
     d_inputs: Any, d_weights: Any, sums: Any,
 ) -> None:  # fmt: skip
-    """Gradients of ``angles_forward``.
+    """Compute the gradients of ``angles_forward``.
 
     Args:
         begin: first angle.
@@ -117,9 +119,10 @@ def angles_backward(
         gate: as in ``angles_forward``.
         backs: the first layer's matrix for angles, and the second layers, not transposed, [128, 64] each.
         d_out: gradient of ``out``.
-        d_inputs: gradients of ``inputs``, added to.
-        d_weights: gradient of ``weights``, added to.
-        sums: for this range alone: gradients of first and second layers, [128, 64]; of scale, shift, bias [3, 128].
+        d_inputs: arrays to which the gradients of ``inputs`` are added.
+        d_weights: array to which the gradient of ``weights`` is added.
+        sums: this range's gradients of the first and second layers, [128, 64] each, and of scale, shift and bias,
+            [3, 128].
     """
     _, bond_i, bond_j = graph
     second, bias, scale, shift = gate
@@ -162,7 +165,7 @@ def angles_backward(
 def update_forward(
     begin: int, end: int, graph: Any, inputs: Any, weight: Any, scale: Any, shift: Any, out: Any
 ) -> None:
-    """Write new features of angles ``begin`` to ``end``, the old ones plus a gated layer, to ``out`` [T, 64].
+    """Add a gated layer's output to the features of angles ``begin`` to ``end``; write the sums to ``out`` [T, 64].
 
     Args:
         begin: first angle.
@@ -170,8 +173,8 @@ def update_forward(
         graph: as in ``angles_forward``.
         inputs: as in ``angles_forward``.
         weight: as in ``angles_forward``.
-        scale: of the norms, [128].
-        shift: of the norms, [128].
+        scale: scale of the norms, [128].
+        shift: shift of the norms, [128].
         out: the array to write.
     """
     pre, features = np.zeros((ROWS, 128), np.float32), np.zeros((ROWS, 64), np.float32)
@@ -190,7 +193,7 @@ def update_backward(
     begin: int, end: int, graph: Any, inputs: Any, weight: Any, scale: Any, shift: Any, weight_back: Any, d_out: Any,
     d_inputs: Any, sums: Any,
 ) -> None:  # fmt: skip
-    """Gradients of ``update_forward``.
+    """Compute the gradients of ``update_forward``.
 
     Args:
         begin: first angle.
@@ -202,8 +205,8 @@ def update_backward(
         shift: as in ``update_forward``.
         weight_back: the first layer's matrix for angles, not transposed, [128, 64].
         d_out: gradient of ``out``.
-        d_inputs: gradients of ``inputs``, added to; the angles' gradient starts as ``d_out``.
-        sums: for this range alone: gradient of the first layer [128, 64]; of scale, shift, bias [3, 128].
+        d_inputs: arrays to which the gradients of ``inputs`` are added; that of the angles starts as ``d_out``.
+        sums: this range's gradients of the first layer, [128, 64], and of scale, shift and bias, [3, 128].
     """
     d_first, d_norm = sums
     pre, d = np.zeros((ROWS, 128), np.float32), np.zeros((ROWS, 128), np.float32)

@@ -22,18 +22,18 @@ _ONE = np.float32(1)
 _ZERO = np.float32(0)
 _64TH = np.float32(1 / 64)
 
-#: Fast-math flags, without nnan and ninf: a NaN must stay a NaN, so that the step is rejected.
+#: Fast-math flags without nnan and ninf, because a NaN must stay a NaN for the step to be rejected.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
 def _inlined(function: Function) -> Function:
-    """Inline the function where offsets and sizes are constants; otherwise its loops are not vectorised."""
+    """Compile a function so that callers inline it and its loops, then with constant offsets and sizes, vectorise."""
     return compiled(function, fastmath=FAST, forceinline=True)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _float_of_bits(_typing_context: Any, _bits: Any) -> Any:
-    """A float32 from the bits of an int32."""
+    """Reinterpret the bits of an int32 as a float32."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
@@ -43,12 +43,12 @@ def _float_of_bits(_typing_context: Any, _bits: Any) -> Any:
 
 @_inlined
 def sigmoid(x: Any) -> Any:
-    """1 / (1 + exp(−x)) in float32 to about 2e-7, in a form that vectorises.
+    """Compute 1 / (1 + exp(−x)) in float32 with an error of about 2e-7, in a form that vectorises.
 
-    exp(y) = 2^n · exp(r) with n = round(y / ln 2); the polynomial of exp(r) is Cephes' expf.
+    The code uses exp(y) = 2^n · exp(r) with n = round(y / ln 2), and the polynomial for exp(r) from expf in Cephes.
     """
     y = -x
-    # This form lets NaN pass through: every comparison with NaN is false.
+    # This form lets NaN pass through, because every comparison with NaN is false.
     y = np.float32(87.0) if y > np.float32(87.0) else y
     y = np.float32(-87.0) if y < np.float32(-87.0) else y
     n = np.floor(y * np.float32(1.44269504088896341) + np.float32(0.5))
@@ -66,7 +66,7 @@ def sigmoid(x: Any) -> Any:
 
 @_inlined
 def add_product(x: Any, x0: int, weight: Any, w0: int, out: Any, o0: int, n: int) -> None:
-    """out[r, o0 : o0 + 64] += x[r, x0 : x0 + 64] @ weight[w0 : w0 + 64, :] for an even number ``n`` of rows."""
+    """Add x[r, x0 : x0 + 64] @ weight[w0 : w0 + 64, :] to out[r, o0 : o0 + 64] for ``n`` rows; ``n`` must be even."""
     for r in range(0, n, 2):
         for k in range(0, 64, 8):
             a0, a1, a2, a3 = x[r, x0 + k], x[r, x0 + k + 1], x[r, x0 + k + 2], x[r, x0 + k + 3]
@@ -99,7 +99,7 @@ def add_product(x: Any, x0: int, weight: Any, w0: int, out: Any, o0: int, n: int
 
 @_inlined
 def add_outer(x: Any, x0: int, y: Any, y0: int, out: Any, o0: int) -> None:
-    """out[o0 + i, :] += Σ_r x[r, x0 + i] · y[r, y0 : y0 + 64] over all 64 rows (unused rows of x are zero)."""
+    """Add Σ_r x[r, x0 + i] · y[r, y0 : y0 + 64] to out[o0 + i, :], over all 64 rows; unused rows of x must be zero."""
     for i in range(0, 64, 2):
         for r in range(0, 64, 8):
             a0, a1, a2, a3 = x[r, x0 + i], x[r + 1, x0 + i], x[r + 2, x0 + i], x[r + 3, x0 + i]
@@ -131,7 +131,7 @@ def add_outer(x: Any, x0: int, y: Any, y0: int, out: Any, o0: int) -> None:
 
 @_inlined
 def normalise(z: Any, n: int, inverse: Any) -> None:
-    """Layer norm without its scale and shift, of both halves of ``n`` rows in place; 1/σ goes to ``inverse`` [., 2]."""
+    """Normalise both halves of ``n`` rows in place, without scale and shift; write 1/σ to ``inverse`` [64, 2]."""
     for r in range(n):
         # Each loop handles both halves, so that their sums run in parallel.
         core, gate = _ZERO, _ZERO
@@ -156,9 +156,9 @@ def normalise(z: Any, n: int, inverse: Any) -> None:
 
 @_inlined
 def through_norm(d: Any, z: Any, inverse: Any, gamma: Any, r: int, sums: Any) -> None:
-    """Convert row ``r`` of ``d`` from the gradient after the norm's scale and shift to the gradient before the norm.
+    """Back-propagate row ``r`` of ``d`` in place through a layer norm with scale and shift.
 
-    ``sums`` rows 0 to 2 collect the gradients of scale, shift and of the bias before the norm.
+    Rows 0 to 2 of ``sums`` collect the gradients of scale, shift and the bias before the norm.
     """
     for half in range(2):
         first = 64 * half
@@ -178,7 +178,7 @@ def through_norm(d: Any, z: Any, inverse: Any, gamma: Any, r: int, sums: Any) ->
 
 @_inlined
 def silu(pre: Any, n: int) -> None:
-    """SiLU of ``n`` rows of 128, in place."""
+    """Apply SiLU in place to ``n`` rows of 128 numbers."""
     for r in range(n):
         for j in range(128):
             pre[r, j] *= sigmoid(pre[r, j])
@@ -186,7 +186,7 @@ def silu(pre: Any, n: int) -> None:
 
 @_inlined
 def silu_and_slope(pre: Any, slope: Any, n: int) -> None:
-    """SiLU of ``n`` rows of 128 in place, and its derivative in ``slope``."""
+    """Apply SiLU in place to ``n`` rows of 128 numbers, and write its derivative to ``slope``."""
     for r in range(n):
         for j in range(128):
             x = pre[r, j]
@@ -197,7 +197,10 @@ def silu_and_slope(pre: Any, slope: Any, n: int) -> None:
 
 @_inlined
 def second_layer(hidden: Any, weight: Any, bias: Any, z: Any, n: int) -> None:
-    """Second linear layers of core and gate; ``weight`` is [128, 64]: the two transposed matrices, core above gate."""
+    """Apply the second linear layers of core and gate.
+
+    ``weight`` [128, 64] contains the two transposed matrices, core above gate.
+    """
     even = n + (n & 1)
     for r in range(even):
         for j in range(128):
@@ -208,7 +211,7 @@ def second_layer(hidden: Any, weight: Any, bias: Any, z: Any, n: int) -> None:
 
 @_inlined
 def gated(z: Any, r: int, j: int, scale: Any, shift: Any) -> Any:
-    """Output of a gated MLP from its normalised row ``r``: feature ``j``."""
+    """Return feature ``j`` of a gated MLP's output for the normalised row ``r``."""
     x = z[r, j] * scale[j] + shift[j]
     y = z[r, 64 + j] * scale[64 + j] + shift[64 + j]
     return x * sigmoid(x) * sigmoid(y)
@@ -216,7 +219,7 @@ def gated(z: Any, r: int, j: int, scale: Any, shift: Any) -> Any:
 
 @_inlined
 def gated_back(z: Any, r: int, j: int, scale: Any, shift: Any) -> Any:
-    """The output of ``gated``, and its derivatives with respect to the scaled and shifted core and gate."""
+    """Return the output of ``gated`` and its derivatives with respect to the scaled and shifted core and gate."""
     x = z[r, j] * scale[j] + shift[j]
     s = sigmoid(x)
     gate = sigmoid(z[r, 64 + j] * scale[64 + j] + shift[64 + j])

@@ -1,4 +1,4 @@
-"""Messages from bonds to atoms, and their gradients."""
+"""CPU kernels for messages from bonds to atoms, and for their gradients."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def _bond_block(first: int, n: int, graph: Any, inputs: Any, pre: Any) -> None:
 
 @_compiled
 def bonds_forward(begin: int, end: int, graph: Any, inputs: Any, gate: Any, out: Any) -> None:
-    """Messages of directed bonds ``begin`` to ``end``, added to their centres in ``out`` [A, 64].
+    """Add the messages of directed bonds ``begin`` to ``end`` to their centres in ``out`` [A, 64].
 
     Args:
         begin: first bond.
         end: one after the last.
         graph: centre, neighbour and undirected bond of each directed bond, [D] each.
-        inputs: the first layer's share of centre (with its bias) ‖ neighbour [A, 256], that of the bond [U, 128], and
-            the bonds' weights [U, 64].
+        inputs: contributions to the first layer of centre (with the bias) ‖ neighbour [A, 256] and of the bond
+            [U, 128], and the bonds' weights [U, 64].
         gate: second layers [128, 64] (transposed, core above gate), their bias, scale and shift of the norms, [128].
         out: the array to add to.
     """
@@ -70,7 +70,7 @@ def bonds_forward(begin: int, end: int, graph: Any, inputs: Any, gate: Any, out:
 def bonds_backward(
     begin: int, end: int, graph: Any, inputs: Any, gate: Any, second_back: Any, d_out: Any, d_inputs: Any, sums: Any
 ) -> None:
-    """Gradients of ``bonds_forward``.
+    """Compute the gradients of ``bonds_forward``.
 
     Args:
         begin: first bond.
@@ -80,8 +80,8 @@ def bonds_backward(
         gate: as in ``bonds_forward``.
         second_back: the second layers, not transposed, [128, 64].
         d_out: gradient of ``out``.
-        d_inputs: gradients of ``inputs``, added to.
-        sums: for this range alone: gradient of the second layers [128, 64]; of scale, shift and bias [3, 128].
+        d_inputs: arrays to which the gradients of ``inputs`` are added.
+        sums: this range's gradients of the second layers, [128, 64], and of scale, shift and bias, [3, 128].
     """
     center, neighbor, undirected = graph
     second, bias, scale, shift = gate

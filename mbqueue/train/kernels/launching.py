@@ -1,4 +1,4 @@
-"""Launch all Triton kernels, with every option that affects their result bytes."""
+"""Launch the Triton kernels with fixed compiler options, because the options affect the bytes of results."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-#: Number of launches by kernel name, since the counter was last cleared.
+#: Number of launches of each kernel since the counter was last cleared.
 launches: Counter[str] = Counter()
 
-#: Multiplications and additions may be fused, as in the offline tests. Loops are not pipelined, because rows are
-#: gathered through indices.
+#: Triton may fuse multiplications with additions, as in the offline tests. Triton does not pipeline the loops, because
+#: they gather rows through indices.
 OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
 
 
 def launch(kernel: Any, programs: int, *args: Any, warps: int, **constants: Any) -> None:
-    """Run ``programs`` programs of ``kernel``; 0 launches nothing.
+    """Launch ``programs`` programs of ``kernel``; do nothing if the number is 0.
 
     Args:
-        kernel: made by ``triton.jit``.
-        programs: number of programs; must depend on the batch alone.
+        kernel: a function decorated with ``triton.jit``.
+        programs: number of programs, which must depend only on the batch.
         args: the kernel's arguments; the first is a tensor on the device that runs the kernel.
         warps: warps per program.
         constants: the kernel's ``constexpr`` arguments.
@@ -28,11 +28,11 @@ def launch(kernel: Any, programs: int, *args: Any, warps: int, **constants: Any)
     if programs == 0:
         return
     launches[kernel.__name__] += 1
-    # Triton launches on the current device, which is the first GPU unless something sets it.
+    # Triton launches kernels on the current device, so make that the tensors' device.
     with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
         kernel[(programs,)](*args, **constants, num_warps=warps, **OPTIONS)
 
 
 def room(like: torch.Tensor, *shape: int) -> torch.Tensor:
-    """Uninitialised memory for a kernel to fill."""
+    """Allocate uninitialised memory for a kernel to fill."""
     return torch.empty(shape, dtype=like.dtype, device=like.device)

@@ -1,33 +1,35 @@
-"""How the GPU kernels divide their work, by chip. There is no auto-tuning: the same chip gives the same bytes."""
+"""Tile sizes of the GPU kernels for each chip.
+
+The sizes are fixed, not auto-tuned, so that the same chip always gives the same bytes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-#: Increase this whenever the kernels' result bytes change.
+#: The version of the kernels. Increase this number whenever the bytes of the kernels' results change.
 VERSION = 2
 
-#: The maximum number of partial sums in a weight gradient. Each program owns a fixed range of rows, so the sums do not
-#: depend on the number of multiprocessors.
+#: The maximum number of partial sums in a weight gradient. Each program adds up a fixed range of rows, so the sums do
+#: not depend on the number of multiprocessors.
 PARTIALS = 512
 
-#: Sizes for every chip, in this order: a program's rows of a basis; partial sums in that basis's gradient, at most;
-#: atoms in a tile of the read-out; rows of partial sums and of gathered gradients; rows of a product that computes a
-#: weight's gradient; atoms of an element.
+#: Sizes that are the same for all chips. BASIS_ROWS is the number of rows of a basis per program. BASIS_PARTIALS is the
+#: maximum number of partial sums of a basis's gradient. The other sizes are numbers of rows or atoms per tile.
 BASIS_ROWS, BASIS_PARTIALS, READ_OUT_ATOMS, SUM_ROWS, PRODUCT_ROWS, ELEMENT_ROWS = 32, 256, 16, 16, 32, 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """Rows that a program holds at once, warps that share them, and output rows that a program owns.
+    """Sizes of the message kernels: rows per tile, warps per program, and output rows per program.
 
     Attributes:
         bond_rows: bonds in a tile of the forward kernel.
         bond_atoms: atoms whose bonds a program sums, at most 16.
         bond_warps: warps of the forward kernel.
-        bond_back_rows: directed bonds in a tile of the kernel for the inputs' gradients, even.
+        bond_back_rows: directed bonds in a tile of the kernel for the inputs' gradients, an even number.
         bond_back_warps: warps of the kernel for the inputs' gradients.
-        bond_sum_rows: directed bonds in a tile of the kernel for the parameters' gradients, even.
+        bond_sum_rows: directed bonds in a tile of the kernel for the parameters' gradients, an even number.
         bond_sum_warps: warps of the kernel for the parameters' gradients.
         angle_rows: angles in a tile of the forward kernels.
         angle_shorts: short bonds whose angles a program sums, at most 16.
@@ -36,7 +38,7 @@ class Tiles:
         angle_back_warps: warps of the kernels for the inputs' gradients.
         angle_sum_rows: angles in a tile of the kernels for the parameters' gradients; divides ``angle_back_rows``.
         angle_sum_warps: warps of the kernels for the parameters' gradients.
-        resident: whether shared memory keeps all matrices of the angles' kernels between tiles, or only half of them.
+        resident: whether the angle kernels keep all matrices in shared memory between tiles, or only half of them.
     """
 
     bond_rows: int
@@ -69,7 +71,7 @@ class Tiles:
         }
 
 
-#: By compute capability: T4 (75), A100 (80), A10 and RTX 30 (86), L4 (89), H100 (90).
+#: Tile sizes by compute capability, which is 75 for T4, 80 for A100, 86 for A10 and RTX 30, 89 for L4, 90 for H100.
 TILES = {
     capability: Tiles(
         bond_rows=32, bond_atoms=4, bond_warps=8, bond_back_rows=16, bond_back_warps=8, bond_sum_rows=16,
@@ -81,10 +83,10 @@ TILES = {
 
 
 def tiles_of(capability: int) -> Tiles:
-    """The tiles of the newest chip in the table that is not newer than ``capability``, 10 · major + minor.
+    """Return the tiles of the newest known chip that is not newer than ``capability`` (10 · major + minor).
 
     Raises:
-        KeyError: if the chip is older than every chip in the table.
+        KeyError: if the chip is older than all known chips.
     """
     known = [each for each in TILES if each <= capability]
     if not known:

@@ -1,4 +1,4 @@
-"""Messages from angles to bonds on a GPU, the angle update, and their gradients."""
+"""GPU kernels for messages from angles to bonds, for the angle update, and for their gradients."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from mbqueue.train.gated import Gate
     from mbqueue.train.triton_messages import Plan
 
-#: Columns of a message's partial sums: gradients of the first and second layer [128, 64], bias, scale and shift.
+#: Number of columns of a message's partial sums: gradients of the first and second layer, bias, scale and shift.
 COLUMNS = 2 * 128 * 64 + 3 * 128
-#: Columns of the update's partial sums: gradients of the first layer, scale and shift.
+#: Number of columns of an update's partial sums: gradients of the first layer, scale and shift.
 UPDATE_COLUMNS = 128 * 64 + 2 * 128
 
 
 class AngleGradients(NamedTuple):
-    """Gradients of ``angles_forward`` and ``update_forward``; parameters have partial sums, [P, columns]."""
+    """Gradients of ``angles_forward`` or ``update_forward``; those of the parameters are partial sums, [P, columns]."""
 
     atoms: Tensor
     shorts: Tensor
@@ -53,7 +53,7 @@ def _first_layer(
     features, here, first_bond, second_bond, valid, atoms, shorts, first, atoms_stride, shorts_stride, half,
     PRECISION: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Apply one half of the first layer to bond i ‖ bond j ‖ angle ‖ centre of a tile of angles."""
+    """Apply the first layer's core (``half`` 0) or gate (``half`` 1) to a tile of angles."""
     column = (tl.arange(0, WIDTH) + half * WIDTH)[None, :]
     mask = valid[:, None]
     pre = times(features, first + half * (WIDTH * WIDTH), 1, WIDTH, PRECISION)
@@ -65,7 +65,10 @@ def _first_layer(
 
 @triton.jit
 def _away(number, RESIDENT: tl.constexpr):  # noqa: N803
-    """Return zero: a constant if RESIDENT. Only a matrix at a constant offset stays in shared memory between tiles."""
+    """Return zero, as a constant if RESIDENT and otherwise computed at run time.
+
+    A matrix stays in shared memory between tiles only if its offset is constant.
+    """
     if RESIDENT:
         return 0
     return tl.minimum(number, 0) * WIDTH
@@ -113,7 +116,7 @@ def update_forward_kernel(
     center, bond_i, bond_j, atoms, shorts, angles, first, scale, shift, out, n_angles, atoms_stride, shorts_stride,
     PRECISION: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """New features of a tile of angles: the old ones plus a gated layer."""
+    """Add a gated layer's output to the features of a tile of angles."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)[None, :]
     valid = row < n_angles
@@ -139,11 +142,11 @@ def angles_backward_kernel(  # noqa: PLR0912, PLR0915  one pass over the data
     IS_UPDATE: tl.constexpr, ADDS: tl.constexpr, OF_INPUTS: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RESIDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Gradients of the messages or of the update, from ``tiles`` tiles of angles.
+    """Compute the gradients of the messages or of the update from ``tiles`` tiles of angles.
 
-    As for bonds, the kernel computes the gradients of the inputs (``OF_INPUTS``) or of the gate's parameters. The first
-    layer's matrix has a separate kernel. An update has one layer, so the gradients of its norms are small, and are
-    computed with those of the inputs.
+    As for bonds, one launch computes the gradients of the inputs (``OF_INPUTS``), and another those of the gate's
+    parameters. A separate kernel computes the gradient of the first layer's matrix. An update has only one layer, so
+    the launch for its inputs also computes the gradients of its norms.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
@@ -231,7 +234,7 @@ def first_backward_kernel(
     d_pre, angles, partials, n_angles, tiles,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Gradient of the first layer's matrix for angles, from ``tiles`` tiles."""
+    """Compute the gradient of the first layer's matrix for angles from ``tiles`` tiles."""
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
     d_core = tl.zeros([WIDTH, WIDTH], partials.dtype.element_ty)
@@ -249,11 +252,11 @@ def first_backward_kernel(
 def angles_forward(
     plan: Plan, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, weights: Tensor, gate: Gate
 ) -> Tensor:
-    """Sum of each short bond's messages from its angles, [S, 64]; see `PlainMessages.of_angles`.
+    """Sum each short bond's messages from its angles, [S, 64]; see `PlainMessages.of_angles`.
 
     Args:
         plan: the batch's plan.
-        atoms: [A, 128]; this, ``shorts`` and ``weights`` may have any stride between rows.
+        atoms: [A, 128]; ``atoms``, ``shorts`` and ``weights`` may have any stride between rows.
         shorts: [S, 256].
         angles: contiguous [T, 64].
         first: contiguous [128, 64].
@@ -274,7 +277,7 @@ def angles_forward(
 
 
 def update_forward(plan: Plan, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, gate: Gate) -> Tensor:
-    """New angle features, [T, 64]; the arguments are the same as in ``angles_forward``."""
+    """Compute new angle features, [T, 64]; ``angles_forward`` explains the arguments."""
     batch, tiles = plan.batch, plan.tiles
     out = room(atoms, len(batch.angle), 64)
     launch(
@@ -290,7 +293,7 @@ def angles_backward(
     plan: Plan, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, weights: Tensor, gate: Gate,
     d_total: Tensor, d_weights: Tensor | None = None, d_angles: Tensor | None = None,
 ) -> AngleGradients:  # fmt: skip
-    """Gradients of ``angles_forward``; the partial sums have columns first ‖ second ‖ bias ‖ scale ‖ shift.
+    """Compute the gradients of ``angles_forward``; partial sums have columns first ‖ second ‖ bias ‖ scale ‖ shift.
 
     Args:
         plan: as in ``angles_forward``, like the other inputs.
@@ -301,8 +304,9 @@ def angles_backward(
         weights: [S, 64].
         gate: the layers after the first.
         d_total: gradient of the sums, contiguous [S, 64].
-        d_weights: if given, is added to and returned; [S, 64], rows of any stride.
-        d_angles: the same for angles; contiguous [T, 64].
+        d_weights: array to which the gradient of ``weights`` is added, [S, 64], with any stride between rows; by
+            default a new one.
+        d_angles: array to which the gradient of ``angles`` is added, contiguous [T, 64]; by default a new one.
     """
     batch, tiles = plan.batch, plan.tiles
     n_angles, n_shorts = len(batch.angle), len(batch.short_bond)
@@ -342,7 +346,7 @@ def angles_backward(
 def update_backward(
     plan: Plan, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, gate: Gate, d_out: Tensor
 ) -> AngleGradients:
-    """Gradients of ``update_forward``; the partial sums have columns first ‖ scale ‖ shift.
+    """Compute the gradients of ``update_forward``; partial sums have columns first ‖ scale ‖ shift.
 
     Args:
         plan: as in ``update_forward``, like the other inputs.
@@ -351,7 +355,7 @@ def update_backward(
         angles: [T, 64].
         first: [128, 64].
         gate: the layers after the first.
-        d_out: gradient of the new features, contiguous [T, 64]; it is a part of the old features' gradient.
+        d_out: gradient of the new features, contiguous [T, 64]; it is also added to the gradient of the old features.
     """
     batch, tiles = plan.batch, plan.tiles
     n_angles, n_shorts = len(batch.angle), len(batch.short_bond)

@@ -1,11 +1,11 @@
 """GPU kernels for basis functions and the layers that use them, and their gradients.
 
 Bases are never written to memory: a program computes them for its rows and multiplies them by the matrices of all
-layers that use them. Gradient kernels recompute the bases. A program owns its output rows, or writes partial sums over
-a fixed range of rows.
+layers that use them. Gradient kernels recompute the bases. Each program writes its own output rows, or partial sums
+over a fixed range of rows.
 """
 
-# Triton also compiles a kernel's annotations, so only constants have them.
+# Triton also compiles annotations, so only the constants of a kernel are annotated.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from mbqueue.train.kernels.launching import launch, room
 from mbqueue.train.kernels.tiles import BASIS_PARTIALS, BASIS_ROWS
 
-#: A basis has 31 functions, padded with a zero function.
+#: Number of functions in a basis: 31, padded with a zero function.
 WIDTH = 32
 
 _RADIAL, _FOURIER = 0, 1
@@ -32,7 +32,7 @@ _ROOT_PI = math.sqrt(math.pi)
 
 @triton.jit
 def _envelope(x, inv_cutoff, norm):
-    # CHGNet's smooth cut-off polynomial with p = 8, over the length (chgnet/model/basis.py).
+    # CHGNet's smooth cut-off polynomial with p = 8, divided by the length (chgnet/model/basis.py).
     r = x * inv_cutoff
     r2 = r * r
     r4 = r2 * r2
@@ -43,8 +43,10 @@ def _envelope(x, inv_cutoff, norm):
 
 @triton.jit
 def _basis(x, f, k, inv_cutoff, norm, half_root, kind: tl.constexpr):
-    """[rows, 32] basis functions of [rows] lengths or angles; f and k are the frequencies and numbers of the functions,
-    [32]."""
+    """Evaluate the basis at [rows] lengths or angles; return [rows, 32].
+
+    f and k are the frequencies and the numbers of the functions, [32].
+    """
     if kind == 0:
         return _envelope(x, inv_cutoff, norm)[:, None] * tl.sin((x * inv_cutoff)[:, None] * f[None, :])
     phase = x[:, None] * f[None, :]
@@ -55,7 +57,7 @@ def _basis(x, f, k, inv_cutoff, norm, half_root, kind: tl.constexpr):
 
 @triton.jit
 def _basis_slope(x, f, k, inv_cutoff, norm, kind: tl.constexpr):
-    """The derivatives of `_basis` with respect to the frequencies."""
+    """Evaluate the derivatives of `_basis` with respect to the frequencies."""
     if kind == 0:
         scaled = x * inv_cutoff
         return (_envelope(x, inv_cutoff, norm) * scaled)[:, None] * tl.cos(scaled[:, None] * f[None, :])
@@ -82,7 +84,10 @@ def basis_forward(
     rows: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """Fill ``out``: [n, 64] from the matrix ``first`` [64, 32], then [n, 128] for every 128 rows of ``rest``."""
+    """Multiply the basis by matrices, and write the products to ``out``.
+
+    The product with ``first`` [64, 32] is [n, 64]. The product with every 128 rows of ``rest`` is [n, 128].
+    """
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     k, column = tl.arange(0, 32), tl.arange(0, 64)
     mask = row < n
@@ -126,7 +131,7 @@ def basis_backward(
     rows: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """Partial sums over ``rows_each`` rows: gradients of the pieces' matrices, then of the frequencies."""
+    """Write partial sums over ``rows_each`` rows of the gradients of the pieces' matrices, then of the frequencies."""
     piece = tl.program_id(0) % pieces
     part = tl.program_id(0) // pieces
     k, column = tl.arange(0, 32), tl.arange(0, 64)
@@ -169,7 +174,7 @@ class Basis:
         values: lengths in Å, or angles in radian, [N].
         chosen: rows of ``values`` to take, int32 [n]; None takes all.
         radial: CHGNet's radial basis; None for its Fourier basis.
-        precision: of the products, "ieee" or "tf32".
+        precision: precision of the products, "ieee" or "tf32".
     """
 
     def __init__(self, values: Tensor, chosen: Tensor | None, radial: RadialBessel | None, precision: str) -> None:
@@ -184,7 +189,7 @@ class Basis:
         }
 
     def forward(self, frequencies: Tensor, first: Tensor, rest: Tensor | None = None) -> list[Tensor]:
-        """[n, 64] from the matrix ``first``, [64, 32], and [n, 128] for every 128 rows of ``rest``, [128 · m, 32].
+        """Multiply the basis by ``first``, [64, 32], and ``rest``, [128 · m, 32]; return [n, 64] and m times [n, 128].
 
         ``frequencies`` has one value for each of the 32 functions, [32].
         """
@@ -199,11 +204,10 @@ class Basis:
         return [part.view(self._n, 128 if number else 64) for number, part in enumerate(parts)]
 
     def backward(self, frequencies: Tensor, first: Tensor, rest: Tensor | None, gradients: list[Tensor]) -> Tensor:
-        """Partial sums, [P, m · (64 · 32 + 64)]: gradients of m matrices [64, 32], then m parts of the frequencies'
-        gradient.
+        """Compute partial sums of the gradients of m matrices [64, 32] and of the frequencies, [P, m · (64 · 32 + 64)].
 
-        The matrices are ``first`` and every 64 rows of ``rest``; ``gradients`` are those of their outputs. Each of the
-        m parts is followed by 32 zeros.
+        The matrices are ``first`` and every 64 rows of ``rest``; ``gradients`` are the gradients of their outputs. In a
+        row, each matrix has 32 numbers for the frequencies, followed by 32 zeros.
         """
         pieces = 2 * len(gradients) - 1
         rows_each = BASIS_ROWS * triton.cdiv(self._n, BASIS_ROWS * BASIS_PARTIALS)

@@ -1,4 +1,4 @@
-"""Messages from bonds to atoms on a GPU, and their gradients."""
+"""GPU kernels for messages from bonds to atoms, and for their gradients."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from mbqueue.train.gated import Gate
     from mbqueue.train.triton_messages import Plan
 
-#: Columns of the partial sums: gradients of the second layer [128, 64], bias, scale and shift.
+#: Number of columns of the partial sums: gradients of the second layer, bias, scale and shift.
 COLUMNS = 128 * 64 + 3 * 128
 
 
 class BondGradients(NamedTuple):
-    """Gradients of ``bonds_forward``; those for the gate are partial sums, [P, second ‖ bias ‖ scale ‖ shift]."""
+    """Gradients of ``bonds_forward``; those of the gate are partial sums, [P, second ‖ bias ‖ scale ‖ shift]."""
 
     atoms: Tensor
     bonds: Tensor
@@ -50,7 +50,7 @@ def _first_layer(
     here, there, bond, valid, atoms, bonds, shorts, short_offsets,
     atoms_stride, bonds_stride, shorts_stride, half, HAS_SHORTS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Apply one half of the first layer to centre ‖ neighbour ‖ bond of a tile of bonds."""
+    """Apply the first layer's core (``half`` 0) or gate (``half`` 1) to a tile of bonds."""
     column = (tl.arange(0, WIDTH) + half * WIDTH)[None, :]
     mask = valid[:, None]
     pre = tl.load(atoms + here[:, None] * atoms_stride + column, mask=mask, other=0.0)
@@ -110,10 +110,10 @@ def bonds_backward_kernel(  # noqa: PLR0915  one pass over the data
     HAS_SHORTS: tl.constexpr, ADDS: tl.constexpr, OF_INPUTS: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Gradients from ``tiles`` tiles of undirected bonds, whose two directions are adjacent rows.
+    """Compute gradients from ``tiles`` tiles of undirected bonds, whose two directions are adjacent rows.
 
-    The kernel computes the gradients of the inputs (``OF_INPUTS``) or of the gate's parameters. It computes the shared
-    part in both cases, because a multiprocessor's registers cannot hold both gradients.
+    One launch computes the gradients of the inputs (``OF_INPUTS``), and another those of the gate's parameters. Both
+    launches compute the common part, because a multiprocessor's registers cannot hold all gradients at once.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
@@ -185,7 +185,7 @@ def _store_sums_of_two(
     tile, by_weight, d_core, d_gate, d_bonds, d_shorts, d_weights, short_offsets, n_bonds, d_weights_stride,
     HAS_SHORTS: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Store the sum over the two directions of each undirected bond of a tile."""
+    """Sum gradients over the two directions of each undirected bond in a tile, and store the sums."""
     column = tl.arange(0, WIDTH)[None, :]
     bond = tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
     mask = (bond < n_bonds)[:, None]
@@ -212,15 +212,15 @@ def _store_sums_of_two(
 def bonds_forward(
     plan: Plan, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate, shorts: Tensor | None = None
 ) -> Tensor:
-    """Sum of each atom's messages from its bonds, [A, 64]; see `PlainMessages.of_bonds`.
+    """Sum each atom's messages from its bonds, [A, 64]; see `PlainMessages.of_bonds`.
 
     Args:
         plan: the batch's plan.
-        atoms: [A, 256]; this and the next two may have any stride between rows.
+        atoms: [A, 256]; ``atoms``, ``bonds`` and ``weights`` may have any stride between rows.
         bonds: [U, 128].
         weights: [U, 64].
         gate: the layers after the first.
-        shorts: the short bonds' shares, [S, 128], which replace their rows in ``bonds``.
+        shorts: contributions of the short bonds, [S, 128], which replace their rows in ``bonds``.
     """
     batch, tiles = plan.batch, plan.tiles
     out = room(atoms, len(batch.atomic_numbers), 64)
@@ -239,7 +239,7 @@ def bonds_backward(
     plan: Plan, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate, d_total: Tensor,
     shorts: Tensor | None = None, d_weights: Tensor | None = None,
 ) -> BondGradients:  # fmt: skip
-    """Gradients of ``bonds_forward``.
+    """Compute the gradients of ``bonds_forward``.
 
     Args:
         plan: as in ``bonds_forward``.
@@ -249,7 +249,8 @@ def bonds_backward(
         gate: as in ``bonds_forward``.
         d_total: gradient of the sums, contiguous [A, 64].
         shorts: as in ``bonds_forward``; the gradient of ``bonds`` is then 0 in the rows of short bonds.
-        d_weights: if given, is added to and returned; [U, 64], rows of any stride.
+        d_weights: array to which the gradient of ``weights`` is added, [U, 64], with any stride between rows; by
+            default a new one.
     """
     batch, tiles = plan.batch, plan.tiles
     n_atoms, n_bonds = len(batch.atomic_numbers), len(batch.bond_length)

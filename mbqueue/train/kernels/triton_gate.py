@@ -1,7 +1,7 @@
 """Operations of the Triton kernels on a tile of rows: products with matrices, layer norms, gates and their gradients.
 
-A tile is [rows, 64]; core and gate of a gated MLP are two tiles. Sums have the dtype of the tensors: float32 on a GPU;
-the interpreter also accepts float64. Each function is the counterpart of one in `blocks`.
+A tile is [rows, 64]; core and gate of a gated MLP are two tiles. Sums have the tensors' dtype, which is float32 on a
+GPU. Triton's interpreter also accepts float64. The functions are counterparts of those in `blocks`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 #: Layer norm's epsilon, as in torch and CHGNet.
 EPSILON = tl.constexpr(1e-5)
 WIDTH = tl.constexpr(64)
-#: Size of core's and gate's matrix, [128, 64]: the columns of partial sums before those of vectors.
+#: Number of entries in the matrices of core and gate, [128, 64], which come before the vectors in partial sums.
 MATRICES = tl.constexpr(2 * 64 * 64)
 
 
@@ -22,7 +22,7 @@ _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 @triton.jit
 def _rounded(x, PRECISION: tl.constexpr):  # noqa: N803
-    """``x`` rounded to ``PRECISION``; tensor cores truncate to tf32."""
+    """Round ``x`` to ``PRECISION``; for tf32, truncate as tensor cores do."""
     if PRECISION == "bf16":
         return x.to(tl.bfloat16).to(x.dtype)
     if PRECISION == "fp16":
@@ -34,7 +34,7 @@ def _rounded(x, PRECISION: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def product(x, y, PRECISION: tl.constexpr):  # noqa: N803
-    """x @ y in ``PRECISION``, summed in the dtype of ``x``."""
+    """Compute x @ y with factors in ``PRECISION`` and sums in the dtype of ``x``."""
     if _INTERPRETED:
         return tl.dot(_rounded(x, PRECISION), _rounded(y, PRECISION), input_precision="ieee", out_dtype=x.dtype)
     if PRECISION == "bf16":
@@ -48,10 +48,10 @@ def product(x, y, PRECISION: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def settled(x, PRECISION: tl.constexpr):  # noqa: N803
-    """Return ``x``, computed only once before it becomes a factor on tensor cores.
+    """Return ``x``, and make the compiler compute it only once before a product on tensor cores.
 
-    Several threads hold each number of such a factor. Without this function, each thread would load and compute the
-    number again for every product.
+    During the product, several threads hold each number of ``x``. Without this function, each thread would load and
+    compute the number again for every product.
     """
     if PRECISION == "float32" or _INTERPRETED:
         return x
@@ -60,36 +60,36 @@ def settled(x, PRECISION: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(−x)), without an exponential that overflows."""
+    """Compute 1 / (1 + exp(−x)) without overflow in the exponential."""
     small = tl.exp(-tl.abs(x))
     return tl.where(x < 0, small, 1.0) / (1.0 + small)
 
 
 @triton.jit
 def silu_slope(x, s):
-    """Derivative of x · sigmoid(x), from ``s`` = sigmoid(x)."""
+    """Compute the derivative of x · sigmoid(x), given ``s`` = sigmoid(x)."""
     return s * (1.0 + x * (1.0 - s))
 
 
 @triton.jit
 def _halves(x, WIDE: tl.constexpr):  # noqa: N803
-    """Left and right half of [rows, WIDE]."""
+    """Split [rows, WIDE] into its left and right half."""
     return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, WIDE // 2]), (0, 2, 1)))
 
 
 @triton.jit
 def _part_of(matrix, first, down, right, LONG: tl.constexpr):  # noqa: N803
-    """``LONG`` rows, starting at ``first``, of a matrix [64, 64] with strides ``down`` and ``right``."""
+    """Load ``LONG`` rows, starting at ``first``, of a matrix [64, 64] with strides ``down`` and ``right``."""
     row, column = first + tl.arange(0, LONG), tl.arange(0, WIDTH)
     return tl.load(matrix + row[:, None] * down + column[None, :] * right)
 
 
 @triton.jit
 def times(x, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
-    """x @ a matrix [64, 64] in memory with strides ``down`` and ``right``."""
+    """Multiply ``x`` by a matrix [64, 64] in memory with strides ``down`` and ``right``."""
     if PRECISION != "float32":
         return product(x, _part_of(matrix, 0, down, right, WIDTH), PRECISION)
-    # Without tensor cores, a thread holds its part of the whole summed dimension in registers, so keep it short.
+    # Without tensor cores, each thread holds the summed dimension in registers, so compute the product in four parts.
     left, right_half = _halves(x, 64)
     x0, x1 = _halves(left, 32)
     x2, x3 = _halves(right_half, 32)
@@ -102,13 +102,13 @@ def times(x, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def half_of(vector, half):
-    """Half of a vector of 128, as a row."""
+    """Load one half of a vector of 128 numbers, as a row."""
     return tl.load(vector + tl.arange(0, WIDTH) + half * WIDTH)[None, :]
 
 
 @triton.jit
 def second_layer(pre, second, bias, half, PRECISION: tl.constexpr, IS_BACKWARD: tl.constexpr = True):  # noqa: N803
-    """Apply the second linear layer of one half, after SiLU."""
+    """Apply SiLU and the second linear layer to core or gate."""
     hidden = pre * sigmoid(pre)
     if IS_BACKWARD or PRECISION != "fp16":  # fp16 runs on the T4, which has too few registers for `settled`
         hidden = settled(hidden, PRECISION)
@@ -117,7 +117,7 @@ def second_layer(pre, second, bias, half, PRECISION: tl.constexpr, IS_BACKWARD: 
 
 @triton.jit
 def normalised(z):
-    """Layer norm without its scale and shift, and 1/σ [rows, 1]."""
+    """Normalise each row, without scale and shift; also return 1/σ, [rows, 1]."""
     z = z - tl.sum(z, axis=1)[:, None] / WIDTH
     inverse = tl.rsqrt(tl.sum(z * z, axis=1)[:, None] / WIDTH + EPSILON)
     return z * inverse, inverse
@@ -125,7 +125,7 @@ def normalised(z):
 
 @triton.jit
 def gated(core, gate, scale, shift):
-    """Output of a gated MLP from its last linear layers."""
+    """Compute a gated MLP's output from the outputs of its last linear layers."""
     x, _ = normalised(core)
     y, _ = normalised(gate)
     x = x * half_of(scale, 0) + half_of(shift, 0)
@@ -135,7 +135,7 @@ def gated(core, gate, scale, shift):
 
 @triton.jit
 def gated_back(core, gate, scale, shift):
-    """The output of ``gated``, and the values that its gradient needs.
+    """Compute the output of ``gated`` and the values that its gradient needs.
 
     Returns:
         the output; its derivatives with respect to the scaled and shifted core and gate; the normalised core and gate;
@@ -151,21 +151,21 @@ def gated_back(core, gate, scale, shift):
 
 @triton.jit
 def through_norm(d, z, inverse, scale, half):
-    """The gradient before a norm, from the gradient after its scale and shift; ``z`` is the normalised input."""
+    """Back-propagate ``d`` through a layer norm with scale and shift; ``z`` is the normalised input."""
     d = d * half_of(scale, half)
     return inverse * (d - tl.sum(d, axis=1)[:, None] / WIDTH - z * (tl.sum(d * z, axis=1)[:, None] / WIDTH))
 
 
 @triton.jit
 def power_below(x):
-    """The largest power of two not above each positive float32; 1 for zero and subnormal numbers."""
+    """Round each positive float32 down to a power of two; return 1 for zero and subnormal numbers."""
     power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
     return tl.where(power > 0, power, 1.0)
 
 
 @triton.jit
 def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
-    """Like ``times``, for gradients: a row of ``d`` may be too small for float16, so each row is scaled."""
+    """Compute ``times`` for a gradient ``d``; in float16, each row is scaled, because it may be too small."""
     if PRECISION == "fp16":
         size = power_below(tl.max(tl.abs(d), axis=1))[:, None]
         return times(d / size, matrix, down, right, PRECISION) * size
@@ -174,10 +174,10 @@ def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N8
 
 @triton.jit
 def outer(d, x, PRECISION: tl.constexpr):  # noqa: N803
-    """Σ over rows of d ⊗ x, [64, 64], for a gradient ``d``, which is scaled by its largest entry in float16.
+    """Sum d ⊗ x over rows, [64, 64], for a gradient ``d``; in float16, ``d`` is scaled by its largest entry.
 
-    Do not call this in the same block as products of [rows, 64]: dependent products in a block share a layout on tensor
-    cores, and the layout for [64, 64] makes every warp hold all rows of the others.
+    Do not call this function in the same block as products of [rows, 64]. Dependent products in a block share a layout
+    on tensor cores, and with the layout for [64, 64], every warp holds all rows of the other products.
     """
     x = settled(x, PRECISION)
     if PRECISION == "fp16":
@@ -188,8 +188,7 @@ def outer(d, x, PRECISION: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def by_segment(segment, x, SEGMENTS: tl.constexpr):  # noqa: N803
-    """Sum of the rows of ``x`` by ``segment``, [SEGMENTS, 64], as a product with zeros and ones that is never
-    rounded."""
+    """Sum the rows of ``x`` in each segment, [SEGMENTS, 64], by a full-precision product with zeros and ones."""
     member = tl.arange(0, SEGMENTS)[:, None] == segment[None, :]
     return tl.dot(member.to(x.dtype), x, input_precision="ieee", out_dtype=x.dtype)
 

@@ -1,6 +1,6 @@
-"""Sums and products over rows, deferred to the end of a backward pass and then computed together on a GPU."""
+"""Defer sums and products over rows to the end of a backward pass, and compute them together on a GPU."""
 
-# Triton also compiles a kernel's annotations, so only constants have them.
+# Triton also compiles annotations, so only the constants of a kernel are annotated.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from mbqueue.train.kernels.tiles import PRODUCT_ROWS, SUM_ROWS
 
 @triton.jit
 def add_all_partials_kernel(table, dtype: tl.constexpr, rows: tl.constexpr):
-    """Add up 64 columns of an array of partial sums per program, in a fixed order.
+    """Add up 64 columns of partial sums in each program, in a fixed order.
 
-    ``table``, int64 [programs, 4]: addresses of the columns and of their sum, number of rows, stride between rows.
+    A row of ``table``, int64 [programs, 4], contains the addresses of the columns and of their sum, the number of rows
+    and the stride between rows.
     """
     job = table + tl.program_id(0) * 4
     partials = tl.load(job).to(tl.pointer_type(dtype))
@@ -35,10 +36,10 @@ def add_all_partials_kernel(table, dtype: tl.constexpr, rows: tl.constexpr):
 
 @triton.jit
 def weight_gradients_kernel(table, dtype: tl.constexpr, rows: tl.constexpr, precision: tl.constexpr):
-    """Compute 64 rows of the gradient of a layer's matrix, and of its bias, per program.
+    """Compute 64 rows of the gradients of a layer's matrix and bias in each program.
 
-    ``table``, int64 [programs, 6]: addresses of 64 columns of the output's gradient, of the input [n, 64], of the
-    matrix's gradient and of the bias's gradient (0 for none); then n, and the number of output columns.
+    A row of ``table``, int64 [programs, 6], contains the addresses of 64 columns of the output's gradient, of the input
+    [n, 64], of the matrix's gradient and of the bias's gradient (0 for none); then n and the number of output columns.
     """
     job = table + tl.program_id(0) * 6
     d_out = tl.load(job).to(tl.pointer_type(dtype))
@@ -61,7 +62,7 @@ def weight_gradients_kernel(table, dtype: tl.constexpr, rows: tl.constexpr, prec
 
 
 class Later:
-    """Deferred sums over rows: recorded during the backward pass, and launched together at its end.
+    """Deferred sums over rows, recorded during the backward pass and computed together at its end.
 
     Deferring the sums replaces about forty launches by two. Recorded tensors must not change until `run`.
     """
@@ -72,7 +73,7 @@ class Later:
         self._held: list[Tensor] = []
 
     def add(self, partials: Tensor, out: Tensor) -> None:
-        """Record that ``out``, with a multiple of 64 numbers, becomes the sum over the rows of ``partials``, [P, …]."""
+        """Defer summing ``partials``, [P, …], over rows into ``out``, whose size is a multiple of 64."""
         self._held += [partials, out]
         size, columns = partials.element_size(), partials.stride(0)
         for start in range(0, out.numel(), 64):
@@ -80,7 +81,7 @@ class Later:
             self._sums.append([*addresses, len(partials), columns])
 
     def multiply(self, d_out: Tensor, x: Tensor, d_weight: Tensor, d_bias: Tensor | None = None) -> None:
-        """Record that ``d_weight``, [m, 64], becomes ``d_out``ᵀ · ``x``, and ``d_bias`` the sum over rows of ``d_out``.
+        """Defer computing ``d_weight`` = ``d_out``ᵀ · ``x``, [m, 64], and ``d_bias``, the sum over rows of ``d_out``.
 
         ``d_out`` is [n, m] with m a multiple of 64, and ``x`` is [n, 64]; all are contiguous.
         """
@@ -92,7 +93,7 @@ class Later:
             self._products.append([*addresses, len(d_out), columns])
 
     def run(self, precision: str) -> None:
-        """Compute everything recorded, with products in ``precision``."""
+        """Compute all deferred sums and products, the products in ``precision``."""
         like = self._held[0]
         dtype = {torch.float32: tl.float32, torch.float64: tl.float64}[like.dtype]
         numbers = [number for job in [*self._sums, *self._products] for number in job]

@@ -1,6 +1,6 @@
-"""GPU kernels for the read-out: the energy of each crystal from the features of its atoms, and the gradients."""
+"""GPU kernels for the read-out, which computes a crystal's energy from its atoms' features, and for its gradients."""
 
-# Triton also compiles a kernel's annotations, so only constants have them.
+# Triton also compiles annotations, so only the constants of a kernel are annotated.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read_out_forward(
     block: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """Energy of each crystal, [B]; ``weights`` as in `READ_OUT_SIZES`."""
+    """Compute the energy of each crystal, [B]; `READ_OUT_SIZES` explains ``weights``."""
     crystal = tl.program_id(0)
     column = tl.arange(0, 64)
     begin = _first_atom(n_atoms, crystal, block)
@@ -85,7 +85,7 @@ def read_out_backward(
     block: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """Gradient of the features, and each atom's contribution to the weights' gradients.
+    """Compute the gradient of the features, and each atom's contribution to the weights' gradients.
 
     ``inputs``, [3, A, 64], are the inputs of the layers. ``gradients``, [7, A, 64], are the gradients of the layers'
     outputs, the norm's scale and shift, the last layer's weight, and the site's energy.
@@ -142,14 +142,14 @@ READ_OUT_SIZES = (64, 64, *[64 * 64, 64] * 3, 64, 1, 94)
 
 
 def energies_forward(features: Tensor, weights: Tensor, n_atoms: Tensor, numbers: Tensor, precision: str) -> Tensor:
-    """Formation energy of each crystal, eV/atom, [B].
+    """Compute the formation energy of each crystal, eV/atom, [B].
 
     Args:
         features: atom features, [A, 64].
         weights: the read-out's weights, see `READ_OUT_SIZES`.
         n_atoms: atoms per crystal, int64 [B].
         numbers: atomic numbers, int64 [A].
-        precision: of the products, "ieee" or "tf32".
+        precision: precision of the products, "ieee" or "tf32".
     """
     out = room(features, len(n_atoms))
     launch(
@@ -168,7 +168,7 @@ def energies_backward(
     offsets: Tensor,
     precision: str,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of the features, and of the parts of ``weights`` in the order of `READ_OUT_SIZES`."""
+    """Compute the gradients of the features, and of the parts of ``weights`` in the order of `READ_OUT_SIZES`."""
     n = len(features)
     d_features, inputs, gradients = room(features, n, 64), room(features, 3, n, 64), room(features, 7, n, 64)
     launch(

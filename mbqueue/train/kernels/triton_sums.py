@@ -1,4 +1,4 @@
-"""Sum rows of other kernels' outputs on a GPU: one program owns each row of the result and adds in a fixed order."""
+"""Sum rows of other kernels' outputs on a GPU; one program computes each row of the result, in a fixed order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mbqueue.train.kernels.triton_gate import WIDTH
 
 @triton.jit
 def bonds_to_atoms_kernel(d_pre, reverse, offsets, d_atoms, ROWS: tl.constexpr):  # noqa: N803
-    """Sum of each atom's rows as a centre, and of its rows as a neighbour (the rows of the reverse bonds)."""
+    """Sum the rows of the bonds that start at each atom, and the rows of the bonds that end at the atom."""
     atom = tl.program_id(0)
     begin, end = tl.load(offsets + atom), tl.load(offsets + atom + 1)
     column = tl.arange(0, 2 * WIDTH)[None, :]
@@ -36,9 +36,11 @@ def angles_to_shorts_kernel(
     d_shorts, d_weights, weights_stride, d_weights_stride,
     HAS_WEIGHTS: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sum of each short bond's rows as the first and as the second bond of angles, and the gradient of its weight.
+    """Sum the rows of the angles whose first bond is a short bond, and of those whose second bond is that short bond.
 
-    ``products`` [T, 64] is the message times the gradient of the first bond's sum.
+    The kernel also computes the gradient of the short bond's weight.
+
+    ``products`` [T, 64] contains each angle's message times the gradient of the sum at its first bond.
     """
     short = tl.program_id(0)
     column, wide = tl.arange(0, WIDTH)[None, :], tl.arange(0, 2 * WIDTH)[None, :]
@@ -81,7 +83,7 @@ def angles_to_shorts_kernel(
 
 @triton.jit
 def angles_to_atoms_kernel(d_pre, order, offsets, d_atoms, ROWS: tl.constexpr):  # noqa: N803
-    """Sum of the rows of each atom's angles."""
+    """Sum the rows of the angles around each atom."""
     atom = tl.program_id(0)
     begin, end = tl.load(offsets + atom), tl.load(offsets + atom + 1)
     column = tl.arange(0, 2 * WIDTH)
@@ -95,7 +97,7 @@ def angles_to_atoms_kernel(d_pre, order, offsets, d_atoms, ROWS: tl.constexpr): 
 
 @triton.jit
 def sum_by_number(x, order, offsets, out, ROWS: tl.constexpr):  # noqa: N803
-    """Sums of the rows of ``x``, [A, 64], over the atoms of each element, [94, 64]."""
+    """Sum the rows of ``x``, [A, 64], over the atoms of each element; return [94, 64]."""
     number = tl.program_id(0)
     column = tl.arange(0, 64)
     begin, end = tl.load(offsets + number), tl.load(offsets + number + 1)
@@ -110,7 +112,7 @@ def sum_by_number(x, order, offsets, out, ROWS: tl.constexpr):  # noqa: N803
 
 @triton.jit(do_not_specialize=["n_rows"])
 def add_partials_kernel(partials, out, n_rows, n_columns, ROWS: tl.constexpr):  # noqa: N803
-    """Sum of 64 columns."""
+    """Sum 64 columns of ``partials`` over all rows."""
     column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     total = tl.zeros([ROWS, WIDTH], out.dtype.element_ty)
     for start in range(0, n_rows, ROWS):
@@ -121,7 +123,7 @@ def add_partials_kernel(partials, out, n_rows, n_columns, ROWS: tl.constexpr):  
 
 
 def add_partials(partials: Tensor) -> Tensor:
-    """Sum over the rows of [P, n], where n is a multiple of 64: [n]."""
+    """Sum ``partials``, [P, n], over rows, where n is a multiple of 64; return [n]."""
     n_rows, n_columns = partials.shape
     out = room(partials, n_columns)
     launch(add_partials_kernel, n_columns // 64, partials, out, n_rows, n_columns, warps=4, ROWS=SUM_ROWS)
@@ -129,7 +131,7 @@ def add_partials(partials: Tensor) -> Tensor:
 
 
 def by_number(x: Tensor, order: Tensor, offsets: Tensor, out: Tensor | None = None) -> Tensor:
-    """Sums of the rows of ``x``, [A, 64], over the atoms of each element, [94, 64].
+    """Sum the rows of ``x``, [A, 64], over the atoms of each element; return [94, 64].
 
     Args:
         x: one row for each atom.
