@@ -282,7 +282,7 @@ class Table:
             self._left = self.jobs
             if self._server and self.system.store == "PostgreSQL":
                 with psycopg_connection(self._server) as connection:
-                    # Vacuum now, because PostgreSQL would otherwise do so during the measurement.
+                    # Vacuum now, because PostgreSQL would soon do so by itself.
                     connection.execute("VACUUM ANALYZE")
             # Finish these writes now, so that the measured processes do not wait for them.
             os.sync()

@@ -26,7 +26,7 @@ from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.step import infer
 
 #: The maximum number of crystals and of directed bonds in one batch of the backbone. These limits affect the last
-#: digits of its outputs, so they are the same for every experiment and device. A batch of this size fits in 4 GiB.
+#: digits of the outputs, so they are the same for every experiment and device. A batch of this size fits in 4 GiB.
 BATCH_CRYSTALS, BATCH_BONDS = 64, 65_536
 #: The largest share of the free disk space to fill with features that no experiment needs yet.
 _SHARE_OF_DISK = 0.25

@@ -65,7 +65,7 @@ class Conditions:
         self.inference.begin()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Collect everything except the work itself that affects the bytes of a result."""
+        """Collect all facts that affect the bytes of a result, except the work itself."""
         return {
             **fingerprint(self._device, self.precision),
             **described(self._device),

@@ -186,7 +186,7 @@ class Learner:
             self.best = {"epoch": self.epoch, "val_mae": val_mae}
 
     def state(self) -> TrainState:
-        """Copy the state to host memory; every step that has begun must have been counted."""
+        """Copy the state to host memory; call this method only after `count` for all steps that have begun."""
         assert not self._begun
         optimizer = optimizer_tensors(self.optimizer, self.trained)
         average = self.average or self.soup

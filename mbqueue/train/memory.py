@@ -140,6 +140,6 @@ class DeviceMemory:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            # The file only saves time. Without the file, mbqueue learns the limit from the next out-of-memory error.
+            # Without the file, mbqueue learns the limit again from the next out-of-memory error.
             return {}
         return content if isinstance(content, dict) else {}

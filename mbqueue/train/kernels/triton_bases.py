@@ -206,8 +206,8 @@ class Basis:
     def backward(self, frequencies: Tensor, first: Tensor, rest: Tensor | None, gradients: list[Tensor]) -> Tensor:
         """Compute partial sums of the gradients of m matrices [64, 32] and of the frequencies, [P, m · (64 · 32 + 64)].
 
-        The matrices are ``first`` and every 64 rows of ``rest``; ``gradients`` are the gradients of their outputs. In a
-        row, each matrix has 32 numbers for the frequencies, followed by 32 zeros.
+        The matrices are ``first`` and every 64 rows of ``rest``; ``gradients`` are the gradients of their outputs. For
+        each matrix, a row contains 32 numbers for the frequencies and then 32 zeros.
         """
         pieces = 2 * len(gradients) - 1
         rows_each = BASIS_ROWS * triton.cdiv(self._n, BASIS_ROWS * BASIS_PARTIALS)
