@@ -2,7 +2,8 @@
 
     from mbqueue import Project
 
-See `mbqueue.api` for what a project can do. Importing this package imports nothing else until you use a name.
+`mbqueue.api` documents what you can do with a project. Importing mbqueue is fast, because it loads its modules only
+when you use a name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m mbqueue`` is ``mbqueue``."""
+"""Run the ``mbqueue`` command as ``python -m mbqueue``."""
 
 from mbqueue.cli import main
 

@@ -1,12 +1,12 @@
 """Match live folders with their projects on a drive, and find them even while the drive is not mounted.
 
 An empty mount point, a wrong folder at the project's path, and a new project of the same name all look like a project
-that has lost everything. So a project on a drive gets an id when a live folder first publishes: a file that is named
-after the id and never changes. If two machines publish for the first time at once, they create two ids, and each
-machine checks its own.
+that has lost everything. To tell them apart, a project on a drive gets an id when a live folder first publishes. The id
+is the name of a file that never changes. If two machines publish for the first time at once, they create two ids, and
+each machine checks the id that it created.
 
-Finding the live folder's path needs the drive: the path is in mbqueue.toml or derived from the project's resolved path.
-So each machine also records the path, beside the default live folders.
+The live folder's path is in mbqueue.toml or derived from the project's resolved path, and both require the drive. So
+each machine also records the path, beside the default live folders.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mbqueue.mounts import mount_of
 
 #: The file in a live folder that records its project.
 BELONGING_FILE = "project.json"
-#: How often a wait checks for a request to stop.
+#: Seconds between two checks for a request to stop, while waiting for an answer.
 _NOTICE_SECONDS = 0.1
 _ID = re.compile(r"[0-9a-f]{16}")
 _ID_FILE = re.compile(r"project-([0-9a-f]{16})\.json")
@@ -61,7 +61,7 @@ class Belonging:
 
     @classmethod
     def of(cls, live: Path) -> Belonging | None:
-        """The record in a live folder; None if the record is missing or damaged."""
+        """Read the record in a live folder; None if the record is missing or damaged."""
         try:
             parts = json.loads((live / BELONGING_FILE).read_bytes())
             root, project_id = parts["root"], parts["id"]
@@ -71,45 +71,49 @@ class Belonging:
         return cls(root=root, id=project_id) if isinstance(root, str) and is_id else None
 
     def keep(self, live: Path) -> None:
-        """Write the record to a live folder, unless the folder has this record already."""
+        """Write the record to a live folder, unless the folder already has the same record."""
         if Belonging.of(live) != self:
             files.write_json(live / BELONGING_FILE, asdict(self))
 
     def missing(self, state: Path) -> str | None:
-        """Why a state folder does not belong to this project; None if there is no contradiction.
+        """Explain why a state folder does not belong to this project; None if it may belong.
 
         Raises:
-            OSError: if the mount fails.
+            OSError: if the drive cannot be read.
         """
         if self.id is None or (state / id_file(self.id)).exists():
             return None
         if not ids_in(state) and mount_of(state).is_remote:
-            return None  # a drive that was mounted again may not have uploaded the id
+            return None  # a remounted drive may not have uploaded the id yet
         return f"{state.parent} is not the project's folder"
 
 
 def default_live_dir(root: Path, resolved: str) -> Path:
-    """The default live folder of the project at ``root``, which resolves to ``resolved``, unless the user gave another
-    folder."""
+    """The live folder to use for the project at ``root`` unless the user gives another.
+
+    Args:
+        resolved: the path of ``root`` with symbolic links resolved.
+    """
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    # Stable for a project, so that a second session on this machine finds the first one's queue.
+    # The key depends only on the path, so that every session on this machine finds the same queue.
     key = hashlib.sha256(resolved.encode()).hexdigest()[:16]
     return caches / "mbqueue" / "live" / f"{root.name}-{key}"
 
 
 def note_live_dir(root: Path, live: Path) -> None:
-    """Record on this machine the live folder of the project at ``root``, unless it is the default."""
+    """Record a project's live folder on this machine, unless it is the default live folder."""
     if live in {default_live_dir(root, str(root)), _noted_live_dir(root)}:
         return
-    with suppress(OSError):  # the home folder is not writable: only `status` without the drive needs this note
+    with suppress(OSError):  # the home folder may be read-only, and only `status` without the drive needs this note
         files.make_folder(_note_of(root).parent)
         files.write_json(_note_of(root), {"root": str(root), "live": str(live)})
 
 
 def live_dir_of(root: Path, given: str | None) -> Path | None:
-    """The live folder known to belong to the project at ``root``: the given, default or recorded folder.
+    """Find the live folder of the project at ``root`` without accessing the drive.
 
-    Finding this folder does not access the drive.
+    Returns:
+        The given, default or recorded folder, whichever contains this project's record; None if none of them does.
     """
     for live in (Path(given or "").expanduser(), default_live_dir(root, str(root)), _noted_live_dir(root) or Path()):
         belonging = Belonging.of(live) if live.is_absolute() else None
@@ -133,12 +137,12 @@ def _note_of(root: Path) -> Path:
 def answer_within(
     seconds: float, ask: Callable[[], Answer], *, should_stop: Callable[[], bool] = lambda: False
 ) -> Answer:
-    """Call ``ask`` in a thread, and return its result or raise its error. If the call hangs on a mount, the thread
-    keeps running.
+    """Call ``ask`` in a thread, and return its result or raise its error. A thread that hangs on a mount is left
+    running.
 
     Raises:
-        TimeoutError: if the call takes too long.
-        InterruptedError: if a request to stop ends the wait.
+        TimeoutError: if the call takes longer than ``seconds``.
+        InterruptedError: if ``should_stop`` returned True while waiting.
     """
     end = time.monotonic() + seconds
     answers: queue.SimpleQueue[tuple[Answer] | BaseException] = queue.SimpleQueue()
@@ -155,7 +159,7 @@ def answer_within(
             answer = answers.get(timeout=max(0.0, min(_NOTICE_SECONDS, end - time.monotonic())))
         except queue.Empty:
             if should_stop():
-                raise InterruptedError("the wait was ended by a request to stop") from None
+                raise InterruptedError("a request to stop ended the wait") from None
             if time.monotonic() >= end:
                 raise TimeoutError(f"it did not answer within {seconds:.0f} s") from None
         else:

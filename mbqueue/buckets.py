@@ -18,14 +18,14 @@ from mbqueue.errors import StoreError, UsageError
 from mbqueue.files import fsync_dir
 
 STORE_VARIABLE = "MBQUEUE_STORE"
-#: The object that marks a place as a store of mbqueue; the first session writes this object, once.
+#: The object that marks a bucket or folder as a store of mbqueue. The first session creates it.
 MARKER = "mbqueue-store.json"
 
-#: Time limits of requests during which other sessions wait for the queue. A commit makes one or two such requests
-#: (`mbqueue.storage.objects.ObjectStore.create`). They take less than half of the time that SQLite waits for a locked
+#: Time limits of the requests that a session makes while it blocks the queue for others. A commit makes one or two of
+#: them (`mbqueue.storage.objects.ObjectStore.create`). Two requests must end before SQLite stops waiting for the locked
 #: database (mbqueue.queue.sqlite).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
-#: Time limits for checkpoints: at 80 kB/s, 5 MB take this long.
+#: Time limits for checkpoints: 5 MB at 80 kB/s take about a minute.
 PATIENT = {"connect_timeout": "5s", "timeout": "60s"}
 #: Time limits for larger objects.
 LASTING = {"connect_timeout": "5s", "timeout": "1800s"}
@@ -34,7 +34,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def wrong_address(text: str) -> str | None:
-    """The problem with a store's address, or None; never repeats the address, which may contain a secret."""
+    """Describe what is wrong with a store's address, or return None. The address is never repeated: it may contain a
+    secret."""
     try:
         parts = urlsplit(text)
     except ValueError:
@@ -43,11 +44,11 @@ def wrong_address(text: str) -> str | None:
     folders = parts.path.strip("/").split("/") if parts.path.strip("/") else []
     wrong = {
         "must begin with s3://, gs://, az:// or file:///": parts.scheme not in _SCHEMES,
-        "must not contain credentials or parameters (@, ?, #): keys come from the environment (AWS_ACCESS_KEY_ID …), "
+        "must not contain credentials or parameters (@, ?, #): set keys in the environment (AWS_ACCESS_KEY_ID …), "
         "see docs/how-to/many-machines.md": "@" in parts.netloc or bool(parts.query or parts.fragment),
-        "must name a folder by its absolute path, file:///…": is_folder and (bool(parts.netloc) or not folders),
+        "must give a folder's absolute path, like file:///folder": is_folder and (bool(parts.netloc) or not folders),
         "must name a bucket, like s3://bucket/prefix": not is_folder and not _NAME.fullmatch(parts.netloc),
-        "must have a prefix of letters, digits, and . _ - between slashes": not is_folder
+        "must have a prefix that contains only letters, digits, dots, dashes, underscores and slashes": not is_folder
         and not all(_NAME.fullmatch(folder) for folder in folders),
     }
     return next((why for why, is_so in wrong.items() if text and is_so), None)
@@ -67,8 +68,8 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
         from obstore.exceptions import BaseError  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(
-            f"The project keeps its checkpoints in {url}, but obstore, which is needed to read it, is not installed. "
-            "Install it: pip install 'mbqueue[objects]'"
+            f"The project's checkpoints are in the object store {url}, but the package obstore is not installed. "
+            "Install obstore with: pip install 'mbqueue[objects]'"
         ) from error
     parts = urlsplit(url)
     prefix = parts.path.strip("/") or None
@@ -88,16 +89,16 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
         return stores.S3Store(parts.netloc, prefix=prefix, client_options=options, retry_config=retry, **chain)
     except BaseError as error:
         raise StoreError(
-            f"The object store {url} cannot be used: {said(error)}. Set its credentials in the environment, see "
-            "docs/how-to/many-machines.md."
+            f"mbqueue cannot use the object store {url}: {said(error)}. Set the store's credentials in the "
+            "environment (docs/how-to/many-machines.md)."
         ) from None  # the cause's text may contain configured secrets
 
 
 def _needs_http(environment: Mapping[str, str]) -> bool:
-    """Whether to allow HTTP: only for an S3 server on this machine, unless AWS_ALLOW_HTTP says otherwise.
+    """Whether to allow HTTP: only for an S3 server on this machine, or if AWS_ALLOW_HTTP is set.
 
     Raises:
-        UsageError: if an address of another machine uses HTTP.
+        UsageError: if the server is on another machine, and its address begins with http://.
     """
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     name = next((name for name in names if environment.get(name)), "")
@@ -107,15 +108,18 @@ def _needs_http(environment: Mapping[str, str]) -> bool:
         return True
     if endpoint.scheme == "http":
         raise UsageError(
-            f"{name} names a server on another machine without TLS, so others could read and change the data. "
-            "Give an https:// address. If you trust the network, set AWS_ALLOW_HTTP=true"
+            f"{name} is the address of another machine without TLS, so others could read and change the data. "
+            "Use an https:// address. If you trust the network, set AWS_ALLOW_HTTP=true"
         )
     return False
 
 
 def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Read credentials from profiles and ~/.aws with boto3, if it is installed and needed, because obstore cannot read
-    them."""
+    """Make store options with the credentials of an AWS profile, which obstore cannot read; empty if not needed.
+
+    Raises:
+        UsageError: if boto3, which reads the profile, is not installed.
+    """
     named = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     if any(environment.get(name) for name in named) or not (
         environment.get("AWS_PROFILE") or Path("~/.aws/credentials").expanduser().exists()
@@ -126,7 +130,7 @@ def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:
         from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(
-            "The AWS profile can only be read with boto3 (pip install boto3); or set AWS_ACCESS_KEY_ID, "
+            "Reading the AWS profile requires boto3 (pip install boto3). Alternatively, set AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY and AWS_REGION."
         ) from error
     session = boto3.Session()
@@ -135,9 +139,9 @@ def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 class _LocalFolder:
-    """A shared folder, with two guarantees that obstore does not give.
+    """A store in a shared folder, with two guarantees that obstore does not give.
 
-    Written data survives a power loss, and an empty mount point is an error, not an empty store.
+    Written data survives a power loss. An empty mount point raises an error instead of looking like an empty store.
     """
 
     def __init__(self, root: Path, local_store: Any) -> None:
@@ -183,6 +187,6 @@ class _LocalFolder:
 
 
 def said(error: BaseException) -> str:
-    """An error's message, shortened, and without query strings and response bodies, which may contain secrets."""
+    """Shorten an error's message, and remove query strings and response bodies, which may contain secrets."""
     line = str(error).split("\n", 1)[0].split("<?xml", 1)[0]
     return re.sub(r"\?\S*", "", line).strip().rstrip(":.")[:300]

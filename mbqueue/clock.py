@@ -1,7 +1,7 @@
-"""Clocks. Callers pass them in, so that tests control time and need not sleep.
+"""Clocks and durations. Functions take a clock as an argument, so that tests can control time without sleeping.
 
-Wall time (``now``) is recorded and compared between machines. Monotonic time measures durations within a process, so
-setting the system clock does not affect them.
+Wall time (``now``) is recorded, and machines compare it. Monotonic time measures durations within a process, so that
+a change of the system clock does not affect them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Seconds since a fixed instant of this process; never decreases."""
+        """Seconds since an arbitrary fixed instant; never decreases."""
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -47,16 +47,16 @@ class SystemClock:
 
 
 def backoff(tries: int, *, first: float, longest: float) -> float:
-    """Seconds to wait after a number of failures in a row; the wait doubles each time, from ``first`` to
+    """Seconds to wait after ``tries`` consecutive failures: ``first``, doubled after each failure, at most
     ``longest``."""
     return min(longest, first * 2.0 ** min(tries - 1, 30))
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in a duration such as ``1h50m``, ``90m``, ``45s`` or ``2d``.
+    """Convert a duration such as ``1h50m``, ``90m``, ``45s`` or ``2d`` to seconds.
 
     Raises:
-        UsageError: if the text is anything else, including zero.
+        UsageError: if the text is not a duration, or the duration is zero.
     """
     compact = text.strip().lower().replace(" ", "")
     parts = _PART.findall(compact)
@@ -64,12 +64,12 @@ def parse_duration(text: str) -> float:
         raise UsageError(f"{text!r} is not a duration. Write it like 1h50m, 90m, 45s or 2d.")
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if seconds <= 0:
-        raise UsageError(f"The duration {text!r} is zero. Give a time above 0, like 1h50m.")
+        raise UsageError(f"The duration {text!r} is zero. Give a longer one, like 1h50m.")
     return seconds
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration for people: ``1h50m``, ``4m05s``, ``12s``; negative durations count as 0."""
+    """Format a duration in seconds, like ``1h50m``, ``4m05s`` or ``12s``; a negative duration becomes ``0s``."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     minutes, secs = divmod(rest, 60)
@@ -81,5 +81,5 @@ def format_duration(seconds: float) -> str:
 
 
 def utc_text(timestamp: float) -> str:
-    """An instant as ISO 8601 in UTC, to the second: ``2026-11-23T04:29:00Z``."""
+    """Format a timestamp as ISO 8601 in UTC, to the second, like ``2026-11-23T04:29:00Z``."""
     return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

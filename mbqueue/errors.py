@@ -1,44 +1,44 @@
 """Every error that mbqueue raises on purpose.
 
-    MbqueueError                 root: what went wrong, where, and what to do next
-    ├── UsageError               the command or its arguments cannot be carried out (exit code 2)
-    │   ├── ProjectNotFound      no project folder here
+    MbqueueError                 base class: what went wrong, where, and what to do next
+    ├── UsageError               the command or its arguments are wrong (exit code 2)
+    │   ├── ProjectNotFound      there is no project folder
     │   ├── SpecError            an experiment file or an override is wrong
-    │   ├── ExperimentExists     same name, other spec
+    │   ├── ExperimentExists     the queue has an experiment of this name with another spec
     │   └── SearchUnavailable    Optuna, which searches need, is not installed
-    ├── DataError                a dataset cannot be read as it is
-    │   ├── InvalidCrystals      some entries are bad; carries their ids and reasons
-    │   ├── SourceAway           it is unavailable now; a later attempt may succeed
-    │   └── CacheError           a cache file is missing, damaged or of another version
+    ├── DataError                a dataset cannot be read
+    │   ├── InvalidCrystals      some entries are invalid; has their ids and reasons
+    │   ├── SourceAway           a dataset is temporarily unavailable
+    │   └── CacheError           a cache file is missing, damaged or from another version
     ├── QueueError               the queue cannot do what was asked
     │   ├── LeaseLost            this worker no longer holds the job; nothing was written
     │   │   └── CommitTaken      another writer made the commit first; nothing was written
-    │   ├── RewoundBefore        remaking damaged files gave the same damage
-    │   ├── ForbiddenTransition  a change of state that the table of transitions does not allow
-    │   ├── SchemaTooNew         the database was written by a newer mbqueue
+    │   ├── RewoundBefore        a damaged file was rebuilt, with the same damage
+    │   ├── ForbiddenTransition  the table of transitions does not allow this change of state
+    │   ├── SchemaTooNew         a newer mbqueue wrote the database
     │   ├── QueueMissing         nothing was ever enqueued
-    │   ├── QueueLost            its file or content is gone, but can be rebuilt
-    │   ├── QueueDamaged         its file is damaged
-    │   ├── QueueDiskFull        the disk of its file is full; nothing was changed
+    │   ├── QueueLost            the queue's file or content is missing, but can be rebuilt
+    │   ├── QueueDamaged         the queue's file is damaged
+    │   ├── QueueDiskFull        the disk of the queue's file is full; nothing was changed
     │   ├── QueueReplaced        another file replaced the open one; nothing was written
     │   └── QueueMoved           the queue is in another database now
     ├── SessionError             a background session did not start
     ├── TrainingError            a training step failed
-    │   ├── NonFiniteLoss        loss, gradient or prediction is nan or inf; it is not kept
-    │   └── DeviceTooSmall       one crystal alone does not fit the device
-    ├── DeviceBusy               one crystal alone does not fit the free memory of the device
-    ├── CheckpointError          a checkpoint is damaged, foreign or does not fit
-    │   └── CheckpointMisfit     it is whole, but this experiment or this version cannot use it
-    ├── DeviceLost               the GPU stopped working; what is committed is safe
-    ├── LimitReached             a limit of the system (memory, file size); what is committed is safe
-    ├── DiskFull                 the disk of the live state is full; what is committed is safe
-    ├── StoreError               the object store is missing, denies access, or lacks what commits need
-    │   └── StoreAway            it does not answer now; what is committed is safe
-    ├── MembersNotRecorded       a member of an experiment is not recorded yet; sessions can finish it
-    └── ResultsError             result files are missing, incomplete or contradict each other
+    │   ├── NonFiniteLoss        a loss, gradient or prediction is nan or inf, and was discarded
+    │   └── DeviceTooSmall       a single crystal does not fit the device's memory
+    ├── DeviceBusy               a single crystal does not fit the device's free memory
+    ├── CheckpointError          a checkpoint is damaged, belongs elsewhere, or does not fit the model
+    │   └── CheckpointMisfit     a checkpoint is intact, but this experiment or version cannot use it
+    ├── DeviceLost               the GPU stopped working; committed work is safe
+    ├── LimitReached             a system limit (memory, file size) was reached; committed work is safe
+    ├── DiskFull                 the disk of the live state is full; committed work is safe
+    ├── StoreError               the object store is missing, denies access, or lacks a needed feature
+    │   └── StoreAway            the object store does not answer; committed work is safe
+    ├── MembersNotRecorded       a member of a blend is not recorded yet
+    └── ResultsError             result files are missing, incomplete or contradictory
 
-Only ``mbqueue.cli`` catches these. The message is one or more full sentences that name the file, job or crystal,
-and end with what to do.
+Only ``mbqueue.cli`` turns these errors into exit codes. A message consists of full sentences. It names the file, job
+or crystal, and ends with what to do.
 """
 
 from __future__ import annotations
@@ -49,26 +49,26 @@ from collections.abc import Iterator, Sequence
 #: Advice for file system errors.
 _REMEDIES = {
     errno.ENOSPC: "The disk is full. All saved work is safe. Free some space and resume: mbqueue cache prune removes "
-    "converted data that nothing needs.",
-    errno.EDQUOT: "The quota is used up. All saved work is safe. Free some space there and resume.",
-    errno.EACCES: "Check the permissions of this file and of the folders above it.",
-    errno.EPERM: "Check the permissions of this file and of the folders above it.",
-    errno.EROFS: "The file system is read-only. Move the project to a folder where you can write.",
+    "converted data that no experiment needs.",
+    errno.EDQUOT: "The disk quota is used up. All saved work is safe. Free some of the quota, then resume.",
+    errno.EACCES: "Check the permissions of this file and of its parent folders.",
+    errno.EPERM: "Check the permissions of this file and of its parent folders.",
+    errno.EROFS: "The file system is read-only. Move the project to a writable folder.",
     errno.ENOTCONN: "The drive is gone. Mount it again (in Colab: drive.mount with force_remount=True).",
-    errno.EIO: "The disk or drive does not answer. Check that it is mounted, then resume.",
+    errno.EIO: "The disk or drive does not respond. Check that it is mounted, then resume.",
 }
 
 
 def remedy(error: BaseException) -> str:
-    """Advice for an error of the operating system; empty if the error's own text says enough."""
+    """Advice for an operating system error; empty if there is none for this error."""
     return _REMEDIES.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 
 
 def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseException]:
-    """The causes of an error, each once, even if the chain of causes is circular.
+    """Yield the causes of an error, each once, even if the chain of causes is circular.
 
     Args:
-        hidden: include errors during whose handling another error was raised.
+        hidden: also follow implicit causes (``__context__``).
     """
     seen = {id(error)}
     cause = error.__cause__ or (error.__context__ if hidden else None)
@@ -79,12 +79,16 @@ def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseExcept
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """A number with a noun, like ``1 job`` or ``2 jobs``; give ``plural`` if the plural is not the noun with an s."""
+    """Combine a number with a noun, like ``1 job`` or ``2 jobs``.
+
+    Args:
+        plural: the plural of the noun; by default the noun with an s.
+    """
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 class MbqueueError(Exception):
-    """Root of the errors that mbqueue raises on purpose."""
+    """Base class of the errors that mbqueue raises on purpose."""
 
 
 class UsageError(MbqueueError):
@@ -92,7 +96,7 @@ class UsageError(MbqueueError):
 
 
 class ProjectNotFound(UsageError):
-    """No project folder (one with jobs/ and state/) was found."""
+    """mbqueue found no project, which is a folder that contains jobs/ and state/."""
 
 
 class SpecError(UsageError):
@@ -100,26 +104,26 @@ class SpecError(UsageError):
 
 
 class ExperimentExists(UsageError):
-    """An experiment of this name is in the queue with another spec."""
+    """The queue already has an experiment of this name, with another spec."""
 
 
 class SearchUnavailable(UsageError):
-    """Searches need Optuna, and it is not installed."""
+    """Optuna, which searches need, is not installed."""
 
 
 class DataError(MbqueueError):
-    """A dataset cannot be read as it is."""
+    """A dataset cannot be read."""
 
 
 class InvalidCrystals(DataError):
-    """Some entries of a dataset are bad.
+    """Some entries of a dataset are invalid.
 
     Attributes:
-        offenders: pairs (crystal id, reason), in the order of the dataset, all of them.
-        columns: a sentence about the columns that were read; empty if they are unknown.
+        offenders: a (crystal id, reason) pair for each invalid entry, in the order of the dataset.
+        columns: which columns mbqueue read, in words; empty if they are unknown.
     """
 
-    #: How many offenders the message lists before it only counts the rest.
+    #: The maximum number of invalid entries that the message lists; it only counts the others.
     LISTED = 20
 
     def __init__(self, source: str, offenders: Sequence[tuple[str, str]], columns: str = "") -> None:
@@ -138,11 +142,11 @@ class InvalidCrystals(DataError):
 
 
 class SourceAway(DataError):
-    """A dataset is unavailable now (no network, a disk that does not answer); a later attempt may succeed."""
+    """A dataset is temporarily unavailable, for example without a network. A later attempt may succeed."""
 
 
 class CacheError(DataError):
-    """A cache file is missing, damaged or of another version."""
+    """A cache file is missing, damaged or from another version of mbqueue."""
 
 
 class QueueError(MbqueueError):
@@ -154,19 +158,19 @@ class LeaseLost(QueueError):
 
 
 class CommitTaken(LeaseLost):
-    """Another writer made this commit first; nothing was written, and training continues from that commit."""
+    """Another writer made this commit first. Nothing was written, and training continues from the other's commit."""
 
 
 class RewoundBefore(QueueError):
-    """Remaking damaged files gave the same damage; nothing was written."""
+    """A damaged file was rebuilt, and the new file has the same damage; nothing was written."""
 
 
 class ForbiddenTransition(QueueError):
-    """A change of state that the table of transitions does not allow."""
+    """The table of transitions does not allow this change of a job's state."""
 
 
 class SchemaTooNew(QueueError):
-    """The database was written by a newer mbqueue than this one."""
+    """A newer version of mbqueue wrote the database."""
 
 
 class QueueMissing(QueueError):
@@ -174,11 +178,11 @@ class QueueMissing(QueueError):
 
 
 class QueueLost(QueueError):
-    """The queue or its content is gone, although its results or checkpoints exist."""
+    """The queue or its content is missing, but results or checkpoints exist, so the queue can be rebuilt."""
 
 
 class QueueDamaged(QueueError):
-    """The queue's file is damaged: its content has changed since it was written."""
+    """The queue's file is damaged: its content differs from what mbqueue wrote."""
 
 
 class QueueDiskFull(QueueError):
@@ -186,11 +190,11 @@ class QueueDiskFull(QueueError):
 
 
 class QueueReplaced(QueueError):
-    """Another file replaced the queue's file (after recover or restore); nothing was written to either file."""
+    """Another file, for example from `recover` or `restore`, replaced the queue's file; nothing was written."""
 
 
 class QueueMoved(QueueError):
-    """The queue was moved to another database, and the old database refuses all work."""
+    """The queue is in another database now, and this database refuses all work."""
 
 
 class SessionError(MbqueueError):
@@ -202,60 +206,60 @@ class TrainingError(MbqueueError):
 
 
 class NonFiniteLoss(TrainingError):
-    """A loss, gradient or prediction is nan or inf; raised before the optimizer step, or before the step counts."""
+    """A loss, gradient or prediction is nan or inf. The step or prediction was discarded."""
 
 
 class DeviceTooSmall(TrainingError):
-    """One crystal alone does not fit the device's memory."""
+    """A single crystal does not fit the device's memory."""
 
 
 class DeviceBusy(MbqueueError):
-    """One crystal alone does not fit the device memory that other programs leave free; the job itself is fine."""
+    """A single crystal does not fit the device memory that other programs leave free. The job keeps its attempts."""
 
 
 class CheckpointError(MbqueueError):
-    """A checkpoint is damaged, foreign or does not fit the model."""
+    """A checkpoint is damaged, belongs to another experiment, or does not fit the model."""
 
 
 class CheckpointMisfit(CheckpointError):
-    """A checkpoint is whole, but this experiment or this version of mbqueue cannot use it."""
+    """A checkpoint is intact, but this experiment or this version of mbqueue cannot use it."""
 
 
 class DeviceLost(MbqueueError):
-    """The GPU stopped working; what is committed is safe.
+    """The GPU stopped working; committed work is safe.
 
     Attributes:
-        why: the reason.
+        why: the error of the GPU, in a few words.
     """
 
     def __init__(self, why: str) -> None:
         self.why = why
         super().__init__(
-            f"The GPU stopped working ({why}). What is committed is safe, but this process can no longer use the GPU. "
-            "Start a new session: mbqueue work (in a notebook, restart its kernel first). If that fails, too, "
-            "use another GPU, or --device cpu."
+            f"The GPU stopped working ({why}). Committed work is safe, but this process can no longer use the GPU. "
+            "Start a new session: mbqueue work (in a notebook, restart the kernel first). If the new session "
+            "also fails, use another GPU, or --device cpu."
         )
 
 
 class LimitReached(MbqueueError):
-    """A limit of the system, not of the job, was reached: memory, or the size of a file."""
+    """The process reached a system limit on memory or on the size of a file; committed work is safe."""
 
 
 class DiskFull(MbqueueError):
-    """The disk of the live state is full; what is committed is safe."""
+    """The disk of the live state is full; committed work is safe."""
 
 
 class StoreError(MbqueueError):
-    """The object store is missing, denies access, or lacks what commits need."""
+    """The object store is missing, denies access, or lacks a feature that commits need."""
 
 
 class StoreAway(StoreError):
-    """The object store does not answer now; what is committed is safe."""
+    """The object store does not answer at the moment; committed work is safe."""
 
 
 class MembersNotRecorded(MbqueueError):
-    """A member of an experiment is not recorded yet, and sessions can finish it."""
+    """A member of a blend is not recorded yet; a session can still finish it."""
 
 
 class ResultsError(MbqueueError):
-    """Result files are missing, incomplete or contradict each other."""
+    """Result files are missing or incomplete, or they contradict each other."""

@@ -1,8 +1,8 @@
 """Experiment specs: the content of files in jobs/, checked before anything is enqueued.
 
-A spec is frozen, complete (defaults filled in) and has a hash. The hash covers everything that changes the result of a
-fold. So the hash leaves out the name, the list of folds and the distribution of work over time. An experiment may gain
-folds, but its hash never changes.
+A spec is immutable and complete (defaults are filled in), and it has a hash. The hash covers everything that changes
+the result of a fold. So it excludes, for example, the name and the list of folds. You can add folds to an experiment,
+but its hash never changes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mbqueue.task import ENERGY_COLUMNS, FORMATION_ENERGY, KINDS, N_FOLDS, TASKS
 OFFICIAL_DATASET = FORMATION_ENERGY.dataset
 SAMPLE_DATASET = "sample"
 
-#: The first compute capability of GPUs with units for each reduced precision. Older GPUs emulate bf16 and fp16 slowly,
+#: The lowest CUDA compute capability with hardware for each reduced precision. Older GPUs emulate bf16 and fp16 slowly,
 #: and ignore tf32.
 NEEDED_CAPABILITY = {"tf32": 8, "bf16": 8, "fp16": 7}
 
 
-#: The form of a target's name and unit, which appear in tables and pages.
+#: The pattern of a target's name and unit. It excludes characters that would break tables and web pages.
 _PLAIN = r"^[^<>|`&\\\x00-\x1f\x7f]*$"
 
 _NAME_RULE = "use up to 64 letters, digits, dots, dashes or underscores, beginning with a letter or digit"
@@ -38,9 +38,9 @@ _NAME_RULE = "use up to 64 letters, digits, dots, dashes or underscores, beginni
 
 def _folds(folds: tuple[int, ...]) -> tuple[int, ...]:
     if not folds:
-        raise ValueError("at least one fold")
+        raise ValueError("must list at least one fold")
     if sorted(set(folds)) != sorted(folds) or min(folds) < 0 or max(folds) >= N_FOLDS:
-        raise ValueError(f"distinct numbers from 0 to {N_FOLDS - 1}")
+        raise ValueError(f"must be distinct numbers from 0 to {N_FOLDS - 1}")
     return tuple(sorted(folds))
 
 
@@ -50,29 +50,36 @@ class DataSpec(Section):
     dataset: str = Field(
         OFFICIAL_DATASET,
         min_length=1,
-        description="A task of matbench (`mbqueue tasks` lists them), `sample` (shipped), or the path of a file or a "
-        "folder of your own.",
+        description="A matbench task (`mbqueue tasks` lists them), `sample` (included in mbqueue), or the path of your "
+        "own file or folder.",
     )
-    limit: int = Field(0, ge=0, description="Use at most this many crystals, drawn with `seed`; 0 uses all.")
+    limit: int = Field(
+        0, ge=0, description="Use at most this many crystals, chosen at random with `seed`; 0 uses all crystals."
+    )
     drop_invalid: bool = Field(False, description="Leave out entries that cannot be used, and list them in the report.")
     id_column: str = Field(
         "",
-        description="The column of ids in your own table; by default one of `id`, `material_id`, `mbid`, `jid`.",
+        description="Name of the id column in your own table; by default `id`, `material_id`, `mbid` or `jid`.",
     )
 
 
 class TargetSpec(Section):
     """[target]: the property to predict."""
 
-    name: str = Field(min_length=1, max_length=80, pattern=_PLAIN, description="In words, for reports: `band gap`.")
+    name: str = Field(
+        min_length=1, max_length=80, pattern=_PLAIN, description="Name of the property in reports, like `band gap`."
+    )
     unit: str = Field(
-        "", max_length=40, pattern=_PLAIN, description="Unit of targets, predictions and errors; empty for none."
+        "",
+        max_length=40,
+        pattern=_PLAIN,
+        description="Unit of targets, predictions and errors; empty if there is none.",
     )
     kind: Kind = Field(description="; ".join(f"`{kind}`: {text}" for kind, text in KINDS.items()) + ".")
     column: str = Field(
         "",
-        description="Column of your own table that holds the target; if empty, `target`, of energies one of "
-        f"{', '.join(ENERGY_COLUMNS)}.",
+        description="Name of the target column in your own table; by default `target`. For energies, mbqueue uses the "
+        f"first of these that exists: {', '.join(ENERGY_COLUMNS)}.",
     )
 
     @model_validator(mode="after")
@@ -83,112 +90,126 @@ class TargetSpec(Section):
 
 
 class ModelSpec(Section):
-    """[model]: where training starts, and which weights it changes."""
+    """[model]: the pretrained weights, and which of them are trained."""
 
-    pretrained: Literal["0.3.0", "r2scan"] = Field("0.3.0", description="Which pretrained weights of CHGNet.")
+    pretrained: Literal["0.3.0", "r2scan"] = Field("0.3.0", description="Version of CHGNet's pretrained weights.")
     trainable: Literal["none", "head", "all"] = Field(
         "all",
-        description="`none` only fits the element references; `head` trains `mlp`, `readout_norm` and the element "
-        "references on frozen atom features; `all` trains everything.",
+        description="Which weights to train. `none` only fits the element references. `head` trains `mlp`, "
+        "`readout_norm` and the element references on frozen atom features. `all` trains everything.",
     )
 
 
 class TrainSpec(Section):
-    """[train]: how the model is trained."""
+    """[train]: the settings of training."""
 
-    epochs: int = Field(20, ge=0, le=10_000, description="Epochs of every fold; 0 predicts only.")
+    epochs: int = Field(20, ge=0, le=10_000, description="Number of epochs per fold; 0 only predicts.")
     batch_size: int = Field(64, ge=1, le=65_536, description="Crystals per optimizer step.")
     lr: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(
-        1e-5, ge=0, le=1, description="AdamW's decoupled weight decay; element references get none."
+        1e-5, ge=0, le=1, description="Decoupled weight decay of AdamW; not applied to the element references."
     )
     loss: Literal["huber", "l1", "l2"] = Field(
-        "huber", description="Loss of the target; a `class` always uses binary cross-entropy."
+        "huber", description="Loss function; a target of kind `class` always uses binary cross-entropy."
     )
     huber_delta: float = Field(
         0.1,
         gt=0,
-        description="Where the Huber loss turns from square to linear: in eV/atom for an energy; for a scalar, as a "
-        "share of the spread that the composition model leaves.",
+        description="Error above which the Huber loss becomes linear. For an energy, the value is in eV/atom. For a "
+        "scalar, it is a fraction of the spread of the composition model's residuals.",
     )
-    warmup: float = Field(0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly.")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
-    final_lr: float = Field(0.01, ge=0, le=1, description="Final learning rate of the cosine, as a share of `lr`.")
-    clip_norm: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="Fraction of all steps during which the learning rate rises linearly."
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate schedule after the warm-up.")
+    final_lr: float = Field(
+        0.01, ge=0, le=1, description="Final learning rate of the cosine schedule, as a fraction of `lr`."
+    )
+    clip_norm: float = Field(1.0, ge=0, description="Maximum gradient norm; 0 turns clipping off.")
     validation: float = Field(
-        0.05, gt=0, le=0.5, description="Share of a fold's training part that is held out to choose the best epoch."
+        0.05, gt=0, le=0.5, description="Fraction of a fold's training part that is held out to choose the best epoch."
     )
     validation_seed: int = Field(
         -1,
         ge=-1,
         lt=2**31,
-        description="Seeds the validation split in place of `seed`; -1 uses `seed`. Experiments that share it can be "
+        description="Seed of the validation split; -1 uses `seed`. Experiments with the same validation seed can be "
         "blended with fitted weights.",
     )
     ema_decay: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Decay per step of an exponential moving average of the weights. The average is then "
-        "validated and kept. 0 is off.",
+        description="Decay per step of an exponential moving average (EMA) of the weights. Validation and the saved "
+        "model use the average. 0 turns averaging off.",
     )
     soup: int = Field(
         0,
         ge=0,
         le=100,
-        description="Validate and keep the mean of the weights at the ends of this many epochs (a weight soup); "
-        "0 is off. Each commit holds as many copies of the trained weights.",
+        description="Average the weights from the ends of this many epochs (a weight soup). Validation and the saved "
+        "model use the average. Each commit contains this many copies of the trained weights. 0 turns the soup off.",
     )
     soup_of: Literal["last", "best"] = Field(
         "last",
-        description="Which epochs a soup is made of: the last ones, or those whose own weights have the lowest "
-        "validation MAE so far.",
+        description="Which epochs to average in the soup: the last ones, or those with the lowest validation MAE so "
+        "far (measured without averaging).",
     )
     patience: int = Field(
         0,
         ge=0,
-        description="Skip a fold's remaining epochs after this many without a better one; 0 is off.",
+        description="Stop training a fold after this many epochs without a lower validation MAE; 0 turns early "
+        "stopping off.",
     )
     layer_lr_decay: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Multiply the learning rate by this once for each block further from the read-out; 1 is off.",
+        description="Factor by which the learning rate decreases per block, counted from the read-out; 1 turns the "
+        "decay off.",
     )
     unfreeze_epochs: int = Field(
-        0, ge=0, description="Train only the head for this many epochs, then everything (gradual unfreezing); 0 is off."
+        0,
+        ge=0,
+        description="Train only the head for this many epochs, then all weights (gradual unfreezing); 0 trains all "
+        "weights from the start.",
     )
     strain: float = Field(
-        0.0, ge=0, le=0.1, description="Standard deviation of a random strain of each training cell; 0 is off."
+        0.0,
+        ge=0,
+        le=0.1,
+        description="Standard deviation of the random strain applied to each training cell; 0 applies none.",
     )
     jitter: float = Field(
-        0.0, ge=0, le=0.2, description="Standard deviation in Å of a random shift of each training atom; 0 is off."
+        0.0,
+        ge=0,
+        le=0.2,
+        description="Standard deviation in Å of the random shift of each atom in training; 0 shifts no atoms.",
     )
     max_bonds: int = Field(
         0,
         ge=0,
-        description="Largest number of directed bonds on the device at once. A larger batch is accumulated in "
-        "parts, with the same gradient. 0 is no limit.",
+        description="Maximum number of directed bonds on the device at once. A larger batch is split, and its "
+        "gradient is accumulated. 0 sets no limit.",
     )
     group_by_size: bool = Field(
         False,
-        description="Form batches of crystals of similar size, which evens out memory and step times. Batches stay "
-        "in random order, but each is no longer a random draw.",
+        description="Put crystals of similar size into the same batch, which evens out memory use and step times. The "
+        "batches are still in random order, but a batch is no longer a random sample.",
     )
     test_strains: int = Field(
         0,
         ge=0,
         le=100,
         description="Average each test prediction over the crystal and this many pairs of opposite small strains; "
-        "0 is off.",
+        "0 predicts without strain.",
     )
     precision: Literal["float32", "tf32", "bf16", "fp16"] = Field(
         "float32",
-        description="Arithmetic of matrix products in training, on a GPU that supports it (else float32). `tf32` and "
-        "`bf16` need an Ampere GPU or newer; `fp16` needs a Volta GPU, a T4 or newer. `bf16` rounds the inputs and "
-        "outputs of the message products, and their gradients, including those of the weights. `fp16` rounds only "
-        "the inputs, and sums in float32. Weights, sums of messages, validation and "
-        "predictions are float32.",
+        description="Precision of matrix products in training. Devices without hardware for the chosen precision use "
+        "float32. `tf32` and `bf16` need an Ampere GPU or newer; `fp16` needs a Volta GPU, a T4 or newer. `bf16` "
+        "rounds the inputs, outputs and gradients of the message products. `fp16` rounds only the inputs, and sums in "
+        "float32. Weights, sums of messages, validation and predictions always use float32.",
     )
 
     @model_validator(mode="after")
@@ -198,19 +219,19 @@ class TrainSpec(Section):
         if self.soup and self.ema_decay:
             raise ValueError("soup and ema_decay both average the weights: one of them must be 0")
         if self.soup_of != "last" and not self.soup:
-            raise ValueError(f"soup_of = {self.soup_of!r} needs soup, the number of epochs to average")
+            raise ValueError(f"soup_of = {self.soup_of!r} also requires soup, the number of epochs to average")
         return self
 
 
 #: Keys that do not affect a fold's result.
 _NOT_HASHED = {"name", "results_name", "description", "folds", "trial", "chosen"}
-#: Keys that specs of earlier versions lack, with the values that those versions used. A key with such a value is not
-#: hashed, so experiments of those versions resume.
+#: Keys that specs of earlier versions lack, with the values that those versions used. A key with this value is not
+#: hashed, so experiments from earlier versions keep their hash and can resume.
 _YOUNGER: dict[str, dict[str, Any]] = {
     "data": {"id_column": ""},
     "train": {"group_by_size": False, "test_strains": 0, "validation_seed": -1, "soup": 0, "soup_of": "last"},
 }
-#: The target of specs that name no target; this target is not hashed either.
+#: The target of specs without a [target] section. It is not hashed, so specs from earlier versions keep their hash.
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)
 
 
@@ -221,12 +242,12 @@ class Spec(Section):
     results_name: str = Field(
         "", pattern=r"^$|" + NAME_PATTERN, description="Name of the results folder; by default `name`."
     )
-    description: str = Field("", description="One line for reports.")
+    description: str = Field("", description="One-line description for reports.")
     folds: Annotated[tuple[int, ...], AfterValidator(_folds)] = Field(
         tuple(range(N_FOLDS)), strict=False, description="Which of the five folds to run."
     )
     seed: int = Field(
-        0, ge=0, lt=2**31, description="Seeds the validation split, the order of samples and augmentation."
+        0, ge=0, lt=2**31, description="Random seed of the validation split, the sample order and augmentation."
     )
     data: DataSpec = DataSpec()
     target: TargetSpec = TargetSpec.model_validate(_FIRST_TARGET)
@@ -239,7 +260,7 @@ class Spec(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_target(cls, content: Any) -> Any:
-        """Fill in the target of a task, or of a column that is known to hold formation energies."""
+        """Fill in the [target] that a matbench task or a column of formation energies implies."""
         if not isinstance(content, Mapping):
             return content
         said, data = content.get("target", {}), content.get("data", {})
@@ -250,10 +271,10 @@ class Spec(Section):
             return {**content, "target": {**_FIRST_TARGET, **said}}
         if isinstance(said, Mapping) and said.keys() == {"column"}:
             raise ValueError(
-                f"column {said['column']!r} may hold any property: only {', '.join(ENERGY_COLUMNS)} are known to be "
-                'formation energies. Describe it under [target], or with --set target.name="formation energy" '
-                "--set target.unit=eV/atom --set target.kind=energy for energies per atom, and like "
-                '--set target.name="band gap" --set target.unit=eV --set target.kind=scalar for anything else'
+                f"mbqueue does not know the property in column {said['column']!r}: it knows only the energy columns "
+                f"{', '.join(ENERGY_COLUMNS)}. Describe the property under [target] or with --set. For energies per "
+                'atom: --set target.name="formation energy" --set target.unit=eV/atom --set target.kind=energy. For '
+                'another property, like: --set target.name="band gap" --set target.unit=eV --set target.kind=scalar'
             )
         return content
 
@@ -262,17 +283,17 @@ class Spec(Section):
         task = TASKS.get(self.data.dataset)
         if task is not None and task.target != self.predicts:
             raise ValueError(
-                f"[target] does not go with {task.dataset}, which predicts the {task.target.axis}: leave [target] out"
+                f"[target] contradicts {task.dataset}, whose target is the {task.target.axis}: remove [target]"
             )
         trains = self.model.trainable != "none"
         if trains != (self.train.epochs > 0):
             raise ValueError(
-                f'model.trainable = "{self.model.trainable}" does not go with train.epochs = {self.train.epochs}: '
-                'nothing is trained exactly when trainable = "none" and epochs = 0'
+                f'model.trainable = "{self.model.trainable}" contradicts train.epochs = {self.train.epochs}: '
+                'trainable = "none" needs epochs = 0, and all other values need at least one epoch'
             )
         if self.model.trainable == "head" and (self.train.strain or self.train.jitter or self.train.test_strains):
             raise ValueError(
-                'model.trainable = "head" works on stored atom features: strain, jitter and test_strains must be 0'
+                'model.trainable = "head" uses stored atom features, so strain, jitter and test_strains must be 0'
             )
         if 0 < self.data.limit < N_FOLDS:
             raise ValueError(f"data.limit = {self.data.limit} crystals cannot be split into {N_FOLDS} folds")
@@ -280,17 +301,17 @@ class Spec(Section):
 
     @property
     def predicts(self) -> Target:
-        """The target, in the form that other modules use."""
+        """The target as a `Target` object, which other modules use."""
         return Target(**self.target.model_dump())
 
     @property
     def folder_name(self) -> str:
-        """Name of the folder below results/daily/DATE/."""
+        """Name of the experiment's folder in results/daily/DATE/."""
         return self.results_name or self.name
 
     @property
     def hash(self) -> str:
-        """Hex SHA-256 of everything that changes a fold's result."""
+        """Hex SHA-256 of all keys that change a fold's result."""
         return hash_of_spec(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
@@ -303,7 +324,7 @@ class Spec(Section):
 
 
 def hash_of_spec(content: Mapping[str, Any]) -> str:
-    """`Spec.hash` of a spec in plain JSON values, as returned by `Spec.to_json`."""
+    """Compute `Spec.hash` from plain JSON values, as returned by `Spec.to_json`."""
     told_apart_by = {key: value for key, value in content.items() if key not in _NOT_HASHED}
     if told_apart_by.get("target") == _FIRST_TARGET:
         del told_apart_by["target"]
@@ -319,24 +340,24 @@ def hash_of_spec(content: Mapping[str, Any]) -> str:
 
 
 def parse_spec(content: Mapping[str, Any], *, source: str, advice: str = "Fix the file or the --set options.") -> Spec:
-    """Make and check a spec from nested plain values.
+    """Make a spec from nested dictionaries, and check it.
 
     Args:
         content: sections and keys, as in an experiment file.
-        source: the origin of the values, for messages.
-        advice: advice to show if the values are wrong.
+        source: where the values come from, for error messages.
+        advice: what to do if the values are wrong; the last line of the error.
 
     Raises:
-        SpecError: naming every wrong key, its value and what is allowed.
+        SpecError: if values are wrong; the error lists each wrong key, its value and what is allowed.
     """
     try:
         return Spec.model_validate(dict(content))
     except ValidationError as error:
-        raise SpecError(_explain(error, source, advice)) from None  # reported below in plainer words
+        raise SpecError(_explain(error, source, advice)) from None  # the message replaces pydantic's
 
 
 def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:
-    """Read the spec in a TOML file, with dotted ``overrides`` (``{"train.lr": 3e-4}``) applied.
+    """Read a spec from a TOML file, and apply ``overrides`` such as ``{"train.lr": 3e-4}``.
 
     Raises:
         SpecError: if the file cannot be read, is not TOML, or is not a valid experiment.
@@ -344,7 +365,7 @@ def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec
     content = read_toml(path)
     for key in KEPT_BY_COMMANDS:
         if key in content:
-            raise SpecError(f"{path} has the key {key}, which only commands of mbqueue write. Remove it from the file.")
+            raise SpecError(f"{path} has the key {key}, which only mbqueue's commands may write. Remove this key.")
     content.setdefault("name", path.stem)
     return parse_spec(laid_over(content, overrides or {}), source=str(path))
 
@@ -369,7 +390,7 @@ def _is_name(problem: Mapping[str, Any]) -> bool:
 
 
 def _meant(key: tuple[int | str, ...]) -> str:
-    """The other sections that have a key of this name; empty if there are none."""
+    """Suggest keys with the same name in other sections; empty if there are none."""
     found = [
         ".".join([*map(str, name), str(key[-1])]) for name, section in _sections() if key[-1] in section.model_fields
     ]

@@ -1,4 +1,4 @@
-"""Read a file in jobs/ as plain values, and apply ``--set`` options, without pydantic."""
+"""Read experiment files as plain dictionaries, and apply ``--set`` options, without importing pydantic."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mbqueue.files import read_small_text
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a file in jobs/.
+    """Read an experiment file, as a nested dictionary.
 
     Raises:
-        SpecError: if the file cannot be read, or is not TOML.
+        SpecError: if the file cannot be read, or is not valid TOML.
     """
     try:
         return tomllib.loads(read_small_text(path))
@@ -28,10 +28,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def laid_over(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested values, with dotted ``overrides`` applied.
+    """Copy a nested dictionary, and apply overrides such as ``{"train.lr": 3e-4}``.
 
     Raises:
-        SpecError: if a key goes through a value that is not a section.
+        SpecError: if part of a dotted key names a single value instead of a section.
     """
     copied = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
     for key, value in overrides.items():
@@ -40,10 +40,12 @@ def laid_over(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
-    """``["train.lr=3e-4"]`` as ``{"train.lr": 3e-4}``; values are read as TOML, bare words as strings.
+    """Convert ``["train.lr=3e-4"]`` to ``{"train.lr": 3e-4}``.
+
+    Values are parsed as TOML. A value that is not valid TOML, such as a bare word, becomes a string.
 
     Raises:
-        SpecError: for anything that is not KEY=VALUE.
+        SpecError: if an assignment does not have the form KEY=VALUE.
     """
     overrides: dict[str, Any] = {}
     for assignment in assignments:
@@ -63,5 +65,5 @@ def _lay_over(content: dict[str, Any], dotted: str, value: Any) -> None:
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
-            raise SpecError(f"--set {dotted}: {section} is a single value, it has no key {key}.")
+            raise SpecError(f"--set {dotted}: {section} is a single value, not a section, so it has no key {key}.")
     content[key] = value

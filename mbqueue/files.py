@@ -1,7 +1,7 @@
 """Write files so that a crash at any instant leaves the old content or the new, never a mixture.
 
-Order of a durable write: temp file in the same folder, fsync, rename, fsync of the folder. So a reader that finds the
-final name finds all of its bytes. Names of temp files start with ``.tmp-``, so a sweep recognises them.
+A durable write writes a temp file in the same folder, syncs it, renames it, and syncs the folder. So a file under its
+final name is always complete. The names of temp files start with ``.tmp-``, so that later writes can remove old ones.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import IO, Any
 
 TEMP_PREFIX = ".tmp-"
-#: A temp file unchanged for this long was left by a dead process.
+#: Seconds after which an unchanged temp file is considered abandoned by a dead process.
 LEFT_OVER_SECONDS = 600.0
 _CHUNK = 1 << 20
-#: Error codes of a file system without hard links.
+#: Error codes that a file system without hard links returns.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make the names in ``folder`` durable: a rename is durable only after this call."""
+    """Sync ``folder`` itself, which makes new and renamed files in it durable."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -35,26 +35,26 @@ def fsync_dir(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create ``folder`` and missing folders above it, durably; do nothing if it exists."""
+    """Durably create ``folder`` and its missing parent folders; do nothing if ``folder`` exists."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    # Without this sync, a power loss could remove the folder together with files that were synced inside.
+    # Without this sync, a power loss could remove the new folder, even with synced files in it.
     fsync_dir(folder.parent)
 
 
 def temp_beside(path: Path) -> Path:
-    """An unused temporary name in the folder of ``path``, so that a rename onto it stays on one file system."""
+    """Choose an unused temporary path in the folder of ``path``; a rename within a folder is atomic."""
     return path.parent / f"{TEMP_PREFIX}{secrets.token_hex(6)}-{path.name}"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that replaces ``path`` when the block ends without an error.
+    """Open a binary temp file, which replaces ``path`` when the block ends without an error.
 
-    The folder is created if it is missing. On an error the temp file is removed and ``path`` stays unchanged. Temp
-    files of ``path`` that dead processes left are removed.
+    After an error, ``path`` is unchanged. A missing folder is created, and abandoned temp files of ``path`` are
+    removed.
     """
     make_folder(path.parent)
     temp = temp_beside(path)
@@ -72,10 +72,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _sweep(temp: Path, name: str) -> None:
-    """Remove abandoned temp files of the same file beside ``temp``, judged by the file system's clock."""
+    """Remove abandoned temp files of the file ``name`` in the folder of ``temp``.
+
+    ``temp`` was just created, so its time is the file system's current time.
+    """
     now = temp.stat().st_mtime
     for left_over in temp.parent.glob(f"{TEMP_PREFIX}*-{name}"):
-        with suppress(FileNotFoundError):  # another process may be sweeping, too
+        with suppress(FileNotFoundError):  # another process may remove the same file
             if now - left_over.stat().st_mtime > LEFT_OVER_SECONDS:
                 left_over.unlink()
 
@@ -87,7 +90,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def create_bytes(path: Path, content: bytes) -> bool:
-    """Durably create ``path``; False if the file exists already."""
+    """Durably create ``path``, and return True; if the file already exists, return False."""
     make_folder(path.parent)
     temp = temp_beside(path)
     try:
@@ -96,7 +99,7 @@ def create_bytes(path: Path, content: bytes) -> bool:
             stream.flush()
             os.fsync(stream.fileno())
         try:
-            os.link(temp, path)  # if two processes write, the first wins
+            os.link(temp, path)  # if two processes create the same file, the first wins
         except FileExistsError:
             return False
         except OSError as error:
@@ -122,25 +125,28 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_small_text(path: Path, *, at_most: int = 1 << 20) -> str:
-    """Read the text of a plain, hand-written file.
+    """Read a small text file that a person wrote.
+
+    Args:
+        at_most: maximum size, in bytes.
 
     Raises:
-        FileNotFoundError, OSError: if the file cannot be read.
-        ValueError: if the file is larger, not a plain file (a pipe would block), or not UTF-8.
+        OSError: if the file cannot be read.
+        ValueError: if the file is too large, is not a regular file (a pipe would block), or is not UTF-8.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ValueError("it is not a plain file")
+        raise ValueError("it is not a regular file")
     with os.fdopen(fd, "rb") as stream:
         content = stream.read(at_most + 1)
     if len(content) > at_most:
-        raise ValueError(f"it has more than {at_most} bytes")
+        raise ValueError(f"it is larger than {at_most} bytes")
     return content.decode("utf-8-sig")  # editors on Windows may write a byte-order mark
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in chunks."""
+    """Hex SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):

@@ -1,6 +1,6 @@
 """Find the best epoch in a fold's history, and decide whether training stops early.
 
-A history consists of the rows of ``history_fold_i.csv`` in epoch order, as read by `mbqueue.results.tables`.
+A history is the list of rows in ``history_fold_i.csv``, one per epoch, as read by `mbqueue.results.tables`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from typing import Any
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
-    """(epoch, MAE) of the earliest epoch with the lowest validation MAE; None if there are no epochs."""
+    """Find the epoch with the lowest validation MAE.
+
+    Returns:
+        The epoch, the earliest one in a tie, and its MAE; None if the history is empty.
+    """
     if not history:
         return None
     best = min(history, key=lambda row: (row["val_mae"], row["epoch"]))
@@ -18,8 +22,8 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None
 
 
 def is_out_of_patience(patience: int, *, epoch: int, best: int) -> bool:
-    """Whether a fold stops after ``epoch`` because no epoch was better than ``best`` for ``patience`` epochs.
+    """Whether to stop training after ``epoch``, because the ``best`` epoch was at least ``patience`` epochs earlier.
 
-    With a patience of 0, a fold never stops early.
+    A patience of 0 turns early stopping off.
     """
     return 0 < patience <= epoch - best

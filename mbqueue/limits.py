@@ -1,4 +1,4 @@
-"""Recognise errors that come from limits of the machine or the shell, not from a job or a file."""
+"""Recognise errors that a limit of the machine or the shell causes, rather than a job or a file."""
 
 from __future__ import annotations
 
@@ -9,31 +9,35 @@ from mbqueue.errors import LimitReached, causes
 
 
 def why_limited(error: BaseException) -> LimitReached | None:
-    """A sentence about the limit, memory or file size, that caused an error; None for any other error."""
+    """Find out whether a limit on memory or file size caused an error.
+
+    Returns:
+        An error that names the limit and what to do; None if no limit caused ``error``.
+    """
     for one in (error, *causes(error, hidden=True)):
         number = one.errno if isinstance(one, OSError) else None
         if number == errno.EFBIG:
             named = f"{one.filename} " if isinstance(one, OSError) and one.filename else "A file "
             return LimitReached(
-                f"{named}cannot grow beyond the limit of {size_of_files() or 'its file system'} on the size of a file "
-                "(ulimit -f). Raise it (ulimit -f unlimited), then run the command again."
+                f"{named}cannot grow beyond the file size limit of {size_of_files() or 'its file system'} (ulimit -f). "
+                "Raise the limit (ulimit -f unlimited), then run the command again."
             )
         soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
-        # If the address space is full, loading a library reports it as missing.
+        # If the address space is full, the dynamic loader reports a library as missing.
         is_library = isinstance(one, ImportError | OSError) and "shared object" in str(one)
-        # PyTorch's host allocator uses these words; GPU errors use others.
+        # "can't allocate memory" is from PyTorch's CPU allocator; GPU errors have other texts.
         is_memory = isinstance(one, MemoryError) or number == errno.ENOMEM or "can't allocate memory" in str(one)
         if is_memory or (is_library and soft != resource.RLIM_INFINITY):
-            told = "all of the machine's" if soft == resource.RLIM_INFINITY else _bytes(soft)
+            told = "the machine's memory" if soft == resource.RLIM_INFINITY else _bytes(soft)
             return LimitReached(
-                f"There is no memory left ({_first_line(one)}). This process may have {told} (ulimit -v). End other "
-                "programs, raise the limit, or use a machine with more memory, then run the command again."
+                f"There is no memory left ({_first_line(one)}). The limit of this process is {told} (ulimit -v). End "
+                "other programs, raise the limit, or use a machine with more memory, then run the command again."
             )
     return None
 
 
 def size_of_files() -> str:
-    """The limit on the size of a file that this process writes, in words; empty if there is none."""
+    """This process's limit on the size of a file, like ``500 MB``; empty if there is none."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     return "" if soft == resource.RLIM_INFINITY else _bytes(soft)
 

@@ -1,4 +1,4 @@
-"""The kind of file system at a path, read from Linux's mount table."""
+"""Find the file system that a path is on, in Linux's mount table."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-#: File systems whose writes reach other machines late, or whose locks other machines do not see. Google Drive in Colab
-#: is a FUSE mount. Any other type counts as local.
+#: File systems on which other machines see writes late, or do not see locks. Google Drive in Colab is a FUSE mount. All
+#: other types count as local.
 _REMOTE = re.compile(r"^(fuse(\..*)?|nfs\d?|cifs|smb.*|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|drvfs|sshfs|davfs.*)$")
-#: The network file systems that clusters share: all machines see a file once it is closed, and renames are atomic.
+#: Network file systems of clusters. All machines see a file as soon as it is closed, and renames are atomic.
 _CLUSTERED = re.compile(r"^(nfs\d?|ceph|glusterfs|lustre|gpfs|beegfs)$")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mount:
-    """The mount that a path is on.
+    """A mounted file system.
 
     Attributes:
         point: the mount point.
-        fstype: the kernel's name for the file system; "unknown" if the table cannot be read.
-        source: the device or share that is mounted.
+        fstype: the kernel's name for the type of file system; "unknown" if the mount table cannot be read.
+        source: the mounted device or share.
     """
 
     point: Path
@@ -30,17 +30,20 @@ class Mount:
 
     @property
     def is_remote(self) -> bool:
-        """Whether this is a drive or network mount, on which a live database must not be kept."""
+        """Whether this is a drive or network mount, where a live database is not safe."""
         return _REMOTE.match(self.fstype) is not None
 
     @property
     def is_clustered(self) -> bool:
-        """Whether this is a network file system on which a cluster's machines can share commits."""
+        """Whether this is a network file system through which a cluster's machines can share commits."""
         return _CLUSTERED.match(self.fstype) is not None
 
 
 def mount_of(path: Path, *, table: Path = Path("/proc/self/mountinfo")) -> Mount:
-    """The mount of ``path``, which need not exist: the last mount at the deepest mount point above the path."""
+    """Find the file system that ``path`` is on, even if ``path`` does not exist.
+
+    Of several mounts at the same mount point, the last one hides the others.
+    """
     target = path.expanduser().absolute()
     target = target.resolve() if target.exists() else target
     found = Mount(point=Path("/"), fstype="unknown", source="unknown")
@@ -49,7 +52,7 @@ def mount_of(path: Path, *, table: Path = Path("/proc/self/mountinfo")) -> Mount
     except OSError:
         return found
     for line in lines:
-        # "36 35 98:0 /root /point options optional-fields... - fstype source options", see proc(5).
+        # Format, see proc(5): "36 35 98:0 /root /point options optional-fields... - fstype source options"
         left, separator, right = line.partition(" - ")
         left_fields, right_fields = left.split(" "), right.split(" ")
         if not separator or len(left_fields) < 5 or len(right_fields) < 2:

@@ -1,4 +1,4 @@
-"""Protect files from output paths that the user names: inputs always, and files not made by mbqueue unless forced."""
+"""Check output paths, so that commands never overwrite their inputs, and overwrite other files only with --force."""
 
 from __future__ import annotations
 
@@ -15,80 +15,84 @@ from mbqueue.project import from_here
 def require_writable(
     target: Path, *, force: bool, reads: Iterable[Path] = (), ours: bytes | None = None, example: str = "output"
 ) -> None:
-    """Check that an output may be written, before anything is computed for it.
+    """Check that a command may write an output file, before the command computes the content.
 
     Args:
         target: the file to write.
         force: overwrite an existing file, but never one that the command reads.
         reads: files and folders that the command reads; a folder includes everything inside.
-        ours: text near the start of mbqueue's files of this kind; a file that contains it may be replaced.
-        example: a name to suggest if the target is a folder.
+        ours: bytes near the start of every output of this command; an existing file with these bytes may be replaced.
+        example: the file name to suggest if the target is a folder.
 
     Raises:
-        UsageError: if the file is an input, already exists, is a folder, or is in no existing folder.
+        UsageError: if the target is an input, already exists, is a folder, or its folder does not exist.
     """
     there = from_here(target).resolve()
     if target.is_dir():
-        raise UsageError(f"{target} is a folder. Name the file to write, like {target / example}.")
+        raise UsageError(f"{target} is a folder. Give the file to write, like {target / example}.")
     if not target.parent.is_dir():
-        raise UsageError(f"There is no folder {target.parent} to write {target.name} into. Create it, or name another.")
+        raise UsageError(_no_folder(target))
     for read in reads:
         source = from_here(read).resolve()
         if there == source or (source.is_dir() and there.is_relative_to(source)) or _is_same(target, read):
-            raise UsageError(f"{target} would be overwritten, but this command reads it ({read}). Name another file.")
+            raise UsageError(
+                f"{target} would be overwritten, but this command reads it ({read}). Choose another output file."
+            )
     if target.exists() and not force and not (ours is not None and _begins_with(target, ours)):
-        raise UsageError(f"{target} already exists. Name another file, or replace it with --force.")
+        raise UsageError(f"{target} already exists. Choose another name, or replace the file with --force.")
 
 
 def page_for(given: Path, name: str) -> Path:
-    """The file to write for ``given``; if ``given`` is an existing folder, the file named ``name`` in that folder.
+    """The file to write: ``given`` itself or, if ``given`` is an existing folder, the file ``name`` in this folder.
 
     Raises:
-        UsageError: if the file's folder does not exist: a mistyped folder is not created.
+        UsageError: if the file's folder does not exist; the path may be mistyped, so the folder is not created.
     """
     from_here(given)
     if given.is_dir():
         return given / name
     if not given.parent.is_dir():
-        raise UsageError(f"There is no folder {given.parent} to write {given.name} into. Create it, or name another.")
+        raise UsageError(_no_folder(given))
     return given
 
 
 def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: Callable[[str], bool]) -> None:
-    """Check that a command may create a folder, before anything is computed for it.
+    """Check that a command may create an output folder, before the command computes the content.
 
     Args:
-        target: the folder; it may exist if it is empty.
-        force: replace an existing folder, if the command could have made everything inside.
+        target: the folder; may exist if it is empty.
+        force: replace an existing folder, if this command could have made all files in it.
         reads: folders that the command reads.
-        makes: whether the command makes a file with this name.
+        makes: says whether the command makes a file with a given name.
 
     Raises:
-        UsageError: if the target already exists, is not a folder, or is an input.
+        UsageError: if the target is an input, is not a folder, or already has content and may not be replaced.
     """
     there = from_here(target).resolve()
     for read in reads:
         source = from_here(read).resolve()
         if there.is_relative_to(source) or source.is_relative_to(there):
-            raise UsageError(f"{target} would be overwritten, but this command reads {read}. Name another folder.")
+            raise UsageError(
+                f"{target} would be overwritten, but this command reads {read}. Choose another output folder."
+            )
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UsageError(f"{target} already exists and is not a folder. Name another folder.")
+        raise UsageError(f"{target} already exists and is not a folder. Choose another name.")
     names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
     if foreign := [name for name in names if not makes(name)]:
         raise UsageError(
-            f"{target} already exists and contains {foreign[0]}, which this command does not make. Name another "
-            "folder, or move that file."
+            f"{target} already exists and contains {foreign[0]}, which is not an output of this command. Choose "
+            "another folder, or move that file."
         )
     if names and not force:
-        raise UsageError(f"{target} already exists. Name another folder, or replace it with --force.")
+        raise UsageError(f"{target} already exists. Choose another name, or replace the folder with --force.")
 
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder to fill, which replaces ``target`` when the block ends without an error.
+    """Yield an empty temporary folder, which replaces ``target`` when the block ends without an error.
 
-    After an error or a crash, ``target`` is unchanged; only a crash between the last two renames leaves the target
-    under the temporary name.
+    After an error or a crash, ``target`` is unchanged. One exception remains: after a crash between the last two
+    renames, the old folder has a temporary name.
     """
     files.make_folder(target.parent)
     staging = files.temp_beside(target)
@@ -113,8 +117,12 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
 
 
+def _no_folder(target: Path) -> str:
+    return f"There is no folder {target.parent}, so {target.name} cannot be written. Create the folder first."
+
+
 def _is_same(one: Path, other: Path) -> bool:
-    """Whether two paths, or hard links, are the same file."""
+    """Whether two paths lead to the same file, for example through hard links."""
     return one.exists() and other.exists() and one.samefile(other)
 
 

@@ -1,4 +1,4 @@
-"""The layout of a project's folders. Other modules only name files in them.
+"""The layout of a project's folders. All other modules get paths of these folders from here.
 
     PROJECT/
     ├── mbqueue.toml                settings (optional)
@@ -8,19 +8,20 @@
     │   ├── cache/                  converted crystals; can be deleted at any time
     │   ├── checkpoints/EXPERIMENT/fold_i/
     │   ├── wanted/EXPERIMENT.json  what was enqueued, to rebuild the queue from
-    │   ├── logs/                   of background sessions; tensorboard/
-    │   ├── commits.json            the id by which a queue on a server knows these checkpoints
+    │   ├── logs/                   logs of background sessions; TensorBoard files
+    │   ├── commits.json            the id of these checkpoints in a queue on a server
     │   └── background.json         the process of the background session
     └── results/daily/YYYY-MM-DD/EXPERIMENT/
 
-Paths are derived, never stored, except the results folder, whose date is the day of enqueueing.
+All paths are computed from the project's folder. Only the path of a results folder is stored, because it contains the
+date of enqueueing.
 
-On a drive or network mount (or with a live folder given) the project is *split*: what changes is in a live folder on a
-local disk, and the mount receives files that are written once, under names that are never reused:
+On a drive or network mount, or if the user gives a live folder, the project is *split*. Files that change are in the
+live folder on a local disk. Each file on the mount is written once, under a name that is never reused:
 
     LIVE/                           queue.db, cache/, checkpoints/, logs/ …, as in state/ above
-    ├── publishing.json             what is published, and why something is not
-    ├── project.json                the project of this folder (`mbqueue.belonging`)
+    ├── publishing.json             which files are published, and errors in publishing
+    ├── project.json                the project that this live folder belongs to (`mbqueue.belonging`)
     └── results/daily/…             results in progress
     PROJECT/state/
     ├── checkpoints/EXPERIMENT/fold_i/STEM-HASH.pt, STEM-HASH.json
@@ -28,15 +29,16 @@ local disk, and the mount receives files that are written once, under names that
     ├── outcomes/EXPERIMENT/…       the result files with their hashes
     ├── sessions/SESSION-NUMBER.json
     ├── project-ID.json             the project's id; written once
-    └── crystals/DATASET-HASH.bin   what a new machine makes its cache/ from
+    └── crystals/DATASET-HASH.bin   crystals from which a new machine makes its cache/
 
-With an object store, commits, results and expensive data are there, below the prefix that `store` names. The folders
-above hold copies. Objects never change; a name without a hash is written once.
+With an object store, the store contains the commits, the results, and data that is expensive to compute, under the
+prefix in the setting `store`. The folders above contain copies. Objects never change; a name without a hash is written
+once.
 
     STORE/
-    ├── mbqueue-store.json          the store's id, by which queues know it (`mbqueue.buckets.MARKER`)
-    ├── checkpoints/EXPERIMENT/fold_i/STEM-HASH.pt, STEM.json; set aside ones end in .damaged
-    ├── results/EXPERIMENT/HASH-NAME            files that the queue's committed jobs list
+    ├── mbqueue-store.json          the store's id, which queues record (`mbqueue.buckets.MARKER`)
+    ├── checkpoints/EXPERIMENT/fold_i/STEM-HASH.pt, STEM.json; damaged ones end in .damaged
+    ├── results/EXPERIMENT/HASH-NAME            result files of committed jobs
     ├── crystals/DATASET-HASH.bin               as on a drive
     └── frozen/frozen-DATASET-WEIGHTS/KIND-NUMBER-HASH.npy, KIND-NUMBER.json
 """
@@ -57,13 +59,13 @@ from mbqueue.settings import SETTINGS_FILE, Settings, load_settings
 from mbqueue.topology import LIVE_VARIABLE, Topology, live_folder
 
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
-#: The form of an experiment's name, and so of its folders.
+#: The pattern of an experiment's name, which is also the name of its folders.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
-#: How long to wait for a drive before using only the local records about its project.
+#: Seconds to wait for a drive before using only what this machine recorded about the project.
 LOOK_SECONDS = 20.0
 
-#: The folders of published files, relative to the project's folder on the drive, for `mbqueue.storage.mounted.Drive`.
+#: Folders of published files on a drive, relative to the project's folder. `mbqueue.storage.mounted.Drive` uses them.
 PUBLISHED_ID = "state"
 PUBLISHED_CHECKPOINTS = "state/checkpoints"
 PUBLISHED_SNAPSHOTS = "state/snapshots"
@@ -71,7 +73,7 @@ PUBLISHED_OUTCOMES = "state/outcomes"
 PUBLISHED_SESSIONS = "state/sessions"
 PUBLISHED_CRYSTALS = "state/crystals"
 
-#: The folders of objects, relative to the prefix of the store, for `mbqueue.storage.objects.ObjectStore`.
+#: Folders in an object store, relative to its prefix. `mbqueue.storage.objects.ObjectStore` uses them.
 STORED_CHECKPOINTS = "checkpoints"
 STORED_RESULTS = "results"
 STORED_CRYSTALS = "crystals"
@@ -83,8 +85,9 @@ class ProjectFolder:
     """The paths and settings of one project folder.
 
     Attributes:
-        live: the live folder if it is not state/ (see the module's docstring), else None.
-        away: the reason why only the live folder can be read; None if the project itself is reachable.
+        live: the live folder, if the project is split (see the module's docstring); None if the live state is in
+            state/.
+        away: why only the live folder can be read; None if the project's own folder is reachable.
     """
 
     root: Path
@@ -97,7 +100,7 @@ class ProjectFolder:
         """The locations of the queue, the live state, the commits and the results.
 
         Raises:
-            UsageError: if an environment variable that sets one of these locations is wrong.
+            UsageError: if $MBQUEUE_QUEUE or $MBQUEUE_STORE is not a valid address.
         """
         return Topology.of(self.root, self.settings, live=self.live)
 
@@ -107,68 +110,74 @@ class ProjectFolder:
         return replace(self, live=None)
 
     def with_queue(self, *, on_server: bool) -> ProjectFolder:
-        """The same project with its queue moved to a server or to a file, which may change the live folder."""
+        """The same project as it will be after its queue has moved to a server or a file.
+
+        The move may change the live folder.
+        """
         return replace(self, live=live_folder(self.root, self.settings, on_server=on_server))
 
     @property
     def store_file(self) -> Path:
-        """The file that says why commits do not reach the store; it exists only while they do not."""
+        """The file that records why commits do not reach the object store; exists only during the outage."""
         return self.live_dir / "store.json"
 
     @property
     def commits_file(self) -> Path:
-        """The id by which a shared queue knows this folder's checkpoints, if the project has no store."""
+        """The file with the id of this folder's checkpoints, which a queue on a server also records.
+
+        Used only without an object store.
+        """
         return self.live_dir / "commits.json"
 
     @property
     def home_file(self) -> Path:
-        """The file that records where the project's folder last was, to recognise copies
+        """The file that records the project's last path, so that mbqueue recognises a copied project
         (`mbqueue.session.originals`)."""
         return self.state_dir / "home.json"
 
     @property
     def live_dir(self) -> Path:
-        """The live state, which sessions change; always on a local disk."""
+        """The folder of the live state, which sessions change: state/, or the live folder of a split project."""
         return self.live if self.live is not None else self.state_dir
 
     @property
     def jobs_dir(self) -> Path:
-        """Experiment files."""
+        """The folder of experiment files."""
         return self.root / "jobs"
 
     @property
     def state_dir(self) -> Path:
-        """The folder of the program's own files; in a split project, of the published files."""
+        """The state/ folder: mbqueue's own files or, in a split project, only the published ones."""
         return self.root / "state"
 
     @property
     def results_dir(self) -> Path:
-        """The results."""
+        """The folder of all results."""
         return self.root / "results"
 
     @property
     def never_outputs(self) -> tuple[Path, ...]:
-        """The project's files that commands read; no output may overwrite them, even with --force."""
+        """Files and folders that no command may overwrite with its output, even with --force."""
         return (self.root / SETTINGS_FILE, self.state_dir, self.live_dir)
 
     @property
     def queue_db(self) -> Path:
-        """The queue's database."""
+        """The SQLite file of the queue."""
         return self.live_dir / "queue.db"
 
     @property
     def cache_dir(self) -> Path:
-        """Converted crystals and frozen features, which can be rebuilt."""
+        """The cache of converted crystals and frozen features; mbqueue can rebuild it."""
         return self.live_dir / "cache"
 
     @property
     def logs_dir(self) -> Path:
-        """Logs of background sessions, and TensorBoard event files."""
+        """The folder of the logs of background sessions and of TensorBoard event files."""
         return self.live_dir / "logs"
 
     @property
     def launched_dir(self) -> Path:
-        """Files and logs of submitted cluster jobs, visible to all machines."""
+        """The folder of the files and logs of submitted cluster jobs; all machines can read it."""
         return self.state_dir / "logs" / "launched"
 
     @property
@@ -177,66 +186,72 @@ class ProjectFolder:
         return self.live_dir / "background.json"
 
     def predictions_dir(self, *names: str) -> Path:
-        """Outputs of interrupted predictions, kept until the fold is predicted or, for `mbqueue predict`, for a
-        week."""
+        """The folder for the outputs of an unfinished prediction.
+
+        mbqueue removes them when the fold is predicted, and those of `mbqueue predict` after a week.
+        """
         return self.live_dir.joinpath("predictions", *names)
 
     @property
     def device_limits(self) -> Path:
-        """The file that records how many crystals fit each device when nothing else uses it."""
+        """The file that records how many crystals fit on each device when no other program uses it."""
         return self.live_dir / "device_limits.json"
 
     @property
     def all_checkpoints(self) -> Path:
-        """Checkpoints and manifests of all folds."""
+        """The folder of the checkpoints and manifests of all folds."""
         return self.live_dir / "checkpoints"
 
     def checkpoints_dir(self, experiment: str, fold: int) -> Path:
-        """Checkpoints and manifests of one fold."""
+        """The folder of one fold's checkpoints and manifests."""
         return self.all_checkpoints / experiment / f"fold_{fold}"
 
     def fold_dirs(self) -> list[Path]:
-        """Every existing folder in `checkpoints_dir`."""
+        """The existing `checkpoints_dir` folders of all folds, sorted."""
         return sorted(self.all_checkpoints.glob("*/fold_[0-4]"))
 
     @property
     def wanted_dir(self) -> Path:
-        """The record of what was enqueued for each experiment, for `mbqueue recover`."""
+        """The folder that records each enqueued experiment, so that `mbqueue recover` can rebuild the queue."""
         return self.live_dir / "wanted"
 
     @property
     def entering_lock(self) -> Path:
-        """The lock of the process that creates or replaces the queue's file."""
+        """The lock file of the process that creates or replaces the queue's file."""
         return self.live_dir / "entering.lock"
 
     @property
     def publishing_lock(self) -> Path:
-        """The lock of the session that publishes."""
+        """The lock file of the session that publishes to the drive."""
         return self.live_dir / "publishing.lock"
 
     @property
     def crystals_lock(self) -> Path:
-        """The lock of the session that copies crystals for other machines."""
+        """The lock file of the session that copies crystals for other machines."""
         return self.live_dir / "crystals.lock"
 
     @property
     def publishing_file(self) -> Path:
-        """The record of published files, and of errors in publishing."""
+        """The file that records which files are published, and errors in publishing."""
         return self.live_dir / "publishing.json"
 
     def working_results(self, results_dir: str) -> Path:
-        """The folder where sessions write the results that appear at ``results_dir``, a path relative to the root."""
+        """The folder in which sessions write an experiment's results.
+
+        Args:
+            results_dir: the final folder of these results, relative to the project's folder.
+        """
         return (self.root if self.live is None else self.live) / results_dir
 
     def results_folder(self, day: str, folder_name: str) -> str:
-        """Results folder of an experiment enqueued on ``day`` (YYYY-MM-DD), relative to the project's root."""
+        """The results folder of an experiment enqueued on ``day`` (YYYY-MM-DD), relative to the project's folder."""
         return str(Path("results", "daily", day, folder_name))
 
     def experiment_file(self, name_or_file: str) -> Path:
-        """The spec file of an experiment, given its name in jobs/ or its path.
+        """Find an experiment file by its name in jobs/ or by its path.
 
         Raises:
-            UsageError: if there is no such file; the error lists those that exist.
+            UsageError: if the file does not exist; the error lists the experiments in jobs/.
         """
         direct = Path(name_or_file)
         if direct.suffix == ".toml" and direct.is_file():
@@ -245,19 +260,20 @@ class ProjectFolder:
         if "/" not in name_or_file and named.is_file():
             return named
         known = ", ".join(sorted(p.stem for p in self.jobs_dir.glob("*.toml"))) or "none"
-        raise UsageError(f"There is no experiment {name_or_file!r}. In {self.jobs_dir} are: {known}.")
+        raise UsageError(f"There is no experiment {name_or_file!r}. The experiments in {self.jobs_dir} are: {known}.")
 
 
 def find_project(given: Path | None = None, *, start: Path | None = None, while_away: bool = False) -> ProjectFolder:
-    """Find the project at ``given``, else at $MBQUEUE_PROJECT, else at the nearest parent of ``start`` that is one.
+    """Find the project to work on.
 
     Args:
-        while_away: also return a project whose drive is not mounted but whose live folder is here (see
+        given: the project's folder; by default $MBQUEUE_PROJECT, else the nearest project at or above ``start``.
+        start: where to begin the search; by default the working folder.
+        while_away: also return a project whose drive is not mounted, if its live folder is on this machine (see
             `ProjectFolder.away`).
 
     Raises:
-        ProjectNotFound: if there is no project, or its drive is not mounted; the error says where mbqueue looked and
-            what to do.
+        ProjectNotFound: if there is no project, or its drive is not mounted.
         SpecError: if mbqueue.toml is wrong.
     """
     if given is None and (from_environment := os.environ.get(ENVIRONMENT_VARIABLE)):
@@ -270,31 +286,36 @@ def find_project(given: Path | None = None, *, start: Path | None = None, while_
 
 
 def working_folder() -> Path:
-    """The working folder. Relative paths need it, and so do PyTorch and Numba while they load.
+    """The current working folder. Relative paths require it, and so does loading PyTorch or Numba.
 
     Raises:
-        ProjectNotFound: if the folder no longer exists, for example after remounting a drive.
+        ProjectNotFound: if the folder no longer exists, for example because a drive was remounted.
     """
     try:
         return Path.cwd()
     except FileNotFoundError:
         raise ProjectNotFound(
-            "The working folder of this shell is gone: it was removed, or its drive was mounted again. Change to one "
+            "The working folder of this shell is gone: it was removed, or its drive was remounted. Change to a folder "
             f"that exists, for example with: cd {os.environ.get('PWD') or '~'}"
         ) from None
 
 
 def from_here(path: Path) -> Path:
-    """Make a path from the user absolute.
+    """Make a user's path absolute.
 
     Raises:
-        ProjectNotFound: if the path is relative to a working folder that is gone.
+        ProjectNotFound: if the path is relative, and the working folder no longer exists.
     """
     return path if path.is_absolute() else working_folder() / path
 
 
 def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away: bool) -> ProjectFolder:
-    """Return the result of ``look``, unless one of the paths belongs to a known project that is unavailable now."""
+    """Return the project that ``look`` finds, after comparing it with the live folders on this machine.
+
+    Raises:
+        ProjectNotFound: if the drive of a known project is not mounted, or contains another project in its place, and
+            ``while_away`` is False.
+    """
     given = os.environ.get(LIVE_VARIABLE)
     known = next(((path, live) for path in paths if (live := live_dir_of(path, given)) is not None), None)
     if known is None:
@@ -305,13 +326,13 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
     def look_closely() -> tuple[ProjectFolder, str | None]:
         found = look()
         if found.root != root and root.is_relative_to(found.root):
-            raise ProjectNotFound  # the project that was found is above the mount point of the known project
+            raise ProjectNotFound  # found a project above the mount point, so the known one is not mounted
         return found, belonging.missing(found.state_dir) if belonging is not None and found.root == root else None
 
     try:
         found, why = answer_within(LOOK_SECONDS, look_closely)
     except ProjectNotFound:
-        why = "the project is not there"
+        why = "the folder contains no project"
     except PermissionError:
         raise
     except OSError as error:  # including TimeoutError
@@ -321,8 +342,8 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
     if while_away:
         return ProjectFolder(root, Settings(), live, why)
     raise ProjectNotFound(
-        f"{root} is on a drive that is not mounted, or does not answer: {why}. Mount it, and resume (in Colab: "
-        "drive.mount with force_remount=True). Unpublished work is safe here, and mbqueue status shows it. "
+        f"The drive of {root} is not mounted, or does not answer: {why}. Mount the drive, and resume (in Colab: "
+        "drive.mount with force_remount=True). Unpublished work is safe on this machine; mbqueue status shows it. "
         f"If this is a new or a different project, move the old live folder away: {live}"
     )
 
@@ -331,10 +352,10 @@ def _project_at(root: Path, given: Path) -> ProjectFolder:
     if _is_project(root):
         return _opened(root)
     state = "is not a project" if root.is_dir() else "does not exist"
-    drive = "" if root.parent.exists() else " If it is on a drive, mount that first."
+    drive = "" if root.parent.exists() else " If the project is on a drive, mount the drive first."
     above = next((folder for folder in root.parents if _is_project(folder)), None)
-    to_do = f"Make one with: mbqueue init {given}" if above is None else f"The project above it is {above}: name that."
-    raise ProjectNotFound(f"{root} {state} (a project has jobs/ and state/).{drive} {to_do}")
+    to_do = f"Create a project with: mbqueue init {given}" if above is None else f"Use the project above it: {above}"
+    raise ProjectNotFound(f"{root} {state} (a project contains jobs/ and state/).{drive} {to_do}")
 
 
 def _project_above(start: Path) -> ProjectFolder:
@@ -342,8 +363,8 @@ def _project_above(start: Path) -> ProjectFolder:
         if _is_project(folder):
             return _opened(folder)
     raise ProjectNotFound(
-        f"Neither {start} nor a folder above it is a project (one with jobs/ and state/). "
-        f"Go to one, name one with --project DIR or {ENVIRONMENT_VARIABLE}, or make one with: mbqueue init DIR"
+        f"Neither {start} nor a folder above it is a project (a folder with jobs/ and state/). Change to a project's "
+        f"folder, set --project DIR or {ENVIRONMENT_VARIABLE}, or create a project with: mbqueue init DIR"
     )
 
 
@@ -353,10 +374,14 @@ def _opened(root: Path) -> ProjectFolder:
 
 
 def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:
-    """Make ``root`` a project; return it and the files that were written. Existing files stay unchanged."""
+    """Create a project in the folder ``root``, without changing existing files.
+
+    Returns:
+        The project, and the files that were written.
+    """
     root = from_here(root.expanduser())
     if root.exists() and not root.is_dir():
-        raise UsageError(f"{root} is a file. Give a folder for the project.")
+        raise UsageError(f"{root} is a file. Give the path of a folder instead.")
     for folder in ("jobs", "state", "results"):
         files.make_folder(root / folder)
     written = []

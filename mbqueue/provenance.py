@@ -1,5 +1,7 @@
-"""The origin of a spec, which commands record in it: a search, a promotion, a blend. Files in jobs/ never have an
-origin."""
+"""Sections that commands add to a spec, to record where it comes from: a search, `promote` or `blend`.
+
+Files in jobs/ never contain these sections.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ KEPT_BY_COMMANDS = ("trial", "chosen", "made_from")
 
 
 class Released(Section):
-    """The record of a pruned trial whose checkpoints were removed.
+    """What remains of a pruned trial after its checkpoints were removed.
 
     Attributes:
-        at: time of pruning, seconds since the epoch.
+        at: time of pruning, in seconds since the Unix epoch.
         why: the reason for pruning.
-        histories: fold → one row per finished epoch.
+        histories: the history of each fold, with one row per finished epoch.
     """
 
     at: float = Field(strict=False)
@@ -29,14 +31,14 @@ class Released(Section):
 
 
 class TrialOf(Section):
-    """The part that a search adds to the spec of each trial (`mbqueue.search`).
+    """The section that a search adds to the spec of each trial (`mbqueue.search`).
 
     Attributes:
         search: the whole search, as plain JSON values.
         number: the trial's number, from 0.
-        settings: dotted key → value, for the keys that the search varies.
-        kept: whether a user resumed the trial after pruning, so that it is not pruned again.
-        released: set once the trial's checkpoints were discarded.
+        settings: the trial's values of the keys that the search varies, by dotted key.
+        kept: whether a user resumed the pruned trial; mbqueue does not prune it again.
+        released: set when the trial's checkpoints have been removed, else None.
     """
 
     search: dict[str, Any]
@@ -47,7 +49,7 @@ class TrialOf(Section):
 
 
 class Member(Section):
-    """A member: an experiment whose recorded results go into another experiment.
+    """A recorded experiment that a blend or a repeated prediction uses.
 
     Attributes:
         experiment: the member's name in the queue.
@@ -59,12 +61,12 @@ class Member(Section):
 
 
 class MadeFrom(Section):
-    """The part that `blend` and `predict-again` add to the spec of an experiment without training.
+    """The section that `blend` and `predict-again` add to the spec of the experiment that they make.
 
     Attributes:
-        members: the experiments that are blended, or the one whose models predict again.
-        weights: how a blend weights its members: equally, or fitted on their validation parts; None if the experiment
-            is not a blend.
+        members: the experiments to blend, or the one experiment whose models predict again.
+        weights: how a blend weights its members: equally, or with weights fitted on their validation parts. None if
+            the experiment is not a blend.
     """
 
     members: Annotated[tuple[Member, ...], Field(min_length=1, strict=False)]
@@ -73,16 +75,17 @@ class MadeFrom(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> MadeFrom:
         if (self.weights is None) != (len(self.members) == 1):
-            raise ValueError("a blend needs weights and at least two members, others one member and no weights")
+            raise ValueError("a blend needs weights and at least two members; without weights, give one member")
         return self
 
 
 class Choice(Section):
-    """The part that `promote` adds to the spec of an experiment.
+    """The section that `promote` adds to the spec of the experiment that it makes.
 
     Attributes:
-        search: the search with these best settings.
-        trial: the best trial; trials: the number of trials.
+        search: name of the search that found these settings.
+        trial: number of the best trial.
+        trials: number of trials that were compared.
         folds: the folds on whose validation parts the trials were compared.
     """
 

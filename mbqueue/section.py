@@ -1,4 +1,4 @@
-"""The base of all tables in files that users write."""
+"""The base class of the sections in experiment files and search files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A table in a file that users write. Unknown keys and values of the wrong type are errors."""
+    """A section of a file that users write. Unknown keys and values of the wrong type are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -1,9 +1,9 @@
 """The settings in mbqueue.toml: how sessions behave. No setting changes a result.
 
 Each setting is one field with a name, type, default, bounds and description. docs/reference/experiment-file.md is
-generated from these fields. Settings are plain dataclasses, checked here, because every command reads them, and
-importing pydantic alone takes longer than all the rest of `mbqueue status`. Experiments (mbqueue.experiment) use
-pydantic, since few commands read them.
+generated from these fields. Every command reads the settings, and importing pydantic takes longer than all the rest of
+`mbqueue status`. So settings are plain dataclasses, checked in this module. Experiments (mbqueue.experiment) use
+pydantic, because few commands read them.
 """
 
 from __future__ import annotations
@@ -38,20 +38,25 @@ def _duration(text: str) -> str | None:
 
 
 def wrong_queue_url(text: str) -> str | None:
-    """The problem with a queue's URL, or None; never repeats the URL, which may contain a password."""
+    """Describe what is wrong with a queue's URL, or return None. The URL is never repeated: it may contain a
+    password."""
     fits = not text or text.startswith(("postgresql://", "postgres://"))
     return None if fits else "must be a URL like postgresql://USER@HOST/DATABASE"
 
 
-#: USER:PASSWORD@ after the slashes, even if the password has a ?, but not HOST:PORT before an option with an @.
+#: Matches USER:PASSWORD@ after the slashes, even if the password contains a question mark. Does not match HOST:PORT
+#: before an option that contains an @.
 _PASSWORD = re.compile(r"//[^/@]*:[^@?]*@|//[^/@:?]*:(?!\d+[?,])[^/@]*@")
 
 
 def _wrong_shared_url(text: str) -> str | None:
-    """The problem with a queue's URL in a file that may be shared and backed up, or None; see `wrong_queue_url`."""
+    """Like `wrong_queue_url`, but also refuse a password, because the settings file may be shared or backed up."""
     names = {unquote(option.partition("=")[0]) for option in text.partition("?")[2].split("&")}
     if _PASSWORD.search(text) or names & {"password", "sslpassword"}:
-        return "must not contain a password: put it into ~/.pgpass or PGPASSWORD, or the whole URL into MBQUEUE_QUEUE"
+        return (
+            "must not contain a password: put the password into ~/.pgpass or PGPASSWORD, or the whole URL into "
+            "MBQUEUE_QUEUE"
+        )
     return wrong_queue_url(text)
 
 
@@ -66,9 +71,11 @@ def _setting(
     check: Callable[[Any], str | None] | None = None,
     is_secret: bool = False,
 ) -> Any:
-    """Make a field of a section. ``check`` returns the problem with a value of the right type, or None.
+    """Define a setting as a dataclass field.
 
-    A secret field is left out of the repr, so it does not appear in logs and tracebacks.
+    Args:
+        check: returns what is wrong with a value of the right type, or None.
+        is_secret: leave the value out of the repr, and so out of logs and tracebacks.
     """
     metadata = {"description": description, "gt": gt, "ge": ge, "le": le, "pattern": pattern, "check": check}
     return dataclasses.field(default=default, metadata=metadata, repr=not is_secret)
@@ -76,51 +83,54 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class NotifySettings:
-    """[notify]: where a session reports events."""
+    """[notify]: how and when a session sends notifications."""
 
     command: str = _setting(
-        "", "Run by /bin/sh, with MBQUEUE_EVENT and MBQUEUE_TEXT set and the JSON on standard input.", is_secret=True
+        "",
+        "Shell command to run for each event, with MBQUEUE_EVENT and MBQUEUE_TEXT set and JSON on standard input.",
+        is_secret=True,
     )
     webhook: str = _setting(
         "",
-        "URL that gets the JSON by POST; Slack and Discord read it.",
+        "URL to which the session posts the JSON, in a form that Slack and Discord accept.",
         pattern=r"|https?://\S+",
         is_secret=True,
     )
-    events: tuple[NotifyEvent, ...] = _setting(get_args(NotifyEvent), "Which events to report.")
-    timeout_seconds: float = _setting(10.0, "How long one notification may take.", gt=0, le=300)
+    events: tuple[NotifyEvent, ...] = _setting(get_args(NotifyEvent), "Which events cause a notification.")
+    timeout_seconds: float = _setting(10.0, "Time limit of one notification, in seconds.", gt=0, le=300)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings of the file."""
+    """All settings in mbqueue.toml."""
 
-    session: str = _setting("1h50m", "Length of a session, unless `mbqueue work` sets another.", check=_duration)
+    session: str = _setting("1h50m", "Length of a session, unless `mbqueue work` gets --session.", check=_duration)
     checkpoint_minutes: float = _setting(5.0, "Minutes between checkpoints within an epoch.", gt=0)
-    pruned_hours: float = _setting(24.0, "How long the checkpoints of a pruned trial of a search are kept.", ge=0)
-    lease_seconds: float = _setting(120.0, "How long a silent session keeps its job.", ge=1)
+    pruned_hours: float = _setting(24.0, "How many hours to keep the checkpoints of a search's pruned trials.", ge=0)
+    lease_seconds: float = _setting(120.0, "Seconds after which a silent session loses its job.", ge=1)
     live_dir: str = _setting(
-        "", "Local folder for live state, if the project is on a drive; by default one below ~/.cache."
+        "", "Local folder for the live state of a project on a drive; by default a folder in ~/.cache."
     )
     queue: str = _setting(
         "",
-        "The queue that several machines share: postgresql://USER@HOST/DATABASE, without a password (put it in "
-        "~/.pgpass, PGPASSWORD or MBQUEUE_QUEUE); by default a SQLite file in state/. MBQUEUE_QUEUE takes precedence.",
+        "URL of a queue that several machines share: postgresql://USER@HOST/DATABASE. Put the password in ~/.pgpass, "
+        "PGPASSWORD or MBQUEUE_QUEUE. By default, the queue is a SQLite file in state/. MBQUEUE_QUEUE takes "
+        "precedence.",
         check=_wrong_shared_url,
         is_secret=True,
     )
     store: str = _setting(
         "",
-        "Object storage for checkpoints, results and caches that several machines share: s3://bucket/prefix, gs://, "
-        "az:// or file:///folder. Never include keys; MBQUEUE_STORE takes precedence.",
+        "Object store in which several machines share checkpoints, results and caches: s3://bucket/prefix, gs://, "
+        "az:// or file:///folder. Never include keys. MBQUEUE_STORE takes precedence.",
         check=wrong_address,
     )
     end_command: str = _setting(
         "",
-        "Run by /bin/sh when a session has ended and published everything (flush and unmount a drive).",
+        "Shell command to run when a session has ended and published everything, for example to unmount a drive.",
         is_secret=True,
     )
-    end_command_seconds: float = _setting(120.0, "How long the end command may take.", gt=0, le=3600)
+    end_command_seconds: float = _setting(120.0, "Time limit of the end command, in seconds.", gt=0, le=3600)
     notify: NotifySettings = NotifySettings()
 
     @property
@@ -130,10 +140,10 @@ class Settings:
 
 
 def load_settings(root: Path) -> Settings:
-    """Read the settings in ``root``/mbqueue.toml; without that file, the defaults.
+    """Read the settings in ``root``/mbqueue.toml; return the defaults if the file does not exist.
 
     Raises:
-        SpecError: naming each wrong key, its value and what is allowed.
+        SpecError: if settings are wrong; the error lists each wrong key, its value and what is allowed.
     """
     path = root / SETTINGS_FILE
     try:
@@ -146,26 +156,26 @@ def load_settings(root: Path) -> Settings:
 
 
 def parse_settings(content: Mapping[str, Any], *, source: str) -> Settings:
-    """Make settings from nested plain values, and check them.
+    """Make settings from nested dictionaries, and check them.
 
     Raises:
-        SpecError: naming each wrong key, its value and what is allowed.
+        SpecError: if settings are wrong; the error lists each wrong key, its value and what is allowed.
     """
     if wrong := list(_wrong(Settings, content)):
         lines = "".join(f"\n  {line}" for line in wrong)
-        raise SpecError(f"{source} has wrong settings:{lines}\nFix the file; a missing line has its default.")
+        raise SpecError(f"{source} has invalid settings:{lines}\nFix the file. To use a default, delete the line.")
     settings: Settings = _made(Settings, content)
     return settings
 
 
 def fields_of(section: type) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
-    """Name → (type, field) of each setting of a section."""
+    """Map the name of each setting in a section to its type and its field."""
     types = get_type_hints(section)
     return {field.name: (types[field.name], field) for field in dataclasses.fields(section)}
 
 
 def is_section(kind: Any) -> TypeGuard[type]:
-    """Whether a setting of this type is a section of settings."""
+    """Whether a setting's type is a section, such as [notify], rather than a value."""
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
@@ -191,14 +201,14 @@ def _wrong(section: type, content: Mapping[str, Any], prefix: str = "") -> Itera
             if isinstance(value, Mapping):
                 yield from _wrong(kind, value, f"{prefix}{name}.")
             else:
-                yield f"{prefix}{name}: is a section; write [{name}] and its keys below"
+                yield f"{prefix}{name}: is a section; write [{name}], and its keys on the lines below"
         elif problem := _problem(kind, field.metadata, value):
-            # The message does not repeat a text value, which may be a password or a secret address.
+            # The message leaves out a text value, because it may be a password or a secret address.
             yield f"{prefix}{name}{f' = {value!r}' if isinstance(value, int | float) else ''}: {problem}"
 
 
 def _problem(kind: Any, allowed: Mapping[str, Any], value: Any) -> str | None:
-    """The problem with a value of a setting; None if the value is valid."""
+    """Describe what is wrong with a setting's value; None if the value is valid."""
     if get_origin(kind) is tuple:
         choices = get_args(get_args(kind)[0])
         fits = isinstance(value, list) and all(one in choices for one in value)

@@ -1,7 +1,7 @@
-"""Tasks: the predicted target and its dataset. All other modules take names, units and kinds from here.
+"""Targets (the properties to predict) and the matbench tasks, each of which is a dataset with a target.
 
-The tasks are the nine structure tasks of matbench v0.1, with formation energy first. Training, scores and reports know
-a target only through `Target`.
+The tasks are the nine structure tasks of matbench v0.1, with formation energy first. All other modules take a target's
+name, unit and kind from this module.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ N_FOLDS = 5
 Kind = Literal["energy", "scalar", "class"]
 #: A description of each kind of target.
 KINDS: dict[Kind, str] = {
-    "energy": "a total energy per atom, up to a reference of each element",
-    "scalar": "any other number that does not grow with the cell",
+    "energy": "energy per atom, relative to arbitrary reference energies of the elements",
+    "scalar": "any other number that does not depend on the size of the unit cell",
     "class": "0 or 1, predicted as a probability",
 }
 
@@ -28,10 +28,10 @@ class Target:
     """A property that models predict.
 
     Attributes:
-        name: the name in words, like ``formation energy``.
-        unit: the unit of targets, predictions and errors, like ``eV/atom``; empty for none.
-        kind: determines how a model starts, is trained and is scored.
-        column: the table's column; empty if the reader should find it.
+        name: name of the property, like ``formation energy``.
+        unit: unit of targets, predictions and errors, like ``eV/atom``; empty if there is none.
+        kind: determines how models are initialised, trained and scored.
+        column: name of the target column in the data; empty if the data reader should choose one of `columns`.
     """
 
     name: str
@@ -41,44 +41,48 @@ class Target:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names that the target's column may have if `column` is empty, in order of preference."""
+        """Possible names of the target column, in order of preference, to try if `column` is empty."""
         return ENERGY_COLUMNS if self.kind == "energy" else ("target",)
 
     @property
     def is_class(self) -> bool:
-        """Whether targets are 0 or 1, and predictions probabilities."""
+        """Whether the targets are classes (0 or 1), so that models predict probabilities."""
         return self.kind == "class"
 
     @property
     def axis(self) -> str:
-        """The target's name and unit, for the axis of a figure."""
+        """The label of a figure's axis: the target's name and unit, like ``PBE band gap (eV)``."""
         return self.name + self.in_unit
 
     @property
     def in_unit(self) -> str:
-        """The unit in brackets after a space, to follow the name of a quantity; empty without a unit."""
+        """A suffix for the name of a quantity, like `` (eV)``; empty if the target has no unit."""
         return f" ({self.unit})" if self.unit else ""
 
     def with_unit(self, number: str) -> str:
-        """A formatted number with its unit."""
+        """Append the target's unit to a formatted number."""
         return f"{number} {self.unit}" if self.unit else number
 
     @property
     def fine(self) -> tuple[float, Target]:
-        """For small differences, a factor and this target in the scaled unit (meV/atom for eV/atom)."""
-        if re.match(r"eV(?![\w²³^*])", self.unit):  # a thousandth of an eV² is not a meV²
+        """A smaller unit for small differences, such as meV/atom instead of eV/atom.
+
+        Returns:
+            The factor to multiply values by, and this target with the smaller unit; 1 and this target if there is none.
+        """
+        if re.match(r"eV(?![\w²³^*])", self.unit):  # not eV², because 1 eV² is not 1000 meV²
             return 1000.0, Target(name=self.name, unit=f"m{self.unit}", kind=self.kind)
         return 1.0, self
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A benchmark's dataset with its target.
+    """A matbench task: a dataset and its target.
 
     Attributes:
-        dataset: the dataset's name, also in experiment files.
-        n: the number of crystals.
-        target: the predicted target.
+        dataset: name of the dataset, as in experiment files.
+        n: number of crystals.
+        target: the property to predict.
     """
 
     dataset: str
@@ -86,7 +90,7 @@ class Task:
     target: Target
 
     def id_of(self, index: int) -> str:
-        """matbench's id of the crystal at ``index`` (from 0), like ``mb-mp-e-form-000001``."""
+        """The id that matbench gives the crystal at ``index`` (from 0), like ``mb-mp-e-form-000001``."""
         prefix = self.dataset.replace("matbench", "mb").replace("_", "-")
         return f"{prefix}-{index + 1:0{len(str(self.n))}d}"
 
@@ -95,19 +99,19 @@ def _task(dataset: str, n: int, column: str, kind: Kind, name: str, unit: str = 
     return Task(dataset=dataset, n=n, target=Target(name=name, unit=unit, kind=kind, column=column))
 
 
-#: The target names no column, so that specs of earlier versions, which had no targets, equal this one.
+#: The target's column is empty, so that this target equals the implied target of specs from earlier versions.
 FORMATION_ENERGY = _task("matbench_mp_e_form", 132_752, "", "energy", "formation energy", "eV/atom")
-#: Columns of formation energies or total energies per atom. If no column is named, the first one that exists is used.
+#: Names of columns with energies per atom. If the user names no column, mbqueue uses the first of these that exists.
 ENERGY_COLUMNS = ("e_form", "target", "formation_energy_per_atom", "ef_per_atom", "energy_per_atom")
 
-#: Sizes, columns and units as in matminer's and matbench's metadata.
+#: The matbench tasks by dataset. Sizes, columns and units are from the metadata of matminer and matbench.
 TASKS: dict[str, Task] = {
     task.dataset: task
     for task in (
         FORMATION_ENERGY,
         _task("matbench_mp_gap", 106_113, "gap pbe", "scalar", "PBE band gap", "eV"),
         _task("matbench_mp_is_metal", 106_113, "is_metal", "class", "metallicity"),
-        # This energy is per cell, not per atom. Every cell has five atoms, so the energy is a scalar like any other.
+        # Kind "energy" is per atom, but this energy is per cell. All cells have five atoms, so "scalar" fits.
         _task("matbench_perovskites", 18_928, "e_form", "scalar", "heat of formation of the cell", "eV/unit cell"),
         _task("matbench_log_kvrh", 10_987, "log10(K_VRH)", "scalar", "logarithm of the bulk modulus", "log10(GPa)"),
         _task("matbench_log_gvrh", 10_987, "log10(G_VRH)", "scalar", "logarithm of the shear modulus", "log10(GPa)"),
@@ -119,7 +123,7 @@ TASKS: dict[str, Task] = {
 
 
 def target_of(spec: Mapping[str, Any]) -> Target:
-    """The target of a spec in plain JSON values. Specs of earlier versions have no target and predict formation
-    energies."""
+    """The target of a spec given as plain JSON values; formation energy for specs of earlier versions, which have no
+    [target] section."""
     section = spec.get("target")
     return FORMATION_ENERGY.target if section is None else Target(**section)

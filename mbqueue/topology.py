@@ -1,4 +1,4 @@
-"""Decide once where a project's files are, from the project's settings, the environment and the mount table.
+"""Decide where a project's files are, from the project's settings, the environment and the mount table.
 
 | project on | queue | live state | commits and results | mirrored |
 |---|---|---|---|---|
@@ -8,8 +8,7 @@
 | a cluster's file system, queue on a server | server | state/ | state/, results/ | no |
 | another mount, queue on a server | server | live folder | the store, which is required | no |
 
-No other module reads settings, environment or mounts for this. Combinations that cannot work are refused here, each
-with one sentence that says what to change.
+Only this module decides about locations. It also refuses combinations that cannot work, and says what to change.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ class Topology:
 
     Attributes:
         root: the project's folder.
-        live: the folder for files that change, on a local disk; None if this is state/.
-        queue_url: the server of the queue; empty if the queue is a file. Never show this URL: it may contain a
+        live: the live folder, on a local disk, for files that change; None if these files are in state/.
+        queue_url: URL of the queue on a server; empty if the queue is a file. Never show this URL: it may contain a
             password.
-        store: address of the object store for commits, results and caches; empty if the project has no store.
+        store: address of the object store for commits, results and caches; empty if there is none.
     """
 
     root: Path
@@ -47,7 +46,10 @@ class Topology:
 
     @classmethod
     def of(cls, root: Path, settings: Settings, *, live: Path | None) -> Topology:
-        """Make the topology of a project whose live folder is known (`live_folder`).
+        """Make the topology of a project.
+
+        Args:
+            live: the result of `live_folder`.
 
         Raises:
             UsageError: if $MBQUEUE_QUEUE or $MBQUEUE_STORE is not a valid address.
@@ -59,7 +61,7 @@ class Topology:
 
     @property
     def is_split(self) -> bool:
-        """Whether the live state is elsewhere, so that state/ holds only published files."""
+        """Whether the live state is outside state/, so that state/ contains only published files."""
         return self.live is not None
 
     @property
@@ -69,14 +71,14 @@ class Topology:
 
     @property
     def publishes_to(self) -> str:
-        """The place where other machines find commits; empty if it is the project's folder."""
+        """The drive or store to which sessions publish commits; empty if commits stay in the project's folder."""
         return self.store or (str(self.root) if self.is_mirrored else "")
 
     @property
     def shared_by_copies(self) -> str:
-        """What a copy of the project's folder would share with the original; empty if nothing.
+        """What a copy of the project would share with the original, as a noun for an error; empty if nothing.
 
-        On a drive the text is empty, too: `mbqueue.belonging` tells live folders apart there.
+        It is also empty on a drive, where `mbqueue.belonging` distinguishes the live folders.
         """
         if self.is_split or bool(self.queue_url) == bool(self.store):
             return ""
@@ -84,78 +86,83 @@ class Topology:
             return "queue on the server, with different checkpoints"
         return f"store {self.store}, with different queues"
 
-    # -- what cannot work ------------------------------------------------------------------------------------------
+    # -- combinations that cannot work -----------------------------------------------------------------------------
 
     @property
     def why_not_shared(self) -> str | None:
-        """Why machines that share the queue would not see each other's commits; None if they would."""
+        """Explain why other machines with this queue would not see this machine's commits; None if they would."""
         if self.store or not (self.queue_url and self.is_split):
             return None
         return (
-            f"Other machines share this queue, but the checkpoints would be in {self.live}, where only this one "
-            'sees them. Set store = "s3://…" in mbqueue.toml (docs/how-to/many-machines.md).'
+            f"Other machines share this queue, but only this machine could read the checkpoints in {self.live}. "
+            'Set store = "s3://…" in mbqueue.toml (docs/how-to/many-machines.md).'
         )
 
     def require_shared(self) -> None:
-        """Check that the other sessions of the queue can see this session's commits.
+        """Check that sessions on other machines can read the commits of this machine.
 
         Raises:
-            UsageError: if the other sessions cannot see these commits.
+            UsageError: if they cannot read these commits.
         """
         if self.why_not_shared is not None:
             raise UsageError(self.why_not_shared)
 
     def require_launchable(self, n_sessions: int) -> str | None:
-        """Check that this many sessions on other machines can work here; return a note for the user, or None.
+        """Check that ``n_sessions`` sessions on other machines can work on this project.
+
+        Returns:
+            A note for the user if only this machine can run the jobs, else None.
 
         Raises:
             UsageError: if the sessions cannot share the queue, or the live folder is not on a local disk.
         """
         if self.is_split and not self.queue_url and n_sessions > 1:
             raise UsageError(
-                f"{self.root} is on a network mount, and its queue is a SQLite file, which several "
-                'machines cannot share. Set queue = "postgresql://…" in mbqueue.toml'
-                " (docs/how-to/many-machines.md), or "
-                "launch one job."
+                f"Several machines cannot share the queue of {self.root}, which is a SQLite file on a network mount. "
+                'Set queue = "postgresql://…" in mbqueue.toml (docs/how-to/many-machines.md), or launch one job.'
             )
         if self.live is not None and (mount := mount_of(self.live)).is_remote:
             raise UsageError(
-                f"The live folder {self.live} is on a network mount, too ({mount.fstype}), where a SQLite file "
-                'is not safe. Set live_dir = "/tmp/mbqueue" (a local disk of each machine) in mbqueue.toml.'
+                f"The live folder {self.live} is also on a network mount ({mount.fstype}), where a SQLite file "
+                'is not safe. Set live_dir in mbqueue.toml to a local disk of each machine: live_dir = "/tmp/mbqueue"'
             )
         self.require_shared()
         if mount_of(self.root).is_remote:
             return None
         return (
-            f"{self.root} is on this machine's own disk: the jobs can only run here (--set nodelist=NAME chooses "
-            "the machine). To use other machines, put the project on a disk that they share."
+            f"{self.root} is on a local disk, so only this machine can run the jobs (choose it with --set "
+            "nodelist=NAME). To use other machines, move the project to a disk that all machines share."
         )
 
     def require_queue_file(self, what: str, instead: str) -> None:
-        """Check that the queue is a file, for operations that need one.
+        """Check that the queue is a file, for operations that do not work on a server.
+
+        Args:
+            what: the operation, as the subject of the error, like "The backup".
+            instead: end of the advice, which says how to move the queue before or after this command.
 
         Raises:
             UsageError: if the queue is on a server.
         """
         if self.queue_url:
             raise UsageError(
-                f"{what} works only for a queue in a file; this project's is on a PostgreSQL server. Use the server's "
-                "own backups (pg_dump, docs/how-to/many-machines.md). Or run this command with MBQUEUE_QUEUE=sqlite, "
-                f"{instead}"
+                f"{what} requires a queue in a file, but this project's queue is on a PostgreSQL server. Use the "
+                "server's own backups (pg_dump, docs/how-to/many-machines.md). Or run this command with "
+                f"MBQUEUE_QUEUE=sqlite, {instead}"
             )
 
 
 def live_folder(root: Path, settings: Settings, *, on_server: bool | None = None) -> Path | None:
-    """The live folder: from $MBQUEUE_LIVE_DIR, else the settings, else by the project's mount; None for state/.
+    """Choose the live folder of a project; None if its live state is in state/.
 
-    With the queue on a server, a project on a cluster's file system needs no live folder: the machines share the
-    commits in state/.
+    $MBQUEUE_LIVE_DIR takes precedence, then the settings. Without them, a project on a drive or network mount gets a
+    live folder in ~/.cache. A project on a cluster's file system needs no live folder if its queue is on a server.
 
     Args:
         on_server: whether to assume that the queue is on a server; by default, as in the settings.
 
     Raises:
-        UsageError: if $MBQUEUE_QUEUE is not the URL of a server.
+        UsageError: if $MBQUEUE_QUEUE is not a valid URL.
     """
     given = os.environ.get(LIVE_VARIABLE) or settings.live_dir
     if given:
@@ -170,8 +177,10 @@ def live_folder(root: Path, settings: Settings, *, on_server: bool | None = None
 
 
 def _queue_url(settings: Settings) -> str:
-    """The server of the queue; empty for a file. ``MBQUEUE_QUEUE=sqlite`` selects the file even if the settings name a
-    server."""
+    """The URL of the queue on a server; empty if the queue is a file.
+
+    ``MBQUEUE_QUEUE=sqlite`` selects the file even if the settings contain a URL.
+    """
     given = os.environ.get(QUEUE_VARIABLE) or settings.queue
     if given == "sqlite":
         return ""

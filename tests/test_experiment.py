@@ -139,7 +139,7 @@ def test_a_task_brings_its_target(task: Task) -> None:
 
 def test_a_task_takes_no_other_target() -> None:
     content = {"name": "a", "data": {"dataset": "matbench_mp_gap"}, "target": {"name": "gap", "kind": "energy"}}
-    with pytest.raises(SpecError, match=r"\[target\] does not go with matbench_mp_gap, .* leave \[target\] out"):
+    with pytest.raises(SpecError, match=r"\[target\] contradicts matbench_mp_gap, .* remove \[target\]"):
         parse_spec(content, source="a")
 
 
@@ -157,7 +157,7 @@ def test_another_target_is_another_spec() -> None:
 
 def test_a_column_that_is_not_known_to_hold_formation_energies_has_to_be_named() -> None:
     with pytest.raises(
-        SpecError, match=r"column 'gap' may hold any property.*target\.kind=energy.*target\.kind=scalar"
+        SpecError, match=r"does not know the property in column 'gap'.*target\.kind=energy.*target\.kind=scalar"
     ):
         parse_spec({"name": "a", "data": {"dataset": "mine.jsonl"}, "target": {"column": "gap"}}, source="a")
     known = {"name": "a", "data": {"dataset": "mine.jsonl"}, "target": {"column": "formation_energy_per_atom"}}

@@ -32,7 +32,10 @@ def test_what_the_file_says_is_taken_and_the_rest_has_its_default(tmp_path: Path
         ("checkpoint_minutes = nan", "checkpoint_minutes = nan: must be a number"),
         ("checkpoint_minutes = 0", "checkpoint_minutes = 0: must be above 0"),
         ("end_command_seconds = 1e6", "must be at most 3600"),
-        ("queue = 'postgresql://me:s3cr3t@host/db'", "queue: must not contain a password: put it into ~/.pgpass"),
+        (
+            "queue = 'postgresql://me:s3cr3t@host/db'",
+            "queue: must not contain a password: put the password into ~/.pgpass",
+        ),
         ("queue = 'postgresql://me:s3?c=r3t@host:5432/db'", "queue: must not contain a password"),
         ("queue = 'postgresql://me:s3/cr3t@host/db'", "queue: must not contain a password"),
         ("queue = 'postgresql://me:s3@cr3t@host/db'", "queue: must not contain a password"),

@@ -61,7 +61,7 @@ def test_the_environment_names_the_live_folder_and_state_itself_means_none(find,
 @pytest.mark.parametrize(
     ("live", "queue_url", "store", "why"),
     [
-        (Path("live"), SERVER, "", "where only this one sees them"),
+        (Path("live"), SERVER, "", "only this machine could read the checkpoints in live"),
         (Path("live"), SERVER, STORE, None),
         (None, SERVER, "", None),
         (Path("live"), "", "", None),
@@ -97,11 +97,11 @@ def test_each_topology_says_where_commits_are_and_what_a_copy_would_share(
 
 
 def test_several_machines_cannot_share_a_queue_file_or_a_local_folder(find, monkeypatch):
-    with pytest.raises(UsageError, match="several machines cannot share"):
+    with pytest.raises(UsageError, match="Several machines cannot share"):
         find("nfs4").topology.require_launchable(2)
-    with pytest.raises(UsageError, match="is on a network mount, too"):
+    with pytest.raises(UsageError, match="is also on a network mount"):
         find("nfs4").topology.require_launchable(1)  # here, every path looks like NFS
-    assert "this machine's own disk" in (find("ext4").topology.require_launchable(2) or "")
+    assert "is on a local disk" in (find("ext4").topology.require_launchable(2) or "")
     assert find("nfs4", queue=SERVER).topology.require_launchable(2) is None
 
 

@@ -135,7 +135,7 @@ def test_a_folder_inside_a_project_that_is_away_is_recognised(
     init_project(folder.root.parent.parent)  # another project above the mount point must not be found
     _unmounted(folder.root)
     found = find_project(start=folder.root / "jobs", while_away=True)
-    assert (found.root, found.away) == (folder.root, "the project is not there")
+    assert (found.root, found.away) == (folder.root, "the folder contains no project")
 
 
 def test_a_project_without_an_id_gets_one_at_the_next_publishing(folder: ProjectFolder, clock: ManualClock) -> None:

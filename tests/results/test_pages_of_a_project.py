@@ -29,7 +29,7 @@ def test_a_report_for_a_folder_is_written_into_it(project, tmp_path):
 
 
 def test_a_report_for_a_folder_that_is_not_there_is_refused_and_makes_none(project, tmp_path):
-    with pytest.raises(UsageError, match=r"There is no folder .*mistyped to write r\.html into"):
+    with pytest.raises(UsageError, match=r"There is no folder .*mistyped, so r\.html cannot be written"):
         project.report("small", output=tmp_path / "mistyped" / "r.html")
     assert not (tmp_path / "mistyped").exists()
 
