@@ -1,8 +1,8 @@
 """The command line. Only this package prints, catches errors and chooses exit codes.
 
-Data goes to standard output, messages to standard error. Exit codes: 0 done, 1 failure, 2 usage, 75 stopped with work
-left, 130 interrupted. Commands import heavy packages (torch, chgnet, pymatgen) inside their functions, so ``status``
-and ``enqueue`` answer at once.
+Data goes to standard output, messages to standard error. The exit codes are 0 (done), 1 (failure), 2 (wrong usage), 75
+(stopped with work left) and 130 (interrupted). Commands import heavy packages (torch, chgnet, pymatgen) inside their
+functions, so that ``status`` and ``enqueue`` start fast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FAILURE, USAGE = 1, 2
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit with its code (always by SystemExit)."""
+    """Run one command, and exit with its exit code by raising SystemExit."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     tolerate_narrow_streams()
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _tell(error: BaseException, *, hint: bool) -> None:
-    """Print the chain of an error's causes, one per line."""
+    """Print an error and its causes, one per line, then any advice."""
     say(f"error: {error or type(error).__name__}", style="bold red")
     for cause in causes(error):
         text = str(cause).splitlines()

@@ -1,4 +1,4 @@
-"""The list of commands. Each command is a function in a module of this package."""
+"""The list of mbqueue's commands. Each command is a function in a module of this package."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from mbqueue.errors import ProjectNotFound
 from mbqueue.project import ENVIRONMENT_VARIABLE, working_folder
 from mbqueue.topology import LIVE_VARIABLE
 
-#: The sections of `mbqueue --help`: command → its module in this package, and its line in the list of commands.
+#: The sections of `mbqueue --help`. Each command has the name of its module in this package, and a summary line.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Get started": {
         "demo": ("demo", "Train on the shipped sample, kill the session, and resume."),
         "init": ("setup", "Create a project with five experiments in jobs/."),
-        "doctor": ("doctor", "Check this machine: what is missing, and how to fix it."),
+        "doctor": ("doctor", "Check this machine, and print how to fix problems."),
     },
     "Queue and train": {
         "enqueue": ("queueing", "Add an experiment or a search to the queue."),
         "promote": ("queueing", "Enqueue the best settings of a search on all folds."),
         "blend": ("blending", "Average the predictions of recorded experiments."),
-        "predict-again": ("blending", "Predict again with recorded models, under strains."),
-        "tasks": ("datasets", "List matbench's tasks, each of which is a dataset."),
-        "work": ("work", "Run a session: train until nothing is left or time is up."),
+        "predict-again": ("blending", "Repeat predictions, averaged over small strains."),
+        "tasks": ("datasets", "List the matbench tasks that you can train on."),
+        "work": ("work", "Run a session: train until all work is done or time is up."),
         "logs": ("work", "Show the log of the background session."),
-        "stop": ("work", "Make the sessions on this machine save and end."),
+        "stop": ("work", "Stop the sessions on this machine, saving their work."),
         "prepare": ("datasets", "Convert a dataset ahead of time."),
         "launch": ("launching", "Run sessions as cluster jobs."),
     },
     "Inspect": {
         "status": ("status", "Show experiments, folds, sessions, time left and errors."),
         "board": ("board", "Serve a live dashboard with buttons."),
-        "events": ("queueing", "List every change of a job's state, with its reason."),
-        "report": ("reading", "Write one HTML page: scores, curves, errors, sessions."),
+        "events": ("queueing", "List all changes of job states, with reasons."),
+        "report": ("reading", "Write an HTML page with scores, curves, errors and sessions."),
         "compare": ("reading", "Compare experiments crystal by crystal."),
-        "export": ("reading", "Write a submission for matbench's leaderboard."),
-        "export-study": ("reading", "Write a search as a study for optuna-dashboard."),
-        "predict": ("predicting", "Predict any crystals with trained models."),
+        "export": ("reading", "Write a submission for the matbench leaderboard."),
+        "export-study": ("reading", "Export a search as a study for optuna-dashboard."),
+        "predict": ("predicting", "Predict crystals of your choice with trained models."),
     },
     "Control": {
-        "pause": ("queueing", "Stop handing out jobs of an experiment or fold."),
+        "pause": ("queueing", "Pause the jobs of an experiment or fold."),
         "resume": ("queueing", "Resume a paused experiment or fold."),
-        "cancel": ("queueing", "Drop the remaining jobs of an experiment or fold."),
+        "cancel": ("queueing", "Cancel the remaining jobs of an experiment or fold."),
         "retry": ("queueing", "Retry failed jobs, and rebuild lost results."),
         "priority": ("queueing", "Set the priority of an experiment or fold."),
     },
     "Maintain": {
         "recover": ("keeping", "Rebuild a lost queue from the checkpoints."),
         "backup": ("keeping", "Write the whole state to one archive."),
-        "restore": ("keeping", "Replace the project's state with that of an archive."),
-        "migrate-queue": ("keeping", "Move the queue to PostgreSQL, or back into a file."),
+        "restore": ("keeping", "Restore the project's state from an archive."),
+        "migrate-queue": ("keeping", "Move the queue to PostgreSQL, or back to a file."),
         "move-commits": ("keeping", "Move commits to another store or to the project's folder."),
         "cache": ("datasets", "List, verify or prune converted data."),
     },
@@ -67,7 +67,7 @@ _MODULES = {name: module for commands in SECTIONS.values() for name, (module, _)
 
 
 class _Commands(Mapping[str, Any]):
-    """Build a command only when it is needed, so that `status` does not wait for the imports of other commands."""
+    """Import each command only when it is needed, so that `status` does not wait for the imports of other commands."""
 
     def __getitem__(self, name: str) -> Any:
         found = getattr(import_module(f"mbqueue.cli.{_MODULES[name]}"), name.replace("-", "_"))
@@ -86,7 +86,7 @@ class _Commands(Mapping[str, Any]):
 class _Group(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = _Commands()  # type: ignore[assignment]  # never written to
+        self.commands = _Commands()  # type: ignore[assignment]  # typer only reads it
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         for title, commands in SECTIONS.items():
@@ -101,8 +101,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Run very long CHGNet trainings on short GPU sessions.\n\n"
-    "Try it: mbqueue demo. Start your own: mbqueue init DIR, then in DIR mbqueue enqueue full_finetune, mbqueue work "
-    "in as many sessions as it takes, and mbqueue status. `mbqueue COMMAND --help` has examples.",
+    "To try it, run: mbqueue demo. To start your own project, run: mbqueue init DIR. In DIR, run mbqueue enqueue "
+    "full_finetune, then repeat mbqueue work until all jobs are done. mbqueue status shows the progress. `mbqueue "
+    "COMMAND --help` has examples.",
 )
 
 
@@ -113,10 +114,10 @@ def _print_version(wanted: bool) -> None:
 
 
 def _leave_a_folder_that_is_gone(project: Path | None) -> None:
-    """Make libraries load even if the working folder is gone: change to the project's folder if its full path is given.
+    """Change to the project's folder if the working folder is gone, because some libraries cannot load without one.
 
     Raises:
-        ProjectNotFound: if no project has that name.
+        ProjectNotFound: if the working folder is gone, and the user gave no absolute path of a project.
     """
     try:
         working_folder()
@@ -124,22 +125,24 @@ def _leave_a_folder_that_is_gone(project: Path | None) -> None:
         named = Path(project or os.environ.get(ENVIRONMENT_VARIABLE, "")).expanduser()
         if not named.is_absolute():
             raise
-        with suppress(OSError):  # if the project is gone, too, the command reports it
+        with suppress(OSError):  # if the project is also gone, the command reports that later
             os.chdir(named)
-            say(f"The working folder of this shell is gone. Relative paths now start at {named}.")
+            say(f"The working folder of this shell is gone. Relative paths now begin in {named}.")
 
 
 @app.callback()
 def _root(
     project: Annotated[
         Path | None,
-        typer.Option(help="Project folder; by default $MBQUEUE_PROJECT, else the nearest project above this folder."),
+        typer.Option(
+            help="The project's folder; by default $MBQUEUE_PROJECT, else the nearest project at or above this folder."
+        ),
     ] = None,
     live_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Local folder for the live state; by default $MBQUEUE_LIVE_DIR, else state/, or a folder below "
-            "~/.cache for a project on a drive."
+            help="Local folder for the live state; by default $MBQUEUE_LIVE_DIR. Without it, state/ or, on a drive, a "
+            "folder in ~/.cache."
         ),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -147,7 +150,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    del debug, version  # cli.main uses this name
+    del debug, version  # `cli.main` and `_print_version` handle these options
     _leave_a_folder_that_is_gone(project)
     if live_dir is not None:
-        os.environ[LIVE_VARIABLE] = str(live_dir.absolute())  # a background session reads it there
+        os.environ[LIVE_VARIABLE] = str(live_dir.absolute())  # a background session inherits the variable

@@ -1,4 +1,4 @@
-"""Commands that make experiments from recorded ones."""
+"""Commands that make new experiments from recorded ones: blend, predict-again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class BlendWeights(StrEnum):
-    """The weights of a blend's members."""
+    """How a blend weights its members: equally, or with fitted weights."""
 
     MEAN = "mean"
     FITTED = "fitted"
@@ -27,15 +27,16 @@ def blend(
     experiments: Annotated[list[str], typer.Argument(metavar="NAME…", help="Two or more recorded experiments.")],
     name: Annotated[str, typer.Option(help="Name of the blend.")],
     weights: Annotated[
-        BlendWeights, typer.Option(help="mean, or fitted on the validation parts of each fold.")
+        BlendWeights,
+        typer.Option(help="mean uses equal weights; fitted fits the weights on the validation parts of each fold."),
     ] = BlendWeights.MEAN,
     priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an experiment that averages the predictions of recorded ones.
+    """Make an experiment that averages the predictions of recorded experiments.
 
-    All members must have the same crystals, target and folds. The next session makes the blend in seconds, without
-    the data.
+    All members must have the same crystals, target and folds. The next session computes the blend in seconds, without
+    the dataset.
 
     Example: mbqueue blend full.seed0 full.seed1 full.seed2 --name full.blend
     """
@@ -48,14 +49,17 @@ def predict_again(
     experiment: Annotated[str, typer.Argument(metavar="NAME", help="A recorded experiment.")],
     name: Annotated[str, typer.Option(help="Name of the new experiment.")],
     test_strains: Annotated[
-        int, typer.Option("--test-strains", help="Pairs of opposite small strains for each crystal.", min=1, max=100)
+        int,
+        typer.Option(
+            "--test-strains", help="Number of pairs of opposite small strains for each crystal.", min=1, max=100
+        ),
     ],
     priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict the test parts of a recorded experiment again, averaged over small strains, without training.
+    """Repeat the test predictions of a recorded experiment, averaged over small strains, without training.
 
-    The result is a separate experiment with the same models.
+    The result is a new experiment, which uses the same models.
 
     Example: mbqueue predict-again full_finetune --test-strains 8 --name full.strained
     """
@@ -64,7 +68,7 @@ def predict_again(
 
 
 def _tell(outcome: EnqueueOutcome, *, as_json: bool) -> None:
-    """Print the enqueued experiment."""
+    """Print what was enqueued, as text or JSON."""
     made = outcome.experiment
     if as_json:
         members = [member["experiment"] for member in made.spec["made_from"]["members"]]

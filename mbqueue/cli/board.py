@@ -1,4 +1,4 @@
-"""The command ``board``, which serves the live page."""
+"""The command ``mbqueue board``, which serves the live dashboard."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mbqueue.cli.options import open_project
 
 def board(
     context: typer.Context,
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)] = 8321,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free port.", min=0, max=65535)] = 8321,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; except on the loopback interface, the page requires a token.")
+        str, typer.Option(help="Address to listen on; the page requires a token, except on localhost.")
     ] = "127.0.0.1",
-    read_only: Annotated[bool, typer.Option("--read-only", help="Leave out all buttons.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Serve the pages without buttons.")] = False,
 ) -> None:
     """Serve a live dashboard of experiments, sessions, errors, curves and files, with buttons.
 
-    Prints the address and runs until Ctrl-C. Needs: pip install 'mbqueue[board]'
+    Prints the address and runs until Ctrl-C. Requires: pip install 'mbqueue[board]'
 
     Example: mbqueue board --port 8321
     """
@@ -31,7 +31,7 @@ def board(
 
     def on_address(url: str) -> None:
         print_line(url)
-        say("Open this address in a browser. Ctrl-C ends the board; sessions keep running.")
+        say("Open this address in a browser. Ctrl-C stops the board, not the sessions.")
 
     with contextlib.suppress(KeyboardInterrupt):
         serve(project, host=host, port=port, read_only=read_only, on_address=on_address)

@@ -1,4 +1,4 @@
-"""The two streams: data on standard output, messages on standard error."""
+"""Print data to standard output and messages to standard error, even if a stream is narrow or closed."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console
 
-#: Error codes of a stream whose reader or terminal is gone.
+#: Error codes of writing to a stream whose reader or terminal is gone.
 _GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET}
 
 
 def print_line(text: str = "") -> None:
-    """Print a line of data."""
+    """Print a line of data to standard output."""
     sys.stdout.write(text + "\n")
 
 
 def print_json(content: Any) -> None:
-    """Print a JSON document."""
+    """Print a JSON document to standard output."""
     print_line(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False))
 
 
 def say(text: str, *, style: str | None = None) -> None:
-    """Print a message, exactly as given."""
+    """Print a message to standard error, without interpreting markup."""
     Console(stderr=True, soft_wrap=True).print(text, style=style, markup=False, highlight=False)
 
 
 def tolerate_narrow_streams() -> None:
-    """Print ? instead of failing if a terminal or pipe cannot show a character (such as → in an ASCII locale)."""
+    """Print ? for characters that a terminal or pipe cannot show, such as → in an ASCII locale."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -41,10 +41,10 @@ def tolerate_narrow_streams() -> None:
 
 @contextmanager
 def outliving_readers() -> Iterator[None]:
-    """Keep running when the reader of a stream goes away (a closed terminal, `head`).
+    """Keep running when the reader of standard output or error goes away, such as a closed terminal or `head`.
 
-    Later output is dropped until the process ends: the last flush would fail, too, and change the exit code. On a full
-    disk, a log loses lines.
+    All later output is dropped. Otherwise the flush at exit would fail and change the exit code. If the disk is full, a
+    log loses lines.
     """
     before = sys.stdout, sys.stderr
     ours = [_Outliving(stream) for stream in before]
@@ -58,7 +58,7 @@ def outliving_readers() -> Iterator[None]:
 
 
 class _Outliving:
-    """A stream that drops what it cannot write."""
+    """A stream that drops output that it cannot write."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -74,7 +74,7 @@ class _Outliving:
         self._try(self._stream.flush)
 
     def end(self) -> None:
-        """Drop the pending output that could not be written."""
+        """Write the pending output, or drop it if it cannot be written."""
         try:
             self._stream.flush()
         except (OSError, ValueError):

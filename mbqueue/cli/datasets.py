@@ -19,7 +19,7 @@ from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
 if TYPE_CHECKING:
     from mbqueue.api.tasks import TaskEntry
 
-#: How often to print progress in a log.
+#: Seconds between two lines of progress in a log.
 _LINE_SECONDS = 15.0
 
 cache = typer.Typer(
@@ -27,24 +27,24 @@ cache = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="List, verify or prune the project's cache of converted data, all of which can be rebuilt.",
+    help="List, verify or prune the project's cache of converted data. mbqueue can rebuild all of it.",
 )
 
 
 def prepare(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(metavar="[DATASET]", help="Name or path of a dataset.")] = OFFICIAL_DATASET,
-    limit: Annotated[int, typer.Option(help="Use at most this many crystals, drawn by --seed; 0: all.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Seed for drawing the crystals of --limit.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="Use at most this many random crystals; 0 uses all.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of --limit.", min=0)] = 0,
     drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and report them.")
+        bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and list them.")
     ] = False,
     id_column: IdColumnOption = "",
     target_column: TargetColumnOption = "",
 ) -> None:
-    """Read a dataset and convert it to graphs in the project's cache, on all cores; `work` does this by itself.
+    """Read a dataset and convert it to graphs in the project's cache, on all CPU cores.
 
-    You can stop it at any time; the next call resumes.
+    `mbqueue work` also does this when needed. You can stop the command at any time; the next call resumes.
 
     Example: mbqueue prepare sample
     """
@@ -57,13 +57,13 @@ def prepare(
         say(f"dropped {crystal_id}: {reason}")
     widened = data.graphs.widened()
     print_line(f"{len(data.crystals)} crystals in {data.graphs.folder}")
-    print_line(f"{len(data.dropped)} dropped, {len(widened)} with a widened cut-off so that no atom is isolated")
+    print_line(f"{len(data.dropped)} dropped, {len(widened)} with a larger cut-off so that no atom is isolated")
 
 
 def tasks(as_json: JsonOption = False) -> None:
-    """List matbench's tasks: size, target and unit, whether the file is here, and the best published score.
+    """List the matbench tasks with their size, target and unit, and the best published score.
 
-    Each task is a dataset, whose file is downloaded when it is first needed.
+    Each task is a dataset. mbqueue downloads the dataset's file when it is first needed.
 
     Example: mbqueue tasks --json
     """
@@ -76,7 +76,7 @@ def tasks(as_json: JsonOption = False) -> None:
     for entry in found:
         task, best = entry.task, entry.best
         score = "" if best is None else f"{entry.measure} {task.target.with_unit(f'{best.score:g}')} by {best.name}"
-        where = "here" if entry.is_here else "downloaded when needed"
+        where = "on this machine" if entry.is_here else "not downloaded yet"
         print_line(f"{task.dataset:<22} {task.n:>7,} crystals  {task.target.axis}, {task.target.kind}")
         print_line(f"{'':<22} {where}; best published: {score or 'unknown'}")
 
@@ -95,7 +95,7 @@ def _task_row(entry: TaskEntry) -> dict[str, Any]:
 
 @cache.command("list")
 def cache_list(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List the caches, newest first.
+    """List the caches, most recently changed first.
 
     Example: mbqueue cache list
     """
@@ -107,11 +107,11 @@ def cache_list(context: typer.Context, as_json: JsonOption = False) -> None:
         return
     for entry in found:
         what = f"{entry.n_crystals} crystals of {entry.source}" if entry.n_crystals else entry.kind
-        state = "" if entry.current else "  (from an older version, unusable)"
+        state = "" if entry.current else "  (unusable, from an older version)"
         if entry.is_unfinished:
             state = f"  ({entry.how_far})"
         print_line(f"{entry.folder.name:<34} {entry.size / 1e6:>9.1f} MB  {utc_text(entry.used_at)}  {what}{state}")
-    print_line(f"{len(found)} caches, {sum(entry.size for entry in found) / 1e6:.1f} MB")
+    print_line(f"{len(found)} caches, {sum(entry.size for entry in found) / 1e6:.1f} MB in all")
 
 
 @cache.command("verify")
@@ -119,7 +119,7 @@ def cache_verify(
     context: typer.Context,
     repair: Annotated[bool, typer.Option("--repair", help="Rebuild damaged and missing shards.")] = False,
 ) -> None:
-    """Check every byte of the cached graphs against their checksums; exit code 1 if damage remains.
+    """Verify the checksums of all cached graphs. The exit code is 1 if damage remains.
 
     Example: mbqueue cache verify --repair
     """
@@ -141,9 +141,11 @@ def cache_verify(
         for problem in verdict.wrong:
             say(problem)
     if left and repair:
-        raise CacheError(f"{len(left)} of these could not be repaired on this machine.")
+        raise CacheError(f"This machine could not repair {len(left)} of the problems above.")
     if left:
-        raise CacheError("Damaged shards are rebuilt when next used, or now with: mbqueue cache verify --repair")
+        raise CacheError(
+            "mbqueue rebuilds damaged shards when it next uses them. To rebuild them now: mbqueue cache verify --repair"
+        )
 
 
 @cache.command("prune")
@@ -153,7 +155,7 @@ def cache_prune(
         bool, typer.Option("--all", help="Also remove data that experiments in the queue still need.")
     ] = False,
 ) -> None:
-    """Remove caches that no unfinished experiment needs and no session is building.
+    """Remove caches, except those that unfinished experiments need or that a session is building.
 
     Example: mbqueue cache prune
     """
@@ -165,11 +167,12 @@ def cache_prune(
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Show progress on standard error: called with a label, it returns a callback (done, total).
+    """Show progress on standard error: bars in a terminal, and occasional lines in a log or notebook.
 
-    A terminal shows bars with the time left; a log or a notebook gets a line now and then.
+    Yields:
+        A function that takes a label and returns a callback; call this with the work done and the total.
     """
-    # Imported here, since `status` also loads this module and must answer at once.
+    # Imported here, because the other commands in this module start faster without it.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -196,7 +199,7 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 def _progress_line(what: str) -> Callable[[int, int], None]:
     said = float("-inf")
-    begin: tuple[float, int] | None = None  # time and size of the part that an earlier run may have done
+    begin: tuple[float, int] | None = None  # when this run began, and how much an earlier run had done
 
     def advanced(done: int, total: int) -> None:
         nonlocal said, begin

@@ -1,4 +1,4 @@
-"""``mbqueue demo``: a small five-fold finetune on real crystals, with a session killed mid-epoch."""
+"""The command ``mbqueue demo``: run a small five-fold finetune on real crystals, and kill a session mid-epoch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mbqueue.project import init_project
 
 EXPERIMENT = "full_finetune"
 FOLDS, EPOCHS, CRYSTALS = 5, 2, 300
-#: The session is killed in this epoch of this fold.
+#: The fold and epoch in which the demo kills the session, and the step after which it does so.
 KILLED_FOLD, KILLED_EPOCH, KILLED_AFTER_STEP = 1, 2, 4
 SETTINGS = 'session = "10m"\ncheckpoint_minutes = 0.01\nlease_seconds = 20.0\n'
 WORK_LEFT = 75
@@ -35,14 +35,14 @@ class DemoFailed(MbqueueError):
 def demo(
     folder: Annotated[
         Path | None,
-        typer.Option("--dir", help="Folder of the project, kept afterwards; by default a temporary one."),
+        typer.Option("--dir", help="Folder of the project, which the demo keeps; by default a temporary folder."),
     ] = None,
-    crystals: Annotated[int, typer.Option(help="Number of crystals from the sample.", min=50)] = CRYSTALS,
+    crystals: Annotated[int, typer.Option(help="Number of crystals to use from the sample.", min=50)] = CRYSTALS,
 ) -> None:
-    """Run a five-fold CHGNet finetune on the sample, kill a session, and show that nothing changed.
+    """Run a five-fold CHGNet finetune on the sample, kill a session, and show that the results do not change.
 
-    Takes a few minutes on two cores. Ends with the results folder, the scores per fold, and the proof that the fold of
-    the killed session equals an uninterrupted one byte for byte.
+    Takes a few minutes on two CPU cores. Trains the fold of the killed session again without interruption, and checks
+    that both results are byte-for-byte equal. At the end, prints the results folder and the scores per fold.
 
     Example: mbqueue demo --dir my-demo
     """
@@ -52,9 +52,9 @@ def demo(
         print_line()
         print_line(f"The demo took {format_duration(time.monotonic() - began)}.")
         if folder is not None:
-            print_line(f"The project is in {root}. Look around with: mbqueue --project {root} status")
+            print_line(f"The project is in {root}. Explore it with: mbqueue --project {root} status")
         else:
-            print_line("Its projects are deleted now. To keep them, run: mbqueue demo --dir my-demo")
+            print_line("The demo has deleted its projects. To keep them, run: mbqueue demo --dir my-demo")
 
 
 def _run(root: Path, crystals: int) -> None:
@@ -62,33 +62,33 @@ def _run(root: Path, crystals: int) -> None:
     options = ["--dataset", "sample", "--epochs", str(EPOCHS), "--set", f"data.limit={crystals}"]
     options += ["--set", "train.batch_size=16"]
 
-    _title("1. A project with a five-fold full finetune in its queue")
+    _title("1. Create a project, and enqueue a five-fold full finetune")
     init_project(project.root)
     (project.root / "mbqueue.toml").write_text(SETTINGS)
     project.run("enqueue", EXPERIMENT, *options)
 
-    _title("2. First session: prepares the crystals, trains two epochs and ends")
+    _title("2. First session: prepare the crystals, train two epochs and end")
     project.run("work", "--max-jobs", "3", expected=WORK_LEFT)
     project.run("status")
 
-    _title(f"3. Second session: killed with SIGKILL in epoch {KILLED_EPOCH} of fold {KILLED_FOLD}")
+    _title(f"3. Second session: train until SIGKILL in epoch {KILLED_EPOCH} of fold {KILLED_FOLD}")
     project.run_until_killed("work")
     project.run("status")
 
-    _title("4. Third session: resumes from the last checkpoint and finishes")
+    _title("4. Third session: resume from the last checkpoint and finish")
     project.run("work")
     project.run("status")
 
-    _title(f"5. The proof: fold {KILLED_FOLD} again, in another project, uninterrupted")
+    _title(f"5. Proof: train fold {KILLED_FOLD} in another project without interruption, and compare")
     straight = _Commands(root / "straight")
     init_project(straight.root)
     straight.run("enqueue", EXPERIMENT, *options, "--folds", str(KILLED_FOLD))
     straight.run("work")
     killed_folder, straight_folder = project.results(), straight.results()
     for what, same in _comparison(killed_folder, straight_folder):
-        print_line(f"{'equal, byte for byte' if same else 'DIFFERENT':<22}{what}")
+        print_line(f"{'byte-for-byte equal' if same else 'DIFFERENT':<22}{what}")
         if not same:
-            raise DemoFailed(f"{what} of the killed and of the uninterrupted fold {KILLED_FOLD} differ.")
+            raise DemoFailed(f"{what} of fold {KILLED_FOLD} differs between the killed and the uninterrupted training.")
 
     _title("6. The results")
     print_line(str(killed_folder))
@@ -99,7 +99,7 @@ def _run(root: Path, crystals: int) -> None:
 
 
 class _Commands:
-    """Run commands of mbqueue in one project, and show each command."""
+    """Run mbqueue commands in one project, and print each command."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -108,7 +108,7 @@ class _Commands:
         print_line(f"$ mbqueue {' '.join(arguments)}")
         code = subprocess.run(self._command(arguments), check=False).returncode
         if code != expected:
-            raise DemoFailed(f"mbqueue {' '.join(arguments)} ended with code {code} instead of {expected}.")
+            raise DemoFailed(f"mbqueue {' '.join(arguments)} ended with exit code {code} instead of {expected}.")
 
     def run_until_killed(self, *arguments: str) -> None:
         """Start a session and kill it once it has published a mid-epoch commit."""
@@ -117,7 +117,7 @@ class _Commands:
         try:
             while not self._is_far_enough():
                 if process.poll() is not None:
-                    raise DemoFailed("The session ended before it could be killed.")
+                    raise DemoFailed("The session ended before the demo could kill it.")
                 time.sleep(0.05)
         finally:
             process.kill()
@@ -131,7 +131,7 @@ class _Commands:
         return folder
 
     def _is_far_enough(self) -> bool:
-        """Whether a mid-epoch commit is published, so that killing the session now loses some steps."""
+        """Whether the session has published a mid-epoch commit, so that a kill now loses only some steps."""
         checkpoints = self.root / "state" / "checkpoints" / EXPERIMENT / f"fold_{KILLED_FOLD}"
         return any(
             int(path.stem.split("-")[1][1:]) >= KILLED_AFTER_STEP
@@ -160,7 +160,7 @@ def _comparison(killed: Path, straight: Path) -> Iterator[tuple[str, bool]]:
 def _folder(given: Path | None) -> Iterator[Path]:
     if given is not None:
         if given.exists() and any(given.iterdir()):
-            raise DemoFailed(f"{given} is not empty. Give --dir a new folder.")
+            raise DemoFailed(f"{given} is not empty. Give a new folder with --dir.")
         given.mkdir(parents=True, exist_ok=True)
         yield given.absolute()
         return

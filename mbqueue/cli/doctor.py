@@ -1,4 +1,4 @@
-"""``mbqueue doctor``: check this machine, and say how to fix what is missing."""
+"""The command ``mbqueue doctor``, which checks this machine and says how to fix problems."""
 
 from __future__ import annotations
 
@@ -28,16 +28,23 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "chgnet", "pymatgen", "matminer", "numpy", "pandas", "filelock", "rich", "numba")
 MATBENCH = "0.6"
-#: Space for the cache and checkpoints of the full dataset, with a margin.
+#: Disk space, in bytes, for the cache and checkpoints of the full dataset, with a margin.
 NEEDED_BYTES = 8e9
 _SIGNS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
-#: Width of the column with the names of the checks.
+#: Width in characters of the column with the names of the checks.
 _WIDTH = 12
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check; ``remedy`` says what to do if ``state`` is not "ok"."""
+    """The result of a check.
+
+    Attributes:
+        what: name of the check.
+        state: "warning" if mbqueue works with a restriction, "problem" if it does not.
+        found: what the check found.
+        remedy: what to do if ``state`` is not "ok".
+    """
 
     what: str
     state: Literal["ok", "warning", "problem"]
@@ -48,14 +55,14 @@ class Finding:
 def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
     """Check versions, device, disk, file system, matbench and dataset, and print how to fix each problem.
 
-    Exit code 1 when a problem stops work.
+    The exit code is 1 if a problem prevents mbqueue from working.
 
     Example: mbqueue doctor
     """
     findings = []
     for finding in _findings(context):
         findings.append(finding)
-        if not as_json:  # printed at once: some checks take seconds
+        if not as_json:  # print each result at once, because some checks take seconds
             print_line(f"{_SIGNS[finding.state]}  {finding.what:<{_WIDTH}}  {finding.found}")
             if finding.remedy:
                 print_line(f"         {'':<{_WIDTH}}  → {finding.remedy}")
@@ -83,7 +90,7 @@ def _findings(context: typer.Context) -> Iterator[Finding]:
         yield Finding("project", "warning", "none here", str(error))
         return
     except UsageError as error:
-        yield Finding("project", "problem", "its settings cannot be used", str(error))
+        yield Finding("project", "problem", "invalid settings", str(error))
         return
     yield Finding("project", "ok", str(project.root))
     yield _file_system(project)
@@ -111,12 +118,15 @@ def _matbench() -> Finding:
         return Finding(
             "matbench",
             "warning",
-            "not installed; only the leaderboard file needs it",
+            "not installed; needed only for leaderboard submissions",
             f"pip install --no-deps matbench=={MATBENCH}",
         )
     if found != MATBENCH:
         return Finding(
-            "matbench", "warning", found, f"Tested with {MATBENCH}: pip install --no-deps matbench=={MATBENCH}"
+            "matbench",
+            "warning",
+            found,
+            f"mbqueue is tested with {MATBENCH}: pip install --no-deps matbench=={MATBENCH}",
         )
     return Finding("matbench", "ok", found)
 
@@ -125,7 +135,7 @@ def _device() -> Finding:
     try:
         import torch
     except (ImportError, OSError) as error:  # a missing CUDA library raises OSError
-        return Finding("device", "problem", f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
+        return Finding("device", "problem", f"cannot import torch: {error}", "pip install --force-reinstall torch")
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         capability = torch.cuda.get_device_capability(0)[0]
@@ -135,8 +145,9 @@ def _device() -> Finding:
     return Finding(
         "device",
         "warning",
-        f"cpu only, {os.cpu_count()} cores",
-        "Fine for the sample; the full dataset needs a GPU. In Colab: Runtime → Change runtime type → GPU.",
+        f"no GPU; CPU with {os.cpu_count()} cores",
+        "The CPU is fast enough for the sample. Use a GPU for the full dataset (in Colab: Runtime → Change runtime "
+        "type → GPU).",
     )
 
 
@@ -151,13 +162,17 @@ def _dataset() -> Finding:
         found = f"{OFFICIAL_DATASET}: {file.path} ({file.path.stat().st_size / 1e6:.0f} MB)"
         if is_whole(file):
             return Finding("dataset", "ok", found)
-        return Finding("dataset", "problem", f"{found} is not matbench's file", "Move it away to get the right one.")
+        return Finding(
+            "dataset",
+            "problem",
+            f"{found} differs from the official file",
+            "Move this file away. mbqueue then downloads the official file.",
+        )
     return Finding(
         "dataset",
         "warning",
         f"{OFFICIAL_DATASET} is not on this machine",
-        "mbqueue downloads the dataset when it is first needed. To download it now: mbqueue prepare "
-        + OFFICIAL_DATASET,
+        f"mbqueue downloads the dataset when needed. To download it now: mbqueue prepare {OFFICIAL_DATASET}",
     )
 
 
@@ -165,14 +180,15 @@ def _file_system(project: ProjectFolder) -> Finding:
     mount = mount_of(project.root)
     if not mount.is_remote:
         return Finding("file system", "ok", f"{mount.fstype} at {mount.point}")
-    where = f"{mount.fstype} at {mount.point}: a drive or network mount"
+    where = f"{mount.fstype} at {mount.point}, a drive or network mount"
     if project.topology.is_split:
         return Finding("file system", "ok", f"{where}; the live state is in {project.live_dir}")
     return Finding(
         "file system",
         "warning",
         where,
-        "A live database is not safe on a network mount. Unset live_dir and MBQUEUE_LIVE_DIR, or set a local folder.",
+        "A live database is not safe on a network mount. Remove live_dir from mbqueue.toml and unset "
+        "MBQUEUE_LIVE_DIR, or set them to a local folder.",
     )
 
 
@@ -182,29 +198,33 @@ def _store(url: str, place: CommitsPlace | None) -> Finding:
     try:
         store = ObjectStore.open(url)
         if place is not None and place.kind == "store" and not store.is_the_one(place.id):
-            return Finding("object store", "problem", url, "This is not the store that holds the queue's commits.")
+            return Finding("object store", "problem", url, "This is not the store with the queue's commits.")
         if is_new := store.check():
             store.forget()  # the first session marks the store as used, once the store matches the queue
     except (UsageError, StoreError) as error:
         return Finding("object store", "problem", url, str(error))
-    return Finding("object store", "ok", f"{url}: writable, refuses to write a name twice{', new' if is_new else ''}")
+    return Finding("object store", "ok", f"{url}: writable, does not overwrite objects{', new' if is_new else ''}")
 
 
 def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
-    """Report where the queue's commits are, if that is known, and any reason why a session cannot start here."""
+    """Find out where the queue's commits are.
+
+    Returns:
+        The place of the commits (None if unknown), and why a session cannot start here (empty if it can).
+    """
     from mbqueue.queue.opening import open_queue, queue_exists
     from mbqueue.session.commits_binding import opened_store
 
     place = None
     try:
         if queue_exists(project):
-            # The queue's check reports what is missing here.
+            # The check of the queue reports a lost queue, so its notes are dropped here.
             with open_queue(project, read_only=True, note=lambda _text: None) as queue:
                 place = queue.commits_place()
                 opened_store(project, queue)
     except (UsageError, StoreError) as error:
         return place, str(error)
-    except MbqueueError:  # an unreadable queue is reported separately
+    except MbqueueError:  # the check of the queue reports an unreadable queue
         pass
     return place, ""
 
@@ -216,7 +236,7 @@ def _queue(project: ProjectFolder) -> Finding:
     try:
         if not queue_exists(project):
             return Finding(
-                "queue", "ok", f"nothing is enqueued yet{'; its server answers' * bool(project.topology.queue_url)}"
+                "queue", "ok", f"nothing is enqueued yet{'; the server answers' * bool(project.topology.queue_url)}"
             )
         with open_queue(project, read_only=True, note=lost.append) as queue:
             queue.verify()
@@ -233,7 +253,9 @@ def _writable(folder: Path) -> Finding:
         with tempfile.NamedTemporaryFile(dir=folder):
             return Finding("state folder", "ok", "writable")
     except OSError as error:
-        return Finding("state folder", "problem", f"not writable: {error}", f"Make {folder} writable, or free space.")
+        return Finding(
+            "state folder", "problem", f"not writable: {error}", f"Make {folder} writable, or free some disk space."
+        )
 
 
 def _disk(folder: Path) -> Finding:
@@ -241,6 +263,9 @@ def _disk(folder: Path) -> Finding:
     text = f"{free / 1e9:.1f} GB free"
     if free < NEEDED_BYTES:
         return Finding(
-            "disk", "warning", text, f"The full dataset needs {NEEDED_BYTES / 1e9:.0f} GB. See: mbqueue cache list"
+            "disk",
+            "warning",
+            text,
+            f"The full dataset needs {NEEDED_BYTES / 1e9:.0f} GB. To list caches: mbqueue cache list",
         )
     return Finding("disk", "ok", text)

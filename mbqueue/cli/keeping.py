@@ -1,4 +1,4 @@
-"""Commands that keep the state safe: recover, backup, restore, migrate-queue, move-commits."""
+"""Commands that save, restore or move a project's state: recover, backup, restore, migrate-queue, move-commits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from mbqueue.cli.console import print_line, say
 from mbqueue.cli.options import open_project
 from mbqueue.errors import counted
 
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace a queue that is not damaged; a copy is kept.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace even an undamaged queue; mbqueue keeps a copy of it.")
+]
 
 
 def recover(context: typer.Context, force: ForceOption = False) -> None:
     """Rebuild a lost or damaged queue from the manifests of the checkpoints.
 
-    Finished epochs come back as they were. The next session repeats predictions and records.
+    All finished epochs are restored. The next session repeats the predictions and computes the scores again.
 
     Example: mbqueue recover
     """
@@ -25,11 +27,13 @@ def recover(context: typer.Context, force: ForceOption = False) -> None:
     for experiment, fold, epochs in found.folds:
         print_line(f"{experiment} fold {fold}: {counted(epochs, 'epoch')}")
     if found.replaced is not None:
-        say(f"The old queue is now {found.replaced}")
+        say(f"The old queue is kept as {found.replaced}")
 
 
-def backup(context: typer.Context, file: Annotated[Path, typer.Argument(help="The archive to write, a .tar.")]) -> None:
-    """Write the whole state to one archive: queue, checkpoints, results, jobs, settings. Sessions may keep running.
+def backup(context: typer.Context, file: Annotated[Path, typer.Argument(help="The .tar file to write.")]) -> None:
+    """Write the project's queue, checkpoints, results, experiment files and settings to one archive.
+
+    Sessions may keep running.
 
     Example: mbqueue backup monday.tar
     """
@@ -39,10 +43,10 @@ def backup(context: typer.Context, file: Annotated[Path, typer.Argument(help="Th
 
 def restore(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="An archive written by backup.")],
+    file: Annotated[Path, typer.Argument(help="An archive from `mbqueue backup`.")],
     force: ForceOption = False,
 ) -> None:
-    """Replace the project's state with that of an archive, after checking the whole archive.
+    """Check a whole archive, then replace the project's state with the archive's.
 
     Example: mbqueue restore monday.tar
     """
@@ -52,12 +56,12 @@ def restore(
 
 def migrate_queue(
     context: typer.Context,
-    to: Annotated[str, typer.Argument(help="postgresql://USER@HOST/DATABASE, or sqlite for the file in state/.")],
+    to: Annotated[str, typer.Argument(help="postgresql://USER@HOST/DATABASE, or sqlite for a file in state/.")],
 ) -> None:
     """Move the queue into an empty database, with all jobs, fences and events.
 
-    End all sessions first. Afterwards, add the line that this command prints to mbqueue.toml. The old database stays
-    but refuses sessions, so none can continue with it.
+    End all sessions first. Afterwards, change mbqueue.toml or MBQUEUE_QUEUE as this command says. The old database
+    remains, but refuses all sessions.
 
     Example: mbqueue migrate-queue postgresql://me@server/mbqueue
     """
@@ -69,7 +73,7 @@ def migrate_queue(
         say("To continue: remove `queue` from mbqueue.toml, and unset MBQUEUE_QUEUE.")
     else:
         say(
-            "To continue: set MBQUEUE_QUEUE to that URL. If the URL has no password, you can instead set "
+            "To continue: set MBQUEUE_QUEUE to this URL. If the URL contains no password, you can instead set "
             'queue = "postgresql://…" in mbqueue.toml.'
         )
 
@@ -78,17 +82,19 @@ def move_commits(
     context: typer.Context,
     lost: Annotated[
         bool,
-        typer.Option("--lost", help="Move although checkpoints of finished epochs are lost; train those epochs again."),
+        typer.Option(
+            "--lost", help="Move even if checkpoints of finished epochs are lost; those epochs are trained again."
+        ),
     ] = False,
 ) -> None:
-    """Move the queue's commits to the store in the settings, or into the project's folder if there is none.
+    """Move the commits to the store in mbqueue.toml or, without a store, to the project's folder.
 
-    A queue refuses sessions that use a different store. To move its commits, end all sessions, change or remove
-    `store`, and run this command, which copies the commits and then updates the queue.
+    A queue refuses sessions that use a different store. To move the commits, end all sessions, change or remove `store`
+    in mbqueue.toml, then run this command. It copies the commits, then updates the queue.
 
     Example: mbqueue move-commits
     """
     made = open_project(context).move_commits(lost=lost)
-    print_line(f"{made.source or 'unknown place'} → {made.target}: {made.copied} objects copied")
+    print_line(f"{made.source or 'unknown location'} → {made.target}: {made.copied} objects copied")
     if made.lost:
-        say(f"Will be trained again: {made.lost}")
+        say(f"The next sessions train these epochs again: {made.lost}")

@@ -1,4 +1,4 @@
-"""``mbqueue launch``: run sessions as cluster jobs."""
+"""The command ``mbqueue launch``, which runs sessions as cluster jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mbqueue.api.launching import LaunchedJob
 
 launch = typer.Typer(
-    help="Run sessions as cluster jobs, each of which ends in time and runs again while work is left.",
+    help="Run sessions as cluster jobs. A job ends before its time limit, and runs again while work is left.",
     rich_markup_mode=None,
     add_completion=False,
     no_args_is_help=True,
@@ -23,7 +23,9 @@ launch = typer.Typer(
 GpusOption = Annotated[int | None, typer.Option(help="Number of sessions, one GPU each.", min=1)]
 WorkersOption = Annotated[int | None, typer.Option(help="Number of sessions without a GPU.", min=1)]
 TimeOption = Annotated[str, typer.Option(help="Time limit of a job, like 2h.")]
-IdleOption = Annotated[str, typer.Option(help="End a job that has found nothing to claim for this long; none: never.")]
+IdleOption = Annotated[
+    str, typer.Option(help="End a job that has had no work for this long, like 10m; none sets no limit.")
+]
 
 
 @launch.command()
@@ -32,13 +34,13 @@ def slurm(
     time: TimeOption,
     gpus: GpusOption = None,
     workers: WorkersOption = None,
-    partition: Annotated[str | None, typer.Option(help="Partition to submit to.")] = None,
-    account: Annotated[str | None, typer.Option(help="Account to charge the time to.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm account to charge.")] = None,
     constraint: Annotated[str | None, typer.Option(help="Required node features, like a100.")] = None,
     cpus_per_task: Annotated[int | None, typer.Option(help="CPU cores per job.", min=1)] = None,
     mem: Annotated[str | None, typer.Option(help="Memory per job, like 32G.")] = None,
     setup: Annotated[
-        list[str] | None, typer.Option(help="Shell line to run before the session, like 'module load cuda'.")
+        list[str] | None, typer.Option(help="Shell command to run before the session, like 'module load cuda'.")
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other sbatch option.")
@@ -46,10 +48,10 @@ def slurm(
     max_idle: IdleOption = "10m",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job file without submitting it.")] = False,
 ) -> None:
-    """Submit sessions to Slurm, as independent jobs. Needs: pip install 'mbqueue[slurm]'.
+    """Submit sessions to Slurm as independent jobs. Requires: pip install 'mbqueue[slurm]'
 
-    Each session ends before its job's time limit. A session whose time is up, or that is preempted, saves its work. Its
-    job returns to Slurm's queue as long as work is left.
+    A session saves its work and ends before its job's time limit, or when Slurm preempts the job. While work is left,
+    the job returns to Slurm's queue.
 
     Example: mbqueue launch slurm --gpus 5 --time 2h --partition gpu
     """
@@ -69,7 +71,7 @@ def slurm(
     jobs = project.launch_slurm(
         time=time, gpus=gpus, workers=workers, max_idle=_idle(max_idle), setup=setup or [], options=options
     )
-    _tell(jobs, "List the jobs with: squeue --me, and mbqueue status. End a job with: scancel JOB")
+    _tell(jobs, "List the jobs with squeue --me or mbqueue status. End a job with: scancel JOB")
 
 
 @launch.command()
@@ -80,14 +82,14 @@ def local(
     workers: WorkersOption = None,
     max_idle: IdleOption = "10m",
 ) -> None:
-    """Try the same jobs on this machine; each runs again when its time is up, at most five times.
+    """Run the same jobs on this machine, to try them. A job whose time is up runs again, at most five times.
 
     For a workstation, `mbqueue work --devices` is simpler.
 
     Example: mbqueue launch local --gpus 2 --time 2h
     """
     jobs = open_project(context).launch_local(time=time, gpus=gpus, workers=workers, max_idle=_idle(max_idle))
-    _tell(jobs, "List the sessions with: mbqueue status. End them with: mbqueue stop")
+    _tell(jobs, "List the sessions with: mbqueue status. End the sessions with: mbqueue stop")
 
 
 def _settings(texts: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The current project, and the options that several commands share."""
+"""Options that several commands share, and functions that open the current project."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ from mbqueue.errors import UsageError
 from mbqueue.project import ProjectFolder, find_project
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-IdColumnOption = Annotated[str, typer.Option("--id-column", metavar="NAME", help="Column of a table with the ids.")]
+IdColumnOption = Annotated[
+    str, typer.Option("--id-column", metavar="NAME", help="Name of the id column in your table.")
+]
 TargetColumnOption = Annotated[
-    str, typer.Option("--target-column", metavar="NAME", help="Column of a table with the targets.")
+    str, typer.Option("--target-column", metavar="NAME", help="Name of the target column in your table.")
 ]
 ExperimentArgument = Annotated[str, typer.Argument(help="Name of an enqueued experiment.")]
-SearchArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="A search in the queue.")]
+SearchArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="Name of an enqueued search.")]
 
-#: The maximum number of folds or seeds in one command: a larger number is a typing error.
+#: The maximum number of folds or seeds in one command; more are probably a typing error.
 _MOST_NUMBERS = 100
 
 
 def current_project(context: typer.Context) -> ProjectFolder:
-    """The project that the user named, or that the command runs in."""
-    given: str | Path | None = context.find_root().params.get("project")  # typer before 0.29 leaves the option as text
+    """Find the project of this command: the one given with --project, else that of the working folder."""
+    given: str | Path | None = context.find_root().params.get("project")  # before version 0.29, typer returns text
     return find_project(None if given is None else Path(given))
 
 
 def open_project(context: typer.Context, *, while_away: bool = False) -> Project:
-    """The current project as an object of the Python API."""
+    """Open the project of this command with the Python API."""
     return Project(context.find_root().params.get("project"), while_away=while_away)
 
 
 def parse_folds(text: str) -> tuple[int, ...]:
-    """Fold numbers from ``0,2,4`` or ``0-2``.
+    """Parse fold numbers such as ``0,2,4`` or ``0-2``. The spec checks later whether the folds exist.
 
     Raises:
-        UsageError: for anything else. The spec checks whether the numbers are valid folds.
+        UsageError: if the text has another form.
     """
     return _numbers(text, "folds", digits=2)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from ``0,2,5`` or ``0-4``.
+    """Parse seeds such as ``0,2,5`` or ``0-4``.
 
     Raises:
-        UsageError: for anything else, and for more than 100.
+        UsageError: if the text has another form, or gives more than 100 seeds.
     """
     return _numbers(text, "seeds", digits=10)
 
@@ -59,8 +61,8 @@ def _numbers(text: str, what: str, *, digits: int) -> tuple[int, ...]:
         match = re.fullmatch(rf"([0-9]{{1,{digits}}})(?:\s*-\s*([0-9]{{1,{digits}}}))?", part.strip())
         numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
         if not numbers:
-            raise UsageError(f"{text!r} does not name {what}. Write them like 0,1,2 or 0-2.")
+            raise UsageError(f"{text!r} is not a list of {what}. Write it like 0,1,2 or 0-2.")
         if len(found) + len(numbers) > _MOST_NUMBERS:
-            raise UsageError(f"{text!r} names more than {_MOST_NUMBERS} {what}. Give fewer.")
+            raise UsageError(f"{text!r} has more than {_MOST_NUMBERS} {what}. Give fewer.")
         found.extend(numbers)
     return tuple(found)

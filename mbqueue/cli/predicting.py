@@ -1,4 +1,4 @@
-"""``mbqueue predict``: predict any crystals with any models trained here."""
+"""The command ``mbqueue predict``, which predicts a dataset with trained models."""
 
 from __future__ import annotations
 
@@ -15,25 +15,30 @@ from mbqueue.errors import counted
 
 def predict(
     context: typer.Context,
-    dataset: Annotated[str, typer.Argument(help="A task, sample, or a path; targets are optional.")],
+    dataset: Annotated[
+        str, typer.Argument(help="A matbench task, `sample`, or the path of your data, with or without targets.")
+    ],
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="model_fold_*.pth files; several make an ensemble.")
+        list[Path],
+        typer.Argument(
+            metavar="MODEL...", help="One or more model_fold_*.pth files; mbqueue averages their predictions."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="The CSV file to write.")] = Path("predictions.csv"),
     strains: Annotated[
         int, typer.Option(help="Average over this many pairs of opposite small strains (test-time averaging).", min=0)
     ] = 0,
     drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave out unusable entries, and list them.")
+        bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and list them.")
     ] = False,
     id_column: IdColumnOption = "",
     target_column: TargetColumnOption = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU, else the CPU.")
+        str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU or, without a GPU, the CPU.")
     ] = None,
 ) -> None:
-    """Predict the models' property: the mean of all models, their spread, and each model's value.
+    """Predict crystals with trained models: the mean of all models, their spread, and each model's prediction.
 
     Example: mbqueue predict sample results/daily/2026-01-01/chgnet_full_finetune/model_fold_0.pth
     """
@@ -63,8 +68,8 @@ def predict(
     if table.mae is not None:
         print_line(f"MAE against the dataset's own targets: {table.target.with_unit(f'{table.mae:.4f}')}")
         print_line(
-            "This is not a test score: the models were trained on most of these crystals. The test scores of their "
-            "experiment are in its results.json."
+            "This is not a test score: the models were trained on most of these crystals. For the test scores, see the "
+            "experiment's results.json."
             if table.is_known_data
             else "This is a test score only if no model was trained on any of these crystals."
         )

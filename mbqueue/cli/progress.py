@@ -1,4 +1,4 @@
-"""The output of ``mbqueue work``: a live line for each session on a terminal, plain lines in a log."""
+"""The output of ``mbqueue work``: a live line per session in a terminal, or plain lines in a log."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mbqueue.session.narration import Narration
 
 
 class Screen:
-    """Standard error, shared by the reports of all sessions; a context manager."""
+    """A context manager that shows the progress of all sessions on standard error."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, soft_wrap=True)
         self._rows: dict[str, Spinner] = {}
-        # A separate thread redraws the lines, so that they move between messages.
+        # A separate thread redraws the lines, so that the spinners also turn between messages.
         self._live = Live(get_renderable=self._draw, console=self._console, transient=True, refresh_per_second=8)
         self._is_moving = self._console.is_terminal
 
@@ -34,7 +34,11 @@ class Screen:
             self._live.stop()
 
     def report(self, label: str = "") -> Narration:
-        """Shows the progress of one session; a label distinguishes it from others."""
+        """Make the object through which one session reports its progress.
+
+        Args:
+            label: text before each of the session's messages; empty if there is only one session.
+        """
         return Narration(
             lambda text, style: self._line(label, text, style),
             show=(lambda text: self._move(label, text)) if self._is_moving else None,

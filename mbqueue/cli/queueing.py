@@ -1,4 +1,4 @@
-"""Commands that enqueue and steer experiments."""
+"""Commands that enqueue and control experiments."""
 
 from __future__ import annotations
 
@@ -21,41 +21,46 @@ from mbqueue.cli.options import (
 from mbqueue.clock import SystemClock, parse_duration, utc_text
 from mbqueue.errors import counted
 from mbqueue.queue.jobs import Event
-from mbqueue.task import Kind, target_of
+from mbqueue.task import target_of
 
 if TYPE_CHECKING:
     from mbqueue.queue.enqueue import EnqueueOutcome
-
-_AS: dict[Kind, str] = {"energy": "an energy", "scalar": "a number", "class": "a class"}
 
 FoldOption = Annotated[int | None, typer.Option(help="Only this fold.", min=0, max=4)]
 
 
 def enqueue(
     context: typer.Context,
-    experiment: Annotated[str, typer.Argument(metavar="NAME|FILE", help="An experiment in jobs/, or a TOML file.")],
+    experiment: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="Name of an experiment in jobs/, or a TOML file.")
+    ],
     folds: Annotated[str | None, typer.Option(help="Folds to run, like 0,1 or 0-4.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of every fold.", min=0)] = None,
-    dataset: Annotated[str | None, typer.Option(help="matbench_mp_e_form, sample, or a path.")] = None,
-    priority: Annotated[int | None, typer.Option(help="Higher runs first; 0 by default.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one key, like train.lr=3e-4.")
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs per fold.", min=0)] = None,
+    dataset: Annotated[str | None, typer.Option(help="A matbench task, `sample`, or the path of your data.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="Experiments with a higher priority run first; 0 by default.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name in the queue and of the results folder.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key, like train.lr=3e-4.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the experiment in the queue, and of its results folder.")
+    ] = None,
     drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave out unusable entries, and report them.")
+        bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and list them.")
     ] = False,
     seeds: Annotated[
-        str | None, typer.Option(help="Enqueue once for each of these seeds, like 0-4, as NAME.seed0 and so on.")
+        str | None, typer.Option(help="Enqueue one experiment per seed, like 0-4, named NAME.seed0 and so on.")
     ] = None,
     id_column: IdColumnOption = "",
     target_column: TargetColumnOption = "",
 ) -> None:
     """Add an experiment or a search to the queue.
 
-    Enqueueing the same spec again changes nothing. New folds are added. A changed spec needs a new name (--name).
+    If the experiment is already in the queue, only new folds are added. If you changed its spec, give it a new name
+    with --name.
 
-    With --seeds 0-4 the experiment is enqueued five times, as NAME.seed0 to NAME.seed4.
+    --seeds 0-4 enqueues the experiment five times, as NAME.seed0 to NAME.seed4.
 
     Example: mbqueue enqueue full_finetune --folds 0,1 --set train.lr=3e-4 --name trial
     """
@@ -82,26 +87,26 @@ def enqueue(
     if trial is not None:
         search = trial["search"]["name"]
         is_new = outcomes[0].outcome == "created"
-        what = f"its first trial is {first.name}; sessions begin the others" if is_new else "already in the queue"
+        what = f"its first trial is {first.name}; sessions start the others" if is_new else "already in the queue"
         print_line(f"{search}: {what}. See: mbqueue status {search}")
         return
     for outcome in outcomes:
         print_line(_enqueued(outcome))
     target = target_of(first.spec)
     column = f", column {target.column}" if target.column else ""
-    say(f"Predicts the {target.axis} as {_AS[target.kind]}: {first.dataset}{column}.")
+    say(f"Target: {target.axis}, of kind {target.kind}. Dataset: {first.dataset}{column}.")
     if target.kind != "energy" and experiment == "head_finetune":
         made = f"{target.kind}_head"
-        say(f"The settings of {experiment} were chosen for energies. For {_AS[target.kind]}, {made} fits better.")
+        say(f"The settings of {experiment} are for energies. For a target of kind {target.kind}, use {made} instead.")
     for experiment_now in (outcome.experiment for outcome in outcomes):
         if priority not in (None, experiment_now.priority):
             label = experiment_now.name
-            say(f"The priority stays {experiment_now.priority}. To change it: mbqueue priority {label} {priority}")
+            say(f"The priority is still {experiment_now.priority}. To change it: mbqueue priority {label} {priority}")
     say("Start a session with: mbqueue work")
 
 
 def _enqueued(outcome: EnqueueOutcome) -> str:
-    """One line that describes the action."""
+    """Describe in one line what `enqueue` did."""
     label, results = outcome.experiment.name, outcome.experiment.results_dir
     return {
         "created": f"{label}: enqueued, {counted(outcome.n_jobs, 'job')}. Results will be in {results}",
@@ -113,12 +118,13 @@ def _enqueued(outcome: EnqueueOutcome) -> str:
 def promote(
     context: typer.Context,
     search: SearchArgument,
-    name: Annotated[str | None, typer.Option(help="Name of the experiment; SEARCH-best unless given.")] = None,
-    priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
+    name: Annotated[str | None, typer.Option(help="Name of the experiment; by default SEARCH-best.")] = None,
+    priority: Annotated[int, typer.Option(help="Experiments with a higher priority run first.")] = 0,
 ) -> None:
     """Enqueue the best settings of a search as an experiment on all five folds.
 
-    The description names the trial and the folds that chose it, and the results mark these folds.
+    The experiment's description names the best trial, and the folds on which it was chosen. The results mark these
+    folds.
 
     Example: mbqueue promote lr_search --name tuned
     """
@@ -134,11 +140,11 @@ def promote(
 def events(
     context: typer.Context,
     experiment: Annotated[str | None, typer.Argument(help="Only this experiment.")] = None,
-    since: Annotated[str | None, typer.Option(help="Show only events from the last 2h, or any other duration.")] = None,
-    limit: Annotated[int, typer.Option(help="Show at most this many of the newest.", min=1, max=10**9)] = 50,
+    since: Annotated[str | None, typer.Option(help="Show only events since this long ago, like 2h.")] = None,
+    limit: Annotated[int, typer.Option(help="Maximum number of events; the newest are shown.", min=1, max=10**9)] = 50,
     as_json: JsonOption = False,
 ) -> None:
-    """List every change of a job's state, with its session and reason, oldest first.
+    """List all changes of job states, oldest first, with the session and reason of each.
 
     Example: mbqueue events full_finetune --since 2h
     """
@@ -153,7 +159,7 @@ def events(
 
 
 def pause(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
-    """Stop handing out jobs of an experiment or fold; a running epoch writes a checkpoint and is released.
+    """Pause an experiment or fold. A session that is training it writes a checkpoint, then releases the job.
 
     Example: mbqueue pause full_finetune --fold 2
     """
@@ -178,12 +184,12 @@ def cancel(
     fold: FoldOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Drop the remaining jobs of an experiment or fold; committed epochs stay. `retry` restores the jobs.
+    """Cancel the remaining jobs of an experiment or fold, but keep committed epochs. `retry` restores the jobs.
 
     Example: mbqueue cancel full_finetune --yes
     """
     project = open_project(context)
-    project.status(experiment)  # raises errors before the command asks, not after
+    project.status(experiment)  # an error, such as an unknown name, comes before the question
     if not yes:
         typer.confirm(f"Cancel the unfinished jobs of {_place(experiment, fold)}?", abort=True, err=True)
     changed = project.cancel(experiment, fold=fold)
@@ -194,9 +200,10 @@ def cancel(
 
 
 def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
-    """Retry failed and cancelled jobs with all their attempts, and end the wait of jobs that failed recently.
+    """Retry failed and cancelled jobs, which get their full number of attempts again.
 
-    Missing or damaged result files are rebuilt from the checkpoints.
+    Jobs that wait after a failure no longer wait. mbqueue rebuilds missing or damaged result files from the
+    checkpoints.
 
     Example: mbqueue retry full_finetune --fold 3
     """
@@ -207,12 +214,14 @@ def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOpti
 def priority(
     context: typer.Context,
     experiment: ExperimentArgument,
-    value: Annotated[int, typer.Argument(help="Higher runs first; 0 is the default.")],
+    value: Annotated[int, typer.Argument(help="Experiments with a higher priority run first; the default is 0.")],
     fold: FoldOption = None,
 ) -> None:
-    """Set the priority of an experiment or fold, from the next claim on.
+    """Set the priority of an experiment or fold. It takes effect when a session claims its next job.
 
-    Example: mbqueue priority head_finetune 10 (a negative one after two dashes: -- -5)
+    Write two dashes before a negative priority, like: -- -5
+
+    Example: mbqueue priority head_finetune 10
     """
     changed = open_project(context).set_priority(experiment, value, fold=fold)
     print_line(f"{_place(experiment, fold)}: priority {value} ({counted(changed, 'job')} changed).")

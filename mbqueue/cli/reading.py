@@ -1,4 +1,4 @@
-"""Commands that read results: report, compare, export, export-study."""
+"""Commands that use results: report, compare, export, export-study."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def report(
     context: typer.Context,
     experiment: ExperimentArgument,
     output: Annotated[
-        Path | None, typer.Option(help="The HTML file, or a folder for it; by default the results folder.")
+        Path | None, typer.Option(help="HTML file to write, or its folder; by default the results folder.")
     ] = None,
     png: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also draw each figure as PNG in this folder.")
+        Path | None, typer.Option(metavar="DIR", help="Also write each figure as a PNG file to this folder.")
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Write one self-contained HTML page: scores, curves, errors by element and size, worst crystals, sessions.
+    """Write an HTML page with scores, curves, errors by element and size, the worst crystals, and sessions.
 
-    Works for finished and running experiments. Opens in any browser without a network. The page of a search has the
-    history of the best score, parallel coordinates, the importance of settings and all learning curves.
+    The experiment may be finished or running. Any browser can open the page without a network. The page of a search
+    shows the history of the best score, parallel coordinates, the importance of settings and all learning curves.
 
     Example: mbqueue report full_finetune --output report.html
     """
@@ -37,9 +37,9 @@ def report(
     if project.is_search(experiment):
         (summary,) = project.status(experiment).overview["searches"]
         if summary["state"] != "done":
-            say(f"{experiment} is not done yet: the report covers what is done so far.", style="yellow")
+            say(f"{experiment} has not finished: the report covers only its results so far.", style="yellow")
     elif not project.results(experiment).is_complete:
-        say(f"{experiment} is not recorded yet: the report covers what is done so far.", style="yellow")
+        say(f"{experiment} is not recorded yet: the report covers only its results so far.", style="yellow")
     for path in project.report(experiment, output=output, png=png, force=force):
         print_line(str(path))
 
@@ -47,12 +47,12 @@ def report(
 def compare(
     context: typer.Context,
     experiments: Annotated[
-        list[str], typer.Argument(help="Two or more recorded experiments, each once; the first is the reference.")
+        list[str], typer.Argument(help="Two or more different recorded experiments; the first is the reference.")
     ],
-    html: Annotated[Path | None, typer.Option(help="Also write this HTML page.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the comparison to this HTML file.")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Compare experiments with paired differences per crystal, beside matbench's leaderboard.
+    """Compare experiments crystal by crystal, and show their scores beside the matbench leaderboard.
 
     Example: mbqueue compare full_finetune head_finetune pretrained_infer
     """
@@ -68,17 +68,17 @@ def compare(
 
 def export(
     context: typer.Context,
-    experiments: Annotated[list[str], typer.Argument(help="Recorded experiments, one for each task.")],
-    output: Annotated[Path, typer.Option(help="Folder to write the submission's folder into.")] = Path(),
-    authors: Annotated[str, typer.Option(help="Names for info.json.")] = "",
+    experiments: Annotated[list[str], typer.Argument(help="One recorded experiment per matbench task.")],
+    output: Annotated[Path, typer.Option(help="Folder in which to create the submission's folder.")] = Path(),
+    authors: Annotated[str, typer.Option(help="Authors' names for info.json.")] = "",
     algorithm: Annotated[str, typer.Option(help="Name of the algorithm on the leaderboard.")] = "",
     notes: Annotated[str, typer.Option(help="Free text for info.json.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a submission for matbench's leaderboard, or say why the results do not qualify.
+    """Write a submission for the matbench leaderboard, or explain why the results do not qualify.
 
-    Several experiments on different tasks make one folder, as a general-purpose algorithm submits them.
+    Experiments on several tasks go into one submission, as matbench expects from a general-purpose algorithm.
 
     Example: mbqueue export full_finetune --authors "A. Researcher"
     """
@@ -96,10 +96,10 @@ def export(
 def export_study(
     context: typer.Context,
     search: SearchArgument,
-    output: Annotated[Path, typer.Option(help="The SQLite file, or a folder for it.")] = Path("study.db"),
+    output: Annotated[Path, typer.Option(help="SQLite file to write, or its folder.")] = Path("study.db"),
     force: ForceOption = False,
 ) -> None:
-    """Write a search as an Optuna study for optuna-dashboard and optuna.load_study, also while it runs.
+    """Export a finished or running search as an Optuna study, for optuna-dashboard and optuna.load_study.
 
     Example: mbqueue export-study rates --output study.db
     """

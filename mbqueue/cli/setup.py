@@ -1,4 +1,4 @@
-"""The command ``mbqueue init``."""
+"""The command ``mbqueue init``, which creates a project."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mbqueue.project import init_project
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of the project.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The project's folder.")] = Path(),
 ) -> None:
     """Create a project: jobs/ with five experiments, state/, results/ and mbqueue.toml.
 
@@ -23,4 +23,4 @@ def init(
     project, written = init_project(folder)
     for path in written:
         print_line(str(path))
-    say(f"{project.root} is a project. Next: mbqueue enqueue full_finetune, then mbqueue work")
+    say(f"The project in {project.root} is ready. Next, run mbqueue enqueue full_finetune, then mbqueue work")

@@ -1,4 +1,4 @@
-"""``mbqueue status``: show the state of experiments, sessions and errors."""
+"""The command ``mbqueue status``, which shows experiments, sessions and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mbqueue.cli.console import print_json, print_line
 from mbqueue.cli.options import JsonOption, open_project
 from mbqueue.errors import UsageError
 
-#: Seconds between two updates of --watch.
+#: Seconds between two updates with --watch.
 WATCH_SECONDS = 2.0
 
 
@@ -31,7 +31,7 @@ def status(
     Example: mbqueue status full_finetune --watch
     """
     if as_json and watch:
-        raise UsageError("--json prints the state once, --watch keeps updating a view. Give one of them.")
+        raise UsageError("--json prints the state once, but --watch keeps updating it. Use only one of them.")
     project = open_project(context, while_away=True)
     console = Console()
     if as_json:
@@ -44,7 +44,7 @@ def status(
 
 
 def _watch(look: Callable[[], Status], console: Console) -> None:
-    """Update the view in a terminal; elsewhere print it whenever it changes."""
+    """Keep updating the view in a terminal. Elsewhere, print the view again whenever it changes."""
     seen = look()
     if not console.is_terminal:
         console.print(seen)

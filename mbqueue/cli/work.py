@@ -1,4 +1,4 @@
-"""Sessions: ``mbqueue work``, in the foreground or the background, ``logs`` and ``stop``."""
+"""Commands for sessions: ``work``, in the foreground or background, ``logs`` and ``stop``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mbqueue.api import Project
     from mbqueue.session.outcome import Ending, SessionOutcome
 
-#: EX_TEMPFAIL of sysexits.h: stopped with work left; run it again.
+#: The exit code 75 is EX_TEMPFAIL in sysexits.h. Here it means that the session ended, but work is left.
 WORK_LEFT, FAILURE, USAGE = 75, 1, 2
 STANDARD_OUTPUT = 1
 
@@ -23,49 +23,50 @@ STANDARD_OUTPUT = 1
 def work(
     context: typer.Context,
     session: Annotated[
-        str | None, typer.Option(help="Length of the session, like 1h50m, or none; by default as in mbqueue.toml.")
+        str | None,
+        typer.Option(help="Length of the session, like 1h50m, or none for no limit; by default as in mbqueue.toml."),
     ] = None,
-    max_jobs: Annotated[int | None, typer.Option(help="Stop after this many jobs.", min=1)] = None,
+    max_jobs: Annotated[int | None, typer.Option(help="End the session after this many jobs.", min=1)] = None,
     forever: Annotated[
-        bool, typer.Option("--forever", help="Wait for new jobs when none is left, without a deadline.")
+        bool, typer.Option("--forever", help="Run without a deadline, and wait for new jobs when none is left.")
     ] = False,
     max_idle: Annotated[
         str | None,
-        typer.Option(help="End after finding nothing to claim for this long, like 10m; by default, wait."),
+        typer.Option(help="End the session after this long without a job, like 10m; by default, it keeps waiting."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU, else the CPU.")
+        str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU or, without a GPU, the CPU.")
     ] = None,
     devices: Annotated[
         str | None,
-        typer.Option(help="Run several sessions, one process per device: 0,1,2 or cuda:0,cuda:1 or cpu,cpu."),
+        typer.Option(help="Run one session per device, like 0,1,2 or cuda:0,cuda:1 or cpu,cpu."),
     ] = None,
     background: Annotated[
-        bool, typer.Option("--background", help="Detach: the session keeps running when this terminal or cell closes.")
+        bool, typer.Option("--background", help="Keep the session running when this terminal or notebook cell closes.")
     ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard event files to state/logs/tensorboard.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
     end_command: Annotated[
-        bool, typer.Option("--end-command/--no-end-command", help="Run the end command of mbqueue.toml, or not.")
+        bool, typer.Option("--end-command/--no-end-command", help="Whether to run the end_command in mbqueue.toml.")
     ] = True,
 ) -> None:
-    """Run one session: work on the queue until nothing is left or the session's time is up.
+    """Run one session, which does the jobs in the queue until all are done or the session's time is up.
 
-    You can kill it at any instant; the next session resumes. On SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 or SIGUSR2 it
-    finishes the step, writes a checkpoint and ends; a second Ctrl-C ends it at once. Exit code 75 means that work is
-    left: run it again.
+    You can kill a session at any instant; the next session resumes. On SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 or
+    SIGUSR2, the session finishes the step, writes a checkpoint and ends. A second Ctrl-C ends it at once. Exit code 75
+    means that work is left, so run the command again.
 
     Example: mbqueue work --session 1h50m
     """
     project = open_project(context)
     wanted = None if devices is None else devices.split(",")
     if wanted is not None and (device is not None or as_json or not end_command):
-        raise UsageError("--devices cannot be given together with --device, --json or --no-end-command.")
+        raise UsageError("--devices cannot be combined with --device, --json or --no-end-command.")
     if background:
         if as_json or not end_command:
-            raise UsageError("--background cannot be given together with --json or --no-end-command.")
+            raise UsageError("--background cannot be combined with --json or --no-end-command.")
         started = project.work_in_background(
             session=session,
             max_jobs=max_jobs,
@@ -76,8 +77,8 @@ def work(
             tensorboard=tensorboard,
         )
         names = " and ".join(started.sessions) or "starting"
-        print_line(f"session {names} in the background, process {started.process.pid}")
-        say(f"Log: {started.log}\nFollow it with: mbqueue logs -f. Stop the session with: mbqueue stop")
+        print_line(f"session {names} in the background, as process {started.process.pid}")
+        say(f"Log: {started.log}\nFollow the log with: mbqueue logs -f. Stop the session with: mbqueue stop")
         return
 
     options = {
@@ -124,7 +125,7 @@ def _work_in_json(project: Project, **options: Any) -> SessionOutcome:
 
     stop = StopRequest()
     with open(STANDARD_OUTPUT, "wb", buffering=0, closefd=False) as stream:
-        report = JsonLines(stream, on_gone=lambda: stop.request("the reader of its output is gone"))
+        report = JsonLines(stream, on_gone=lambda: stop.request("the program that read its output has ended"))
         return project.work(**options, report=report, stop=stop)
 
 
@@ -141,9 +142,12 @@ def _exit_with(ending: Ending) -> None:
 def logs(
     context: typer.Context,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Follow the log until the session ends, or Ctrl-C.")
+        bool,
+        typer.Option("--follow", "-f", help="Print new lines of the log until the session ends or you press Ctrl-C."),
     ] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", help="Number of last lines to show.", min=0)] = 50,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", help="Number of lines to show from the end of the log.", min=0)
+    ] = 50,
 ) -> None:
     """Show the log of the newest background session.
 
@@ -159,23 +163,25 @@ def logs(
 
 def stop(
     context: typer.Context,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for the work to be saved.", min=0)] = 60.0,
+    wait: Annotated[
+        float, typer.Option(help="Maximum number of seconds to wait for sessions to save their work.", min=0)
+    ] = 60.0,
 ) -> None:
-    """Make every session of this project on this machine finish its step, write a checkpoint and end.
+    """Stop all sessions of this project on this machine. Each one finishes its step and writes a checkpoint.
 
     Example: mbqueue stop
     """
     stopped = open_project(context).stop(wait_seconds=wait)
     if not stopped:
-        print_line("No session of this project runs on this machine.")
+        print_line("No session of this project is running on this machine.")
     for one in stopped:
         name = one.session or f"process {one.pid}"
         if one.is_refused:
-            print_line(f"session {name}: process {one.pid} belongs to another user, who must end it")
+            print_line(f"session {name}: process {one.pid} belongs to another user, so only this user can end it")
         elif one.reason is None:
             print_line(
-                f"session {name}: still saving after {wait:g} s. Follow it with: mbqueue logs -f. If it hangs, kill -9 "
-                f"{one.pid} loses only the work since the last checkpoint"
+                f"session {name}: still saving after {wait:g} s. Follow the log with: mbqueue logs -f. If the session "
+                f"hangs, run kill -9 {one.pid}, which loses only the work since the last checkpoint"
             )
         else:
             print_line(f"session {name}: ended ({one.reason})")

@@ -70,7 +70,7 @@ def test_more_folds_are_added_to_an_experiment(mbqueue: Command) -> None:
 def test_the_priority_of_a_second_enqueue_is_ignored_with_a_note(mbqueue: Command) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--priority", "2")
     said = mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--priority", "5")
-    assert "stays 2" in said.err
+    assert "still 2" in said.err
     assert "mbqueue priority full_finetune 5" in said.err
     assert "stays" not in mbqueue("enqueue", "full_finetune", "--dataset", "sample").err
 
@@ -197,7 +197,7 @@ def test_doctor_continues_if_settings_and_matminer_cannot_be_used(
 def test_invalid_folds_are_refused(mbqueue: Command, folds: str) -> None:
     said = mbqueue("enqueue", "full_finetune", "--folds", folds)
     assert said.code == 2
-    assert "Write them like 0,1,2 or 0-2" in said.err
+    assert "Write it like 0,1,2 or 0-2" in said.err
 
 
 def test_an_experiment_is_enqueued_once_for_each_seed(mbqueue: Command, project: ProjectFolder) -> None:
@@ -231,7 +231,12 @@ def test_of_several_seeds_none_is_enqueued_when_the_name_of_one_is_taken(
 
 @pytest.mark.parametrize(
     ("seeds", "why"),
-    [("3-1", "Write them like 0,1,2"), ("0,0", "not distinct"), ("0-5000000000", "more than 100"), ("²", "name seeds")],
+    [
+        ("3-1", "Write it like 0,1,2"),
+        ("0,0", "not distinct"),
+        ("0-5000000000", "more than 100"),
+        ("²", "list of seeds"),
+    ],
 )
 def test_invalid_seeds_are_refused(mbqueue: Command, seeds: str, why: str) -> None:
     said = mbqueue("enqueue", "head_finetune", "--dataset", "sample", "--seeds", seeds)

@@ -177,8 +177,8 @@ def test_columns_can_be_named_and_are_printed(
 
 def test_enqueueing_the_head_for_energies_for_another_target_names_the_one_that_fits(mbqueue: Command) -> None:
     said = mbqueue("enqueue", "head_finetune", "--dataset", "matbench_mp_gap", "--name", "gap")
-    assert "For a number, scalar_head fits better." in " ".join(said.err.split())
-    assert "fits better" not in mbqueue("enqueue", "head_finetune").err
+    assert "For a target of kind scalar, use scalar_head instead." in " ".join(said.err.split())
+    assert "instead" not in mbqueue("enqueue", "head_finetune").err
 
 
 def test_predict_accepts_missing_targets_and_drops_unusable_entries(

@@ -181,7 +181,7 @@ def test_a_missing_project_suggests_mounting_the_drive(
     with pytest.raises(SystemExit) as ended:
         main(["--project", str(tmp_path / "drive" / "MyDrive" / "mbqueue"), "status"])
     assert ended.value.code == USAGE
-    assert "mount that first" in capsys.readouterr().err
+    assert "mount the drive first" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_reported_with_what_can_be_freed(
