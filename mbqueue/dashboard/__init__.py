@@ -1,4 +1,4 @@
-"""The views for terminals: `status` draws the queue and imports only rich; `comparison` draws recorded experiments."""
+"""Draw views for terminals and notebooks. `status` shows the queue, and `comparison` compares recorded experiments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output of `mbqueue compare` in the terminal."""
+"""Draw the output of `mbqueue compare` for the terminal."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mbqueue.results.folder import Recorded
 from mbqueue.results.scores import Measure
 from mbqueue.task import N_FOLDS, Target
 
-#: The width needed for a name of twelve characters, five folds and their mean.
+#: Width in characters of a table with a name of twelve characters, five folds and their mean.
 _NEEDED_FOR_FOLDS = 70
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
-    """Draw the scores beside the leaderboard, then each pair of experiments on the crystals that both predicted."""
+    """Draw the scores with the leaderboard, then each pair of experiments on the crystals that both predicted."""
     return _View(comparison)
 
 
@@ -39,7 +39,7 @@ class _View:
 
 
 def _scores(comparison: Comparison, sign: str, dash: str, mark: str, width: int) -> Table:
-    """Draw a table that never cuts numbers: long names wrap, and a narrow terminal shows only the means."""
+    """Draw the table of scores. Long names wrap, and a narrow terminal shows only the means, so no number is cut."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     first = comparison.recorded[0]
     measure, unit = first.board_measure, first.target.unit
@@ -72,15 +72,15 @@ def _notes(comparison: Comparison, mark: str) -> Iterable[RenderableType]:
         if reasons := one.content["leaderboard"]["reasons_against"]:
             yield Text(f"{label} cannot be compared with the leaderboard: {'; '.join(reasons)}.", "yellow")
     if comparison.recorded[0].content["leaderboard"]["rows"]:
-        yield Text("CHGNet's pretraining has seen most of these crystals; the other models have not.", "dim")
+        yield Text("CHGNet was pretrained on most of these crystals; the other models were not.", "dim")
 
 
 def _pair(pair: PairedDifference, target: Target) -> Iterable[RenderableType]:
-    yield Text.assemble((f"{pair.b} against {pair.a}", "bold"), f" on {pair.n:,} common crystals: {pair.verdict}")
+    yield Text.assemble((f"{pair.b} against {pair.a}", "bold"), f" on {pair.n:,} crystals in common: {pair.verdict}")
     interval = "" if pair.low is None else f", 95% interval {pair.low:+.5f} to {pair.high:+.5f}"
     yield Text(f"  mean difference of |error| {target.with_unit(f'{pair.mean:+.5f}')}{interval}")
     yield Text(
-        f"  smaller error on {pair.share_better:.1%} of the crystals; MAE there {pair.mae_b:.4f} and {pair.mae_a:.4f}"
+        f"  smaller error on {pair.share_better:.1%} of these crystals; MAE {pair.mae_b:.4f} against {pair.mae_a:.4f}"
     )
     if pair.per_fold:
         folds = ", ".join(f"{fold}: {value:+.5f}" for fold, value in pair.per_fold.items())

@@ -1,4 +1,4 @@
-"""Draw an experiment for `mbqueue status`, as a table of folds or, if there is little room, as one line."""
+"""Draw an experiment for `mbqueue status`: a table of its folds, or a single line if there is little space."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mbqueue.task import FORMATION_ENERGY
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_LEVELS = "_.-~=+*#"
 _BAR = 10
-#: The narrowest useful curve of a fold, in columns.
+#: Minimum width of a fold's learning curve, in columns.
 _SHORTEST_CURVE = 14
-#: A curve's scale spans at least this ratio, so that noise does not look like progress.
+#: Minimum ratio of the highest to the lowest value on a curve's scale, so that noise does not look like progress.
 _SMALLEST_SPAN = 1.1
 STYLES = {
     "leased": "cyan",
@@ -37,12 +37,16 @@ _BY_INTEREST = ("running", "failed", "paused", "ready", "waiting", "pruned", "ca
 
 
 def by_interest(experiments: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The indices of experiments: active ones and those that need attention first, then the newest."""
+    """Sort experiments by interest: active ones first, then those that need attention, then the newest.
+
+    Returns:
+        Indices into ``experiments``.
+    """
     return sorted(range(len(experiments)), key=lambda i: (_BY_INTEREST.index(experiments[i]["state"]), -i))
 
 
 def left_out(shown: Sequence[Mapping[str, Any]], drawn: Sequence[Mapping[str, Any]]) -> Text:
-    """One line about the experiments in ``shown`` that are not in ``drawn``."""
+    """Summarise in one line the experiments in ``shown`` that are not in ``drawn``."""
     names = {entry["name"] for entry in drawn}
     states = Counter(entry["state"] for entry in shown if entry["name"] not in names)
     counts = ", ".join(f"{states[state]:,} {state}" for state in _BY_INTEREST if states[state])
@@ -56,25 +60,25 @@ def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Te
         title.append(" (paused)", STYLES["paused"])
     if entry["target"]["name"] != FORMATION_ENERGY.target.name:
         title.append(f"  {entry['target']['name']}", "dim")
-    title.append(f"  {entry['dataset']}", "dim")  # the dataset comes last, since its path may be longer than the line
+    title.append(f"  {entry['dataset']}", "dim")  # after the name and state, because a long path may be cut
     if entry["priority"]:
         title.append(f"  priority {entry['priority']}", "dim")
     yield cut(title, width, plain)
     if entry["prepare"] not in {"committed", "skipped"}:
-        told = f"  preparing the data comes first: {entry['prepare']}{_how_far(entry.get('preparing'))}"
+        told = f"  preparing the data: {entry['prepare']}{_how_far(entry.get('preparing'))}"
         yield cut(Text(told, STYLES.get(entry["prepare"], "")), width, plain)
     yield from _folds(entry, width, plain)
     if tested := _tested(entry, plain):
         yield Text(f"  {tested}", "bold")
     if chosen := entry.get("chosen"):
-        told = f"  {_mark(plain)} took part in the choice of the settings, the best of {chosen['trials']} trials of "
-        yield cut(Text(f"{told}{chosen['search']}", "yellow"), width, plain)
+        told = f"{_mark(plain)} fold on which the search {chosen['search']} chose these settings"
+        yield cut(Text(f"  {told} (best of {chosen['trials']} trials)", "yellow"), width, plain)
     if entry["record"] == "committed":
         yield Text(f"  results: {entry['results_dir']}", "dim")
 
 
 def _how_far(progress: Mapping[str, Any] | None) -> str:
-    """Draw the progress of a part of a job, and the time left."""
+    """Describe a job's progress and the time left, like ``, graphs 20/100, about 3m00s left``; empty if unknown."""
     if not progress or not progress.get("total"):
         return ""
     left = progress.get("seconds_left")
@@ -83,7 +87,7 @@ def _how_far(progress: Mapping[str, Any] | None) -> str:
 
 
 def one_line(entry: Mapping[str, Any], width: int, plain: bool) -> Text:
-    """Draw one line: name, state, epochs, and the scores or the running folds."""
+    """Draw an experiment in one line: name, state, epochs, and the running folds or else the scores."""
     folds = entry["folds"]
     epochs = f"{sum(fold['epochs_done'] for fold in folds)}/{sum(fold['epochs_total'] for fold in folds)} epochs"
     at_work = ", ".join(f"fold {fold['fold']} {_fold_state(fold)}" for fold in folds if fold["running"])
@@ -94,15 +98,16 @@ def one_line(entry: Mapping[str, Any], width: int, plain: bool) -> Text:
 
 
 def cut(text: Text, width: int, plain: bool) -> Text:
-    """Fit a text into one line of at most ``width`` columns."""
+    """Cut a text to at most ``width`` columns, and return it."""
     text.truncate(width, overflow="crop" if plain else "ellipsis")
     return text
 
 
 def sparkline(values: Sequence[float], length: int, *, low: float, high: float, ascii_only: bool = False) -> str:
-    """``values`` as at most ``length`` blocks on a logarithmic scale from ``low`` to ``high``.
+    """Draw a curve as at most ``length`` block characters, on a logarithmic scale from ``low`` to ``high``.
 
-    A longer series is averaged over equal parts. A value that is not finite or not above 0 appears as ``?``.
+    If there are more values than characters, each character shows the mean of several values. Values that are not
+    finite or not above 0 appear as ``?``.
     """
     levels = _ASCII_LEVELS if ascii_only else _BLOCKS
     if len(values) > length:
@@ -120,8 +125,8 @@ def sparkline(values: Sequence[float], length: int, *, low: float, high: float, 
 
 
 def bar(done: int, total: int, length: int = _BAR, *, ascii_only: bool = False) -> str:
-    """A bar of ``length`` characters, which is full only when everything is done, and empty only when nothing is
-    done."""
+    """Draw a progress bar of ``length`` characters. Despite rounding, only finished work fills the bar, and only
+    work that has not begun leaves it empty."""
     full, empty = ("#", ".") if ascii_only else ("█", "░")
     if total <= 0:
         return empty * length
@@ -134,7 +139,7 @@ def bar(done: int, total: int, length: int = _BAR, *, ascii_only: bool = False) 
 
 
 def _tested(entry: Mapping[str, Any], plain: bool) -> str:
-    """The test score over the folds that have a score; empty for fewer than two folds."""
+    """Describe the mean test score of the folds that have a score; empty for fewer than two folds."""
     key, label = _score(entry)
     tested = [fold[key] for fold in entry["folds"] if fold[key] is not None]
     if len(tested) < 2:
@@ -146,12 +151,12 @@ def _tested(entry: Mapping[str, Any], plain: bool) -> str:
 
 
 def _score(entry: Mapping[str, Any]) -> tuple[str, str]:
-    """Key and name of the test score of an experiment's target."""
+    """The key of an experiment's test score in the overview, and the score's name."""
     return ("test_rocauc", "test ROC-AUC") if entry["target"]["kind"] == "class" else ("test_mae", "test MAE")
 
 
-#: Columns of the table of folds, and whether they are right-aligned. Written line by line, because rich's own table
-#: takes longer for the 500 folds of 100,000 jobs than everything else together.
+#: Columns of the table of folds, and whether they are right-aligned. This module formats the table itself, because
+#: rich's table is too slow for hundreds of folds.
 _COLUMNS = (
     ("fold", False), ("epochs", False), ("", True), ("state", False), ("validation MAE", False), ("best", True),
     ("at", True), ("test MAE", True),
@@ -164,7 +169,7 @@ def _mark(plain: bool) -> str:
 
 
 def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
-    """The table of folds. If it is wider than ``width``, it drops curves, then bars, then best epochs."""
+    """Draw the table of folds. A narrow table leaves out the curves, then the bars, then the best epochs."""
     folds = entry["folds"]
     headers = [*(header for header, _ in _COLUMNS[:-1]), _score(entry)[1]]
     rows = [[(header, "dim") for header in headers], *(_cells(entry, fold, plain) for fold in folds)]
@@ -191,7 +196,7 @@ def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
 
 
 def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> list[tuple[str, str]]:
-    """The columns of a fold with their styles, except the curve, which fills the remaining width."""
+    """The cells of a fold's row as (text, style) pairs. The cell of the curve is empty: `_folds` draws the curve."""
     done, total = fold["epochs_done"], fold["epochs_total"]
     is_over = done + fold["epochs_skipped"] == total
     return [
@@ -207,7 +212,7 @@ def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> li
 
 
 def _curve(val_mae: Sequence[float | None], length: int, plain: bool) -> str:
-    """A fold's curve on its own scale, so that one bad fold does not flatten the others."""
+    """Draw a fold's learning curve. Each fold has its own scale, so that a bad fold does not flatten the others."""
     values = [math.nan if value is None else value for value in val_mae]
     drawn = [value for value in values if _is_drawable(value)]
     low = min(drawn, default=1.0)

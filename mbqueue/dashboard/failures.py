@@ -1,4 +1,4 @@
-"""The latest errors in `mbqueue status`: each error once, in full, with advice."""
+"""Draw the latest errors for `mbqueue status`, each one once, with advice."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.text import Text
 
 from mbqueue.clock import format_duration
 
-#: The beginning of a traceback's last line: module and class. mbqueue's own errors are full sentences without this
-#: prefix.
+#: Matches the class of mbqueue's own errors at the start of a traceback's last line. Their messages are clear without
+#: the class.
 _OWN_CLASS = re.compile(r"^mbqueue\.errors\.\w+: ")
 _MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*(?::|$))")
 
@@ -20,8 +20,7 @@ _MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*(?::|$))")
 def last_errors(
     errors: Sequence[Mapping[str, Any]], now: float, width: int, plain: bool, *, at_most: int, lines: int
 ) -> Iterable[Text]:
-    """Draw at most ``at_most`` errors, each on at most ``lines`` lines; an error that several folds share counts
-    once."""
+    """Draw at most ``at_most`` errors, each on at most ``lines`` lines. An error in several folds counts once."""
     if not errors:
         return
     yield Text("")
@@ -40,11 +39,11 @@ def last_errors(
         yield from map(Text, told)
         yield Text(f"    {_what_next(group, now)}", "dim")
     if len(alike) > at_most:
-        yield Text(f"  and {len(alike) - at_most} more: mbqueue events", "dim")
+        yield Text(f"  and {len(alike) - at_most} more; list them with: mbqueue events", "dim")
 
 
 def job_label(job: Mapping[str, Any]) -> str:
-    """Describe where an error occurred, for example ``full_finetune fold 2 epoch 7``."""
+    """Describe a job, for example as ``full_finetune fold 2 epoch 7``."""
     return _where([job])
 
 

@@ -1,4 +1,4 @@
-"""Draw a search for `mbqueue status`: two lines, and for `mbqueue status NAME` a table of its trials."""
+"""Draw a search for `mbqueue status`: a summary and, for `mbqueue status NAME`, a table of its trials."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from mbqueue.dashboard.experiments import STYLES, cut
 
 
 def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: bool) -> Iterable[RenderableType]:
-    """Draw the number of trials by state, and the best trial so far; if the search is opened, with all settings of that
-    trial."""
+    """Draw a search's trials by state, its best trial so far, and the time used and left.
+
+    Args:
+        opened: show all settings of the best trial, even if they take several lines.
+    """
     trials = search["trials"]
     counts = ", ".join(f"{count} {state}" for state, count in trials.items() if count)
     total = f" of {search['trials_wanted']}" if search["trials_wanted"] else ""
@@ -25,7 +28,8 @@ def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: 
     yield cut(title, width, plain)
     best = search["best"]
     if best is not None:
-        told = f"best validation MAE {best['val_mae']:.4f}, trial {best['trial']}: {settings_text(best['settings'])}"
+        settings = settings_text(best["settings"])
+        told = f"best validation MAE {best['val_mae']:.4f} in trial {best['trial']}: {settings}"
         if opened:
             yield Padding(Text(told, "bold"), (0, 0, 0, 2))
         else:
@@ -33,7 +37,7 @@ def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: 
     spent = [f"{format_duration(search['seconds'])} used"]
     if search["epochs_saved"]:
         spent.append(
-            f"{search['epochs_saved']} epochs saved by pruning, about {format_duration(search['seconds_saved'])}"
+            f"{search['epochs_saved']} epochs (about {format_duration(search['seconds_saved'])}) saved by pruning"
         )
     if search["seconds_left"]:
         spent.append(f"about {format_duration(search['seconds_left'])} left")
@@ -41,7 +45,7 @@ def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: 
 
 
 def trial_table(entries: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Draw one row per trial, in order: state, epochs, best validation MAE, settings."""
+    """Draw a table with one row per trial: number, state, epochs, best validation MAE and settings."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for justify in ("right", "left", "right", "left", "left"):
         table.add_column(justify=justify)
@@ -62,7 +66,7 @@ def _cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """The settings of a trial in one line: ``train.lr=0.0003, train.batch_size=32``."""
+    """Format a trial's settings in one line, like ``train.lr=0.0003, train.batch_size=32``."""
     return ", ".join(
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
     )

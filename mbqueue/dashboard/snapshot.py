@@ -1,4 +1,4 @@
-"""The state of a project at one instant, for Python: tables, and a view for terminals and notebooks."""
+"""The status of a project as a Python object, with pandas tables and a view for terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NOTEBOOK_COLUMNS = 110
-#: Middle tones that are legible in both light and dark notebooks: black, red, green, yellow, blue, magenta, cyan,
-#: white.
+#: RGB values of black, red, green, yellow, blue, magenta, cyan and white. These medium tones are legible in light and
+#: dark notebooks.
 _TONES = [
     (100, 100, 100), (207, 64, 64), (45, 145, 80), (176, 128, 0),
     (74, 125, 220), (160, 95, 205), (20, 145, 165), (140, 140, 140),
@@ -36,7 +36,7 @@ _SESSION_COLUMNS = (
     "id", "state", "host", "pid", "device", "started_at", "heartbeat_at", "deadline_at", "structures_per_second", "job",
 )  # fmt: skip
 _ERROR_COLUMNS = ("job", "experiment", "kind", "fold", "epoch", "state", "failures", "at", "retry_at", "error")
-#: Keys of an overview that change all the time.
+#: Keys of an overview whose values change constantly.
 _FLEETING = frozenset(
     {
         "now",
@@ -55,15 +55,15 @@ _THEME = TerminalTheme((255, 255, 255), (0, 0, 0), _TONES)
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The result of `Project.status`. A notebook displays it; as a string it is the output of `mbqueue status`.
+    """The result of `Project.status`. Notebooks display it; `str` gives the output of `mbqueue status`.
 
-    The tables (`experiments`, `folds`, `sessions`, `errors`) are pandas frames; pandas is imported when you use the
-    first one. Errors are in the unit of the target, times in seconds since the epoch (UTC).
+    The tables (`experiments`, `folds`, `sessions`, `errors`) are pandas DataFrames. pandas is imported only when you
+    use one of them. MAEs are in the target's unit; times are in seconds since the Unix epoch.
 
     Attributes:
         overview: the whole status as one dictionary (see `mbqueue.queue.overview`).
-        session_seconds: the usual length of a session, in which the remaining work is expressed.
-        search: name of the search whose trials are shown.
+        session_seconds: the usual length of a session, to estimate how many sessions are left.
+        search: name of the search whose trials are shown, or None.
     """
 
     overview: Mapping[str, Any]
@@ -77,7 +77,7 @@ class Status:
 
     @property
     def experiments(self) -> pd.DataFrame:
-        """One row per experiment: name, state, dataset, target, results_dir, seconds, unit, number of jobs by state."""
+        """A table with one row per experiment: state, dataset, target, results folder, and number of jobs by state."""
         rows = [
             {
                 **{
@@ -95,7 +95,7 @@ class Status:
 
     @property
     def folds(self) -> pd.DataFrame:
-        """One row per experiment and fold: state, epochs, best and last validation MAE, test MAE, seconds."""
+        """A table with one row per experiment and fold: state, epochs, validation and test scores, and time used."""
         rows = [
             {"experiment": entry["name"], **{k: v for k, v in fold.items() if k not in ("jobs", "running", "val_mae")}}
             for entry in self.overview["experiments"]
@@ -105,17 +105,21 @@ class Status:
 
     @property
     def sessions(self) -> pd.DataFrame:
-        """One row per session that has not ended."""
+        """A table with one row per session that has not ended."""
         rows = ({**row, "job": _label(row["job"])} for row in self.overview["sessions"])
         return _frame(rows, _SESSION_COLUMNS, index="id")
 
     @property
     def errors(self) -> pd.DataFrame:
-        """One row per job whose last attempt failed, newest first."""
+        """A table with one row per job whose last attempt failed, newest first."""
         return _frame(self.overview["errors"], _ERROR_COLUMNS, index="job")
 
     def view(self, *, fits_height: bool = False) -> RenderableType:
-        """The output of `mbqueue status` for a rich console; `fits_height` limits it to the console's height."""
+        """Draw the output of `mbqueue status` for a rich console.
+
+        Args:
+            fits_height: limit the view to the console's height.
+        """
         now = self.overview["now"]
         return render(
             self.overview,
@@ -126,8 +130,10 @@ class Status:
         )
 
     def says_more_than(self, earlier: Status) -> bool:
-        """Whether a state, an epoch, a session or an error changed. Ages, rates and progress always change, so they are
-        ignored."""
+        """Whether a state, an epoch, a session or an error changed since ``earlier``.
+
+        Ages, rates and progress change constantly, so they are ignored.
+        """
         return bool(_lasting(self.overview) != _lasting(earlier.overview))
 
     def __rich__(self) -> RenderableType:
@@ -154,15 +160,15 @@ class Status:
 
 
 def _lasting(told: Any) -> Any:
-    """An overview without the keys that change all the time."""
+    """Copy an overview without the keys whose values change constantly."""
     if isinstance(told, Mapping):
         return {key: _lasting(value) for key, value in told.items() if key not in _FLEETING}
     return [_lasting(value) for value in told] if isinstance(told, list) else told
 
 
 def _frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, index: str | list[str]) -> pd.DataFrame:
-    """Make a frame from the rows; it has ``columns`` even without rows."""
-    import pandas as pd  # noqa: PLC0415 - takes half a second, and `mbqueue status` does without
+    """Make a DataFrame from the rows; without rows, the DataFrame still has ``columns``."""
+    import pandas as pd  # noqa: PLC0415 - importing pandas takes half a second, and `mbqueue status` does not need it
 
     found = list(rows)
     return (pd.DataFrame(found) if found else pd.DataFrame(columns=list(columns))).set_index(index)

@@ -1,7 +1,8 @@
-"""The output of `mbqueue status`, made from the queue's overview (see mbqueue.queue.overview).
+"""Draw the output of `mbqueue status` from the queue's overview (see mbqueue.queue.overview).
 
-Imports only rich, so that the command answers at once. The view fits 80 columns and grows with the terminal. It uses
-ASCII if the output cannot show blocks, and has no control characters, so it reads well in a pipe.
+This module imports no heavy package, so that the command starts fast. The view fits 80 columns and grows with the
+terminal. It uses ASCII if the output cannot show block characters. It contains no control characters, so you can pipe
+it to other programs.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from mbqueue.dashboard.experiments import STYLES, by_interest, cut, experiment, 
 from mbqueue.dashboard.failures import job_label, last_errors
 from mbqueue.dashboard.searches import search_lines, trial_table
 
-#: The order of the job counts: open jobs first.
+#: The order in which the view counts jobs by state: open jobs first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
 _NOBODY = "No session is running. Start one with: mbqueue work"
-#: With more experiments than this, only active ones and those that need attention are drawn, newest first.
+#: The maximum number of experiments to draw with their folds. Active ones and those that need attention come first.
 _EXPERIMENTS_SHOWN = 20
 
 
@@ -29,14 +30,14 @@ Height = Callable[[Iterable[RenderableType]], int]
 
 
 class _Limits(NamedTuple):
-    """How much detail the part below the experiments has."""
+    """The maximum number of sessions, of errors, and of lines per error below the experiments."""
 
     sessions: int
     errors: int
     error_lines: int
 
 
-#: The levels of detail, from the most to the least.
+#: Limits to try in this order until the view fits the console's height.
 _LIMITS = (_Limits(1000, 5, 6), _Limits(8, 3, 2), _Limits(3, 2, 2), _Limits(1, 1, 1))
 
 
@@ -49,25 +50,28 @@ def render(
     fits_height: bool = False,
     opened: bool = False,
 ) -> RenderableType:
-    """The dashboard.
+    """Draw the dashboard of `mbqueue status`.
 
     Args:
-        overview: what the queue's overview returns (its format is documented there).
-        now: seconds since the epoch, for ages and times to deadlines.
-        session_seconds: usual length of a session, in which the remaining work is also expressed.
-        width: columns to fill; by default those of the console.
-        fits_height: limit the view to the console's height: experiments shrink to one line each, done and cancelled
-            ones first, before sessions, totals or errors are left out.
-        opened: show each trial of searches.
+        overview: the queue's overview (see mbqueue.queue.overview for its format).
+        now: the current time in seconds since the Unix epoch, for ages and times to deadlines.
+        session_seconds: usual length of a session, to estimate how many sessions are left.
+        width: width of the view in columns; by default that of the console.
+        fits_height: limit the view to the console's height. Experiments shrink to one line each, done and cancelled
+            ones first. If this is not enough, some sessions and errors are left out.
+        opened: show all trials of searches.
     """
     return _Dashboard(overview, now, session_seconds, width, fits_height, opened)
 
 
 def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
-    """(seconds used, seconds left) of an experiment.
+    """Compute the device time that an experiment has used, and estimate how much it still needs.
 
-    The time left is the rest of preparing, at its current rate, plus the open epochs and predictions, at the mean time
-    of the finished ones. The time left is None as long as an open part has no estimate.
+    The estimate for preparing the data uses the current rate. The estimates for epochs and predictions use the mean
+    time of the finished ones.
+
+    Returns:
+        Seconds used, and seconds left; None for the latter as long as a part has no estimate.
     """
     folds = experiment["folds"]
     used = float(experiment["seconds"])
@@ -96,10 +100,10 @@ class TimeLeft(NamedTuple):
     """Device time of several experiments, in seconds.
 
     Attributes:
-        used: time of all work: preparing, epochs, predictions, scores, including unfinished jobs.
-        left: time of the remaining work of experiments for which a finished epoch gives an estimate.
-        unknown: number of experiments and searches without a finished epoch, whose time left is unknown.
-        sessions: number of sessions of the usual length that `left` takes.
+        used: time of all work so far, including unfinished jobs.
+        left: estimated time left, summed over all experiments and searches that have an estimate.
+        unknown: number of experiments and searches whose time left is unknown.
+        sessions: number of sessions of the usual length that fit the time left.
     """
 
     used: float
@@ -111,7 +115,7 @@ class TimeLeft(NamedTuple):
 def time_left(
     experiments: Sequence[Mapping[str, Any]], session_seconds: float, *, searches: Iterable[Mapping[str, Any]] = ()
 ) -> TimeLeft:
-    """The time that experiments have used and still need, including trials that searches have yet to begin."""
+    """Add up the time that experiments have used and still need, including trials that searches have not begun."""
     searched = {search["name"]: (float(search["seconds"]), search["seconds_left"]) for search in searches}
     alone = [entry for entry in experiments if (entry.get("trial") or {}).get("search") not in searched]
     used_left = [*(gpu_seconds(entry) for entry in alone), *searched.values()]
@@ -153,7 +157,7 @@ class _Dashboard:
         def height(parts: Iterable[RenderableType]) -> int:
             return sum(len(console.render_lines(part, options, pad=False)) for part in parts)
 
-        # Use one line less than the height, because a full screen would scroll when the view ends.
+        # One line less than the height, because the cursor's line after the view would scroll a full screen.
         room = console.height - 1
         for limits in _LIMITS:
             rest = list(self._rest(limits, width, plain))
@@ -163,26 +167,25 @@ class _Dashboard:
         yield Group(*above, *rest)
 
     def _shortened(self, room: int, height: Height, width: int, plain: bool) -> list[RenderableType]:
-        """Draw the experiments on at most ``room`` lines, if possible, and reduce as few as possible to one line."""
+        """Draw the experiments on at most ``room`` lines, if possible. As few as possible are reduced to one line."""
         shown = self.shown
         n_drawn = len(shown) if len(shown) <= room else max(1, room - 2)
         n_whole = min(n_drawn, _EXPERIMENTS_SHOWN)
         first = by_interest(shown)[:n_whole]
         tables = [height(experiment(shown[position], width, plain)) + 1 for position in first]
-        # Add a line for each other experiment, one for the experiments that are not drawn, and a blank line.
+        # Besides the tables, there are one-line experiments, a line about those not drawn, and a blank line.
         others = (n_drawn < len(shown)) + 1
         while n_whole and n_drawn - n_whole + others * (n_whole < len(shown)) + sum(tables[:n_whole]) > room:
             n_whole -= 1
         return self._experiments(n_whole, n_drawn, width, plain)
 
     def _experiments(self, n_whole: int, n_drawn: int, width: int, plain: bool) -> list[RenderableType]:
-        """Draw the ``n_drawn`` most relevant experiments in the order of the queue, ``n_whole`` of them with their
-        folds."""
+        """Draw the ``n_drawn`` most relevant experiments in the queue's order, ``n_whole`` of them with folds."""
         shown = self.shown
         if not shown:
             if self.overview["experiments"]:
                 return []
-            return [Text("Nothing is enqueued. Start with: mbqueue enqueue NAME (the files in jobs/)."), Text("")]
+            return [Text("Nothing is enqueued. To enqueue jobs/NAME.toml, run: mbqueue enqueue NAME"), Text("")]
         positions = by_interest(shown)
         whole, drawn = set(positions[:n_whole]), sorted(positions[:n_drawn])
         parts: list[RenderableType] = []
@@ -198,7 +201,7 @@ class _Dashboard:
         return parts
 
     def _rest(self, limits: _Limits, width: int, plain: bool) -> Iterable[RenderableType]:
-        """Draw the part below the experiments."""
+        """Draw the searches, sessions, totals, publishing and errors, which are below the experiments."""
         for search in self.overview.get("searches", ()):
             yield from search_lines(search, width, plain, opened=self.opened)
             if self.opened:
@@ -214,7 +217,7 @@ class _Dashboard:
 
 
 def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[RenderableType]:
-    """Show what a project on a drive has published, and what would be lost if this machine died now."""
+    """Draw how much of a project on a drive is published, and how much would be lost if this machine died now."""
     if publishing is None:
         return
     yield Text("")
@@ -224,16 +227,18 @@ def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[Re
         yield Text(f"DEGRADED for {since}: {publishing['why']}", "bold red")
     if at_risk or (publishing["folds"] and publishing["state"] != "published"):
         yield Text(
-            f"not published yet: {format_duration(at_risk)} of training, lost if this machine died now", "yellow"
+            f"not published yet: {format_duration(at_risk)} of training, which is lost if this machine dies now",
+            "yellow",
         )
     else:
-        yield Text(f"everything committed is published to {publishing['mount']}", "dim")
+        yield Text(f"all committed work is published to {publishing['mount']}", "dim")
     for other in publishing["others"]:
         folds = ", ".join(f"{experiment} fold {fold}" for experiment, fold in other["folds"]) or "no fold yet"
         yield Text(f"another session on this drive: {other['session']} on {other['host']}: {folds}", "cyan")
     if publishing["aside"]:
         yield Text(
-            f"{len(publishing['aside'])} published commits are not on the accepted line; they are kept", "yellow"
+            f"{len(publishing['aside'])} published commits are kept but not used: two sessions trained the same fold",
+            "yellow",
         )
     if publishing["damaged"]:
         yield Text(f"{len(publishing['damaged'])} files on the drive are damaged or incomplete", "yellow")
@@ -273,15 +278,15 @@ def _sessions(
 
 
 def _left(job: Mapping[str, Any] | None) -> str:
-    """Show a session that died, and what it left behind."""
+    """Describe the job of a session that died."""
     if job is None:
-        return "held no job"
+        return "had no job"
     at = _progress(job)
-    return f"left {job_label(job)}{f' at{at}' if at else ''}; the next session takes over"
+    return f"died in {job_label(job)}{f' at{at}' if at else ''}; the next session continues it"
 
 
 def _progress(job: Mapping[str, Any] | None) -> str:
-    """The progress of a job, like `` 49 %``; empty if unknown."""
+    """Format a job's progress, like `` 49 %``; empty if unknown."""
     progress = job and job["progress"]
     if not progress or not progress.get("total"):
         return ""
@@ -289,7 +294,7 @@ def _progress(job: Mapping[str, Any] | None) -> str:
 
 
 def _hours(seconds: float) -> str:
-    """Device hours; below one hour, minutes and seconds."""
+    """Format a time in seconds as hours, like ``1.5 h``; below one hour, as minutes and seconds."""
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else format_duration(seconds)
 
 

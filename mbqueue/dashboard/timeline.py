@@ -1,7 +1,7 @@
-"""The report's timeline, which shows from the queue's events what each session did and when.
+"""Compute the report's timeline, which shows what each session did and when, from the queue's events.
 
-Events record when a job was claimed, when its data and model were loaded, and when it was released or committed. For a
-session on a drive, events also record when it published and for how long; publishing runs beside the training.
+Events record when a job was claimed, when its data and model were loaded, and when it was released or committed. On a
+drive, events also record when a session published, and for how long. Publishing happens during training.
 """
 
 from __future__ import annotations
@@ -21,19 +21,28 @@ def timeline(
     now: float,
     results: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> list[Span]:
-    """The spans of the given sessions, by start.
+    """Divide the time of sessions into spans, each with a kind.
 
-    A span has the job's kind (prepare, train, predict, record) if the work was committed or released properly. Other
-    kinds are `load`, before data and model were loaded; `checkpoint`, the time of saving, drawn at the end; `lost to
-    deaths`, work that was repeated after the session died or lost its lease, drawn at the end of that attempt; `cut
-    off`, such an attempt while mbqueue does not know how much was kept; `failed`; and `idle`, the rest of a session:
-    start-up, waiting, and jobs of other experiments. `publish` is drawn beside these, not over them.
+    If the work of a job was committed or properly released, the kind is that of the job: prepare, train, predict or
+    record. The other kinds are:
+
+    * `load`: loading the data and the model.
+    * `checkpoint`: writing checkpoints, drawn at the end of the attempt.
+    * `lost to deaths`: work that was repeated because the session died or lost its lease, drawn at the end of the
+      attempt.
+    * `cut off`: an attempt of a session that died or lost its lease, if the lost part of the work is unknown.
+    * `failed`: an attempt that ended with an error.
+    * `idle`: all other time of a session, such as start-up, waiting, and jobs of other experiments.
+    * `publish`: publishing to a drive. It may overlap with spans of other kinds.
 
     Args:
         sessions: the sessions to draw.
-        events: events of one experiment or of all, oldest first; publishing events belong to no experiment.
-        now: the end of spans that are still running.
-        results: results of committed jobs by job id: `seconds` of their work, and `checkpoint_seconds`.
+        events: events of one experiment or of all experiments, oldest first, and events of publishing.
+        now: the current time, at which unfinished spans end, in seconds since the Unix epoch.
+        results: results of committed jobs by job id, of which `seconds` and `checkpoint_seconds` are used.
+
+    Returns:
+        The spans, by session and start.
     """
     rows = {row.id: row for row in sessions}
     events = list(events)
@@ -48,7 +57,7 @@ def timeline(
 def _jobs(
     rows: dict[str, SessionRow], events: Iterable[Event], now: float, results: Mapping[int, Mapping[str, Any]]
 ) -> Iterable[list[Span]]:
-    """The spans of each job."""
+    """Yield a list of the spans of each job."""
     claimed: dict[int, Event] = {}
     loaded: dict[int, float] = {}
     spans: dict[int, list[Span]] = {}
@@ -81,17 +90,21 @@ def _jobs(
 
 
 def _kept(kind: Kind | None, result: Mapping[str, Any]) -> float | None:
-    """Seconds of work in a finished job, over all attempts; None if unknown."""
+    """Seconds of work that a finished job kept from all its attempts; None if unknown."""
     if kind is Kind.TRAIN:
         return result.get("seconds")
-    # Predictions and records start over. Preparing keeps whole shards, which this function does not count.
+    # A new attempt to predict or record keeps nothing. Preparing keeps whole shards, but their time is unknown.
     return None if kind is Kind.PREPARE else 0.0
 
 
 def _with_losses(spans: list[Span], work: str, kept: float) -> list[Span]:
-    """The spans of a finished job with ``kept`` seconds of work in its result; the rest was lost to deaths.
+    """Mark which work was lost in the attempts that were cut off, given the spans of a finished job.
 
-    If several attempts were cut off, the loss is divided by their lengths.
+    Several attempts share the loss in proportion to their lengths.
+
+    Args:
+        work: kind of the spans with kept work.
+        kept: seconds of work that are part of the job's result.
     """
     cut_off = sum(span.end - span.start for span in spans if span.kind == CUT_OFF)
     worked = cut_off + sum(span.end - span.start for span in spans if span.kind == work)
@@ -116,7 +129,7 @@ def _publishing(rows: dict[str, SessionRow], events: Iterable[Event]) -> Iterabl
 
 
 def _bad_ending(claim: Event, end: Event) -> str | None:
-    """The kind of a span that did not end properly; None if the span ended properly."""
+    """The kind of a span whose attempt failed or was cut off; None if it ended properly."""
     if end.by != claim.by:
         return CUT_OFF
     return "failed" if end.to_state is State.FAILED or end.why.startswith("failed") else None
@@ -159,5 +172,5 @@ def _gaps(row: SessionRow, spans: Sequence[Span], now: float) -> Iterable[Span]:
 
 
 def _last_sign(row: SessionRow, *, now: float) -> float:
-    """The time when the session ended or, for a session that died, the time until which it counted as live."""
+    """The time when a session ended or, if it died, the end of its last lease."""
     return min(now if row.ended_at is None else row.ended_at, row.alive_until)

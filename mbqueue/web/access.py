@@ -1,12 +1,12 @@
-"""Check requests to the board: the token, the host names it answers to, and the origin of clicks.
+"""Check requests to the board: their token, host name and origin.
 
-This prevents three attacks:
+These checks prevent three attacks:
 
-* A page of another site sends a form or a fetch to the board (CSRF). Every action requires the board's own origin. It
-  also requires a secret that only the board's page knows, in a header that no form can send.
-* An attacker makes a host name point to this machine (DNS rebinding). Without a token, the board answers only to the
-  names of the loopback interface.
-* A stranger on the network opens the board. On every interface except loopback, all requests require a token.
+* A page of another site sends a form or a fetch to the board (CSRF). Every action requires the board's own origin. An
+  action also requires a secret from the board's page, in a header that forms cannot send.
+* An attacker makes a host name point to this machine (DNS rebinding). Without a token, the board accepts only requests
+  to localhost.
+* A stranger on the network opens the board. Except on localhost, all requests require a token.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-#: The URL parameter that contains the token; after the first visit, a cookie contains the token.
+#: The URL parameter with the token. After the first visit, a cookie replaces the parameter.
 TOKEN = "token"  # noqa: S105 - the name of a parameter
 CSRF_HEADER = "x-mbqueue-csrf"
+_OTHER_SITE = "The board refused this action because another site sent it."
 
 
 class Refused(Exception):
-    """The board refuses a request; the message is for the person who made it."""
+    """The board refuses a request. The browser shows the message to the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """The rules of one running board.
+    """The rules by which one running board accepts requests.
 
     Attributes:
-        token: the token that every request must have; None on the loopback interface, where none is needed.
-        is_embedded: whether a notebook shows the pages, through its proxy. In a notebook, cookies are unreliable, so
-            each link has the token, and the proxy may have changed the Host header.
-        csrf: the secret that every action must have; each process makes a new one.
+        token: the token that every request must contain; None on localhost, where requests need no token.
+        is_embedded: whether a notebook shows the pages through its proxy. Because cookies are unreliable in notebooks,
+            each link then contains the token. Because the proxy may change the Host header, the origin is not compared.
+        csrf: the secret that every action must contain; each run of the board has a new one.
     """
 
     token: str | None
@@ -44,39 +45,42 @@ class Access:
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
     def check(self, request: Request, *, cookie: str) -> None:
-        """Refuse a request that lacks the token or uses another host name.
+        """Check a request's token or, if the board has no token, the request's host name.
+
+        Args:
+            cookie: value of the board's cookie; empty if the request has none.
 
         Raises:
-            Refused: if a required token is missing, or the host name is not a name of the loopback interface.
+            Refused: if the token is missing or wrong, or the host is not localhost.
         """
         if self.token is None:
             if _host(request) not in LOOPBACK_NAMES:
                 raise Refused(
-                    "This board only answers to localhost. To open it from elsewhere, start it with --host, or forward "
-                    "its port by ssh and open http://localhost."
+                    "This board only accepts requests to localhost. To open it on another machine, start the board "
+                    "with --host, or forward its port with ssh and open http://localhost."
                 )
         elif not any(_equal(given, self.token) for given in (request.query_params.get(TOKEN), cookie) if given):
             raise Refused("This board requires the token that `mbqueue board` printed with its address.")
 
     def check_act(self, request: Request) -> None:
-        """Refuse an action that does not come from the board's own page.
+        """Check that an action comes from the board's own page.
 
         Raises:
-            Refused: if the action comes from another site, or lacks the page's secret.
+            Refused: if another site sent the action, or the action lacks the page's secret.
         """
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-            raise Refused("The board refused this action, because another site sent it.")
+            raise Refused(_OTHER_SITE)
         origin = request.headers.get("origin")
         if origin is not None and not self.is_embedded and _netloc(origin) != request.headers.get("host"):
-            raise Refused("The board refused this action, because another site sent it.")
+            raise Refused(_OTHER_SITE)
         if not _equal(request.headers.get(CSRF_HEADER, ""), self.csrf):
-            raise Refused("This page is from an earlier run of the board. Reload the page.")
+            raise Refused("The board was restarted after this page was loaded. Reload the page.")
 
 
 def _host(request: Request) -> str:
     try:
         return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    except ValueError:  # the brackets do not contain an IPv6 address
+    except ValueError:  # brackets without an IPv6 address
         return ""
 
 
@@ -88,5 +92,5 @@ def _netloc(origin: str) -> str:
 
 
 def _equal(given: str, secret: str) -> bool:
-    """Compare two texts in constant time, which reveals nothing about the secret."""
+    """Compare a text with a secret in constant time, so that the time reveals nothing about the secret."""
     return hmac.compare_digest(given.encode(), secret.encode())

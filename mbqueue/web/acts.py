@@ -1,4 +1,4 @@
-"""The buttons' actions, which call the same methods of `mbqueue.Project` as the command line."""
+"""Perform the actions of the board's buttons, by calling the same methods of `mbqueue.Project` as the commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mbqueue.api import Project
 from mbqueue.errors import UsageError
 from mbqueue.experiment_file import parse_overrides
 
-#: How long to wait for stopped sessions before reporting; the sessions may still be saving then.
+#: Maximum seconds to wait for sessions to stop before answering. Some sessions may still be saving then.
 _STOP_WAIT_SECONDS = 5.0
 
 
@@ -18,12 +18,13 @@ def act(project: Project, name: str, given: Mapping[str, Any]) -> str:
 
     Args:
         name: pause, resume, cancel, retry, priority, enqueue or stop.
-        given: the values that the page sent: `experiment`, `fold` (a number or null) and `priority`; for enqueue, the
-            fields of its form as text; for stop, the id of a `session`, by default all on this machine.
+        given: the values that the page sent. Most actions use `experiment` and `fold` (a number or null). The action
+            "priority" also uses `priority`, a number, and "enqueue" uses the fields of its form, as text. "stop" uses
+            only `session`, an id; without the id, it stops all sessions on this machine.
 
     Raises:
-        UsageError: if the action is unknown, or an argument is missing or has the wrong type.
-        MbqueueError: from the method of `Project`.
+        UsageError: if the action is unknown, or a value is missing or has the wrong type.
+        MbqueueError: if the method of `Project` raises it.
     """
     chosen = _ACTS.get(name)
     if chosen is None:
@@ -49,9 +50,7 @@ def _cancel(project: Project, given: Mapping[str, Any]) -> str:
 def _retry(project: Project, given: Mapping[str, Any]) -> str:
     experiment, fold = _which(given)
     changed = project.retry(experiment, fold=fold)
-    return (
-        f"{_jobs(changed)} of {_label(experiment, fold)} will run again." if changed else "There is nothing to retry."
-    )
+    return f"{_jobs(changed)} of {_label(experiment, fold)} will run again." if changed else "There is no job to retry."
 
 
 def _priority(project: Project, given: Mapping[str, Any]) -> str:
@@ -66,7 +65,9 @@ def _stop(project: Project, given: Mapping[str, Any]) -> str:
     stopped = project.stop(session=session, wait_seconds=_STOP_WAIT_SECONDS)
     if not stopped:
         return (
-            "No such session runs on this machine." if session else "No session of this project runs on this machine."
+            "This session is not running on this machine."
+            if session
+            else "No session of this project is running on this machine."
         )
     ended = sum(one.reason is not None for one in stopped)
     refused = sum(one.is_refused for one in stopped)

@@ -1,4 +1,4 @@
-"""The report's figures of an experiment, as JSON for the browser, redrawn only when their data change."""
+"""Draw the report's figures for the browser, as JSON, and redraw them only when their data change."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import orjson
 from mbqueue.api import Project
 from mbqueue.errors import MbqueueError
 
-#: How many experiments to cache figures for. One experiment of the official task takes a few megabytes.
+#: Maximum number of experiments whose figures are cached. Those of the official dataset take a few megabytes each.
 _KEPT = 8
 _CURVES = "learning-curves"
 
 
 class Figures:
-    """A thread-safe cache of figures by experiment, which draws each figure once for all pages."""
+    """A thread-safe cache of each experiment's figures, so that each figure is drawn only once for all pages."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
@@ -27,17 +27,20 @@ class Figures:
         self._compared: tuple[Hashable, tuple[str, bytes]] | None = None
 
     def of(self, entry: Mapping[str, Any]) -> bytes:
-        """All figures of an experiment, as one JSON object: name → plotly's figure; empty if there are none yet.
+        """All figures of an experiment.
 
         Args:
             entry: the experiment's entry in the overview.
+
+        Returns:
+            A JSON object that maps the name of each figure to a plotly figure; empty if there is none yet.
         """
         name = entry["name"]
         epochs = tuple((fold["fold"], fold["epochs_done"]) for fold in entry["folds"])
         predicted = (*(fold["fold"] for fold in entry["folds"] if fold["state"] == "done"), entry["record"])
         found = self._newest(name, "curves", epochs, lambda: self._curves(entry))
         found = found | self._newest(name, "finished", predicted, lambda: self._finished(entry))
-        # The sessions' time keeps growing while a session works on this experiment.
+        # `running` is part of the key, because the timeline is complete only after the last session has ended.
         running = entry["state"] == "running"
         found |= self._newest(name, "sessions", (epochs, running), lambda: self._sessions(name))
         return b"{" + b",".join(orjson.dumps(key) + b":" + content for key, content in found.items()) + b"}"
@@ -51,7 +54,7 @@ class Figures:
                 try:
                     content = {key: figure.to_json().encode() for key, figure in draw().items()}
                 except (MbqueueError, OSError):
-                    # A session is replacing a file, or a file is damaged, which the page reports elsewhere.
+                    # A session is replacing a file, or a file is damaged. The page reports damage elsewhere.
                     return {} if drawn is None else drawn[1]
                 self._drawn[name, part] = drawn = (of_what, content)
             self._drawn.move_to_end((name, part))
@@ -60,7 +63,7 @@ class Figures:
             return drawn[1]
 
     def _curves(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Draw the learning curves, which need only the histories, are cheap, and change with every epoch."""
+        """Draw the learning curves. They change with every epoch, but need only the histories, so drawing is fast."""
         from mbqueue.results.report import figures  # noqa: PLC0415 - plotly takes a second to import
         from mbqueue.results.tables import history_file, read_history  # noqa: PLC0415
 
@@ -72,7 +75,7 @@ class Figures:
         return {_CURVES: figures.learning_curves(histories, self._project.target(entry["name"]))}
 
     def _finished(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The report's figures of finished folds."""
+        """Draw the report's figures of finished folds."""
         if not any(fold["state"] == "done" for fold in entry["folds"]):
             return {}
         from mbqueue.results.report.page import draw  # noqa: PLC0415
@@ -87,13 +90,13 @@ class Figures:
         return {"timeline": timeline(spans)} if spans else {}
 
     def paired(self, names: list[str]) -> tuple[str, bytes]:
-        """The comparison of recorded experiments, cached until one of their files changes.
+        """Compare recorded experiments. The result is cached until one of their files changes.
 
         Returns:
             The comparison's HTML, and its figure as JSON.
 
         Raises:
-            UsageError, ResultsError: from `Project.compare`.
+            UsageError, ResultsError: if `Project.compare` raises them.
         """
         asked = (tuple(names), tuple(self._state_of_files(name) for name in names))
         with self._drawing:

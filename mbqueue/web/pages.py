@@ -1,8 +1,8 @@
 """The board as a Starlette application: pages, their parts, figures, files and actions.
 
-A visible page polls its changing part every two seconds, and gets "not modified" as long as nothing changes. Polling
-keeps no connections open (a browser allows six per address), so it works with any number of tabs and any proxy in
-between. All links are relative and one level deep, since a notebook's proxy may put any path before them.
+A visible page polls its changing part every two seconds. As long as nothing changes, the board answers "not modified".
+Polling works with any number of tabs and through any proxy, because it keeps no connections open (browsers allow six
+per address). All links are relative and one level deep, because a notebook's proxy may add any path before them.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from mbqueue.web.acts import act
 from mbqueue.web.figures import Figures
 from mbqueue.web.reading import Reader
 
-#: Scripts and styles come only from the board. plotly sets inline styles, which 'unsafe-inline' allows.
+#: The Content-Security-Policy: scripts and styles come only from the board. plotly's styles need 'unsafe-inline'.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors "
 )
 _COLAB = "https://colab.research.google.com https://*.googleusercontent.com"
-#: The most experiments to show; active ones come first.
+#: Maximum number of experiments on the overview page; active ones come first.
 _SHOWN = 40
 _EVENTS_SHOWN = 60
 _LARGEST_ACT = 64 << 10
@@ -61,11 +61,11 @@ _TITLES = {
 
 
 def application(project: Project, access: Access, *, read_only: bool) -> ASGIApp:
-    """The board of a project.
+    """Make the web application that serves a project's board.
 
     Args:
-        access: checks requests.
-        read_only: leave out all buttons.
+        access: the rules by which requests are checked.
+        read_only: serve the pages without buttons.
     """
     board = _Board(project, access, read_only=read_only)
     routes = [
@@ -85,7 +85,7 @@ def application(project: Project, access: Access, *, read_only: bool) -> ASGIApp
 
 
 class _Guarded:
-    """Check every request before the application sees it, and set the headers of every answer."""
+    """Middleware that checks every request, and adds security headers to every response."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
@@ -95,7 +95,7 @@ class _Guarded:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        # Cookies ignore ports, so the port is in the name: two boards on one machine must not share a cookie.
+        # Cookies ignore ports. The port is in the name, so that two boards on one machine do not share a cookie.
         cookie_name = f"mbqueue_board_{(scope.get('server') or ('', 0))[1]}"
 
         async def send_with_headers(message: Message) -> None:
@@ -115,9 +115,9 @@ class _Guarded:
             return
         given = request.query_params.get(TOKEN)
         if given is not None and not self._access.is_embedded and request.method == "GET":
-            # Remove the token from the address bar, and so from screenshots, bookmarks and the browser's history.
+            # Remove the token from the address, so that screenshots, bookmarks and the history do not contain it.
             rest = [(key, value) for key, value in request.query_params.multi_items() if key != TOKEN]
-            # Redirect only to a query: a path such as //other.example/ would lead away from the board.
+            # Redirect only to a query, because a path such as //other.example/ would lead to another site.
             answer = RedirectResponse("?" + urlencode(rest), status_code=303)
             answer.set_cookie(cookie_name, given, httponly=True, samesite="strict")
             await answer(scope, receive, send_with_headers)
@@ -144,7 +144,7 @@ class _Board:
             "mean": _mean,
         }
 
-    # -- pages: frames that fetch their part -------------------------------------------------------------------------
+    # -- pages, which fetch their changing parts ---------------------------------------------------------------------
 
     def overview(self, request: Request) -> Response:
         every = {"all": "1"} if request.query_params.get("all") else {}
@@ -172,16 +172,15 @@ class _Board:
     # -- the changing part -------------------------------------------------------------------------------------------
 
     def part(self, request: Request) -> Response:
-        """The changing part of a page as JSON: its HTML, any trouble with the queue, and the secret that actions
-        need."""
+        """Serve the changing part of a page as JSON: HTML, any problem with the queue, and the secret for actions."""
         reading = self._reader.read()
         facts: dict[str, Any] = {"trouble": reading.trouble, "csrf": self._access.csrf, "html": "", "figures": None}
         if reading.status is not None:
             try:
                 facts |= self._filled(request, reading.status.overview, reading.status.session_seconds)
-            except (MbqueueError, OSError) as error:  # the page keeps its content
+            except (MbqueueError, OSError) as error:  # the browser keeps showing the old part
                 facts["trouble"] = reading.trouble or str(error) or type(error).__name__
-        # The browser updates ages by its own clock, so the board sends no new answer when only ages change.
+        # The browser computes ages with its own clock, so the board sends nothing new when only ages change.
         tag = f'"{hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"ETag": tag})
@@ -247,7 +246,7 @@ class _Board:
         return self._templates.get_template("compare.html").render(**shared, names=names, body=body, trouble=trouble)
 
     def figures(self, request: Request) -> Response:
-        """The figures of a page as JSON."""
+        """Serve the figures of a page as JSON."""
         names = request.query_params.getlist("name")
         reading = self._reader.read()
         if request.query_params.get("paired"):
@@ -261,13 +260,13 @@ class _Board:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def file(self, request: Request) -> Response:
-        """Serve a result file. The name in the request only selects one of the existing files, and is never used as a
+        """Serve a result file. A request can only choose one of the existing files, because its name is not used as a
         path."""
         wanted, name = request.query_params.get("file"), request.query_params.get("name", "")
         for path in self._files(name):
             if path.name == wanted:
                 return FileResponse(path, filename=path.name, media_type="application/octet-stream")
-        return PlainTextResponse("There is no such file.", status_code=404)
+        return PlainTextResponse("This file does not exist.", status_code=404)
 
     def _files(self, name: str) -> list[Path]:
         folder = self._project.results_folder(name)
@@ -280,7 +279,7 @@ class _Board:
     # -- actions -----------------------------------------------------------------------------------------------------
 
     async def act(self, request: Request) -> Response:
-        """Perform the action of a button."""
+        """Perform the action of a button, and answer with a sentence about its outcome."""
         from starlette.concurrency import run_in_threadpool  # noqa: PLC0415
 
         self._access.check_act(request)
@@ -306,12 +305,12 @@ class _Board:
         return page + ("?" + urlencode(everything, doseq=True, quote_via=quote) if everything else "")
 
     def _token(self) -> dict[str, str]:
-        """The query string of every link inside a notebook, where the browser may block cookies."""
+        """The query parameter with the token, which every link in a notebook needs because cookies may be blocked."""
         return {TOKEN: self._access.token} if self._access.is_embedded and self._access.token else {}
 
 
 def _is_utf8(name: str) -> bool:
-    """Whether a file's name can be shown on a page and used in an address."""
+    """Whether a file's name is valid UTF-8, so that pages and addresses can contain it."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
@@ -351,14 +350,16 @@ def _number(value: float | None) -> str:
 
 
 def _part_done(job: Mapping[str, Any] | None) -> float:
-    """The share of a job that is done, 0 to 1."""
+    """The finished fraction of a job, from 0 to 1; 0 if unknown."""
     progress = job and job["progress"]
     return min(1.0, progress["done"] / progress["total"]) if progress and progress.get("total") else 0.0
 
 
 def _spark(values: list[float | None]) -> str:
-    """The points of an SVG polyline, 100 wide and 24 high, for a curve on a logarithmic scale; empty for fewer than two
-    values."""
+    """Convert a curve to the points of an SVG polyline, 100 wide and 24 high, with a logarithmic vertical axis.
+
+    Empty for fewer than two positive values.
+    """
     known = [(position, math.log(value)) for position, value in enumerate(values) if value is not None and value > 0]
     if len(known) < 2:
         return ""

@@ -1,4 +1,4 @@
-"""Read the state of the queue once for all open pages, and only while a page is open."""
+"""Read the status of a project for all open pages at once, and only while a page is open."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from mbqueue.api import Project, Status
 from mbqueue.clock import Clock, format_duration
 from mbqueue.errors import MbqueueError
 
-#: Pages show a state that is at most this old, in seconds.
+#: Seconds for which pages reuse the last status before the board reads the queue again.
 FRESH_SECONDS = 1.5
-#: Pages report a read that takes longer than this, in seconds.
+#: Seconds after which pages report that a read of the queue is slow.
 PATIENCE_SECONDS = 5.0
-#: The board spends at most 1/this of its time reading, however large the queue is.
+#: After each read, the board waits at least this many times the duration of the read, so that a large queue is not
+#: read all the time.
 _REST = 10
 
 
@@ -23,8 +24,8 @@ class Reading:
     """The outcome of the last read of the queue.
 
     Attributes:
-        status: the newest state read; None before the first successful read.
-        trouble: why the last read failed, or None.
+        status: the project's status in the last successful read; None before the first one.
+        trouble: why the last read failed; None if it succeeded.
     """
 
     status: Status | None
@@ -32,7 +33,7 @@ class Reading:
 
 
 class Reader:
-    """Reads a project's status for any number of threads, with one read at a time, and only as often as needed."""
+    """Read a project's status for any number of threads, with at most one read at a time."""
 
     def __init__(self, project: Project, clock: Clock) -> None:
         self._look: Callable[[], Status] = project.status
@@ -44,10 +45,10 @@ class Reader:
         self._has_expired = False
 
     def read(self) -> Reading:
-        """The current state, or a recent one.
+        """Return the current status or a recent one.
 
-        If another thread's read hangs (on an unreachable server), return the last state. After `PATIENCE_SECONDS`,
-        also report the delay.
+        If a read in another thread hangs, for example on an unreachable server, return the last status. After
+        `PATIENCE_SECONDS`, also report the delay.
         """
         is_first = self._reading.status is None and self._reading.trouble is None
         if self._busy.acquire(blocking=is_first):
@@ -61,7 +62,7 @@ class Reader:
         return self._reading
 
     def expire(self) -> None:
-        """Make the next call read the queue again, because the board has changed the queue."""
+        """Make the next call of `read` read the queue again, after the board has changed the queue."""
         self._has_expired = True
         self._next_look = float("-inf")
 
@@ -73,5 +74,5 @@ class Reader:
         except (MbqueueError, OSError) as error:
             self._reading = Reading(status=self._reading.status, trouble=str(error) or type(error).__name__)
         ended = self._clock.monotonic()
-        if not self._has_expired:  # unless the queue changed after this read began
+        if not self._has_expired:  # the queue has not changed since this read began
             self._next_look = ended + max(FRESH_SECONDS, _REST * (ended - began))

@@ -1,4 +1,4 @@
-"""Run the board: in a terminal until Ctrl-C, or in a thread beside a notebook."""
+"""Run the board in a terminal until Ctrl-C, or in a thread of a notebook."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import uvicorn
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8321
-#: How many ports a board in a notebook tries, starting at the default one.
+#: Number of ports that a board in a notebook tries, beginning with the default port.
 _PORTS_TRIED = 20
 _START_SECONDS = 10.0
 _ALL_INTERFACES = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not listened on
-_NO_NOTEBOOK = "mbqueue.board() is for notebooks. In a terminal use: mbqueue board"
+_NO_NOTEBOOK = "mbqueue.board() works only in notebooks. In a terminal, run: mbqueue board"
 
 
 def serve(
@@ -37,13 +37,14 @@ def serve(
     """Serve the board until SIGINT or SIGTERM.
 
     Args:
-        host: the address of an interface; on every interface except loopback, the board makes a token and adds it to
-            the address.
-        port: 0 for a free one.
-        on_address: called with the URL to open, once the port is bound.
+        host: the address to listen on. Unless it is localhost, the board makes a token and adds it to the URL.
+        port: the port to listen on; 0 chooses a free port.
+        read_only: serve the pages without buttons.
+        on_address: called with the URL as soon as browsers can open it.
 
     Raises:
-        UsageError: if the port is taken, the host is not this machine's, or `mbqueue[board]` is not installed.
+        UsageError: if the port is in use, ``host`` is not an address of this machine, or `mbqueue[board]` is not
+            installed.
     """
     server, listener, token = listening_server(project, host, port, read_only=read_only, is_embedded=False)
     on_address(_url(host, listener.getsockname()[1], token))
@@ -51,17 +52,17 @@ def serve(
 
 
 def board(path: str | Path | None = None, *, height: int = 720, read_only: bool = False) -> None:
-    """Show the live page of a project in the output of a notebook cell (Colab and Jupyter).
+    """Show a project's board in the output of a notebook cell (Colab and Jupyter).
 
     The server runs in a thread of the notebook's kernel, and ends when the kernel ends.
 
     Args:
-        path: the project's folder; by default the nearest project above the working folder.
+        path: the project's folder; by default the nearest project at or above the working folder.
         height: height of the frame, in pixels.
-        read_only: leave out all buttons.
+        read_only: show the pages without buttons.
 
     Raises:
-        UsageError: outside a notebook (use `mbqueue board` there), or without `mbqueue[board]`.
+        UsageError: if the program does not run in a notebook, or `mbqueue[board]` is not installed.
     """
     try:
         from IPython import get_ipython  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
@@ -79,11 +80,11 @@ def board(path: str | Path | None = None, *, height: int = 720, read_only: bool 
     try:
         from google.colab import output  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: PLC0415
     except ImportError:
-        # jupyter-server-proxy forwards this path of the notebook's own server.
+        # With jupyter-server-proxy, the notebook's server forwards this path to the board.
         prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/")
         url = html.escape(_url(DEFAULT_HOST, port, token))
         hint = (
-            "If the frame stays empty, install jupyter-server-proxy and restart the notebook's server. If your browser "
+            "If the frame stays empty, install jupyter-server-proxy and restart the notebook server. If your browser "
             f'runs on this machine, you can also open <a href="{url}" target="_blank">{url}</a>.'
         )
         display(IFrame(f"{prefix}proxy/{port}/?token={token}", width="100%", height=height), HTML(hint))  # type: ignore[no-untyped-call, unused-ignore]
@@ -94,14 +95,18 @@ def board(path: str | Path | None = None, *, height: int = 720, read_only: bool 
 def listening_server(
     project: Project, host: str, port: int | None, *, read_only: bool, is_embedded: bool
 ) -> tuple[uvicorn.Server, socket.socket, str | None]:
-    """Make a server that is ready to run, a listening socket, and a token.
+    """Make a server for the board, without starting it.
 
     Args:
-        port: 0 for any free port; None for the first free port, starting at the default.
-        is_embedded: whether the server is for a notebook's frame, which always has a token.
+        port: 0 chooses a free port; None chooses the first free port, beginning with the default port.
+        is_embedded: whether the board appears in a notebook, where it always requires a token.
+
+    Returns:
+        The server, a listening socket, and the token, None if requests need no token.
 
     Raises:
-        UsageError: if the port is taken, the host is not this machine's, or `mbqueue[board]` is not installed.
+        UsageError: if the port is in use, ``host`` is not an address of this machine, or `mbqueue[board]` is not
+            installed.
     """
     try:
         import uvicorn  # noqa: PLC0415 - an extra
@@ -113,7 +118,7 @@ def listening_server(
     needs_token = is_embedded or host not in LOOPBACK_NAMES
     access = Access(token=secrets.token_urlsafe(24) if needs_token else None, is_embedded=is_embedded)
     app = application(project, access, read_only=read_only)
-    # Log only errors of the program, because a line per request would push the board's address out of sight.
+    # Log only warnings and errors, because a line per request would push the board's address out of sight.
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
     return uvicorn.Server(config), _listener(host, port), access.token
 
@@ -127,15 +132,15 @@ def _listener(host: str, port: int | None) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, number))
-            listener.listen()  # a browser can already connect, and waits for an answer
+            listener.listen()  # from now on, a browser can connect and wait for an answer
         except OSError as failed:
             listener.close()
             error = failed
         else:
             return listener
     raise UsageError(
-        f"The board cannot listen on {host}, port {tried[-1]}: {error}. Choose another with --port, or --port 0 for "
-        "any free one."
+        f"The board cannot listen on {host}, port {tried[-1]}: {error}. Choose another port with --port, or any free "
+        "port with --port 0."
     ) from error
 
 

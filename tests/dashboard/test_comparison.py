@@ -65,7 +65,7 @@ def test_a_long_name_takes_no_digit_from_a_number(comparison, width):
 
 def test_the_pair_is_shown_with_its_interval_and_verdict(comparison):
     drawn = draw(comparison)
-    assert "second against first on 100 common crystals: second is better" in drawn
+    assert "second against first on 100 crystals in common: second is better" in drawn
     assert "95% interval -0.00150 to -0.00050" in drawn
 
 

@@ -111,7 +111,7 @@ def test_a_session_just_killed_is_shown_as_dead_with_its_job(queue):
     assert not Status(overview=overview, session_seconds=HOUR).is_active
     lines = draw(overview).splitlines()
     assert f"  NVIDIA L4, died, heard 5s ago, on {queue.session(session).host}, {session}"[:80] in lines
-    assert "    left small fold 0 epoch 3 at 49 %; the next session takes over" in lines
+    assert "    died in small fold 0 epoch 3 at 49 %; the next session continues it" in lines
     assert "No session is running. Start one with: mbqueue work" in lines
 
 
@@ -142,7 +142,7 @@ def test_preparing_counts_as_used_and_has_an_eta_of_its_own(queue):
     assert (experiment["seconds"], experiment["preparing"]) == (3000.0, progress)
     assert time_left(overview["experiments"], HOUR) == (3000.0, 1680.0, 0, 1)
     drawn = " ".join(draw(overview, width=120).split())
-    assert "preparing the data comes first: leased, pretrained energies 20,000/31,073, about 28m00s left" in drawn
+    assert "preparing the data: leased, pretrained energies 20,000/31,073, about 28m00s left" in drawn
     assert "time: 50m00s used, about 28m00s left: 1 session" in drawn
     queue.release(lease, reason="stopped", now=NOW, preempted=True)
     assert queue.overview(now=NOW)["experiments"][0]["seconds"] == 3000.0, "what was given back stays used"
@@ -419,9 +419,9 @@ def publishing(**more):
 def test_a_lost_mount_is_shown_with_its_reason_and_what_a_death_now_would_cost():
     drawn = draw({**overview_of([fold_entry()]), "publishing": publishing()})
     assert "DEGRADED for 1m30s: Transport endpoint is not connected" in drawn
-    assert "not published yet: 5m00s of training, lost if this machine died now" in drawn
+    assert "not published yet: 5m00s of training, which is lost if this machine dies now" in drawn
     assert "another session on this drive: s2 on colab: full_finetune fold 1" in drawn
-    assert "1 published commits are not on the accepted line" in drawn
+    assert "1 published commits are kept but not used" in drawn
     assert "2 files on the drive are damaged" in drawn
 
 
@@ -429,7 +429,7 @@ def test_a_fully_published_project_is_shown_as_published():
     told = publishing(state="published", why=None, since=None, others=[], aside=[], damaged={})
     told["folds"][0]["seconds_at_risk"] = 0.0
     drawn = draw({**overview_of([fold_entry()]), "publishing": told})
-    assert "everything committed is published to /mnt/drive/project" in drawn
+    assert "all committed work is published to /mnt/drive/project" in drawn
     assert "DEGRADED" not in drawn
 
 

@@ -282,7 +282,7 @@ def test_the_best_settings_become_an_experiment_on_all_folds_that_says_how_it_wa
         "3",
         "4",
     ]
-    assert "† took part in the choice of the settings, the best of 12 trials of hunt" in captured.get()
+    assert "† fold on which the search hunt chose these settings (best of 12 trials)" in captured.get()
 
 
 def test_trials_of_a_rebuilt_queue_are_pruned_again(queue):

@@ -14,7 +14,7 @@ def test_without_a_token_the_board_answers_to_names_of_the_loopback_interface_on
     for name in ("evil.example", "localhost.evil.example", "10.0.0.5", "", "[", "[localhost"):
         refused = board.get("/", Host=name)
         assert refused.status == 403, name
-        assert "only answers to localhost" in refused.text
+        assert "only accepts requests to localhost" in refused.text
 
 
 def test_another_interface_needs_the_token(make_board: MakeBoard) -> None:

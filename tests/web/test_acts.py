@@ -31,7 +31,7 @@ def test_cancel_and_retry(board: Board) -> None:
     assert entry(board.project)["state"] == "cancelled"
     assert board.act({"act": "retry", "experiment": "first"}).json["said"].endswith("of first will run again.")
     assert entry(board.project)["state"] == "ready"
-    assert board.act({"act": "retry", "experiment": "first"}).json == {"said": "There is nothing to retry."}
+    assert board.act({"act": "retry", "experiment": "first"}).json == {"said": "There is no job to retry."}
 
 
 def test_an_experiment_of_jobs_is_enqueued_with_changed_settings(board: Board) -> None:
@@ -45,7 +45,7 @@ def test_an_experiment_of_jobs_is_enqueued_with_changed_settings(board: Board) -
 
 
 def test_stop_says_that_no_session_runs_here(board: Board) -> None:
-    assert board.act({"act": "stop"}).json == {"said": "No session of this project runs on this machine."}
+    assert board.act({"act": "stop"}).json == {"said": "No session of this project is running on this machine."}
 
 
 def test_stopping_one_session_leaves_the_others_running(board: Board) -> None:
@@ -55,7 +55,7 @@ def test_stopping_one_session_leaves_the_others_running(board: Board) -> None:
     html = board.get("/part?part=overview").json["html"]
     try:
         assert board.act({"act": "stop", "session": "another"}).json == {
-            "said": "No such session runs on this machine."
+            "said": "This session is not running on this machine."
         }
         assert started[0].is_running
         assert f'data-session="{session}"' in html

@@ -270,7 +270,7 @@ def test_a_search_is_one_row_that_opens_and_its_trials_are_pages(board: Board) -
     assert '<details id="trials-hunt" open>' in page
     counts = ", ".join(f"{number} {state}" for state, number in search["trials"].items() if number)
     assert f"of 12 trials ({counts})" in page
-    assert f"{search['epochs_saved']} epochs saved by pruning, about " in page
+    assert f"{search['epochs_saved']} epochs (about " in page
     assert " used; " in page
     assert " left</p>" in page
     pruned = next(entry["name"] for entry in trials if entry["state"] == "pruned")
