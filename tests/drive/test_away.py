@@ -79,7 +79,7 @@ def test_other_commands_say_that_the_drive_is_not_mounted_and_warn_against_init(
 ) -> None:
     assert callable(lose)
     lose(folder.root)
-    with pytest.raises(ProjectNotFound, match="Mount it") as said:
+    with pytest.raises(ProjectNotFound, match="Mount the drive") as said:
         Project(folder.root)
     assert "mbqueue init" not in str(said.value)
 
