@@ -1,4 +1,6 @@
-"""Files of named arrays: a JSON header, then the arrays in their in-memory layout, ready to be memory-mapped.
+"""Read and write files of named arrays that can be memory-mapped.
+
+A file contains a JSON header and the arrays in their in-memory layout:
 
     bytes 0–7    MBQARR1\\n
     bytes 8–15   length of the header, little-endian
@@ -6,8 +8,7 @@
     header       {"meta": …, "size": bytes of the file, "arrays": [{name, dtype, shape, offset, sha256 or null}, …]}
     arrays       each at a multiple of 64 bytes
 
-No pickle: a file can hold numbers and JSON, but no code. A file is written under a temporary name and renamed when it
-is complete.
+A file contains no pickled objects, so reading one never runs code. A file gets its final name once it is complete.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _PREFIX = 48
 def write_arrays(
     path: Path, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], *, unhashed: tuple[str, ...] = ()
 ) -> None:
-    """Durably replace ``path``. Arrays named in ``unhashed`` get no checksum here, because their readers check them."""
+    """Durably write the file ``path``. Arrays in ``unhashed`` get no checksum, because their readers check them."""
     entries: list[dict[str, Any]] = []
     parts: list[memoryview] = []
     offset = 0
@@ -59,7 +60,7 @@ def write_arrays(
 
 
 def read_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The metadata and the read-only mapped arrays; ``verify`` compares every checksum.
+    """Open a file; return its metadata and its memory-mapped arrays. With ``verify``, compare every checksum.
 
     Raises:
         CacheError: if the file is missing, truncated, damaged or in another format.

@@ -1,6 +1,6 @@
-"""The compiled core of batching: packed records in, one large disconnected graph out.
+"""Combine packed crystal graphs into the graph of a batch, with compiled functions.
 
-Indices within a crystal are unsigned, so Numba need not check for negative ones.
+Indices within a crystal are unsigned, so that Numba does not check for negative indices.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from mbqueue.data.conversion import AS_I, AS_J
 from mbqueue.data.machine_code import compiled
 
-#: Coefficients of asin(x) = x + x · p(x²) / q(x²) for |x| ≤ 1/2, from fdlibm's e_acos.c (Sun Microsystems 1993), which
-#: also reduces acos beyond 1/2 to asin. The error is below one unit in the last place of a float64.
+#: Coefficients of asin(x) = x + x · p(x²) / q(x²) for |x| ≤ 1/2, from fdlibm's e_acos.c (Sun Microsystems 1993). As in
+#: that file, acos of a larger |x| is computed from asin. The error is below one unit in the last place of a float64.
 _P = (
     1.66666666666666657415e-01,
     -3.25565818622400915405e-01,
@@ -28,7 +28,10 @@ _Q = (-2.40339491173441421878e00, 2.02094576023350569471e00, -6.8828397160545329
 
 @compiled
 def _numbers(part: Any, width: int, numbers: Any) -> Any:
-    """Fill ``numbers``, uint32 [n], from ``part``, uint8 [n · width]; return the largest number, or 0 if n is 0."""
+    """Decode ``part``, uint8 [n · width], into ``numbers``, uint32 [n]; return the largest number.
+
+    If ``width`` is 1 or n is 0, the function returns 0.
+    """
     largest = np.uint32(0)
     if width == 2:
         for position in range(np.uint64(len(numbers))):
@@ -53,12 +56,12 @@ def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short
     """Unpack a record that ``conversion.pack_rows`` wrote for one crystal.
 
     Args:
-        record: uint8.
-        shape: atoms n, directed bonds D, short directed bonds s, 1 if the record is wide; int64 [4].
+        record: the record, uint8.
+        shape: numbers of atoms n, directed bonds D and short directed bonds s, and 1 if the record is wide; int64 [4].
         per_atom: filled with the number of bonds that start at each atom, uint32 [n].
-        ends: filled with the first and second directed bond of each undirected one, numbered within the crystal,
-            uint32 [2, U + 1]; the last element is scratch.
-        images: filled with the image of each undirected bond, uint32 [3 U]; its values are int8 (int32 if wide).
+        ends: filled with the first and second directed bond of each undirected bond, numbered within the crystal,
+            uint32 [2, U + 1]; the last column is scratch space.
+        images: filled with the image of each undirected bond, uint32 [3 U]; the bits are those of int8 (int32 if wide).
         short: filled with the directed bonds that take part in angles (ascending, numbered within the crystal) and
             their roles, uint32 [2, s].
 
@@ -88,7 +91,7 @@ def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short
         if short[0, position - 1] >= short[0, position]:
             return False
 
-    # Every bond is a first one unless it is a second one. A branch here would be unpredictable, so there is none.
+    # Each directed bond is the first or the second of its pair. The loops avoid a branch that would be mispredicted.
     is_first = np.ones(n_directed, np.uint8)
     for pair in range(n_pairs):
         is_first[second[pair]] = 0
@@ -118,14 +121,14 @@ def _vector(here: Any, there: Any, images: Any, pair: Any, half: int, cart: Any,
 
 @compiled
 def _join(bases: Any, per_atom: Any, vectors: Any, bonds: Any) -> Any:
-    """Fill ``bonds`` with centre, neighbour, undirected and reverse of a crystal's directed bonds, four int32 [D].
+    """Fill ``bonds`` with the centre, neighbour, undirected bond and reverse of each directed bond of a crystal.
 
     Args:
-        bases: indices of the crystal's first atom, directed bond and undirected bond, and two more.
+        bases: indices of the crystal's first atom, directed bond and undirected bond; two more are ignored.
         per_atom: as in ``unpack``.
         vectors: the inputs for computing a bond's vector: ``ends`` and ``images`` as in ``unpack``; ``half``, the sign
             bit of an image; and the crystal's Cartesian coordinates float64 [n, 3] and lattice float64 [3, 3], Å.
-        bonds: the four arrays.
+        bonds: four arrays, each int32 [D].
 
     Returns:
         squared length of each undirected bond, Å², float64 [U].
@@ -153,16 +156,18 @@ def _join(bases: Any, per_atom: Any, vectors: Any, bonds: Any) -> Any:
 
 @compiled
 def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) -> Any:
-    """Compute the atoms of B crystals, one crystal after the other.
+    """Collect the atoms of B crystals, one crystal after the other, and compute their Cartesian coordinates.
 
     Args:
-        begins: index of each crystal's first atom in ``numbers`` (uint8) and ``frac`` (fractional coordinates, float64
-            [all, 3]); ``n_atoms``: atoms per crystal, int64 [B].
-        lattices: float64 [B, 3, 3], Å.
+        begins: index of each crystal's first atom in ``numbers`` and ``frac``, int64 [B].
+        n_atoms: atoms per crystal, int64 [B].
+        numbers: Z of all atoms of the dataset, uint8.
+        frac: fractional coordinates of all atoms of the dataset, float64 [all, 3].
+        lattices: rows are lattice vectors, Å, float64 [B, 3, 3].
 
     Returns:
-        Z int64 [A]; crystal int64 [A]; Cartesian coordinates, Å, float64 [A, 3]. Unlike those of ``graphs.cartesian``,
-        these coordinates may differ from pymatgen's in the last bit, which matters only for choosing bonds.
+        Z of each atom, int64 [A]; its crystal, int64 [A]; its Cartesian coordinates, Å, float64 [A, 3]. Unlike those of
+        ``graphs.cartesian``, the coordinates may differ from pymatgen's in the last bit. They do not select bonds.
     """
     total = 0
     for count in n_atoms:
@@ -182,7 +187,10 @@ def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) 
 
 @compiled
 def arc_cosines(cosines: Any, angles: Any) -> None:
-    """Write acos of ``cosines``, float64 within ±1, to ``angles``, float32; vectorised, unlike libm's."""
+    """Write the arc cosines of ``cosines``, float64 within ±1, to ``angles``, float32, radian.
+
+    Unlike a loop that calls libm's acos, this loop can be vectorised.
+    """
     p0, p1, p2, p3, p4, p5 = _P
     q1, q2, q3, q4 = _Q
     for position in range(len(cosines)):
@@ -202,10 +210,11 @@ def _number_short(bonds: Any, undirected: Any, half0: int, number: Any, short_bo
     """Number a crystal's short undirected bonds in ascending order.
 
     Args:
-        bonds: the short directed ones, uint32 [s].
-        undirected: undirected bond of each directed one, counted from ``half0``, int32 [D].
+        bonds: the short directed bonds, uint32 [s].
+        undirected: undirected bond of each directed bond, int32 [D]; the crystal's first one is ``half0``.
+        half0: index of the crystal's first undirected bond.
         number: filled with the number of each short undirected bond, uint32 [U].
-        short_bond: filled with the undirected bond for each number, int32 [S + 1].
+        short_bond: filled with the undirected bond of each number, int32 [S + 1].
 
     Returns:
         whether the crystal has exactly S short undirected bonds.
@@ -229,18 +238,20 @@ def _number_short(bonds: Any, undirected: Any, half0: int, number: Any, short_bo
 
 @compiled
 def _short_bonds(bases: Any, joined: Any, vectors: Any, short: Any, number: Any, n_short: int) -> Any:
-    """The short bonds of a crystal by atom, with unit vectors.
+    """Compute tables of a crystal's short bonds and their unit vectors.
 
     Args:
         bases, joined, vectors, short: as in ``_angles``.
         number: the number of each short undirected bond, uint32 [U].
-        n_short: how many short undirected bonds there are.
+        n_short: number of short undirected bonds.
 
     Returns:
-        positions in ``short`` of the one or two directed bonds of each, -1 for none, int32 [S, 2]; atom, undirected
-        bond, rank among the second bonds, and undirected bond of each rank, uint32 [4, s]; unit vectors of the bonds
-        and of the second bonds by rank, float64 [2, s, 3]; number of first bonds of each atom, uint32 [n]; and the
-        first rank of each atom, and the end, uint32 [n + 1].
+        five arrays. The first contains the positions in ``short`` of each short undirected bond's directed bonds, -1
+        for none, int32 [S, 2]. The second has four rows, uint32 [4, s]: the atom of each short directed bond, its
+        undirected bond, its rank among the second bonds, and the undirected bond of each rank. The third contains the
+        unit vectors of all short directed bonds, and of the second bonds by rank, float64 [2, s, 3]. The fourth
+        contains the number of first bonds of each atom, uint32 [n]. The fifth contains the first rank of each atom,
+        followed by the number of ranks, uint32 [n + 1].
     """
     atom0, _, half0, _, _ = bases
     center, undirected, squares = joined
@@ -278,8 +289,7 @@ def _short_bonds(bases: Any, joined: Any, vectors: Any, short: Any, number: Any,
 
 @compiled
 def _places_by_second(roles: Any, table: Any, n_first: Any, n_short: int) -> Any:
-    """The start of each second bond's angles when angles are sorted by second bond, uint32 [S + 1]; and their
-    number."""
+    """Offsets of each second bond's segment when angles are sorted by second bond, uint32 [S + 1]; number of angles."""
     atoms, which = table[0], table[1]
     counts = np.zeros(n_short + 1, np.uint32)
     total = 0
@@ -299,15 +309,15 @@ def _angles(bases: Any, joined: Any, vectors: Any, short: Any, out: Any) -> Any:
 
     Args:
         bases: indices of the crystal's first atom, directed bond, undirected bond, short bond and angle.
-        joined: centre and undirected bond of its directed bonds, int32 [D], and ``_join``'s squares.
+        joined: centre and undirected bond of each directed bond, int32 [D], and the squared lengths from ``_join``.
         vectors: as in ``_join``.
         short: as in ``unpack``.
         out: short_bond int32 [S + 1]; angle_center, angle_bond_i, angle_bond_j, angle_by_j, int32 [T + 1]; angle,
-            float32 [T]. All but the last have one extra element, because the code also writes bonds and angles that do
-            not count, and then overwrites them.
+            float32 [T]. All but the last have one extra element, because the loops write each candidate but advance
+            only past valid ones.
 
     Returns:
-        whether there are S short bonds and T angles; if not, the outputs are meaningless.
+        whether the crystal has S short bonds and T angles; if not, the outputs are meaningless.
     """
     atom0, _, half0, short0, angle0 = bases
     _, undirected, squares = joined
@@ -352,22 +362,22 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
 
     Args:
         records: the records, one after the other, uint8.
-        starts: the start of each record, and the end of the last, int64 [B + 1].
-        sizes: totals of directed, short undirected bonds and angles, int64 [3].
+        starts: the start of each record, followed by the end of the last one, int64 [B + 1].
+        sizes: total numbers of directed bonds, short undirected bonds and angles, int64 [3].
         n_atoms: atoms per crystal, int64 [B].
-        index: rows of the index of ``conversion.pack_rows``, int64 [B, 6].
+        index: the crystals' rows of the index that ``conversion.pack_rows`` returns, int64 [B, 6].
         cart: Cartesian coordinates, Å, float64 [A, 3].
         lattices: rows are lattice vectors, Å, float64 [B, 3, 3].
 
     Returns:
-        centre, neighbour, undirected and reverse of each directed bond int32 [4, D]; bond_length float32 [U];
-        short_bond int32 [S]; angle_center, angle_bond_i, angle_bond_j, angle_by_j int32 [4, T]; angle float32 [T];
-        and the number of the first invalid record, -1 if all are valid. Lengths and angles are computed in float64 and
-        rounded once.
+        the arrays of a ``Batch``: centre, neighbour, undirected bond and reverse of each directed bond, int32 [4, D];
+        bond_length, float32 [U]; short_bond, int32 [S]; angle_center, angle_bond_i, angle_bond_j and angle_by_j, int32
+        [4, T]; angle, float32 [T]. The last value is the number of the first invalid record, or -1 if all are valid.
+        Lengths and angles are computed in float64, and rounded to float32 at the end.
     """
     n_directed, n_short, n_places = sizes[0], sizes[1], sizes[2] + 1
-    # Allocate one block for all outputs: the allocator keeps a large block for the next batch. It would return many
-    # small blocks to the system, which would then have to clear new ones.
+    # One block for all integer outputs is faster than many small ones. The allocator keeps a large block for the next
+    # batch, but returns small ones to the system, which must then clear new memory.
     room = np.empty(4 * (n_directed + n_places) + n_short + 1, np.int32)
     bonds, room = room[: 4 * n_directed].reshape((4, n_directed)), room[4 * n_directed :]
     numbers, short_bond = room[: 4 * n_places].reshape((4, n_places)), room[4 * n_places :]

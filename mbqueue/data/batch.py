@@ -13,7 +13,7 @@ from torch import Tensor
 from mbqueue.data.elements import MAX_ATOMIC_NUMBER
 from mbqueue.data.orders import first_places, offsets_of, sorted_by
 
-#: The alignment of tensors in one buffer, in bytes, sufficient for any kernel.
+#: The alignment, in bytes, of the tensors in one buffer. It is sufficient for any kernel.
 _ALIGNMENT = 64
 
 
@@ -21,29 +21,30 @@ _ALIGNMENT = 64
 class Batch:
     """B crystals as one disconnected graph: A atoms, D directed and U = D/2 undirected bonds, S short bonds, T angles.
 
-    All indices count within the batch; those of bonds and angles are int32, which halves the time to write them and
-    send them to a GPU compared with torch's usual int64. A bond is an edge of CHGNet's atom graph (up to the atom
-    cut-off, 6 Å); a short bond is an undirected bond that takes part in the bond graph (at most the bond cut-off, 3 Å,
-    and part of at least one angle). An angle is an ordered pair (i, j) of distinct directed short bonds that share
-    their centre atom.
+    All indices count within the batch. Indices of bonds and angles are int32, because writing int64 and sending it to a
+    GPU would take twice as long.
+
+    A bond is an edge of CHGNet's atom graph (up to the atom cut-off, 6 Å). A short bond is an undirected bond that is
+    in the bond graph: it is not longer than the bond cut-off, 3 Å, and is part of at least one angle. An angle is an
+    ordered pair (i, j) of distinct directed short bonds that share their centre atom.
 
     Attributes:
         rows: row of each crystal in its dataset, int64 [B].
-        targets: in their unit, float32 [B].
+        targets: target of each crystal, in its unit, float32 [B].
         n_atoms: atoms per crystal, int64 [B].
         atomic_numbers: Z of each atom, 1–94, int64 [A].
         atom_crystal: crystal of each atom, ascending, int64 [A].
         bond_center: centre atom of each directed bond, ascending, int32 [D].
         bond_neighbor: neighbour atom of each directed bond, int32 [D].
         bond_undirected: undirected bond of each directed bond, int32 [D].
-        bond_reverse: the directed bond that runs the other way, int32 [D]; its own inverse.
+        bond_reverse: directed bond in the opposite direction of each directed bond, int32 [D].
         bond_length: length of each undirected bond, Å, float32 [U].
         short_bond: undirected bond of each short bond, ascending, int32 [S].
         angle_center: centre atom of each angle, int32 [T].
         angle_bond_i: first bond of each angle, index into ``short_bond``, ascending, int32 [T].
         angle_bond_j: second bond of each angle, index into ``short_bond``, int32 [T].
-        angle_by_j: the order of angles that sorts them by ``angle_bond_j`` (stable), int32 [T]. Not every angle has a
-            reverse: CHGNet accepts a bond of exactly the cut-off length as i but not as j.
+        angle_by_j: indices of the angles, stably sorted by ``angle_bond_j``, int32 [T]. Not every angle has a reverse:
+            CHGNet accepts a bond of exactly the cut-off length as bond i, but not as bond j.
         angle: value of each angle, radian, float32 [T]: acos((1 - 1e-6) · cos), as in CHGNet.
     """
 
@@ -69,7 +70,7 @@ class Batch:
         return len(self.rows)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
-        """The same batch on ``device``; the copy is asynchronous only from pinned memory and with ``non_blocking``.
+        """Copy the batch to ``device``; the copy is asynchronous only from pinned memory and with ``non_blocking``.
 
         For a GPU, the batch is first converted to an `OrderedBatch`, so that the GPU does not have to sort.
         """
@@ -82,11 +83,11 @@ class Batch:
         return type(batch)(**{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()})
 
     def pin(self) -> Batch:
-        """The same batch, ordered, in page-locked memory, which can be copied to a GPU asynchronously."""
+        """An `OrderedBatch` in page-locked memory, which can be copied to a GPU asynchronously."""
         return self.packed(pinned=True)
 
     def packed(self, *, pinned: bool) -> Batch:
-        """The same batch, ordered, in one block of memory, so that a single copy sends it to a GPU."""
+        """An `OrderedBatch` in one block of memory, so that a single copy sends it to a GPU."""
         batch = self.ordered()
         tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
         sizes = [-(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values()]
@@ -98,7 +99,7 @@ class Batch:
         return type(batch)(**views)
 
     def ordered(self) -> OrderedBatch:
-        """The same batch, on the CPU, with its orders and offsets."""
+        """Convert the batch, which must be on the CPU, to an `OrderedBatch`."""
         return OrderedBatch(
             **{f.name: getattr(self, f.name) for f in fields(self)},
             **{name: torch.from_numpy(array) for name, array in _orders(self).items()},
@@ -107,20 +108,20 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderedBatch(Batch):
-    """A batch with the orders and offsets needed to sum over each of its indices; all int32.
+    """A batch that also contains sorted indices and segment offsets, so that sums need no sorting; all int32.
 
-    An offset is the start of a row's segment in its order; the next offset is its end. Orders are stable.
+    Segment i of sorted elements starts at offset i and ends before offset i + 1. All sorting is stable.
 
     Attributes:
-        bond_offsets: the directed bonds of each centre atom, already in order, [A + 1].
-        bond_first: the first directed bond of each undirected one, [U]; the second is its reverse.
-        short_offsets: the short bond of each undirected bond, as a segment of length one or zero, [U + 1].
-        angle_offsets: the angles of each first bond, already in order, [S + 1].
-        by_j_offsets: the angles of each second bond in ``angle_by_j``, [S + 1].
-        angle_by_center: the order of angles that sorts them by centre atom, [T].
-        by_center_offsets: the angles of each centre atom in that order, [A + 1].
-        atom_by_number: the order of atoms that sorts them by atomic number, [A].
-        by_number_offsets: the atoms of each atomic number, from 1, in that order, [95].
+        bond_offsets: segments of the directed bonds of each centre atom, [A + 1].
+        bond_first: the first directed bond of each undirected bond, [U]; the second one is its reverse.
+        short_offsets: segments of the short bonds of each undirected bond, one or none, [U + 1].
+        angle_offsets: segments of the angles of each first bond, [S + 1].
+        by_j_offsets: segments of ``angle_by_j`` for each second bond, [S + 1].
+        angle_by_center: indices of the angles, sorted by centre atom, [T].
+        by_center_offsets: segments of ``angle_by_center`` for each centre atom, [A + 1].
+        atom_by_number: indices of the atoms, sorted by atomic number, [A].
+        by_number_offsets: segments of ``atom_by_number`` for each atomic number from 1, [95].
     """
 
     bond_offsets: Tensor
@@ -144,7 +145,7 @@ def _start(tensor: Tensor) -> int:
 
 
 def _view(whole: Tensor, start: int, like: Tensor) -> Tensor:
-    """The bytes of ``whole`` from ``start``, as a tensor with the shape and dtype of another."""
+    """View the bytes of ``whole`` from ``start`` as a tensor with the shape and dtype of ``like``."""
     return whole[start : start + like.numel() * like.element_size()].view(like.dtype).view(like.shape)
 
 

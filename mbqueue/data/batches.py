@@ -19,13 +19,13 @@ from mbqueue.errors import CacheError
 
 @dataclass(frozen=True, kw_only=True)
 class Distortion:
-    """A random strain of each cell and a random shift of each atom: a pure function of ``seed`` and the row.
+    """Settings for a random strain of each cell and a random shift of each atom.
 
-    The distortion of a crystal does not depend on its position or its batch.
+    The distortion of a crystal depends only on ``seed`` and on the crystal's row in the dataset, not on its batch.
 
     Attributes:
-        strain: standard deviation of the six components of a symmetric strain; 0 is off.
-        jitter: standard deviation of each Cartesian component of an atom's shift, Å; 0 is off.
+        strain: standard deviation of the six components of a symmetric strain; 0 disables the strain.
+        jitter: standard deviation of each Cartesian component of an atom's shift, Å; 0 disables the shifts.
         seed: any 64-bit integer; use a different one for each epoch.
     """
 
@@ -39,8 +39,8 @@ def make_batch(
 ) -> Batch:
     """Combine the crystals of ``rows`` into one graph, on the CPU.
 
-    The bonds always belong to the undistorted crystal. With ``distortion``, lengths and angles belong to the distorted
-    one. A bond may then exceed the cut-off, where CHGNet's radial basis is zero.
+    The bonds are always those of the undistorted crystal. With ``distortion``, lengths and angles are those of the
+    distorted crystal, so a bond may be longer than the cut-off. CHGNet's radial basis is zero for such a bond.
     """
     rows = np.asarray(rows, np.int64)
     crystals = cache.crystals
@@ -81,7 +81,7 @@ def make_batch(
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """A read-only view, because mapped arrays are read-only and Numba would compile again for writable ones."""
+    """A read-only view. Memory-mapped arrays are read-only, and Numba would compile again for writable ones."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -1,4 +1,4 @@
-"""List, check and remove the content of a project's cache folder. Every cache can be rebuilt."""
+"""List, verify and remove the caches of a project. Every cache can be rebuilt."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class StoredCache:
-    """One folder of the cache.
+    """One cache, which is a folder in the project's cache folder.
 
     Attributes:
         folder: the path of the cache.
         kind: "graphs" (crystals and their graphs) or "frozen" (a frozen backbone's outputs for them).
         dataset: first 16 characters of the crystals' hash; for a frozen backbone, possibly of the structures' hash.
         structures: for graphs, first 16 characters of the hash of the crystals' structures; else empty.
-        current: False for graphs of another version of the converter, which this version cannot use.
+        current: False if another version of the converter made the graphs, so that this version cannot use them.
         source: name or path of the dataset; empty if unknown.
         n_crystals: number of crystals; 0 if unknown.
-        n_shards: number of graph shards present, judged by file names; 0 for kind "frozen".
+        n_shards: number of graph shards present, according to file names; 0 for kind "frozen".
         n_shards_needed: number of shards of a finished cache; 0 if unknown.
         size: bytes on disk.
         used_at: time of the last write to a file in the folder, seconds since the epoch.
@@ -56,7 +56,7 @@ class StoredCache:
 
     @property
     def how_far(self) -> str:
-        """A description of an unfinished cache."""
+        """A text that says how many shards of an unfinished cache exist."""
         return f"unfinished, {self.n_shards} of {self.n_shards_needed} shards; run mbqueue prepare to continue"
 
 
@@ -74,7 +74,7 @@ class Verdict:
 
 
 def stored_caches(cache_dir: Path) -> list[StoredCache]:
-    """Every cache in ``cache_dir``, newest first; files that mbqueue did not make are left out."""
+    """Every cache in ``cache_dir``, newest first, without files and folders that mbqueue did not make."""
     found = []
     for folder in sorted(cache_dir.iterdir()) if cache_dir.is_dir() else []:
         name = _NAME.fullmatch(folder.name)
@@ -90,7 +90,7 @@ def stored_caches(cache_dir: Path) -> list[StoredCache]:
                 if name["version"] == str(CONVERTER_VERSION):
                     n_shards, n_shards_needed = count_shards(crystals, folder)
             except CacheError:
-                pass  # `verify` tells unfinished from damaged caches
+                pass  # `verify_graphs` reports the problem
         found.append(
             StoredCache(
                 folder=folder,
@@ -114,23 +114,23 @@ def verify_graphs(stored: StoredCache, *, repair: bool = False, progress: Progre
 
     Args:
         stored: a cache of kind "graphs".
-        repair: remake missing or damaged shards. This cannot remake the binary crystals.
-        progress: called with (crystals done, total) while missing shards are made.
+        repair: rebuild missing or damaged shards. A damaged file of crystals cannot be repaired.
+        progress: called with (crystals done, total) while missing shards are built.
 
     Raises:
-        CacheError: if a remade shard cannot be written.
+        CacheError: if a rebuilt shard cannot be written.
     """
     try:
         crystals, _ = Crystals.open(stored.folder / CRYSTALS_FILE)
     except CacheError as error:
-        problem = f"{error} Run mbqueue prepare with its dataset, or remove {stored.folder}."
+        problem = f"{error} Run mbqueue prepare with the same dataset, or remove {stored.folder}."
         return Verdict(wrong=[problem], left=[problem])
     wrong = GraphCache.problems(crystals, stored.folder)
     if not repair or not (wrong or stored.is_unfinished):
         return Verdict(wrong=wrong, left=wrong)
     with building(stored.folder):
         cache = GraphCache.build(crystals, stored.folder, progress=progress)
-        assert cache is not None, "no stop is requested"
+        assert cache is not None, "build returns None only if should_stop is given"
         for number in cache.damaged():
             cache.repair(number)
     return Verdict(wrong=wrong, left=GraphCache.problems(crystals, stored.folder))
@@ -143,20 +143,20 @@ def prune_caches(
     keep_sources: Collection[str] = (),
     note: Callable[[str], None] = lambda _text: None,
 ) -> list[StoredCache]:
-    """Remove every cache that is outdated or that no argument keeps; return the removed ones.
+    """Remove outdated caches and those that the arguments do not keep; return the removed caches.
 
-    This never removes a cache that is being built. A process that is reading a removed cache can finish.
+    A cache that is being built is never removed. A process that is reading a removed cache can continue.
 
     Args:
         keep: hashes of datasets to keep.
-        keep_sources: names or paths of datasets that may be in preparation. While the backbone runs, between writing
-            the cache and committing the job, their hash is unknown.
-        note: called with a sentence for each cache that stays because it is being built.
+        keep_sources: names or paths of datasets to keep whose hash is unknown, because a session may still be preparing
+            them.
+        note: called with a sentence for each cache that is kept because it is being built.
     """
     stored = stored_caches(cache_dir)
     kept = {dataset[:16] for dataset in keep} | {cache.dataset for cache in stored if cache.source in keep_sources}
     kept |= {cache.structures for cache in stored if cache.structures and cache.dataset in kept}
-    # Without the dataset's crystals, it is unknown which backbone features belong to it.
+    # If a dataset's crystals are not in the cache, mbqueue cannot know which frozen features belong to the dataset.
     is_known = {dataset[:16] for dataset in keep} <= {cache.dataset for cache in stored if cache.structures}
     removed = []
     for cache in stored:
@@ -168,5 +168,5 @@ def prune_caches(
                 shutil.rmtree(cache.folder)
                 removed.append(cache)
             else:
-                note(f"{cache.folder.name} stays because it is being built.")
+                note(f"{cache.folder.name} is kept, because it is being built.")
     return removed

@@ -1,6 +1,6 @@
-"""Locks of a cache folder: shared between builders, exclusive for a process that removes the folder.
+"""Lock a cache folder: builders share the lock, but a process that removes the folder locks it exclusively.
 
-The lock is a file in ``locks/``, beside the folder, so that it outlives the folder. The system frees the lock when the
+The lock file is in ``locks/``, beside the folder, so that it outlives the folder. The system releases the lock when the
 process ends.
 """
 
@@ -18,16 +18,16 @@ from mbqueue.files import make_folder
 
 @contextmanager
 def building(folder: Path) -> Iterator[None]:
-    """Prevent pruning of ``folder`` within the block; if a process is pruning the folder, first wait for it."""
+    """Prevent the removal of ``folder`` within the block; first wait for a process that is removing it."""
     with ExitStack() as stack:
-        with suppress(OSError):  # a read-only cache is never pruned, and can still be read
+        with suppress(OSError):  # a read-only cache cannot be removed, so it needs no lock
             fcntl.flock(stack.enter_context(_lock_file(folder)), fcntl.LOCK_SH)
         yield
 
 
 @contextmanager
 def removing(folder: Path) -> Iterator[bool]:
-    """Whether no process is building in ``folder``; if none is, none can start within the block.
+    """Yield whether ``folder`` is locked for removal; False means that a process is building in it.
 
     Raises:
         CacheError: if the file system does not support locks.

@@ -1,6 +1,6 @@
-"""The compiled core of the converter: crystals in, packed graphs out.
+"""Convert crystals to packed graphs, with compiled functions.
 
-The code uses plain loops, because Numba needs half a second to compile every array expression.
+The code uses plain loops, because Numba needs half a second to compile each array expression.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from mbqueue.data import machine_code, neighbors
 from mbqueue.data.neighbors import find_bonds, sufficient_cutoff
 
-#: Roles of a directed bond in the angles at its centre: first bond, second bond.
+#: Bits for the roles of a directed bond in angles: first bond, second bond.
 AS_I = 1
 AS_J = 2
 
@@ -38,11 +38,11 @@ def _hash(center: int, neighbor: int, i: int, j: int, k: int) -> int:
 
 @compiled
 def pair_bonds(per_atom: Any, slots: Any, copies: Any) -> Any:
-    """Pair directed bonds into undirected ones, which are numbered by first appearance.
+    """Pair directed bonds into undirected bonds, which are numbered by first appearance.
 
     Returns:
-        undirected int32 [D], first directed bond of each undirected one int32 [U], and the second directed bond, -1 if
-        it is not in the list, int32 [U].
+        the undirected bond of each directed bond, int32 [D]; the first directed bond of each undirected bond, int32
+        [U]; its second directed bond, or -1 if that is missing, int32 [U].
     """
     n_directed = len(slots)
     undirected, centers = np.empty(n_directed, np.int32), np.empty(n_directed, np.int32)
@@ -90,7 +90,7 @@ def pair_bonds(per_atom: Any, slots: Any, copies: Any) -> Any:
 
 @compiled
 def _drop_unpaired(per_atom: Any, slots: Any, squares: Any, undirected: Any, second: Any) -> int:
-    """Remove bonds without a reverse from the first three arrays, in place; return the number that remain."""
+    """Remove bonds without a reverse from the first three arrays, in place; return the number of remaining bonds."""
     bond = kept = 0
     for center in range(len(per_atom)):
         before = kept
@@ -105,13 +105,14 @@ def _drop_unpaired(per_atom: Any, slots: Any, squares: Any, undirected: Any, sec
 
 @compiled
 def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutoff: float) -> Any:
-    """Directed bonds that take part in angles, and their roles.
+    """Find the directed bonds that take part in angles, and their roles.
 
-    CHGNet pairs every undirected bond of at most ``cutoff`` (measured by its first directed bond), in both directions,
-    with every other directed bond at the same centre that is shorter than ``cutoff``.
+    As in CHGNet, both directions of an undirected bond can be the first bond of an angle if the length of the first
+    direction is at most ``cutoff``. The second bond is any other directed bond at the same centre that is shorter than
+    ``cutoff``.
 
     Returns:
-        the bonds int32 [s], ascending; their roles uint8 [s]; the number of angles.
+        the bonds, ascending, int32 [s]; their roles, uint8 [s]; the number of angles.
     """
     short, roles = np.empty(len(squares), np.int32), np.empty(len(squares), np.uint8)
     n_short = n_angles = bond = 0
@@ -129,7 +130,7 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
             short[n_short], roles[n_short] = here, role
             n_short += int(role != 0)
         bond += per_atom[center]
-        # A bond without a partner at this centre is in no angle.
+        # Drop the bonds that have no partner at this centre.
         end, n_short = n_short, begin
         for position in range(begin, end):
             is_i, is_j = roles[position] & AS_I, roles[position] >> 1
@@ -149,13 +150,14 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
 def graph_of(cart: Any, lattice: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
     """Compute the graph of one crystal.
 
-    A directed bond whose reverse was lost to rounding at the cut-off is left out. (CHGNet would raise an error there;
-    its radial basis is zero at that length.)
+    At the cut-off, rounding can remove just one direction of a bond. The graph then contains neither direction. (CHGNet
+    would raise an error. Its radial basis is zero at that length.)
 
     Returns:
-        bonds per atom int64 [n], copy that is the neighbour int32 [D], copies int32 [P, 4], undirected int32 [D],
-        first and second directed bond of each undirected one int32 [U], directed bonds that take part in angles int32
-        [s], their roles uint8 [s], number of angles, cut-off used (Å).
+        bonds per atom, int64 [n]; the copy of an atom that is the neighbour in each directed bond, int32 [D]; atom and
+        image of each copy, int32 [P, 4]; the undirected bond of each directed bond, int32 [D]; the first and the second
+        directed bond of each undirected bond, both int32 [U]; the directed bonds that take part in angles, int32 [s];
+        their roles, uint8 [s]; the number of angles; the cut-off used, Å.
     """
     cutoff = atom_cutoff
     per_atom, slots, squares, copies = find_bonds(cart, lattice, cutoff)
@@ -180,7 +182,7 @@ def _put(records: Any, at: int, value: int, width: int) -> int:
 
 @compiled
 def _is_wide(slots: Any, copies: Any, first: Any) -> bool:
-    """Whether a record needs wide numbers: it has more than 65,535 bonds, or an image beyond ±127."""
+    """Whether a record needs numbers of 4 bytes: it has more than 65,535 directed bonds or an image beyond ±127."""
     far = 0
     for bond in first:
         for axis in range(1, 4):
@@ -201,7 +203,7 @@ def _with_room(records: Any, at: int, needed: int) -> Any:
 
 @compiled
 def _count_short(short: Any, undirected: Any, n_undirected: int) -> int:
-    """The number of different undirected bonds among the directed bonds that take part in angles."""
+    """The number of undirected bonds that take part in angles."""
     seen = np.zeros(n_undirected, np.uint8)
     count = 0
     for bond in short:
@@ -212,25 +214,26 @@ def _count_short(short: Any, undirected: Any, n_undirected: int) -> int:
 
 @compiled
 def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
-    """Pack the graphs of N consecutive crystals as records of bytes.
+    """Make the graphs of N consecutive crystals, and pack each graph as a record of bytes.
 
-    A record contains the following values in this order, little-endian, with 2 bytes each (4 if the record is wide:
-    with more than 65,535 bonds or an image beyond ±127): bonds per atom [n]; second directed bond of each undirected
-    one [U]; directed bonds that take part in angles [s]. A record ends with the image of each undirected bond, relative
-    to its first directed one, [U, 3] with 1 byte each (4 if wide), and the roles in angles with 1 byte each [s]. The
-    rest can be derived: undirected bonds are numbered in the order of their first directed ones, and the neighbour of
-    one directed bond is the centre of the other.
+    A record contains little-endian integers in this order: bonds per atom [n], the second directed bond of each
+    undirected bond [U], the directed bonds that take part in angles [s], the image of each undirected bond's neighbour
+    in the first direction [U, 3], and the roles in angles [s]. Each image number and role takes 1 byte, and each other
+    number takes 2 bytes. A record is wide if it has more than 65,535 directed bonds or an image beyond ±127. In a wide
+    record, every number except the roles takes 4 bytes. The rest can be derived: undirected bonds are numbered in the
+    order of their first directed bonds, and the neighbour in one direction is the centre in the other.
 
     Args:
         atom_offsets: index of each crystal's first atom in ``cart``, int64 [N + 1], starting with 0.
         cart: Cartesian coordinates, Å, float64 [A, 3].
-        lattices: float64 [N, 3, 3], Å.
+        lattices: rows are lattice vectors, Å, float64 [N, 3, 3].
         atom_cutoff: longest bond, Å.
         bond_cutoff: longest bond of the bond graph, Å.
 
     Returns:
-        records uint8 [bytes], index int64 [N, 6] (start of the record, directed bonds, short directed bonds, short
-        undirected bonds, angles, 1 if the record is wide), cut-off used float64 [N] (Å).
+        the records, uint8 [bytes]; their index, int64 [N, 6]; the cut-off used for each crystal, Å, float64 [N]. A row
+        of the index has the start of the record, the numbers of directed bonds, short directed bonds, short undirected
+        bonds and angles, and 1 if the record is wide.
     """
     n_rows = len(lattices)
     records = np.empty(512 * len(cart) + 1024, np.uint8)

@@ -1,4 +1,4 @@
-"""Many crystals as a few flat arrays."""
+"""Store many crystals as a few flat arrays."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ FORMAT = "mbqueue crystals 1"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Crystals:
-    """N crystals with A atoms in total. Two objects with the same ``hash`` are equal.
+    """N crystals with A atoms in total. Objects with the same ``hash`` contain the same data.
 
     Attributes:
         ids: unique name of each crystal.
         targets: target of each crystal, in its unit, float64 [N]; nan only for crystals without a target (for
             prediction).
-        atom_offsets: atoms of crystal i are ``atom_offsets[i]`` to ``atom_offsets[i + 1]``, int64 [N + 1].
+        atom_offsets: index of each crystal's first atom, followed by A, int64 [N + 1].
         atomic_numbers: Z of each atom, 1–94, uint8 [A].
         frac_coords: fractional coordinates as given (not wrapped into the cell), float64 [A, 3].
         lattices: rows are lattice vectors, Å, float64 [N, 3, 3].
@@ -56,7 +56,7 @@ class Crystals:
 
     @cached_property
     def hash(self) -> str:
-        """Hex SHA-256 over all attributes, including ids and targets, in order."""
+        """Hex SHA-256 over all attributes in the order of the crystals, including ids and targets."""
         digest = hashlib.sha256(f"{FORMAT}\n{len(self)}\n".encode())
         digest.update(json.dumps(self.ids, ensure_ascii=False, separators=(",", ":")).encode())
         for array in (self.targets, self.atom_offsets, self.atomic_numbers, self.frac_coords, self.lattices):
@@ -65,7 +65,7 @@ class Crystals:
 
     @cached_property
     def structures_hash(self) -> str:
-        """Hex SHA-256 over cells and atoms alone; it does not depend on the target column."""
+        """Hex SHA-256 over cells and atoms only, so that it does not depend on ids and targets."""
         digest = hashlib.sha256(f"{FORMAT} structures\n{len(self)}\n".encode())
         for array in (self.atom_offsets, self.atomic_numbers, self.frac_coords, self.lattices):
             digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
@@ -109,7 +109,7 @@ class Crystals:
             return [Composition(amount).reduced_formula for amount in amounts]
 
     def save(self, path: Path, meta: dict[str, Any] | None = None) -> None:
-        """Durably write the binary form, about 100 MB for matbench's 132,752 crystals, with any ``meta`` data.
+        """Durably write the crystals and ``meta`` to a file. Matbench's 132,752 crystals take about 100 MB.
 
         Raises:
             CacheError: if the file cannot be written; the previous file is kept.
@@ -132,10 +132,10 @@ class Crystals:
 
     @classmethod
     def open(cls, path: Path) -> tuple[Crystals, dict[str, Any]]:
-        """Crystals written by ``save``, memory-mapped, and their metadata; every checksum is compared.
+        """Open a file that ``save`` wrote, and compare every checksum; return memory-mapped crystals and metadata.
 
         Raises:
-            CacheError: if the file is missing, damaged or from another version.
+            CacheError: if the file is missing, damaged or in another format.
         """
         meta, arrays = read_arrays(path)
         if meta.get("format") != FORMAT:
@@ -151,6 +151,6 @@ class Crystals:
             frac_coords=arrays["frac_coords"],
             lattices=arrays["lattices"],
         )
-        # The arrays just matched their checksums, which were computed together with this hash.
+        # The stored hash is right, because `read_arrays` has just verified the arrays.
         crystals.__dict__["hash"] = meta["hash"]
         return crystals, meta

@@ -1,11 +1,12 @@
-"""Density of a cell."""
+"""Compute the density of a cell."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: A zero, then standard atomic weights of H to Pu, g/mol (IUPAC 2005; the longest-lived isotope if there is none).
+#: Atomic weight by Z, g/mol: a zero, then the standard values for H to Pu (IUPAC 2005). An element without a standard
+#: value has that of its longest-lived isotope.
 # fmt: off
 _MASSES = np.array(
     [
@@ -21,7 +22,7 @@ _MASSES = np.array(
     ]
 )
 # fmt: on
-#: One g/mol per Å³ in g/cm³: 10²⁴ over Avogadro's number.
+#: The factor from g/mol per Å³ to g/cm³: 10²⁴ divided by Avogadro's number.
 _GRAMS_PER_CM3 = 1.66053907
 
 

@@ -1,4 +1,4 @@
-"""Random strain and shifts for augmentation, independent of the batch that a crystal is in."""
+"""Augment crystals with random strain and shifts, which do not depend on a crystal's batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mbqueue.data.machine_code import compiled
 
 @compiled
 def _mixed(state: Any) -> Any:
-    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014): 64 well-mixed bits of ``state``."""
+    """Mix the 64 bits of ``state`` with the finalizer of SplitMix64 (Steele, Lea & Flood 2014)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
@@ -20,7 +20,7 @@ def _mixed(state: Any) -> Any:
 
 @compiled
 def _normal(key: Any, number: int) -> float:
-    """Standard normal variate ``number`` of the stream ``key`` (Box and Muller)."""
+    """Standard normal variate ``number`` (from 0) of the random stream ``key``, by the Box-Muller method."""
     step = np.uint64(0x9E3779B97F4A7C15)
     first = _mixed(key + step * np.uint64(2 * number + 1))
     second = _mixed(key + step * np.uint64(2 * number + 2))
@@ -35,14 +35,15 @@ def distort(cart: Any, lattices: Any, n_atoms: Any, rows: Any, strain: float, ji
 
     Args:
         cart: Cartesian coordinates, Å, float64 [A, 3].
-        lattices: float64 [B, 3, 3], Å, rows are vectors.
-        n_atoms: int64 [B]; rows: dataset row of each crystal, int64 [B].
+        lattices: rows are lattice vectors, Å, float64 [B, 3, 3].
+        n_atoms: atoms per crystal, int64 [B].
+        rows: row of each crystal in the dataset, int64 [B].
         strain: standard deviation of the components of the symmetric strain ε; vectors v become v (1 + ε).
         jitter: standard deviation of each component of an atom's shift, Å, added after the strain.
         seed: selects the random streams, one per row.
 
     Returns:
-        the new cart and lattices.
+        the new ``cart`` and the new ``lattices``.
     """
     new_cart, new_lattices = np.empty_like(cart), np.empty_like(lattices)
     epsilon = np.empty((3, 3))

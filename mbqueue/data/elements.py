@@ -1,4 +1,4 @@
-"""Atomic numbers by symbol, and the elements that CHGNet knows."""
+"""Atomic numbers by symbol, and the elements that CHGNet supports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SYMBOLS = tuple(
     "Og".split()
 )
 
-#: Deuterium and tritium are hydrogen here, as in pymatgen (their Z is 1) and hence in CHGNet.
+#: Deuterium and tritium count as hydrogen, as in pymatgen and CHGNet.
 ATOMIC_NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS, 1)} | {"D": 1, "T": 1}
 
 

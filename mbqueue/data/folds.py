@@ -1,4 +1,4 @@
-"""Pure functions that choose a fold's crystals for training, validation and test, and their order."""
+"""Choose the crystals of each fold for training, validation and test, and their order, with pure functions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from mbqueue.errors import DataError
 from mbqueue.task import N_FOLDS
 
-#: The number of batches whose crystals are sorted by size together. A small number keeps each batch a random draw of
-#: crystals of similar size.
+#: The number of batches in a window, within which crystals are sorted by size. The number is small, so that a batch
+#: stays a random sample of crystals of similar size.
 _WINDOW = 16
 
 #: The seed of matbench's folds (matbench.constants), which are scikit-learn's ``KFold(5, shuffle=True)``.
@@ -17,8 +17,10 @@ _MATBENCH_SEED = 18012019
 
 
 def check_folds(targets: NDArray[np.float64], share: float, *, is_class: bool = False) -> None:
-    """Check that targets, [N], are not all equal, and that every fold has a test, a training and a validation part (of
-    ``share``). Raises ``DataError`` if not.
+    """Check that targets, [N], are not all equal, and that every fold has test, training and validation crystals.
+
+    Raises:
+        DataError: if a check fails.
     """
     n = len(targets)
     if is_class:
@@ -26,7 +28,7 @@ def check_folds(targets: NDArray[np.float64], share: float, *, is_class: bool = 
         if min(ones, n - ones) < N_FOLDS:
             raise DataError(
                 f"{ones} of the {n} crystals are in class 1 and {n - ones} in class 0, but {N_FOLDS} folds need "
-                f"{N_FOLDS} of each. Give more of the rarer class, or check that the target column is the right one."
+                f"{N_FOLDS} of each. Add crystals of the rarer class, or check that the target column is the right one."
             )
     elif n >= N_FOLDS and (targets == targets[0]).all():
         raise DataError(
@@ -44,18 +46,18 @@ def test_rows(  # despite its name, not a pytest test
     *,
     classes: NDArray[np.float64] | None = None,  # noqa: PT028
 ) -> NDArray[np.int64]:
-    """Rows of the test part of ``fold`` (0–4) of a data set of ``n`` crystals, ascending.
+    """Rows of the test part of ``fold`` (0–4) of a dataset of ``n`` crystals, ascending.
 
-    The split follows scikit-learn. ``KFold``: shuffle 0 … n−1 with ``RandomState(seed)``, cut into five runs, where the
-    first n mod 5 runs are one longer, and sort each run. ``StratifiedKFold``, for ``classes`` [N]: deal the sorted
-    classes to the folds in turn, which sets each fold's number of crystals per class, then shuffle the crystals of each
-    class.
+    Without ``classes``, the split is that of scikit-learn's ``KFold``: shuffle the rows with ``RandomState(seed)``, and
+    cut them into five parts, of which the first n mod 5 have one more row. With ``classes`` [N], the split is that of
+    ``StratifiedKFold``: deal the sorted classes to the folds in turn, which gives each fold's number of crystals per
+    class, and then shuffle the crystals of each class.
 
     Raises:
         DataError: if there are fewer crystals than folds.
     """
     if n < N_FOLDS:
-        raise DataError(f"{n} crystals cannot be split into {N_FOLDS} folds. Give at least {N_FOLDS}.")
+        raise DataError(f"{n} crystals cannot be split into {N_FOLDS} folds. Give at least {N_FOLDS} crystals.")
     if not 0 <= fold < N_FOLDS:
         raise ValueError(f"fold {fold} is not one of 0 to {N_FOLDS - 1}")
     if classes is not None:
@@ -91,9 +93,10 @@ def train_rows(n: int, fold: int, *, classes: NDArray[np.float64] | None = None)
 def validation_split(
     rows: NDArray[np.int64], share: float, seed: int, fold: int, *, classes: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split a fold's training part into rows for training and a ``share`` that selects the best epoch; both ascending.
+    """Split a fold's training part into rows for training and rows for validation, both ascending.
 
-    Each part has at least one row. With ``classes`` (of every row of the dataset), each class is split this way.
+    The validation part, a ``share`` of the rows, is for selecting the best epoch. Each part has at least one row. With
+    ``classes``, which has a value for each row of the dataset, each class is split separately.
 
     Raises:
         DataError: if there are fewer than two rows.
@@ -125,11 +128,11 @@ def epoch_batches(
     *,
     sizes: NDArray[np.int64] | None = None,
 ) -> list[NDArray[np.int64]]:
-    """The batches of epoch ``epoch`` of ``fold``, with each of ``rows`` once.
+    """The batches of epoch ``epoch`` of ``fold``; each of ``rows`` is in one batch.
 
-    By default, ``epoch_order`` is cut into batches; the last one may be short. With ``sizes`` (of every row of the
-    dataset), each batch has crystals of similar size: the order is sorted by size within windows of 16 batches and cut,
-    and the batches are shuffled. The one short batch, which can have crystals of any size, can then be at any position.
+    By default, ``epoch_order`` is cut into batches; the last one may be short. With ``sizes``, which has a value for
+    each row of the dataset, each batch has crystals of similar size: windows of 16 batches are sorted by size, and then
+    the batches are shuffled. The short batch is not sorted, and can be at any position.
     """
     order = epoch_order(rows, seed, fold, epoch)
     whole = len(order) - len(order) % batch_size
@@ -151,9 +154,9 @@ def drawn_rows(n: int, limit: int, seed: int) -> NDArray[np.int64]:
 
 
 def _generator(purpose: str, *numbers: int) -> np.random.RandomState:
-    """A random generator for one purpose: streams for different purposes or numbers are independent.
+    """A random generator for one purpose; generators for different purposes or numbers are independent.
 
-    NumPy guarantees that streams of a ``RandomState`` never change, unlike those of a ``Generator``. So every version
-    of NumPy gives the same validation part.
+    NumPy guarantees that the streams of a ``RandomState`` never change, unlike those of a ``Generator``. So every
+    version of NumPy gives the same validation part.
     """
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([*purpose.encode(), 256, *numbers])))

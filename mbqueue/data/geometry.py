@@ -1,4 +1,4 @@
-"""Compiled checks of a cell: its volume, the extent of a neighbour search, overlapping atoms, atoms too close."""
+"""Check cells with compiled functions: volume, extent of a neighbour search, overlapping atoms, number of bonds."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def _spacings(lattice: Any, spacings: Any) -> float:
 
 @compiled
 def examine(frac: Any, lattice: Any, overlap: float) -> Any:
-    """Compute the quick measures that can make a cell unusable.
+    """Compute quick measures of whether a cell is usable.
 
-    A bond search takes atoms at their given coordinates. So the work grows with the box around all atoms, which is far
+    A bond search uses the coordinates as given. Its work therefore grows with the box around all atoms, which is far
     larger than the cell if coordinates are not wrapped.
 
     Args:
@@ -39,12 +39,12 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
         overlap: atoms nearer than this, Å, count as overlapping.
 
     Returns:
-        volume, Å³ (0 for a flat cell, and then all else is 0); for a search up to 6 Å: periodic images around one atom,
-        images around all atoms; cubes of 6 Å in the box around all atoms, or the copies of atoms in it, if there are
-        more; an upper bound on bonds and on angles; the first two overlapping atoms as i · n + j, or -1. An atom's own
-        images are not checked. For other atoms, only the nearest image by fractional coordinates is checked. If lattice
-        planes are less than twice ``overlap`` apart, the upper bound is infinite, and ``count_neighbors`` checks all
-        images.
+        six numbers: the volume, Å³; the periodic images to search around one atom, and around all atoms; the cubes of 6
+        Å, or the copies of atoms, in the box around all atoms, whichever are more; an upper bound on the numbers of
+        bonds and angles; the first two overlapping atoms as i · n + j, or -1. Searches extend to 6 Å. For a flat cell,
+        the volume is 0 and the other numbers are meaningless. The overlap check covers only pairs of different
+        atoms, each at the nearest image by fractional coordinates. If lattice planes are less than twice ``overlap``
+        apart, the upper bound is infinite, so that the caller runs ``count_neighbors``, which checks all images.
     """
     n_atoms = len(frac)
     spacings = np.empty(3)
@@ -84,7 +84,7 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
 
 @compiled
 def count_neighbors(frac: Any, lattice: Any, overlap: float, limit: float) -> Any:
-    """Count bonds and angles of a cell over all images of all pairs; stop once either exceeds ``limit``.
+    """Count a cell's bonds and angles over all images of all pairs of atoms; stop once a number exceeds ``limit``.
 
     Args:
         frac: fractional coordinates, float64 [n, 3].
@@ -93,8 +93,8 @@ def count_neighbors(frac: Any, lattice: Any, overlap: float, limit: float) -> An
         limit: the largest allowed number of bonds, and of angles.
 
     Returns:
-        directed bonds of up to 6 Å; pairs of bonds of up to 3 Å at one atom (CHGNet's angles), both up to where
-        counting stopped; the first two overlapping atoms as i · n + j, or -1.
+        the number of directed bonds of up to 6 Å; the number of angles, which are pairs of bonds of up to 3 Å at one
+        atom; the first two overlapping atoms as i · n + j, or -1. The numbers are incomplete if counting stopped early.
     """
     spacings = np.empty(3)
     _spacings(lattice, spacings)

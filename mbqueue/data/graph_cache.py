@@ -1,12 +1,12 @@
-"""Packed graphs on disk: built once, in parallel, shard by shard, and then memory-mapped.
+"""Build packed graphs on disk, in parallel and shard by shard, and memory-map them.
 
-A folder contains ``shard-00000.bin`` and so on, each an array file with the graphs of some consecutive crystals, and
-``locks/``. A shard records the hash of its structures, its cut-offs and its converter version, so mbqueue detects an
-outdated shard as it does a damaged one. A shard gets its final name only when complete. So a builder may die at any
-time, and the next one makes the missing shards. Builders share the work through one lock per shard.
+The files ``shard-00000.bin`` and so on are array files, each with the graphs of some consecutive crystals. A shard
+records the hash of its structures, its cut-offs and its converter version, so that mbqueue detects outdated shards. A
+shard gets its final name only when complete. So a builder may die at any time, and the next one builds the missing
+shards. Builders share the work through one lock per shard, in ``locks/``.
 
-Opening checks every shard's length, key and index. Reading checks each record's CRC-32 at its first use in a process.
-Only shards that fail a check are rebuilt.
+Opening a cache checks every shard's length, key and index. When a process first reads a record, the record's CRC-32 is
+checked. Only shards that fail a check are rebuilt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mbqueue.data.graphs import ATOM_CUTOFF, BOND_CUTOFF, CONVERTER_VERSION, con
 from mbqueue.errors import CacheError
 from mbqueue.files import TEMP_PREFIX, make_folder
 
-#: The file of the crystals themselves, beside their graphs.
+#: The file that contains the crystals, in the same folder as their graphs.
 CRYSTALS_FILE = "crystals.bin"
 
 SHARD_CRYSTALS = 2048
@@ -46,8 +46,10 @@ def folder_name(crystals: Crystals) -> str:
 
 
 def shard_borders(atom_offsets: NDArray[np.int64]) -> list[int]:
-    """The first row of each shard, followed by N. A shard has at most 2,048 crystals and 65,536 atoms, or one larger
-    crystal."""
+    """The first row of each shard, followed by the number of rows.
+
+    A shard has at most 2,048 crystals and 65,536 atoms, or a single larger crystal.
+    """
     n_rows = len(atom_offsets) - 1
     borders = [0]
     while borders[-1] < n_rows:
@@ -58,7 +60,7 @@ def shard_borders(atom_offsets: NDArray[np.int64]) -> list[int]:
 
 
 def count_shards(crystals: Crystals, folder: Path) -> tuple[int, int]:
-    """The number of shards in ``folder``, judged by file names, and the total that ``crystals`` need."""
+    """The number of shards in ``folder``, according to file names, and the number that ``crystals`` need."""
     n_shards = len(shard_borders(crystals.atom_offsets)) - 1
     return sum(_shard_path(folder, number).is_file() for number in range(n_shards)), n_shards
 
@@ -113,8 +115,8 @@ class GraphCache:
         """Open an existing, complete cache.
 
         Raises:
-            CacheError: if a shard is missing, truncated, has a damaged index, or belongs to other crystals, cut-offs or
-                another converter version. ``build`` repairs all of these.
+            CacheError: if a shard is missing or truncated, has a damaged index, or was made for other crystals or
+                cut-offs or by another version of the converter. ``build`` replaces such shards.
         """
         cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
         cache._take([cache._read(number) for number in range(len(cache._borders) - 1)])
@@ -132,16 +134,16 @@ class GraphCache:
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> GraphCache | None:
-        """Make all missing or unusable shards on all cores, then open the cache.
+        """Build all missing or unusable shards on all cores, then open the cache.
 
         Args:
-            crystals: what to convert.
+            crystals: the crystals to convert.
             folder: created if it does not exist.
             atom_cutoff: longest bond, Å.
             bond_cutoff: longest bond that takes part in angles, Å.
             workers: threads; by default the cores that this process may use.
             progress: called with (crystals done, total) at the start and after each shard.
-            should_stop: called before each shard; a later call of ``build`` resumes.
+            should_stop: called before each shard; True stops the build, which a later call resumes.
 
         Returns:
             The open cache, or None if ``should_stop`` stopped it before it was complete.
@@ -166,7 +168,7 @@ class GraphCache:
             return shard
 
         if progress is not None:
-            progress(0, len(crystals))  # on a new machine, the first shard waits until its code is compiled
+            progress(0, len(crystals))  # the first shard may take long, because the code is compiled first
         numbers = range(len(cache._borders) - 1)
         with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
             shards = list(pool.map(lambda number: finish(number, wait=False), numbers))
@@ -202,7 +204,7 @@ class GraphCache:
     def records(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The packed graphs of ``rows``, one after the other, and their offsets, int64 [B + 1].
 
-        Each graph is compared with its checksum at its first use. A damaged shard is remade from the crystals.
+        Each graph is compared with its checksum at its first use. A damaged shard is rebuilt from the crystals.
         """
         for row in rows[~self._checked[rows]].tolist():
             self._check(row)
@@ -231,14 +233,14 @@ class GraphCache:
         return [number for number, shard in enumerate(self._shards) if not _is_whole(shard)]
 
     def repair(self, number: int) -> None:
-        """Remake a shard unless another thread or process has done so meanwhile."""
+        """Rebuild a shard, unless another thread or process has already rebuilt it."""
         with self._mending:
             shard = self._read_or_make(number, wait=True)
             if not _is_whole(shard):
                 self._path(number).unlink(missing_ok=True)
                 shard = self._read_or_make(number, wait=True)
             self._shards[number] = shard
-            # Another machine's arithmetic may include or exclude a bond exactly at the cut-off.
+            # The new index may differ: on another machine, rounding can add or remove a bond exactly at the cut-off.
             rows = slice(*self._borders[number : number + 2])
             self.index[rows], self.cutoffs[rows], self._stops[rows] = shard.index, shard.cutoffs, shard.stops
 
@@ -277,7 +279,7 @@ class GraphCache:
         meta, arrays = read_arrays(path)
         # Shards of earlier versions record a hash of the crystals that includes their targets.
         if meta not in (key := self._key(number), {**key, "crystals": self.crystals.hash}):
-            raise CacheError(f"{path} contains different graphs and must be remade.")
+            raise CacheError(f"{path} contains different graphs and must be rebuilt.")
         return _Shard(
             records=arrays["records"],
             index=arrays["index"],
@@ -286,7 +288,11 @@ class GraphCache:
         )
 
     def _read_or_make(self, number: int, *, wait: bool) -> _Shard:
-        """Raises Timeout if another process is making this shard and ``wait`` is false."""
+        """Read a shard; if it is missing or unusable, build it first.
+
+        Raises:
+            Timeout: if another process is building this shard and ``wait`` is false.
+        """
         try:
             return self._read(number)
         except CacheError:
@@ -323,8 +329,8 @@ class GraphCache:
     def _link_twin(self, number: int) -> bool:
         """Link a complete shard of the same structures from another dataset's cache; False if there is none.
 
-        Datasets made from different columns of one table have the same graphs. Both folders then link to one file,
-        which uses disk space once and stays until both folders are removed.
+        Datasets from different target columns of one table have the same graphs. Both folders then link to the same
+        file, which needs disk space only once and exists until both folders are removed.
         """
         path = self._path(number)
         for twin in sorted(self.folder.parent.glob(f"*-{CONVERTER_VERSION}/{path.name}")):
@@ -335,7 +341,7 @@ class GraphCache:
                 os.link(twin, link)
                 link.replace(path)
             except (CacheError, OSError):
-                continue  # the shard has other crystals or is being removed, or hard links are unsupported
+                continue  # the shard is for other crystals or is being removed, or the disk has no hard links
             return True
         return False
 

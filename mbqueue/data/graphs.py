@@ -14,7 +14,7 @@ from mbqueue.data.crystals import Crystals
 ATOM_CUTOFF = 6.0
 BOND_CUTOFF = 3.0
 
-#: Increase this version whenever the records of the same crystals would change.
+#: The version of the converter. Increase it with every change that changes the records of the same crystals.
 CONVERTER_VERSION = 2
 
 
@@ -23,11 +23,11 @@ class PackedGraphs:
     """The graphs of N crystals, packed as records of bytes.
 
     Attributes:
-        records: uint8 [bytes], one record after the other.
-        index: int64 [N, 6]: start of the record, directed bonds, short directed bonds, short undirected bonds,
-            angles, 1 if the record is wide.
-        cutoffs: atom cut-off used for each crystal, Å, float64 [N]; above the requested one if an atom would be
-            isolated.
+        records: the records, one after the other, uint8 [bytes].
+        index: one row per crystal, int64 [N, 6]: the start of its record, its numbers of directed bonds, short directed
+            bonds, short undirected bonds and angles, and 1 if the record is wide.
+        cutoffs: atom cut-off used for each crystal, Å, float64 [N]; larger than the requested cut-off if an atom would
+            otherwise have no bond.
     """
 
     records: NDArray[np.uint8]
@@ -42,10 +42,10 @@ class Graph:
     Attributes:
         atom_graph: centre and neighbour of each directed bond, int64 [D, 2].
         image: periodic image of the neighbour, int64 [D, 3].
-        directed2undirected: int64 [D].
-        undirected2directed: int64 [U].
-        bond_graph: centre, undirected and directed first bond, undirected and directed second bond, int64 [T, 5],
-            in the order of the angles in batches.
+        directed2undirected: undirected bond of each directed bond, int64 [D].
+        undirected2directed: first directed bond of each undirected bond, int64 [U].
+        bond_graph: one row per angle, in the order of batches, int64 [T, 5]: the centre, the first bond as undirected
+            and directed bond, the second bond as undirected and directed bond.
         cutoff: atom cut-off used, Å.
     """
 
@@ -60,10 +60,10 @@ class Graph:
 def cartesian(
     frac_coords: NDArray[np.float64], lattices: NDArray[np.float64], n_atoms: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Cartesian coordinates, Å, float64 [A, 3], equal to pymatgen's ``site.coords`` on this machine to the last bit.
+    """Cartesian coordinates, Å, float64 [A, 3], bit for bit equal to pymatgen's ``site.coords`` on the same machine.
 
-    pymatgen computes ``np.dot(frac, matrix)`` for every site, with the rounding of NumPy's BLAS; a stack of 1×3 times
-    3×3 products uses the same routine.
+    pymatgen computes ``np.dot(frac, matrix)`` for each site. A stack of products of 1×3 and 3×3 matrices calls the same
+    BLAS routine, so it rounds in the same way.
     """
     product: NDArray[np.float64] = np.matmul(frac_coords[:, None, :], np.repeat(lattices, n_atoms, axis=0))
     return product[:, 0, :]
@@ -77,11 +77,10 @@ def convert(
     atom_cutoff: float = ATOM_CUTOFF,
     bond_cutoff: float = BOND_CUTOFF,
 ) -> PackedGraphs:
-    """Make the graphs of crystals ``first`` to ``stop``; a pure function of their geometry that releases the GIL.
+    """Make the graphs of the crystals from ``first`` up to, but not including, ``stop``, without the GIL.
 
-    If an atom has no neighbour within the cut-off, its crystal's cut-off is raised to the next multiple of 0.5 Å at
-    which every atom has a bond. CHGNet's radial basis is zero beyond 6 Å, so such a bond carries no message, but the
-    graph is complete.
+    If an atom has no neighbour within the cut-off, its crystal's cut-off is raised to the smallest multiple of 0.5 Å
+    that gives every atom a bond. CHGNet's radial basis is zero beyond 6 Å, so the added bonds carry no messages.
     """
     stop = len(crystals) if stop is None else stop
     atoms = slice(crystals.atom_offsets[first], crystals.atom_offsets[stop])
@@ -98,7 +97,7 @@ def graph(packed: PackedGraphs, row: int, n_atoms: int) -> Graph:
     per_atom, ends = np.empty(n_atoms, np.uint32), np.empty((2, n_directed // 2 + 1), np.uint32)
     images, positions = np.empty(3 * (n_directed // 2), np.uint32), np.empty((2, n_short), np.uint32)
     shape = np.array([n_atoms, n_directed, n_short, wide])
-    assert unpack(packed.records[start:], shape, per_atom, ends, images, positions), "the record was just made"
+    assert unpack(packed.records[start:], shape, per_atom, ends, images, positions), "the record is invalid"
     (first, second), (short, roles) = ends[:, :-1].astype(np.int64), positions.astype(np.int64)
     center = np.repeat(np.arange(n_atoms), per_atom)
     undirected, reverse, sign = np.empty((3, n_directed), np.int64)
@@ -113,7 +112,7 @@ def graph(packed: PackedGraphs, row: int, n_atoms: int) -> Graph:
                 j = short[position]
                 if j != i and roles[position] & AS_J:
                     angles.append((center[i], undirected[i], i, undirected[j], j))
-    assert len(angles) == n_angles, "counted when the record was made"
+    assert len(angles) == n_angles, "the number of angles differs from the record's"
     return Graph(
         atom_graph=np.stack([center, center[reverse]], axis=1),
         image=image,

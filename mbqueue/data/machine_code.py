@@ -38,7 +38,10 @@ def compiled(function: Function, **options: Any) -> Function:
 def keep_gpu_code() -> Path | None:
     """Make Triton cache its compiled kernels where Numba does, unless TRITON_CACHE_DIR names another folder.
 
-    Returns the folder; None if no folder is writable. Call this function before importing Triton.
+    Call this function before you import Triton.
+
+    Returns:
+        the folder; None if no folder is writable.
     """
     named = os.environ.get("TRITON_CACHE_DIR")
     if named:
@@ -59,15 +62,15 @@ def keep_gpu_code() -> Path | None:
 @cache
 def _tell_that_nothing_is_kept() -> None:
     logging.getLogger("mbqueue").warning(
-        "There is no folder for compiled code: neither %s nor the user's cache folder is writable, so every process "
-        "compiles again, which takes about 20 s. Set NUMBA_CACHE_DIR to a writable folder.",
+        "Neither %s nor your cache folder is writable, so every process must compile the numerical code again, which "
+        "takes about 20 s. Set NUMBA_CACHE_DIR to a writable folder.",
         Path(__file__).parent,
     )
 
 
 @contextmanager
 def telling(note: Callable[[str], None]) -> Iterator[None]:
-    """Within the block, call ``note`` once, from any thread, when kernels of this package are being compiled.
+    """Call ``note`` once, from any thread, when functions of this package are compiled within the block.
 
     Loading compiled code from disk does not call ``note``.
     """
@@ -88,19 +91,17 @@ class _Compiling(event.Listener):  # type: ignore[misc]
         is_ours = event.data["dispatcher"].py_func.__module__.startswith("mbqueue.")
         if is_ours and self._first.acquire(blocking=False):  # never released, so the note is sent only once
             is_kept = not _tell_that_nothing_is_kept.cache_info().currsize
-            self._note(
-                "Compiling the numerical code for this processor, which takes about 20 s"
-                + (", once per machine." if is_kept else ".")
-            )
+            once = " This is needed only once per machine." if is_kept else ""
+            self._note(f"Compiling the numerical code for this processor, which takes about 20 s.{once}")
 
     def on_end(self, event: Any) -> None:
         pass
 
 
 def compiled_with(*modules: ModuleType, **options: Any) -> Callable[[Function], Function]:
-    """``compiled`` with ``options``, for functions that call compiled functions of other ``modules``.
+    """Return a decorator like ``compiled``, for functions that call compiled functions of other ``modules``.
 
-    The name of the code on disk includes a hash of those modules, so outdated code is never run.
+    The name of the code on disk includes a hash of those modules, so that outdated code is never used.
     """
     digest = 0
     for module in modules:

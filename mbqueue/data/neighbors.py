@@ -1,12 +1,12 @@
-"""Compiled neighbour search: finds the bonds of a crystal, in pymatgen's order.
+"""Find the bonds of a crystal in pymatgen's order, with compiled functions.
 
-CHGNet numbers its bonds by the order of pymatgen's ``find_points_in_spheres``: by centre atom; then by the neighbour's
-cube of edge ``cutoff`` (x, y, z ascending, over the 27 cubes around the centre's cube); then, within a cube, by
-periodic image (i, j, k) and atom, both descending. Rounding decides in some cases (an atom exactly on a cell face, a
-bond exactly at the cut-off). To give the same order there, sums are computed in pymatgen's order, and the Cartesian
-coordinates must be NumPy's (see ``graphs.cartesian``).
+CHGNet numbers its bonds in the order of pymatgen's ``find_points_in_spheres``. Bonds are sorted by centre atom, then by
+the cube of the neighbour (ascending x, y, z), and then by periodic image (i, j, k) and atom, both descending. The cubes
+have the edge ``cutoff``, and only the 27 cubes around the centre's cube matter. For an atom exactly on a cell face, or
+a bond exactly at the cut-off, the result depends on rounding. To round like pymatgen, this module adds numbers in
+pymatgen's order, and needs NumPy's Cartesian coordinates (see ``graphs.cartesian``).
 
-The code uses plain loops, because Numba needs half a second to compile every array expression.
+The code uses plain loops, because Numba needs half a second to compile each array expression.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ CUTOFF_STEP = 0.5
 
 @compiled
 def _repeats(lattice: Any, cutoff: float, repeats: Any) -> None:
-    """Periodic images to search along each lattice vector: (cutoff + 0.15 Å) over the spacing of the planes.
+    """Write the number of periodic images to search along each lattice vector to ``repeats``, float64 [3].
 
-    The numbers are written to ``repeats``, float64 [3].
+    The number is (cutoff + 0.15 Å) divided by the spacing of the lattice planes, rounded up.
     """
     for axis in range(3):
         a, b, c = axis, (axis + 1) % 3, (axis + 2) % 3
@@ -48,7 +48,7 @@ def _fractional(cart: Any, m: Any) -> Any:
     )
     frac = np.empty_like(cart)
     for column in range(3):
-        # Column ``column`` of the inverse.
+        # (x, y, z) is this column of the inverse matrix.
         b, c = (column + 1) % 3, (column + 2) % 3
         x = (m[b, 1] * m[c, 2] - m[b, 2] * m[c, 1]) * factor
         y = (m[b, 2] * m[c, 0] - m[b, 0] * m[c, 2]) * factor
@@ -69,7 +69,7 @@ def _extent(points: Any, axis: int) -> Any:
 
 @compiled
 def _box(cart: Any, cutoff: float) -> Any:
-    """The box around the atoms, extended by ``cutoff`` on all sides: corners float64 [2, 3], cubes along each axis."""
+    """Corners, float64 [2, 3], of the box that extends ``cutoff`` beyond the atoms; number of cubes along each axis."""
     corners, n_cubes = np.empty((2, 3)), np.empty(3, np.int64)
     for axis in range(3):
         least, most = _extent(cart, axis)
@@ -80,8 +80,7 @@ def _box(cart: Any, cutoff: float) -> Any:
 
 @compiled
 def _images(frac: Any, lattice: Any, cutoff: float) -> Any:
-    """Range of the cell's images to search along each lattice vector: the first, and one past the last, int64 [2,
-    3]."""
+    """The cell's images to search along each lattice vector: the first, and the last plus one, int64 [2, 3]."""
     repeats, images = np.empty(3), np.empty((2, 3), np.int64)
     _repeats(lattice, cutoff, repeats)
     for axis in range(3):
@@ -93,10 +92,10 @@ def _images(frac: Any, lattice: Any, cutoff: float) -> Any:
 
 @compiled
 def _wrapped(frac: Any, lattice: Any) -> Any:
-    """Cartesian coordinates of the atoms inside the cell, float64 [n, 3], and the image that each atom was in, int64
-    [n, 3].
+    """Wrap the fractional coordinates ``frac`` into the cell, in place.
 
-    ``frac`` is wrapped in place.
+    Returns:
+        the Cartesian coordinates of the wrapped atoms, float64 [n, 3]; the image that each atom was in, int64 [n, 3].
     """
     n_atoms = len(frac)
     cell, shift = np.empty((n_atoms, 3)), np.empty((n_atoms, 3), np.int64)
@@ -115,16 +114,17 @@ def _wrapped(frac: Any, lattice: Any) -> Any:
 
 @compiled
 def _copies_in(corners: Any, n_cubes: Any, images: Any, cell: Any, shift: Any, lattice: Any, cutoff: float) -> Any:
-    """Periodic copies of the atoms inside a box, in the order of their images.
+    """Find the periodic copies of atoms inside a box, in the order of their images.
 
     Returns:
-        coordinates float64 [P, 3]; atom and image (relative to the atom as given) int32 [P, 4]; cube int64 [P].
+        the coordinates of each copy, float64 [P, 3]; its atom and its image (relative to the atom before wrapping),
+        int32 [P, 4]; its cube, int64 [P].
     """
     low, high, n_atoms = corners[0], corners[1], len(cell)
     cell_low, cell_high = np.empty(3), np.empty(3)
     for axis in range(3):
         cell_low[axis], cell_high[axis] = _extent(cell, axis)
-    # The first pass counts the images that reach into the box, the second collects their atoms.
+    # The first pass counts the images that reach into the box, and the second pass collects their atoms.
     found, count = 0, 0
     points, copies, cubes = np.empty((0, 3)), np.empty((0, 4), np.int32), np.empty(0, np.int64)
     for taking in range(2):
@@ -166,13 +166,12 @@ def _copies_in(corners: Any, n_cubes: Any, images: Any, cell: Any, shift: Any, l
 
 @compiled
 def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:
-    """Find all periodic copies of the atoms inside the box around the cell's atoms, extended by ``cutoff`` on all
-    sides.
+    """Find the periodic copies of atoms inside the box that extends ``cutoff`` beyond the cell's atoms.
 
     Returns:
-        P copies sorted by cube: coordinates float64 [P, 3]; atom and image (relative to the atom as given) int32
-        [P, 4]; the offsets of each cube's copies int64 [cubes + 1]; cubes along each axis int64 [3]; lower corner of
-        the box float64 [3].
+        the coordinates of the copies, sorted by cube, float64 [P, 3]; atom and image of each copy (relative to the atom
+        before wrapping), int32 [P, 4]; the offsets of each cube's copies, int64 [cubes + 1]; the number of cubes along
+        each axis, int64 [3]; the lower corner of the box, float64 [3].
     """
     frac = _fractional(cart, lattice)
     corners, n_cubes = _box(cart, cutoff)
@@ -184,7 +183,7 @@ def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:
         starts[cube + 1] += 1
     for cube in range(len(starts) - 1):
         starts[cube + 1] += starts[cube]
-    # ``ends`` moves backwards from the end of each cube, so that the last copy found comes first.
+    # Each cube is filled from its end, so that the copy found last comes first.
     sorted_points, sorted_copies = np.empty((len(cubes), 3)), np.empty((len(cubes), 4), np.int32)
     ends = starts.copy()
     for point in range(len(cubes)):
@@ -200,7 +199,7 @@ def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:
 
 @compiled
 def find_bonds(cart: Any, lattice: Any, cutoff: float) -> Any:
-    """Directed bonds of one crystal, in pymatgen's order.
+    """Find the directed bonds of one crystal, in pymatgen's order.
 
     Args:
         cart: Cartesian coordinates, Å, float64 [n, 3]; no two atoms coincide.
@@ -208,8 +207,8 @@ def find_bonds(cart: Any, lattice: Any, cutoff: float) -> Any:
         cutoff: longest bond, Å; squared lengths are compared with ``cutoff² + 1e-8``, as in pymatgen.
 
     Returns:
-        bonds per atom int64 [n]; for each bond the copy that is its neighbour int32 [D] and its squared length, Å²,
-        float64 [D]; and atom and image of each copy int32 [P, 4].
+        the bonds per atom, int64 [n]; the copy that is the neighbour in each bond, int32 [D]; the squared length of
+        each bond, Å², float64 [D]; atom and image of each copy, int32 [P, 4].
     """
     n_atoms = len(cart)
     points, copies, starts, n_cubes, low = _cubes_around(cart, lattice, cutoff)
@@ -236,7 +235,7 @@ def find_bonds(cart: Any, lattice: Any, cutoff: float) -> Any:
                 for slot in range(begin, end):
                     dx, dy, dz = points[slot, 0] - x, points[slot, 1] - y, points[slot, 2] - z
                     squared = dx * dx + dy * dy + dz * dz
-                    # Write every pair but advance only past near ones, because a branch would often be mispredicted.
+                    # Write every pair, but advance only if it is near, because a branch would often be mispredicted.
                     slots[count], squares[count] = slot, squared
                     count += int((squared < limit) & (squared > TOLERANCE * TOLERANCE))
         per_atom[center] = count - before
@@ -245,7 +244,7 @@ def find_bonds(cart: Any, lattice: Any, cutoff: float) -> Any:
 
 @compiled
 def _nearest(cart: Any, frac: Any, lattice: Any, atom: int, reach: float) -> float:
-    """Distance to the nearest other atom or periodic copy within ``reach``, Å; infinite if there is none."""
+    """Distance, Å, from an atom to the nearest atom or periodic copy within ``reach``; infinite if there is none."""
     repeats = np.empty(3)
     _repeats(lattice, reach, repeats)
     best = np.inf

@@ -1,4 +1,4 @@
-"""Counting sorts and segment offsets, for summing a batch's rows."""
+"""Sort rows by counting, and find the segments of equal rows, for sums over a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mbqueue.data.machine_code import compiled
 
 @compiled
 def offsets_of(rows: Any, n: int) -> Any:
-    """The start of the segment of each of ``n`` rows in sorted ``rows``, followed by the end; int32 [n + 1]."""
+    """The start of each number's segment in sorted ``rows``, for the numbers 0 to n, int32 [n + 1]."""
     offsets = np.zeros(n + 1, np.int32)
     for row in rows:
         offsets[row + 1] += 1
@@ -22,7 +22,7 @@ def offsets_of(rows: Any, n: int) -> Any:
 
 @compiled
 def sorted_by(rows: Any, offsets: Any) -> Any:
-    """The stable order that sorts ``rows``, int32 [len(rows)], given the result of ``offsets_of`` for them."""
+    """The positions that sort ``rows`` (stably), int32 [len(rows)]; ``offsets`` comes from ``offsets_of``."""
     free = offsets.copy()
     order = np.empty(len(rows), np.int32)
     for position in range(len(rows)):

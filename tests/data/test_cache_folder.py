@@ -95,7 +95,7 @@ def test_pruning_leaves_a_cache_alone_that_is_being_built_and_says_so(some_cryst
     with building(folder), building(folder):
         removed = prune_caches(cache_dir, note=told.append)
     assert folder not in [cache.folder for cache in removed]
-    assert told == [f"{folder.name} stays because it is being built."]
+    assert told == [f"{folder.name} is kept, because it is being built."]
     assert sorted(folder.rglob("*")) == before
     assert [cache.folder for cache in prune_caches(cache_dir)] == [folder]
 
