@@ -17,24 +17,24 @@ from mbqueue.data.parser_warnings import heard
 from mbqueue.data.source import Progress
 from mbqueue.errors import DataError
 
-#: Parts of a comment line that a backslash, quotes or brackets keep together, as ase reads them.
+#: A part of a comment line that ase does not split: an escaped character, or text in quotes or brackets.
 _TOGETHER = r"""\\.?|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{(?:[^}\\]|\\.)*\}|\[(?:[^\]\\]|\\.)*\]"""
 #: An equals sign or a word of a comment line.
 _PART = re.compile(rf"=|(?:{_TOGETHER}|[^ \t\r\n\f\v=])+")
-#: A quotation mark or bracket without its partner, to which ase adds the rest of the line.
+#: A quotation mark or bracket that is not closed. ase would read the rest of the line as part of its text.
 _OPEN = re.compile(rf"{_TOGETHER}|(?P<open>[\"'{{\[])")
-#: A text that every program reads in the same way: bare, or in quotes.
+#: A value that every program reads in the same way: without quotes, or in one pair of quotes.
 _TEXT = re.compile(r"""(?P<bare>[^\s\\"'{}\[\]]*)|"(?P<double>(?:[^"\\]|\\")*)"|'(?P<single>[^'\\]*)'""")
-#: The columns of an atom in extended XYZ, if its comment line names none.
+#: The columns of each atom if the comment line has no Properties.
 _PROPERTIES = "species:S:1:pos:R:3"
-#: Symbols by the text of their atomic number.
+#: The element's symbol for each atomic number. The numbers are strings.
 _SYMBOLS_BY_Z = {str(number): symbol for number, symbol in enumerate(SYMBOLS, 1)}
-#: The columns that name an element, by ase's name.
+#: The columns that give an atom's element: ase's name for each, and its name in files.
 _SHOWN = {"symbols": "species", "numbers": "Z"}
 _DIMENSIONS = 3
-#: Keys of a comment line that describe the crystal's lines.
+#: Keys of a comment line that describe the geometry and the columns. The other keys are the crystal's data.
 _OF_LINES = ("Properties", "Lattice", "pbc")
-#: The end of a file as a numbered line.
+#: A line number and a line that mark the end of the file.
 _END = (0, "")
 
 
@@ -42,11 +42,11 @@ class _Row(NamedTuple):
     """One crystal of a file.
 
     Attributes:
-        atoms: as ase reads it; None if there is a problem.
+        atoms: ase's ``Atoms``; None if there is a problem.
         cells: the crystal's key-value pairs, as ase reads them.
         key: the crystal's name in the file; None if it has no name.
-        comment: the text of the pairs in extended XYZ; else empty.
-        problem: why the atoms cannot be used; else empty.
+        comment: the text of the key-value pairs in an extended XYZ file; else empty.
+        problem: the reason why the atoms cannot be used; empty if they can.
     """
 
     atoms: Any
@@ -60,9 +60,9 @@ class _Frame(NamedTuple):
     """The lines of one crystal in extended XYZ.
 
     Attributes:
-        line: number of the first line in the file, from 1.
-        lines: the count of atoms, the comment line and the atoms.
-        vectors: lines after the atoms that give the cell.
+        line: line number of the crystal's first line, from 1.
+        lines: the line with the number of atoms, the comment line and the lines of the atoms.
+        vectors: the lines after the atoms that describe the cell.
     """
 
     line: int
@@ -71,12 +71,12 @@ class _Frame(NamedTuple):
 
 
 def read_extxyz(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Frames with their id and target in the comment line, as ``id=…`` and ``e_form=…``."""
+    """Read an extended XYZ file, whose comment lines contain ids and targets, as in ``id=a e_form=0.1``."""
     from ase.io.extxyz import key_val_str_to_dict, read_xyz  # noqa: PLC0415  only ase's files need it
 
     def rows() -> Iterator[_Row]:
         for frame in _frames(path):
-            comment = "" if frame.vectors else frame.lines[1].strip()  # ase reads no pairs beside vectors
+            comment = "" if frame.vectors else frame.lines[1].strip()  # ase ignores pairs if there are VEC lines
             pairs = key_val_str_to_dict(comment) if comment else {}
             try:
                 _check_atoms(frame, str(pairs.get("Properties", _PROPERTIES)))
@@ -94,7 +94,7 @@ def read_extxyz(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
 
 
 def _frames(path: Path) -> Iterator[_Frame]:
-    """The crystals of an extended XYZ file.
+    """Yield the lines of each crystal in an extended XYZ file.
 
     Raises:
         Unusable: if the file is cut short, has a wrong count of atoms, or has an empty line between crystals.
@@ -110,7 +110,7 @@ def _frames(path: Path) -> Iterator[_Frame]:
                 taken = [line, *(text for _, text in islice(lines, count + 1))]
                 if len(taken) < count + 2:
                     there = max(len(taken) - 2, 0)
-                    raise Unusable(f"it is cut short: it ends after {there} of the {count} atoms from line {at}")
+                    raise Unusable(f"the file ends after {there} of the {count} atoms announced in line {at}")
                 begin, vectors = at, []
                 at, line = next(lines, _END)
                 while line.lstrip().startswith("VEC"):
@@ -118,47 +118,51 @@ def _frames(path: Path) -> Iterator[_Frame]:
                     at, line = next(lines, _END)
                 yield _Frame(begin, taken, vectors)
             if any(text.strip() for _, text in lines):
-                raise Unusable(f"line {at} is an empty line before its last crystal; remove it")
+                raise Unusable(f"line {at} is empty, but more crystals follow; remove the empty line")
     except UnicodeDecodeError as error:
-        raise Unusable(f"it is not text in UTF-8 ({error})") from error
+        raise Unusable(f"the file is not UTF-8 text ({error})") from error
 
 
 def _check_atoms(frame: _Frame, properties: str) -> None:
-    """Check the atoms of a crystal, because ase reads CO as Co, ignores a species beside Z, and skips other values.
+    """Check the elements and columns of a crystal's atoms, because ase accepts wrong ones.
+
+    ase reads CO as Co, ignores the species if there is a Z, and ignores surplus values.
 
     Args:
         frame: the crystal.
-        properties: the columns of an atom, as ``name:type:number of columns`` in order.
+        properties: the columns of each atom, in order, as ``name:type:width``.
 
     Raises:
-        Unusable: if the columns are ambiguous, or an atom does not have one value for each, or no exact element.
+        Unusable: if the columns are ambiguous, or an atom has too few values, too many values or no valid element.
     """
     from ase.io.extxyz import parse_properties  # noqa: PLC0415  as above
 
     named, _, fields, _ = parse_properties(properties)
     meanings = [meaning for meaning, _ in named.values()]
     if twice := next((meaning for meaning in meanings if meanings.count(meaning) > 1), ""):
-        raise Unusable(f"its Properties name the {_SHOWN.get(twice, twice)} twice; remove one of the two")
+        raise Unusable(
+            f"the Properties in the comment line contain {_SHOWN.get(twice, twice)} twice; remove one of the two"
+        )
     widths = dict(named.values())
     elements = widths.keys() & _SHOWN.keys()
     if not elements or any(widths[meaning] != 1 for meaning in elements) or widths.get("positions") != _DIMENSIONS:
-        raise Unusable("its Properties must name one column of species or Z and three of pos")
+        raise Unusable("the Properties in the comment line must contain species:S:1 or Z:I:1, and pos:R:3")
     places = {meaning: fields.names.index(name) for name, (meaning, _) in named.items() if meaning in elements}
     for at, line in enumerate(frame.lines[2:], frame.line + 2):
         values = line.split()
         if len(values) != len(fields):
-            raise Unusable(f"line {at} has {len(values)} values, but {properties} names {len(fields)}")
+            raise Unusable(f"line {at} has {len(values)} values, but {properties} defines {len(fields)} columns")
         symbol, number = (values[places[of]] if of in places else None for of in ("symbols", "numbers"))
         if symbol is not None and symbol not in SYMBOLS:
-            raise Unusable(f"line {at} has the species {symbol[:40]!r} instead of an element's symbol, as in Fe")
+            raise Unusable(f"line {at} has the species {symbol[:40]!r}; write an element's symbol, such as Fe")
         if number is not None and number not in _SYMBOLS_BY_Z:
-            raise Unusable(f"line {at} has the Z {number[:40]!r} instead of an atomic number, as in 26")
+            raise Unusable(f"line {at} has the Z {number[:40]!r}; write an atomic number, such as 26")
         if symbol is not None and number is not None and _SYMBOLS_BY_Z[number] != symbol:
-            raise Unusable(f"line {at} has the species {symbol}, but the Z of {_SYMBOLS_BY_Z[number]}")
+            raise Unusable(f"line {at} has the species {symbol}, but the atomic number of {_SYMBOLS_BY_Z[number]}")
 
 
 def read_database(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Rows with id and target as key-value pairs; rows without an id are named by their number in the database."""
+    """Read a database of ase, with ids and targets in key-value pairs. The default id of a row is its row number."""
     from ase.db import connect  # noqa: PLC0415  as above
 
     def rows() -> Iterator[_Row]:
@@ -170,7 +174,7 @@ def read_database(gatherer: Gatherer, columns: Columns, path: Path, progress: Pr
                 if progress is not None:
                     progress(number, total)
 
-    columns.row_names = "the number in the database"
+    columns.row_names = "the row number in the database"
     _read(gatherer, columns, path, rows())
 
 
@@ -191,15 +195,15 @@ def _read(gatherer: Gatherer, columns: Columns, path: Path, rows: Iterator[_Row]
                     gatherer.refuse(f"row {number}", str(unusable))
                     continue
                 if is_no_id(name):
-                    gatherer.refuse(f"row {number}", f"it has no {columns.id}")
+                    gatherer.refuse(f"row {number}", f"the crystal has no {columns.id}")
                 elif why := inexact_id(name):
                     gatherer.refuse(str(name), why)
                 elif repeated := _repeated(written):
-                    gatherer.refuse(str(name), f"its comment line gives {repeated} twice; remove one of the two")
+                    gatherer.refuse(str(name), f"the comment line has the key {repeated} twice; remove one of the two")
                 elif row.problem:
                     gatherer.refuse(str(name), row.problem)
                 elif "occupancy" in row.atoms.info:
-                    gatherer.refuse(str(name), "it has partial occupancies, so it is disordered")
+                    gatherer.refuse(str(name), "the structure is disordered: it has partial occupancies")
                 else:
                     gatherer.add(str(name), _as_dict(row.atoms), target)
     except Unusable as unusable:
@@ -207,14 +211,14 @@ def _read(gatherer: Gatherer, columns: Columns, path: Path, rows: Iterator[_Row]
 
 
 def _written(comment: str) -> list[tuple[str, str | None]]:
-    """Each key of an extended XYZ comment line with the text of its value; None for a key without a value.
+    """Split an extended XYZ comment line into keys and the texts of their values; None for a key without a value.
 
     Raises:
         Unusable: if a quotation mark or bracket in the line is not closed.
     """
     unclosed = next((found["open"] for found in _OPEN.finditer(comment) if found["open"]), None)
     if unclosed is not None:
-        raise Unusable(f"its comment line has {unclosed} without its partner; put the text in double quotes")
+        raise Unusable(f"the comment line does not close {unclosed}; put the whole text in double quotes")
     pairs: list[tuple[str, str | None]] = []
     before = ""
     for part in _PART.findall(comment):
@@ -228,7 +232,7 @@ def _written(comment: str) -> list[tuple[str, str | None]]:
 
 
 def _text(written: str) -> str | None:
-    """The text of a value in a comment line; None if programs read it differently."""
+    """The text of a value in a comment line, without quotes; None if programs would read different texts."""
     found = _TEXT.fullmatch(written)
     if found is None:
         return None
@@ -236,13 +240,15 @@ def _text(written: str) -> str | None:
 
 
 def _repeated(written: list[tuple[str, str | None]]) -> str:
-    """The first key that is given twice, for which ase keeps the last value; empty if there is none."""
+    """The first key that occurs twice; empty if there is none. ase would keep only the last value of such a key."""
     counts = Counter(key for key, _ in written)
     return next((key for key, text in written if text is not None and counts[key] > 1), "")
 
 
 def _as_written(written: list[tuple[str, str | None]], columns: Columns, name: Any, target: Any) -> tuple[Any, Any]:
-    """Id and target by the text of the file: ase reads ``007`` as 7, ``1e5`` as 100000.0 and ``1_0`` as 10.
+    """Return id and target as they are written in the file, because ase converts them.
+
+    ase reads ``007`` as 7, ``1e5`` as 100000.0 and ``1_0`` as 10.
 
     Raises:
         Unusable: if the text of the id is ambiguous.
@@ -254,8 +260,8 @@ def _as_written(written: list[tuple[str, str | None]], columns: Columns, name: A
         name = _text(of_id)
         if name is None or name.startswith("_JSON "):
             raise Unusable(
-                f"its {columns.id} {of_id:.60} is no plain text, and programs read it differently; write it in double "
-                "quotes, without backslashes"
+                f"programs read the {columns.id} {of_id:.60} in different ways; write it in double quotes, without "
+                "backslashes"
             )
     elif columns.id in texts:
         name = None
@@ -263,13 +269,13 @@ def _as_written(written: list[tuple[str, str | None]], columns: Columns, name: A
 
 
 def _cells(atoms: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-    """The key-value pairs of a crystal in the file, including its calculator's results."""
+    """The key-value pairs of a crystal, and the results of its calculator."""
     results = atoms.calc.results if atoms.calc is not None else {}
     return {key: _plain(value) for key, value in {**results, **named}.items()}
 
 
 def _plain(value: Any) -> Any:
-    """Convert a NumPy number or string to Python's type."""
+    """Convert a NumPy scalar to a Python value; return other values unchanged."""
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
 
 

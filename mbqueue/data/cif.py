@@ -1,8 +1,8 @@
-"""Read crystals from CIF files: pymatgen builds them, and the result is checked against the file.
+"""Read crystals from CIF files with pymatgen, and check the result against the file.
 
-pymatgen guesses where a file is unclear: without symmetry, the asymmetric unit becomes the cell; a label becomes the
-element that it begins with; an occupancy of ``.`` becomes 0. So this module treats pymatgen's warnings as errors
-(``parser_warnings``), rejects files that need a guess, and compares the composition with the file's.
+pymatgen guesses where a file is unclear. Without symmetry operations, the asymmetric unit becomes the cell. The first
+letters of a label become the element. An occupancy of ``.`` becomes 0. So this module treats pymatgen's warnings as
+errors (``parser_warnings``), rejects unclear files, and compares the composition with the file's formula.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from mbqueue.data.parser_warnings import heard
 from mbqueue.data.space_groups import space_group_of
 from mbqueue.data.symmetry import Sites, Symmetry, check_symmetry, check_taken, operations_of, parse_operation
 
-#: Å³ per atom. Of 37,248 crystals in the Materials Project, cesium has the most, 123. If a CIF exceeds this and does
-#: not state the number of atoms in its cell, atoms are assumed missing: the asymmetric unit was taken for the cell. A
-#: limit per element would catch little more. With only its asymmetric unit in the cell, rock salt has 3.4 times its
-#: volume per atom; seven of those crystals exceed this ratio, up to 6.0.
+#: The largest volume per atom, Å³, of a CIF that does not state the number of atoms in its cell. If the volume is
+#: larger, the CIF probably lists only the asymmetric unit. Of 37,248 crystals in the Materials Project, cesium has the
+#: largest volume per atom, 123. A limit for each element would detect few more incomplete files.
 LARGEST_VOLUME_PER_ATOM = 250.0
-#: The lowest plausible density, g/cm³. The least dense of those crystals are two of hydrogen, 0.039 and 0.107, then
-#: helium, 0.46.
+#: The lowest plausible density, g/cm³. The least dense crystals in the Materials Project are two of hydrogen, 0.039 and
+#: 0.107, and helium, 0.46.
 SMALLEST_DENSITY = 0.03
-#: Å³ per atom. One atom in a box of 30 Å has this; lengths in pm give millions.
+#: The largest volume per atom, Å³, of any CIF: one atom in a cube of 30 Å. Lengths in pm would give millions.
 _LARGEST_BOX = 27_000.0
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(\(\d+\))?\Z")
@@ -47,16 +46,17 @@ _OPERATIONS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
 _MAGNETIC_OPERATIONS = ("_space_group_symop_magn_operation.xyz", "_space_group_symop_magn_operation_xyz")
 _FORMULA = "_chemical_formula_sum"
 _UNITS_PER_CELL = "_cell_formula_units_z"
-#: Largest relative difference between amounts and the file's formula; formulas are rounded (``Al0.67``).
+#: The largest relative difference between the composition and the file's formula, which may be rounded (``Al0.67``).
 _FORMULA_TOLERANCE = 0.01
-#: Largest relative difference of volume and density from the file's, since cells are rounded and atomic masses revised.
+#: The largest relative differences from the file's volume and density. Cells are rounded, and atomic masses have been
+#: revised.
 _VOLUME_TOLERANCE, _DENSITY_TOLERANCE = 0.02, 0.1
-#: A density this close to the file's proves the number of atoms in its cell.
+#: If the density differs by at most this fraction from the file's, the number of atoms in the cell is right.
 _DENSITY_PROOF = 0.03
 
 
 def read_cif(text: str, name: str) -> dict[str, Any]:
-    """A crystal as ``Structure.as_dict()`` gives it.
+    """Read one crystal, and return it as pymatgen's ``Structure.as_dict()`` would.
 
     Args:
         text: the CIF.
@@ -113,14 +113,14 @@ def _sites(block: CifBlock) -> Sites:
 
 
 def _check_multiplicities(block: CifBlock, n_atoms: int) -> None:
-    """Compare the number of atoms with the file's multiplicities, if each is a number."""
+    """Check that the sites' multiplicities add up to the number of atoms, if the file states each as a number."""
     multiplicities = block.columns.get("_atom_site_symmetry_multiplicity", [])
     if multiplicities and all(value.isdecimal() for value in multiplicities):
         expected = sum(map(int, multiplicities))
         if expected != n_atoms:
             raise Unusable(
-                f"the number of atoms in its cell came out as {n_atoms}, but its _atom_site_symmetry_multiplicity adds "
-                f"up to {expected}. Give all its symmetry operations, or {_FORMULA} and _cell_formula_units_Z"
+                f"the cell has {n_atoms} atoms, but the values of _atom_site_symmetry_multiplicity add up to "
+                f"{expected}. Give all symmetry operations, or {_FORMULA} and _cell_formula_units_Z"
             )
 
 
@@ -130,13 +130,13 @@ def _chosen(blocks: list[CifBlock], name: str) -> CifBlock:
         named = [block for block in found if block.name == name]
         if len(named) != 1:
             raise Unusable(
-                f"it has {len(found)} crystals ({', '.join(block.name for block in found[:8])}), but not exactly "
-                "one of these data blocks has the entry's id; give each a separate file or row, or use its block's "
-                "name as id"
+                f"the CIF has {len(found)} crystals ({', '.join(block.name for block in found[:8])}), and the id does "
+                "not select one of them; use the name of a data block as id, or give each crystal a separate file or "
+                "row"
             )
         found = named
     if not found:
-        raise Unusable("it lists no atoms with fractional coordinates (_atom_site_fract_x, _y, _z)")
+        raise Unusable("the CIF lists no atoms with fractional coordinates (_atom_site_fract_x, _y, _z)")
     return found[0]
 
 
@@ -149,33 +149,34 @@ def _number(value: str, tag: str) -> float:
 def _check_cell(block: CifBlock) -> None:
     for tag in _CELL:
         if tag not in block.items:
-            raise Unusable(f"it has no {tag}")
+            raise Unusable(f"the CIF has no {tag}")
         if not 0 < _number(block.items[tag], tag) < (180 if "angle" in tag else math.inf):
-            raise Unusable(f"{tag} is {block.items[tag][:40]!r}, which no cell has")
+            allowed = "between 0 and 180" if "angle" in tag else "positive"
+            raise Unusable(f"{tag} is {block.items[tag][:40]!r}, but must be {allowed}")
 
 
 def _check_atoms(block: CifBlock) -> set[str]:
     """Check that each atom has an unambiguous element, coordinates and occupancy; return the elements."""
     if set(_COORDINATES) - set(block.columns):
-        raise Unusable("its atoms are not in a loop_ with _atom_site_fract_x, _y and _z")
+        raise Unusable("the atoms are not in a loop_ with _atom_site_fract_x, _y and _z")
     labels = block.columns.get("_atom_site_label")
     if labels is None:
-        raise Unusable("its atoms have no _atom_site_label")
+        raise Unusable("the atoms have no _atom_site_label")
     kinds = block.columns.get("_atom_site_type_symbol", labels)
     occupancies = block.columns.get("_atom_site_occupancy", ["1"] * len(labels))
     groups = block.columns.get("_atom_site_disorder_group", ["."] * len(labels))
     flags = block.columns.get("_atom_site_calc_flag", ["."] * len(labels))
     coords = [block.columns[tag] for tag in _COORDINATES]
     if len({len(column) for column in (labels, kinds, occupancies, groups, flags, *coords)}) != 1:
-        raise Unusable("the columns of its atoms have different lengths")
+        raise Unusable("the columns of the atoms have different lengths")
     elements = set()
     for row, label in enumerate(labels):
         found = _ELEMENT.match(kinds[row])
         if found is None or found[1] not in ATOMIC_NUMBERS:
             which = "type" if kinds is not labels else "label"
             raise Unusable(
-                f"the {which} {kinds[row][:40]!r} of atom {label[:40]!r} does not begin with an element's symbol "
-                "alone; name elements in _atom_site_type_symbol"
+                f"the {which} {kinds[row][:40]!r} of atom {label[:40]!r} does not clearly begin with an element's "
+                "symbol; write the element in _atom_site_type_symbol"
             )
         elements.add(_hydrogen(found[1]))
         for tag, column in zip(_COORDINATES, coords, strict=True):
@@ -185,11 +186,13 @@ def _check_atoms(block: CifBlock) -> set[str]:
                 f"the occupancy of atom {label[:40]!r} is unknown ({occupancies[row]!r}); write 1 if the site is full"
             )
         if _number(occupancies[row], f"_atom_site_occupancy of atom {label[:40]!r}") <= 0:
-            raise Unusable(f"atom {label[:40]!r} has an occupancy of {occupancies[row]}; is it there?")
+            raise Unusable(
+                f"atom {label[:40]!r} has an occupancy of {occupancies[row]}; remove it if the site is empty"
+            )
         if groups[row] not in (".", "?", "0"):
-            raise Unusable(f"atom {label[:40]!r} is one of several alternatives (_atom_site_disorder_group)")
+            raise Unusable(f"atom {label[:40]!r} is disordered: it belongs to a group in _atom_site_disorder_group")
         if flags[row].lower() == "dum":
-            raise Unusable(f"atom {label[:40]!r} is a dummy (_atom_site_calc_flag)")
+            raise Unusable(f"atom {label[:40]!r} is a dummy atom (_atom_site_calc_flag is dum)")
     return elements
 
 
@@ -210,7 +213,7 @@ def _listed(symbols: set[str] | Mapping[str, float]) -> str:
 
 
 def _formula(text: str | None) -> dict[str, float] | None:
-    """Amounts of elements in a formula such as ``Na1 Cl1`` or ``Mg(OH)2``; None for any other text."""
+    """The amount of each element in a formula such as ``Na1 Cl1`` or ``Mg(OH)2``; None for any other text."""
     if text is None:
         return None
     while (group := _GROUP.search(text)) is not None:
@@ -235,41 +238,41 @@ def _written(amounts: Mapping[str, float]) -> str:
 
 
 def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
-    """Compare the cell's composition with the file's; return whether that proves the number of atoms.
+    """Compare the cell's composition with the file's formula; return whether this confirms the number of atoms.
 
-    A file gives the formula of one of Z units. pymatgen instead gives the formula of the whole cell, and that of the
-    unit as ``_chemical_formula_structural``.
+    Usually, the formula describes one of the Z units in the cell. In a CIF that pymatgen wrote, the formula describes
+    the whole cell, and ``_chemical_formula_structural`` describes the unit.
     """
     told = block.value(_FORMULA)
     unit = _formula(block.value("_chemical_formula_structural"))
     formula = unit if told is None else _formula(told)
     if formula is None:
         if told is not None:
-            raise Unusable(f"its {_FORMULA} {told[:60]!r} is not a chemical formula")
+            raise Unusable(f"the {_FORMULA} {told[:60]!r} is not a chemical formula")
         return False
     found = _written(counts)
     if set(formula) != set(counts) or min(formula.values()) <= 0:
-        raise Unusable(f"its cell came out as {found}, and its formula is {_written(formula)}")
+        raise Unusable(f"the cell contains {found}, but the formula is {_written(formula)}")
     ratios = [counts[symbol] / formula[symbol] for symbol in formula]
     if max(ratios) > min(ratios) * (1 + _FORMULA_TOLERANCE):
-        raise Unusable(f"its cell came out as {found}, and its formula is {_written(formula)}")
+        raise Unusable(f"the cell contains {found}, but the formula is {_written(formula)}")
     units = block.value(_UNITS_PER_CELL)
     if units is None or told is None:
         return False
     z = _number(units, "_cell_formula_units_Z")
     if z < 1:
-        return False  # pymatgen rounds the half unit Li2O2 of a cell LiO down
+        return False  # pymatgen writes 0 for a cell LiO, which is half a unit Li2O2
     expected = 1.0 if _is_of_whole_cell(formula, unit, z) else z
     if abs(ratios[0] - expected) > _FORMULA_TOLERANCE * expected:
         raise Unusable(
-            f"its cell came out as {found}, which is {ratios[0]:g} times its {_FORMULA}, {_written(formula)}, and its "
+            f"the cell contains {found}, which is {ratios[0]:g} times the {_FORMULA}, {_written(formula)}, but "
             f"_cell_formula_units_Z is {z:g}"
         )
     return True
 
 
 def _is_of_whole_cell(formula: Mapping[str, float], unit: Mapping[str, float] | None, z: float) -> bool:
-    """Whether a formula has ``z`` units, a number that pymatgen rounds down."""
+    """Whether a formula describes a whole cell with ``z`` units; pymatgen rounds ``z`` down."""
     if unit is None or set(unit) != set(formula):
         return False
     ratios = {formula[symbol] / unit[symbol] for symbol in unit}
@@ -277,31 +280,31 @@ def _is_of_whole_cell(formula: Mapping[str, float], unit: Mapping[str, float] | 
 
 
 def _check_volume(block: CifBlock, structure: Any, *, is_confirmed: bool) -> bool:
-    """Compare volume and density with the file's; return whether the number of atoms is proved now."""
+    """Compare volume and density with the file's; return whether the number of atoms is now confirmed."""
     volume = float(structure.volume)
     told = block.value("_cell_volume")
     if told is not None:
         stated = _number(told, "_cell_volume")
         if abs(volume - stated) > _VOLUME_TOLERANCE * stated:
-            raise Unusable(f"its cell has {volume:.5g} Å³, but its _cell_volume is {told}")
+            raise Unusable(f"the cell has a volume of {volume:.5g} Å³, but _cell_volume is {told}")
     numbers = np.array([site.specie.Z for site in structure if site.is_ordered], np.int64)
     if len(numbers) < len(structure):
-        return is_confirmed  # another check rejects disorder
+        return is_confirmed  # `parse_structure` rejects disordered structures
     density = density_of(numbers, volume)
     told = block.value("_exptl_crystal_density_diffrn")
     if told is not None:
         stated = _number(told, "_exptl_crystal_density_diffrn")
         if abs(density - stated) > _DENSITY_TOLERANCE * stated:
             raise Unusable(
-                f"its cell has {density:.4g} g/cm³, but its _exptl_crystal_density_diffrn is {told}: it has too "
-                "few or too many atoms"
+                f"the cell has a density of {density:.4g} g/cm³, but _exptl_crystal_density_diffrn is {told}; the cell "
+                "has too few or too many atoms"
             )
         is_confirmed |= abs(density - stated) <= _DENSITY_PROOF * stated
     if volume / len(numbers) > _LARGEST_BOX:
-        raise Unusable(f"it has {volume / len(numbers):.4g} Å³ per atom; are its lengths in Å?")
+        raise Unusable(f"the cell has {volume / len(numbers):.4g} Å³ per atom; are its lengths in Å?")
     if not is_confirmed and (volume / len(numbers) > LARGEST_VOLUME_PER_ATOM or density < SMALLEST_DENSITY):
         raise Unusable(
-            f"it has {volume / len(numbers):.4g} Å³ per atom and {density:.2g} g/cm³, less dense than any "
-            f"crystal: are atoms missing? If not, give {_FORMULA} and _cell_formula_units_Z"
+            f"the cell is less dense than any crystal ({volume / len(numbers):.4g} Å³ per atom, {density:.2g} g/cm³); "
+            f"are atoms missing? If not, give {_FORMULA} and _cell_formula_units_Z"
         )
     return is_confirmed

@@ -1,6 +1,6 @@
 """Read the data blocks of a CIF by the format's rules, independently of the parser that builds the crystal.
 
-Source of the rules: Hall, Allen & Brown, Acta Cryst. A47, 655 (1991), and the CIF 1.1 syntax of the IUCr.
+The rules are those of Hall, Allen & Brown (Acta Crystallographica A47, 655, 1991) and of the IUCr's CIF 1.1 syntax.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOKEN = re.compile(
 
 #: Values that mean unknown or inapplicable.
 _UNKNOWN = ("", "?", ".")
-#: Tags with upper-case letters: CIF ignores case, pymatgen does not.
+#: The spelling of tags that pymatgen requires, by lower-case tag. In a CIF, case does not matter.
 _SPELLINGS = {
     tag.lower(): tag
     for tag in (
@@ -41,7 +41,7 @@ _SPELLINGS = {
 
 @dataclass
 class CifBlock:
-    """One data block.
+    """One data block of a CIF.
 
     Attributes:
         name: the text after ``data_``.
@@ -71,9 +71,9 @@ class CifBlock:
         return None
 
     def statements(self, *tags: str) -> list[tuple[str, str]]:
-        """Each known value of any of ``tags``, with its tag, both inside and outside loops.
+        """Pairs of a tag and a value, for each known value of any of ``tags`` inside or outside loops.
 
-        A dot in a tag of the file, as newer dictionaries write it, counts as an underscore.
+        A dot in a tag counts as an underscore, because newer dictionaries have dots.
         """
         given = [(tag, [value]) for tag, value in self.items.items()] + list(self.columns.items())
         return [
@@ -86,7 +86,7 @@ class CifBlock:
         ]
 
     def listed(self, tag: str) -> list[str]:
-        """The values of a tag, in a loop or outside; empty if the tag is missing."""
+        """The values of a tag inside or outside a loop; empty if the tag is missing."""
         return self.columns.get(tag, [self.items[tag]] if tag in self.items else [])
 
 
@@ -94,7 +94,7 @@ def blocks_of(text: str) -> list[CifBlock]:
     """The data blocks of a CIF, in order.
 
     Raises:
-        Unusable: if the text breaks the format's rules, so that a parser would skip part of the text.
+        Unusable: if the text breaks the format's rules, because a parser would then skip part of it.
     """
     blocks: list[CifBlock] = []
     begins: list[int] = []
@@ -112,14 +112,14 @@ def blocks_of(text: str) -> list[CifBlock]:
             _check_new(blocks[-1], word)
             blocks[-1].items[word] = tokens.value(token)
         else:
-            raise Unusable(f"the value {token[:40]!r} belongs to no tag")
+            raise Unusable(f"the value {token[:40]!r} has no tag before it")
     for block, begin, end in zip(blocks, begins, [*begins[1:], len(text)][: len(begins)], strict=True):
         block.text = _TOKEN.sub(_respelled, text[begin:end])
     return blocks
 
 
 def _respelled(match: re.Match[str]) -> str:
-    """Return a token; tags and keywords get pymatgen's spelling."""
+    """The text of a token, with tags and keywords in pymatgen's spelling."""
     token = match[0]
     if match["word"] is None:
         return token
@@ -138,7 +138,7 @@ def _read_loop(block: CifBlock, tokens: _Tokens) -> None:
         raise Unusable("a loop_ has no tags")
     if not values or len(values) % len(tags):
         raise Unusable(
-            f"the loop of {tags[0]} has {len(tags)} columns and {len(values)} values, so its last row is incomplete"
+            f"the loop with {tags[0]} has {len(tags)} columns and {len(values)} values, so its last row is incomplete"
         )
     for position, tag in enumerate(tags):
         block.columns[tag] = values[position :: len(tags)]
@@ -146,7 +146,7 @@ def _read_loop(block: CifBlock, tokens: _Tokens) -> None:
 
 def _check_new(block: CifBlock, tag: str) -> None:
     if tag in block.items or tag in block.columns:
-        raise Unusable(f"{tag} is given twice in data block {block.name!r}")
+        raise Unusable(f"{tag} occurs twice in data block {block.name!r}")
 
 
 class _Tokens:
@@ -171,7 +171,7 @@ class _Tokens:
         return token
 
     def next_tag(self) -> str | None:
-        """Take the next token if it is a tag."""
+        """Take the next token if it is a tag; otherwise return None."""
         ahead = self._peek()
         return None if ahead is None or ahead[1] or not ahead[0].startswith("_") else self._take()
 
@@ -184,7 +184,7 @@ class _Tokens:
             yield self._take()
 
     def value(self, tag: str) -> str:
-        """Take the single value of ``tag``."""
+        """Take the value that follows ``tag``."""
         found = next(self.values(), None)
         if found is None:
             raise Unusable(f"{tag} has no value")
@@ -195,7 +195,7 @@ def _tokens_of(text: str) -> Iterator[re.Match[str]]:
     """The tokens of a CIF without its comments.
 
     Raises:
-        Unusable: if only a blank outside ASCII separates two tokens, because pymatgen removes it.
+        Unusable: if two tokens are separated only by a blank that is not ASCII, because pymatgen removes such blanks.
     """
     before: re.Match[str] | None = None
     for match in _TOKEN.finditer(text):
@@ -205,8 +205,8 @@ def _tokens_of(text: str) -> Iterator[re.Match[str]]:
         if before and gap and not gap.encode("ascii", "ignore"):
             name = unicodedata.name(gap[0], "character").lower()
             raise Unusable(
-                f"line {text.count(chr(10), 0, match.start()) + 1} separates {before[0][-40:]!r} and {match[0][:40]!r} "
-                f"by {'an' if name[0] in 'aeiou' else 'a'} {name} (U+{ord(gap[0]):04X}); write a plain space"
+                f"line {text.count(chr(10), 0, match.start()) + 1} has {'an' if name[0] in 'aeiou' else 'a'} {name} "
+                f"(U+{ord(gap[0]):04X}) between {before[0][-40:]!r} and {match[0][:40]!r}; write a plain space"
             )
         before = match
         yield match

@@ -17,7 +17,7 @@ from mbqueue.task import ENERGY_COLUMNS
 ID_NAMES = ("id", "material_id", "mbid", "jid")
 STRUCTURE_NAMES = ("structure", "cif")
 
-#: Spellings of a missing value: pandas' words, in any case.
+#: The words that mean a missing value, as in pandas, but in lower case.
 _MISSING = frozenset(("", "nan", "-nan", "na", "n/a", "#n/a", "#na", "#n/a n/a", "<na>", "null", "none")) | frozenset(
     ("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan")
 )
@@ -31,15 +31,15 @@ def is_missing(value: Any) -> bool:
 
 
 def is_no_id(value: Any) -> bool:
-    """Whether a cell is too empty for an id: null, NaN or blank. ``NA`` is a valid id."""
+    """Whether a cell contains no id: null, NaN or blanks. ``NA`` is a valid id."""
     return not value.strip() if isinstance(value, str) else is_missing(value)
 
 
 def inexact_id(value: Any) -> str:
-    """Why a cell cannot be an id; empty if it can. Only strings and whole numbers keep their exact text."""
+    """The reason why a cell cannot be an id; empty if it can. Only strings and whole numbers keep their exact text."""
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return ""
-    return f"its id was read as {type(value).__name__}, whose text may be another than the file's; write ids as text"
+    return f"the id was read as {type(value).__name__}, so its text may differ from the file's; write ids as text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,11 @@ class ColumnNames:
 
 
 class Columns:
-    """The columns of one table.
+    """The chosen columns of one table.
 
     Attributes:
         id, structure, target: names of the columns; None if the table has no such column, or none has been seen yet.
-        row_names: the source of the rows' names if there is no id column.
+        row_names: where the rows' names come from if there is no id column, as text for a message.
         targets_required: whether a table without a target column is rejected.
         passed_over: other columns that could be the target.
     """
@@ -63,7 +63,7 @@ class Columns:
     def __init__(
         self, wanted: ColumnNames, *, targets_required: bool, target_names: Sequence[str] = ENERGY_COLUMNS
     ) -> None:
-        """No columns are chosen yet. ``target_names`` are candidates in order of preference."""
+        """Start without chosen columns. ``target_names`` are the candidates for the target, in order of preference."""
         self.id: str | None = None
         self.structure: str | None = None
         self.target: str | None = None
@@ -73,10 +73,10 @@ class Columns:
         self._target_names = target_names
         self.targets_required = targets_required
         self._is_open = self._may_have_id = True
-        self._seen: dict[Any, None] = {}  # names of columns, in order
+        self._seen: dict[Any, None] = {}  # column names in the order of their first appearance
 
     def choose(self, names: Sequence[Any], source: str, *, structures: Sequence[str] = STRUCTURE_NAMES) -> None:
-        """Choose from a table's heading.
+        """Choose the columns from a table's heading.
 
         Args:
             names: the heading.
@@ -93,17 +93,19 @@ class Columns:
             raise DataError(f"{source} has more than one column {named}. Rename or remove one of them.")
         self._see(told, structures)
         self._is_open = False
-        there = f"It has: {', '.join(told)}."
+        there = f"Its columns are: {', '.join(told)}."
         for wanted, chosen, what in ((self._wanted.id, self.id, "id"), (self._wanted.target, self.target, "target")):
             if wanted and chosen is None:
-                raise DataError(f"{source} has no column {wanted}, which was named as the {what} column. {there}")
+                raise DataError(f"{source} has no column {wanted}, which you named as the {what} column. {there}")
         if structures and self.structure is None:
-            separated = " Separate its columns by commas." if len(told) == 1 and re.search(r"[;\t|]", told[0]) else ""
+            separated = " Separate the columns by commas." if len(told) == 1 and re.search(r"[;\t|]", told[0]) else ""
             raise DataError(f"{source} has no column {' or '.join(structures)}. {there}{separated}")
         self._require_target(f"{source} has no column", there)
 
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
-        """Id, structure and target of a row in a table without a heading; the first row that has a column chooses it.
+        """Id, structure and target of a row.
+
+        In a table without a heading, the first row that has a suitable column chooses this column for all rows.
 
         Raises:
             DataError: if the row has an id but earlier rows have none.
@@ -114,41 +116,41 @@ class Columns:
         is_named_otherwise = self.id is None and not self._may_have_id and not self._wanted.id
         if is_named_otherwise and (late := _chosen("", ID_NAMES, set(row))) is not None:
             raise DataError(
-                f"The first rows have no {late}, and a later one has {row[late]!r:.60}. Give every row its {late}, or "
-                "none."
+                f"The first rows have no {late}, but a later row has the {late} {row[late]!r:.60}. Add {late} to every "
+                "row, or remove it from all."
             )
         return row.get(self.id), row.get(self.structure), row.get(self.target)
 
     def fix_id(self) -> None:
-        """Decide that there is no id column if none has been seen."""
+        """Decide that the table has no id column, unless one has been seen."""
         self._may_have_id = False
 
     def close(self, source: str) -> None:
-        """Check that the columns that the user named, and a target column if one is required, have been seen.
+        """Check that all columns that the user named, and any required target column, have been seen.
 
         Raises:
-            DataError: if one has not.
+            DataError: if a column has not been seen.
         """
         for wanted, chosen, what in ((self._wanted.id, self.id, "id"), (self._wanted.target, self.target, "target")):
             if wanted and chosen is None:
                 raise DataError(
-                    f"No row of {source} has {wanted}, which was named as the {what} column. "
-                    f"They have: {', '.join(map(str, self._seen))}. Name one of these with --{what}-column; an "
-                    "experiment that was enqueued with the wrong one needs another name (--name)."
+                    f"No row of {source} has {wanted}, which you named as the {what} column. "
+                    f"The rows have: {', '.join(map(str, self._seen))}. Name one of these with --{what}-column. If the "
+                    "experiment is already enqueued, enqueue it again under another name (--name)."
                 )
 
         if self._seen:
-            self._require_target(f"No row of {source} has", f"They have: {', '.join(map(str, self._seen))}.")
+            self._require_target(f"No row of {source} has", f"The rows have: {', '.join(map(str, self._seen))}.")
 
     def _require_target(self, absent: str, there: str) -> None:
         if self.target is None and self.targets_required:
             raise DataError(
-                f"{absent} {' or '.join(self._target_names)}. {there} Name the target column with "
-                "--target-column, or column in [target] of the experiment."
+                f"{absent} {' or '.join(self._target_names)}. {there} Name the target column with --target-column, or "
+                "with the key column in [target] of the experiment."
             )
 
     def take(self, names: Collection[str], source: str, *, chosen: tuple[str | None, str | None, str | None]) -> None:
-        """Choose id, structure and target among columns without a heading; the user's choice comes first.
+        """Choose the columns of a table without a heading; the user's choice takes precedence over ``chosen``.
 
         Raises:
             DataError: if the user has named a column that is not in ``names``.
@@ -162,11 +164,11 @@ class Columns:
                 )
 
     def names_id(self, heading: Iterable[str]) -> bool:
-        """Whether a row may be a heading: it names an id column."""
+        """Whether a row can be a heading, because it contains the name of an id column."""
         return _chosen(self._wanted.id, ID_NAMES, set(heading)) is not None
 
     def described(self, targets: NDArray[np.float64]) -> str:
-        """Describe the chosen columns and the targets [N], nan where missing."""
+        """Describe the chosen columns and the targets, [N], which are nan where missing."""
         known = targets[np.isfinite(targets)]
         if self.target is None or not len(known):
             text = f"target: {self.target or 'none'}, no values"
@@ -176,7 +178,7 @@ class Columns:
             if len(known) < len(targets):
                 text += f", {len(targets) - len(known):,} missing"
         if self.passed_over:
-            text += f" (not {', '.join(self.passed_over)}; --target-column chooses)"
+            text += f" (not {', '.join(self.passed_over)}; choose with --target-column)"
         return f"{text}; id: {self.id or self.row_names}; structure: {self.structure}"
 
     def _see(self, names: Iterable[Any], structures: Sequence[str]) -> None:

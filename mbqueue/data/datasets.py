@@ -20,7 +20,7 @@ SAMPLE_FILE = Path(__file__).parent / "sample" / "flla_sample.jsonl.gz"
 
 _SUFFIXES = (".json", ".json.gz", ".json.bz2", ".jsonl", ".jsonl.gz", ".jsonl.bz2", ".csv", ".extxyz", ".xyz", ".db")
 _FORMS = (
-    ".json, .json.gz or .json.bz2 (a table as matminer, pandas or monty write it), .jsonl or .jsonl.gz (id, structure, "
+    ".json, .json.gz or .json.bz2 (a table that matminer, pandas or monty wrote), .jsonl or .jsonl.gz (id, structure, "
     "target), .csv with a column of structures, .extxyz or .db of ase, or a folder with id_prop.csv and CIFs or POSCARs"
 )
 
@@ -29,14 +29,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Crystals and their source.
+    """The crystals of a dataset, and their source.
 
     Attributes:
         crystals: the usable crystals, in the order of the source.
         columns: a sentence that describes the chosen columns and the targets.
         dropped: (id, reason) of each crystal left out, in order; empty unless ``drop_invalid`` was set.
         source: name or path, for messages.
-        official: whether this is the complete dataset of a matbench task, in its order.
+        official: whether the dataset is the complete dataset of a matbench task, in matbench's order.
     """
 
     crystals: Crystals
@@ -47,9 +47,9 @@ class Dataset:
 
 
 def check_dataset(name_or_path: str, *, project_root: Path | None = None, targets_required: bool = True) -> None:
-    """Raise every error of ``load`` that can be found without reading the data.
+    """Raise the errors of ``load`` that can be found without reading the data.
 
-    This check imports nothing slow. Matbench tasks pass even if they are not on this machine.
+    The check imports no slow module. A matbench task passes even if its dataset is not on this machine.
 
     Raises:
         UsageError: if there is no such name or path, or its format is unknown.
@@ -60,8 +60,8 @@ def check_dataset(name_or_path: str, *, project_root: Path | None = None, target
     path = _path_of(name_or_path, project_root)
     if not path.exists():
         raise UsageError(
-            f"There is no dataset {name_or_path!r}: it is neither a matbench task (mbqueue tasks lists them) nor "
-            f"{SAMPLE_DATASET!r}, and there is no file or folder {path}."
+            f"There is no dataset {name_or_path!r}, and no file or folder {path}. Give the name of a matbench task "
+            f"(mbqueue tasks lists them), {SAMPLE_DATASET!r}, or the path of a file or folder."
         )
     if path.is_dir():
         if targets_required and not (path / "id_prop.csv").is_file():
@@ -103,20 +103,20 @@ def load(
     Args:
         name_or_path: a matbench task, ``sample``, or a file or folder (see ``formats``).
         project_root: base of relative paths; by default the working folder.
-        limit: keep only this number of crystals, drawn with ``seed``, in the dataset's order; 0 keeps all.
-        seed: the seed for ``limit``.
+        limit: keep only this number of crystals, drawn at random, in the dataset's order; 0 keeps all.
+        seed: the seed of the random draw for ``limit``.
         drop_invalid: leave out unusable entries instead of raising ``InvalidCrystals``.
         targets_required: whether an entry without a target is invalid; if not, its target is nan (for prediction).
         target: the target's kind and column.
         id_column: name of the id column; empty to choose a known name (``columns``).
-        progress: called with (bytes, total bytes) of the download, then of reading.
+        progress: called with (bytes done, total bytes), first for the download, then for reading.
 
     Raises:
         UsageError: if there is no such dataset.
-        InvalidCrystals: listing every entry that cannot be used, unless ``drop_invalid``.
-        DataError: if it cannot be downloaded or read, is malformed, or contains no usable crystal.
+        InvalidCrystals: if entries cannot be used and ``drop_invalid`` is not set; the error lists all of them.
+        DataError: if the dataset cannot be downloaded or read, is malformed, or contains no usable crystal.
     """
-    # Imported here, because `mbqueue enqueue` only checks the dataset, and must answer at once.
+    # These slow imports are here, because `mbqueue enqueue` only checks the dataset and must be fast.
     from mbqueue.data.columns import ColumnNames, Columns  # noqa: PLC0415
     from mbqueue.data.entries import Gatherer  # noqa: PLC0415
     from mbqueue.data.folds import drawn_rows  # noqa: PLC0415
@@ -154,7 +154,7 @@ def load(
 
 
 def _read_official(gatherer: Gatherer, columns: Columns, task: Task, progress: Progress | None) -> Path:
-    """Read the complete dataset of a task, and return its file."""
+    """Read the complete dataset of a task; return the path of its file."""
     from mbqueue.data import formats, official  # noqa: PLC0415  as in `load`
 
     file = official.official_file(task.dataset)
@@ -162,7 +162,7 @@ def _read_official(gatherer: Gatherer, columns: Columns, task: Task, progress: P
     formats.read_official(gatherer, columns, path, progress, task)
     count = len(gatherer) + len(gatherer.offenders)
     if count != file.n:
-        raise DataError(f"{path} has {count} entries instead of {file.n}. Remove it, and mbqueue downloads it again.")
+        raise DataError(f"{path} has {count} entries instead of {file.n}. Remove the file and try again.")
     return path
 
 

@@ -1,6 +1,6 @@
-"""Gather a dataset's entries (id, structure as pymatgen's dictionary, target) into flat arrays, one at a time.
+"""Collect the entries of a dataset (id, structure, target) in flat arrays, one entry at a time.
 
-For an unusable entry, only its id and the reason are kept.
+A structure is a dictionary in pymatgen's format. Of an unusable entry, only the id and the reason are kept.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from mbqueue.data.geometry import count_neighbors, examine
 from mbqueue.task import FORMATION_ENERGY, Target
 
-#: Two atoms closer than this, Å, count as overlapping. Often they are copies of one atom that differ because a CIF
-#: rounds 1/3 to 0.333. The shortest real distance is that of H₂, 0.74.
+#: Two atoms closer than this, Å, count as overlapping. Such atoms are often copies of one atom, because a CIF rounds
+#: 1/3 to 0.333. The shortest real distance is 0.74 Å, in H₂.
 OVERLAP = 0.3
-#: No formation energy in eV/atom and no property in a sensible unit exceeds this. The square of a larger target would
-#: overflow float32.
+#: The largest absolute value of a target. The limit is far above any formation energy in eV/atom and any property in a
+#: sensible unit. The square of the limit is far below the largest float32.
 LARGEST_TARGET = 1e6
-#: Words that stand for a class, in addition to numbers.
+#: Values that are accepted for a class, in addition to the numbers 0 and 1.
 _CLASSES = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0}
-#: Cells below this volume per atom, Å³, count as flat; other checks run before the density check.
+#: Cells with a smaller volume per atom, Å³, count as flat. The density check has a stricter limit, but runs last.
 MIN_VOLUME_PER_ATOM = 0.1
-#: Å³ per atom. Of 37,248 crystals in the Materials Project, C3N4 is the densest by this measure, 5.57, followed by
-#: diamond, 5.71; metallic hydrogen would have 3. A denser cell has duplicate atoms or a wrong lattice.
+#: The smallest accepted volume per atom, Å³. A denser cell has duplicate atoms or a wrong lattice. In the Materials
+#: Project, C3N4 has the smallest volume, 5.57, followed by diamond, 5.71. Metallic hydrogen would have 3.
 SMALLEST_VOLUME_PER_ATOM = 2.5
-#: g/cm³. The densest of 37,248 crystals in the Materials Project is plutonium, 24.6. Among stable elements, it is
-#: osmium, 22.0.
+#: The largest accepted density, g/cm³. Of 37,248 crystals in the Materials Project, plutonium is the densest, 24.6. The
+#: densest stable element is osmium, 22.0.
 LARGEST_DENSITY = 30.0
-#: Cells so skewed or thin that more periodic images than this are within 6 Å are rejected.
+#: The largest number of periodic images within 6 Å. A cell with more images is too skewed or too thin.
 MAX_IMAGES = 2_000_000
-#: The converter stores a number for each cube of 6 Å, and coordinates of each copy of an atom. This many cubes fill a
-#: box of 1,300 Å.
+#: The largest number of cubes with 6 Å edges, and of copies of atoms, in the box around a crystal, because the
+#: converter needs memory for each of them. This many cubes fill a box of 1,300 Å.
 MAX_CUBES = 10_000_000
-#: The most bonds, and angles, in one crystal. A diamond cell of 2,000 atoms has 0.3 million bonds and 0.5 million
-#: angles. A batch counts bonds and angles in 32 bits.
+#: The largest number of bonds, and of angles, in one crystal. A diamond cell of 2,000 atoms has 0.3 million bonds and
+#: 0.5 million angles. Larger numbers could exceed the 32 bits of a batch's indices.
 MAX_BONDS = 10_000_000
 #: Occupancies this close to 1 count as 1 (pymatgen's tolerance).
 _OCCUPANCY_TOLERANCE = 1e-8
 
 
-#: Unicode's categories of characters that a CSV does not preserve, that UTF-8 cannot encode or that are invisible:
-#: control and format characters, surrogates, private and unassigned ones, separators of lines and paragraphs.
+#: Unicode categories that an id must not contain: control and format characters, surrogates, private-use and unassigned
+#: characters, line and paragraph separators. They are invisible, or they get lost in CSV or UTF-8 files.
 _UNFIT_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 #: Invisible characters in other categories: joiners, fillers, blank letters and notes, variation selectors.
 _INVISIBLE = frozenset(
@@ -62,11 +62,11 @@ class Unusable(Exception):
 
 
 class Gatherer:
-    """Gathers entries into ``Crystals``.
+    """A collector of entries, which become ``Crystals``.
 
     Attributes:
         offenders: (id, reason) of every unusable entry, in order.
-        targets_required: whether an entry without a target is an offender; if not, its target is nan.
+        targets_required: whether an entry without a target is unusable; if not, its target is nan.
     """
 
     def __init__(self, *, targets_required: bool = True, target: Target = FORMATION_ENERGY.target) -> None:
@@ -74,7 +74,7 @@ class Gatherer:
         self._kind = target.kind
         self.offenders: list[tuple[str, str]] = []
         self.targets_required = targets_required
-        self._names: dict[str, str] = {}  # by a form that similar ids share
+        self._names: dict[str, str] = {}  # ids by their normalised form
         self._ids: list[str] = []
         self._targets = array("d")
         self._counts = array("q")
@@ -92,14 +92,14 @@ class Gatherer:
 
     def add(self, name: str, structure: Any, target: Any) -> None:
         """Add an entry, or record why it cannot be used."""
-        shape = unicodedata.normalize("NFC", " ".join(name.split()))  # split also removes no-break spaces
+        shape = unicodedata.normalize("NFC", " ".join(name.split()))  # `split` removes no-break spaces too
         if shape in self._names:
             self.refuse(name, _likeness(name, self._names[shape]))
             return
         if not all(map(_is_fit, name)):
             self.refuse(
                 name,
-                "its id has control characters, invisible characters, or characters that cannot be saved to a file",
+                "the id has control characters, invisible characters, or characters that cannot be saved to a file",
             )
             return
         try:
@@ -135,14 +135,14 @@ class Gatherer:
         if self._kind == "class":
             return _class_of(target)
         try:
-            # Python would read True as 1 and "1_0" as 10.
+            # `float` would convert True to 1 and "1_0" to 10.
             value = float(target) if not isinstance(target, bool) and "_" not in str(target) else None
         except (TypeError, ValueError, OverflowError):
             value = None
         if value is None:
-            raise Unusable(f"the target {target!r:.100} is not a number; if it is missing, leave the cell empty")
+            raise Unusable(f"the target {target!r:.100} is not a number; leave the cell empty if there is no target")
         if not abs(value) <= LARGEST_TARGET:
-            beyond = f", beyond ±{LARGEST_TARGET:g}: give it in a larger unit" if math.isfinite(value) else ""
+            beyond = f", beyond ±{LARGEST_TARGET:g}; use a larger unit" if math.isfinite(value) else ""
             raise Unusable(f"the target is {value:g}{beyond}")
         return value
 
@@ -155,8 +155,8 @@ def _class_of(target: Any) -> float:
         value = math.nan
     if value not in (0.0, 1.0):
         raise Unusable(
-            f"the target {target!r:.100} is not a class: give 0 or 1, or true or false; if it is missing, leave "
-            "the cell empty"
+            f"the target {target!r:.100} is not a class: give 0 or 1, or true or false; leave the cell empty if there "
+            "is no target"
         )
     return value
 
@@ -178,12 +178,12 @@ def _likeness(name: str, other: str) -> str:
     if name == other:
         return "the id occurs twice"
     if name.split() == other.split():
-        return f"its id differs from {other!r} only in whitespace"
-    return f"its id {name!a} is the same text as the id {other!a}, in another form of Unicode"
+        return f"the id differs from {other!r} only in whitespace"
+    return f"the id {name!a} is the same text as the id {other!a}, in another form of Unicode"
 
 
 def _writable(text: str) -> str:
-    """``text`` with lone surrogates escaped, which JSON allows but UTF-8 does not."""
+    """``text`` with lone surrogates escaped, because UTF-8 cannot encode them, although JSON allows them."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -201,34 +201,38 @@ def parse_structure(structure: Any) -> tuple[bytes, NDArray[np.float64], NDArray
         numbers = bytes([_atomic_number(site["species"]) for site in sites])
         coords = np.array([site["abc"] for site in sites], np.float64)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise Unusable(f"it is not a pymatgen structure ({type(error).__name__}: {error})") from None
+        raise Unusable(f"the structure is not in pymatgen's format ({type(error).__name__}: {error})") from None
     if not numbers:
-        raise Unusable("it has no atoms")
+        raise Unusable("the structure has no atoms")
     if coords.shape != (len(numbers), 3):
-        raise Unusable("it does not have three coordinates for each atom")
+        raise Unusable("the structure does not have three coordinates for each atom")
     check_density(numbers, check_geometry(coords, matrix))
     return numbers, coords, matrix
 
 
 def check_geometry(coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> float:
-    """Volume of a cell, Å³; raise ``Unusable`` if no graph can be made from it."""
+    """Check that a graph of the cell can be made; return the volume, Å³.
+
+    Raises:
+        Unusable: if no graph can be made.
+    """
     if not np.isfinite(coords).all():
         atom = int(np.flatnonzero(~np.isfinite(coords).all(axis=1))[0])
         raise Unusable(f"the coordinates of atom {atom} are not finite")
     if not np.isfinite(matrix).all():
-        raise Unusable("its lattice is not finite")
+        raise Unusable("the lattice is not finite")
     n_atoms = len(coords)
     volume, images, all_images, cubes, most, overlap = examine(coords, matrix, OVERLAP)
     if not volume >= MIN_VOLUME_PER_ATOM * n_atoms:
-        raise Unusable(f"its cell of {volume:.3g} Å³ is too small for {n_atoms} atoms")
+        raise Unusable(f"the cell of {volume:.3g} Å³ is too small for {n_atoms} atoms")
     if images > MAX_IMAGES:
-        raise Unusable("its cell is too skewed or too thin; give its reduced (Niggli) cell")
+        raise Unusable("the cell is too skewed or too thin; give the reduced (Niggli) cell")
     if not (all_images <= MAX_IMAGES and cubes <= MAX_CUBES):
-        raise Unusable("its atoms are too far apart; wrap their coordinates into the cell, and reduce its empty space")
+        raise Unusable("the atoms are too far apart; wrap the coordinates into the cell, and reduce the vacuum")
     if most > MAX_BONDS:
         n_bonds, n_angles, overlap = count_neighbors(coords, matrix, OVERLAP, MAX_BONDS)
         if max(n_bonds, n_angles) > MAX_BONDS:
-            raise Unusable(f"its atoms are too close: it has more than {MAX_BONDS:,} bonds or angles")
+            raise Unusable(f"the atoms are too close: there are more than {MAX_BONDS:,} bonds or angles")
     if overlap >= 0:
         first, second = divmod(overlap, n_atoms)
         if first == second:
@@ -242,8 +246,8 @@ def check_density(numbers: bytes, volume: float) -> None:
     density = density_of(np.frombuffer(numbers, np.uint8), volume)
     if volume < SMALLEST_VOLUME_PER_ATOM * len(numbers) or density > LARGEST_DENSITY:
         raise Unusable(
-            f"it has {volume / len(numbers):.3g} Å³ per atom and {density:.3g} g/cm³, denser than any crystal: are "
-            "atoms listed twice, or is its cell wrong?"
+            f"the cell is denser than any crystal ({volume / len(numbers):.3g} Å³ per atom, {density:.3g} g/cm³); are "
+            "atoms listed twice, or is the cell wrong?"
         )
 
 
@@ -251,13 +255,13 @@ def _lattice_matrix(lattice: Any) -> NDArray[np.float64]:
     pbc = lattice.get("pbc", True)
     if not (all(pbc) if isinstance(pbc, list | tuple) else pbc in (None, True)):
         raise Unusable(
-            "it is not periodic in all three directions (pbc), and CHGNet was trained on periodic crystals; make "
-            "it periodic with at least 12 Å of vacuum"
+            "the structure is not periodic in all three directions (pbc), but CHGNet was trained on periodic crystals; "
+            "make the structure periodic, with at least 12 Å of vacuum"
         )
     if "matrix" in lattice:
         matrix = np.array(lattice["matrix"], np.float64).reshape(-1)
         if matrix.shape != (9,):
-            raise Unusable("its lattice is not a 3×3 matrix")
+            raise Unusable("the lattice is not a 3×3 matrix")
         return matrix.reshape(3, 3)
     from pymatgen.core import Lattice  # noqa: PLC0415  only old files give lattices by lengths and angles
 
@@ -270,13 +274,15 @@ def _atomic_number(species: Any) -> int:
     else:
         symbols = {part["element"] for part in species}
         if len(symbols) != 1:
-            raise Unusable(f"it is disordered ({', '.join(sorted(map(str, symbols))) or 'nothing'} share a site)")
+            raise Unusable(
+                f"the structure is disordered ({', '.join(sorted(map(str, symbols))) or 'nothing'} share a site)"
+            )
         symbol, occupancy = symbols.pop(), sum(part["occu"] for part in species)
     number = ATOMIC_NUMBERS.get(symbol)
     if number is None:
         raise Unusable(f"{symbol!r} is not an element")
     if abs(occupancy - 1) > _OCCUPANCY_TOLERANCE:
-        raise Unusable(f"it is disordered ({symbol} occupies a site to {occupancy:g})")
+        raise Unusable(f"the structure is disordered ({symbol} has an occupancy of {occupancy:g})")
     if number > MAX_ATOMIC_NUMBER:
-        raise Unusable(f"CHGNet does not know {symbol} (Z = {number}; the largest is {MAX_ATOMIC_NUMBER})")
+        raise Unusable(f"CHGNet does not support {symbol} (Z = {number}), only elements up to Z = {MAX_ATOMIC_NUMBER}")
     return number

@@ -1,4 +1,4 @@
-"""Read folders of structure files, as CGCNN and ALIGNN use them, and folders of POSCARs."""
+"""Read folders of CIF or POSCAR files, in the layouts of CGCNN, ALIGNN and VASP."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ _VASP_NAMES = ("POSCAR", "CONTCAR")
 
 
 def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Read the file of each id in ``id_prop.csv``. Without that list, read all files, provided that no targets are
-    needed.
+    """Read the file of each id in ``id_prop.csv``; without that list, read all files, if no targets are required.
 
-    An id's file is ``id.cif``, ``id.vasp``, ``id.poscar``, ``id/POSCAR``, ``id/CONTCAR`` or has the id as its name.
+    The file of an id is ``id.cif``, ``id.vasp``, ``id.poscar``, ``id/POSCAR``, ``id/CONTCAR`` or a file with that name.
     """
     listed = (path / LISTING).is_file()
     if not listed and gatherer.targets_required:
@@ -45,13 +44,13 @@ def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
 
 
 def _structure_of(folder: Path, name: str, why: str, names_of: dict[str, str]) -> Any:
-    """The structure of a valid row; ``names_of`` records the id of each file."""
+    """Read the structure of one row of the list; ``names_of`` records the id of each file."""
     if why:
         raise Unusable(why)
     file = _file_of(folder, name)
     owner = names_of.setdefault(os.path.realpath(file), name)
     if owner != name:
-        raise Unusable(f"its file {file.name} also belongs to {owner}")
+        raise Unusable(f"the file {file.name} also belongs to the id {owner}")
     return _read(file, name)
 
 
@@ -61,26 +60,26 @@ def _file_of(folder: Path, name: str) -> Path:
         names.insert(0, name)
     try:
         found = [folder / file for file in names if (folder / file).is_file()]
-    except ValueError:  # no file name has a null byte
+    except ValueError:  # the id contains a null byte
         found = []
     if not found:
         others = f" (or {', '.join(names[1:])})" if names[0] != name else ""
         blanks = "; remove the blanks around the id" if name != name.strip() else ""
         raise Unusable(f"there is no file {names[0]}{others}{blanks}")
     if len(found) > 1:
-        raise Unusable(f"several files have that name: {', '.join(str(f.relative_to(folder)) for f in found)}")
+        raise Unusable(f"several files belong to this id: {', '.join(str(f.relative_to(folder)) for f in found)}")
     return found[0]
 
 
 def _read(file: Path, name: str) -> Any:
     try:
         text = decoded_text(file.read_bytes())
-    except OSError as error:  # the crystal may be fine
+    except OSError as error:  # the error may be temporary, so keep the crystal
         raise SourceAway(f"{file} cannot be read at the moment ({error}).") from error
     try:
         return read_cif(text, name.removesuffix(".cif")) if file.suffix == ".cif" else read_poscar(text)
     except Unusable as unusable:
-        raise Unusable(f"its {'CIF' if file.suffix == '.cif' else 'POSCAR'} cannot be used: {unusable}") from None
+        raise Unusable(f"the {'CIF' if file.suffix == '.cif' else 'POSCAR'} cannot be used: {unusable}") from None
 
 
 def _every_file(folder: Path) -> list[tuple[str, Any, str]]:
@@ -88,7 +87,7 @@ def _every_file(folder: Path) -> list[tuple[str, Any, str]]:
         (
             str(file.relative_to(folder)),
             None,
-            f"its name must end in {' or '.join(_SUFFIXES)}, in lower case and unpacked",
+            f"the file must not be compressed, and its name must end in {' or '.join(_SUFFIXES)}, in lower case",
         )
         for file in sorted(folder.rglob("*"))
         if file.suffix not in _SUFFIXES and file.name.lower().removesuffix(".gz").endswith(_SUFFIXES)

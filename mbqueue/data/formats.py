@@ -1,4 +1,4 @@
-"""Readers of the dataset formats; each feeds a ``Gatherer`` and chooses ``Columns``.
+"""Read datasets in several formats: each reader chooses ``Columns``, and adds entries to a ``Gatherer``.
 
 ``docs/how-to/data.md`` lists the formats.
 """
@@ -41,21 +41,21 @@ def read_json(gatherer: Gatherer, columns: Columns, path: Path, progress: Progre
         columns.fix_id()
         name, source = (entry.key, columns.row_names) if columns.id is None else (entry.id, f"column {columns.id}")
         if is_no_id(name):
-            gatherer.refuse(f"row {number}", f"it has no id in {source}")
+            gatherer.refuse(f"row {number}", f"there is no id in {source}")
         else:
             add(gatherer, name, entry.structure, entry.target)
 
 
 def read_official(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None, task: Task) -> None:
-    """Read matminer's file of a task, with rows named as in matbench (index 0: …-000001)."""
+    """Read matminer's file of a task, and give matbench's names to the rows (…-000001 for index 0)."""
     for number, entry in enumerate(JsonTable(path, columns, progress).entries()):
         position = entry.key if isinstance(entry.key, int) else number
         gatherer.add(task.id_of(position), entry.structure, entry.target)
-    columns.row_names = "the position, as matbench names it"
+    columns.row_names = "the position, written as in matbench"
 
 
 def read_json_lines(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Read one JSON object per line: an id, a structure, a target."""
+    """Read one JSON object per line, with an id, a structure and a target."""
     with opened(path, progress) as stream:
         for number, line in enumerate(lines_of(stream, path), 1):
             text = line.removeprefix(codecs.BOM_UTF8).strip()
@@ -67,18 +67,20 @@ def read_json_lines(gatherer: Gatherer, columns: Columns, path: Path, progress: 
                 gatherer.refuse(f"line {number}", str(error))
                 continue
             except ValueError as error:
-                gatherer.refuse(f"line {number}", f"it is not JSON ({error})")
+                gatherer.refuse(f"line {number}", f"the line is not JSON ({error})")
                 continue
             name, structure, target = columns.cells(row) if isinstance(row, dict) else (None, None, None)
             if is_no_id(name):
                 wanted = columns.id or ", ".join(ID_NAMES)
-                gatherer.refuse(f"line {number}", f"it is not an object with {'' if columns.id else 'one of '}{wanted}")
+                gatherer.refuse(
+                    f"line {number}", f"the line is not an object with {'' if columns.id else 'one of '}{wanted}"
+                )
             else:
                 add(gatherer, name, structure, target)
 
 
 def read_csv(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Read a table with a heading and a column of structures as text: CIF, POSCAR or JSON."""
+    """Read a CSV table with a heading and a column of structures in CIF, POSCAR or JSON format."""
     with opened(path, progress) as stream:
         decoded = (
             line.decode("utf-8-sig" if not number else "utf-8") for number, line in enumerate(lines_of(stream, path))
@@ -87,7 +89,7 @@ def read_csv(gatherer: Gatherer, columns: Columns, path: Path, progress: Progres
         heading = [name.strip() for name in next(rows, [])]
         columns.choose(heading, str(path), structures=("cif", "structure"))
         if columns.id is None:
-            raise DataError(f"{path} has no column {' or '.join(ID_NAMES)}. It has: {', '.join(heading)}.")
+            raise DataError(f"{path} has no column {' or '.join(ID_NAMES)}. Its columns are: {', '.join(heading)}.")
         for number, row in enumerate(rows, 1):
             if len(row) != len(heading):
                 gatherer.refuse(f"row {number}", uneven(len(row), len(heading)))
@@ -123,20 +125,21 @@ def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
             continue
         name, _, target = columns.cells(dict(zip(names, cells, strict=True)))
         told = target.strip() if target is not None else None
-        found.append((f"row {number}", None, "it has no id") if is_no_id(name) else (name, told, ""))
+        found.append((f"row {number}", None, "the row has no id") if is_no_id(name) else (name, told, ""))
     return found
 
 
 def uneven(found: int, expected: int, *, headless: bool = False) -> str:
     """Describe a row whose number of cells differs from the heading's."""
-    against = f"and no heading names more than {expected}" if headless else f"and the heading {expected}"
+    limit = "a file without a heading may have only" if headless else "the heading has"
     return (
-        f"it has {found} cells, {against}; write numbers with a decimal point, and texts with commas in quotation marks"
+        f"the row has {found} cells, but {limit} {expected}; write numbers with a decimal point, and put quotation "
+        "marks around texts with commas"
     )
 
 
 def add(gatherer: Gatherer, given: Any, structure: Any, target: Any) -> None:
-    """Add an entry whose structure may be text, under the id in its file."""
+    """Add an entry under the given id; its structure may be text."""
     name = str(given)
     if why := inexact_id(given):
         gatherer.refuse(name, why)
@@ -151,10 +154,10 @@ def add(gatherer: Gatherer, given: Any, structure: Any, target: Any) -> None:
 
 
 def structure_in(text: str, name: str) -> Any:
-    """The ``Structure.as_dict()`` of a text in JSON, CIF or POSCAR format; None without text.
+    """Parse a structure in JSON, CIF or POSCAR format to a ``Structure.as_dict()``; return None without text.
 
     Raises:
-        Unusable: if the text is none of these, or is ambiguous.
+        Unusable: if the text is in none of these formats, or is ambiguous.
     """
     plain = _plain(text)
     if is_missing(plain):
@@ -163,19 +166,19 @@ def structure_in(text: str, name: str) -> Any:
         try:
             content = parse_json(plain.encode(errors="surrogatepass"))
         except RepeatedKey as error:
-            raise Unusable(f"in its structure, {error}") from None
+            raise Unusable(f"in the structure, {error}") from None
         except ValueError as error:
-            raise Unusable(f"its structure is not JSON ({error})") from None
+            raise Unusable(f"the structure is not JSON ({error})") from None
         return structure_in(content, name) if isinstance(content, str) else content
     form, read = ("POSCAR", read_poscar) if _looks_like_poscar(plain) else ("CIF", lambda cif: read_cif(cif, name))
     try:
         return read(plain)
     except Unusable as unusable:
-        raise Unusable(f"its {form} cannot be used: {unusable}") from None
+        raise Unusable(f"the {form} cannot be used: {unusable}") from None
 
 
 def decoded_text(content: bytes) -> str:
-    """The text of a file in UTF-8 or UTF-16, with any line ends; invalid bytes become ``�``."""
+    """Decode a file in UTF-8 or UTF-16; all line ends become newlines, and invalid bytes become ``�``."""
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return _plain(content.decode("utf-16" if wide else "utf-8", errors="replace"))
 
@@ -191,7 +194,7 @@ def _looks_like_poscar(text: str) -> bool:
 
 
 def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[list[str]]:
-    """Yield the rows that are not empty.
+    """Yield the rows of a CSV file, except empty rows.
 
     Raises:
         DataError: if the file is not CSV in UTF-8.
@@ -200,7 +203,7 @@ def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[list[str]]:
         try:
             yield from (row for row in csv.reader(lines, strict=True) if row)
         except (csv.Error, UnicodeDecodeError) as error:
-            closed = " It is cut short, or a quotation mark is not closed." if "end of data" in str(error) else ""
+            closed = " The file is cut short, or a quotation mark is not closed." if "end of data" in str(error) else ""
             raise DataError(f"{path} is not a CSV table in UTF-8 ({error}).{closed}") from error
 
 

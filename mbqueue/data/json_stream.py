@@ -1,8 +1,8 @@
 """Read a JSON document from start to end in bounded memory.
 
 The caller requests members, items and values in the order of the document. A compiled scanner finds the end of a value,
-and orjson parses it. The text between values is checked, so a document that is not JSON is rejected. In skipped values,
-only brackets and strings are checked.
+and orjson parses the value. The text between values is checked, so that a document that is not JSON is rejected. In
+skipped values, only brackets and strings are checked.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from mbqueue.data.source import Source
 _CHUNK = 4 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SPACE = re.compile(rb"[ \t\r\n]*")
-#: A number or a literal, up to the character that ends it.
+#: A number, true, false or null, which ends before whitespace, punctuation or a quotation mark.
 _BARE = re.compile(rb"[^\s,:{}\[\]\"]*")
 _LONGEST_BARE = 1000
-#: The maximum number of characters of the document to quote in a message.
+#: The largest number of characters of the document that a message quotes.
 _SHOWN = 30
-#: The deepest nesting accepted; a structure has seven levels.
+#: The deepest accepted nesting. A structure has only seven levels.
 _DEEPEST = 1000
 
 
@@ -43,8 +43,8 @@ def _end_of_value(text: Any, position: Any, state: Any) -> Any:
     """Find the end of the object, list or string at ``position``. Return -1 if the value ends beyond ``text``, -2 if
     its brackets do not match or are nested too deeply.
 
-    ``state`` (depth, 1 inside a string, 1 after a backslash, then the open brackets) carries over from one piece of the
-    document to the next.
+    ``state`` is needed if a value continues in the next piece of the document. Its numbers are the depth, 1 if inside a
+    string, 1 if after a backslash, and then the open brackets.
     """
     depth, in_string, escaped = state[0], state[1], state[2]
     deepest = len(state) - 3
@@ -79,14 +79,14 @@ def _end_of_value(text: Any, position: Any, state: Any) -> Any:
 
 
 class JsonStream:
-    """One document. While iterating over members or items, read or skip each value before advancing.
+    """One JSON document. While you iterate over members or items, read or skip each value before you continue.
 
     Every method raises ``NotJson`` if the document is not JSON, ``CutShort`` if it ends too early, and ``RepeatedKey``
     if an object has a key twice.
     """
 
     def __init__(self, stream: Source) -> None:
-        """Keep ``stream`` for later; read nothing yet."""
+        """Store ``stream`` without reading from it."""
         self._stream = stream
         self._text = b""
         self._bytes = np.empty(0, np.uint8)
@@ -105,11 +105,11 @@ class JsonStream:
                 return ""
 
     def members(self) -> Iterator[str]:
-        """Yield the keys of the next object, each once."""
+        """Yield the keys of the next object."""
         seen: set[str] = set()
         for _ in self._parts("{", "}"):
             if self.peek() != '"':
-                raise NotJson(f"{self._shown()} should be a key")
+                raise NotJson(f"expected a key, but found {self._shown()}")
             key: str = self.value()
             if key in seen:
                 raise RepeatedKey(key)
@@ -138,7 +138,7 @@ class JsonStream:
     def end(self) -> None:
         """Check that the document has no further text."""
         if self.peek():
-            raise NotJson(f"{self._shown()} comes after its end")
+            raise NotJson(f"expected the end, but found {self._shown()}")
 
     def _parts(self, opening: str, closing: str) -> Iterator[int]:
         self._take(opening)
@@ -155,19 +155,19 @@ class JsonStream:
     def _take(self, character: str) -> None:
         found = self.peek()
         if not found:
-            raise CutShort("it ends in the middle")
+            raise CutShort("the document ends too early")
         if found != character:
-            raise NotJson(f"{self._shown()} should be {character!r}")
+            raise NotJson(f"expected {character!r}, but found {self._shown()}")
         self._position += 1
 
     def _shown(self) -> str:
         return _readable(self._text[self._position : self._position + _SHOWN])
 
     def _span(self, *, keep: bool = True) -> tuple[int, int]:
-        """Skip the next value; return its start and end in the text, which is dropped unless ``keep`` is set."""
+        """Skip the next value; return its start and end in the buffer. Without ``keep``, the text may be dropped."""
         first = self.peek()
         if not first:
-            raise CutShort("it ends in the middle")
+            raise CutShort("the document ends too early")
         if first not in '{["':
             return self._bare()
         begin, scanned = self._position, self._position
@@ -178,10 +178,10 @@ class JsonStream:
                 raise NotJson("brackets do not match, or are nested too deeply")
             length = len(self._text) - begin
             if length > source.LONGEST_ROW and keep:
-                raise NotJson("a value does not end")
+                raise NotJson(f"a value is longer than {source.LONGEST_ROW >> 20} MiB")
             self._position = begin if keep else len(self._text)
             if not self._refill():
-                raise CutShort("it ends in the middle")
+                raise CutShort("the document ends too early")
             begin, scanned = 0, length if keep else 0
         self._position = end
         return begin, end
@@ -193,12 +193,12 @@ class JsonStream:
             if end < len(self._text) or end - self._position > _LONGEST_BARE or not self._refill():
                 break
         if end == self._position or end - self._position > _LONGEST_BARE:
-            raise NotJson(f"{self._shown()} should be a value")
+            raise NotJson(f"expected a value, but found {self._shown()}")
         begin, self._position = self._position, end
         return begin, end
 
     def _refill(self) -> bool:
-        """Read more and drop the text before the current position; return whether anything was read."""
+        """Read more text, and drop the text before the current position; return whether any text was read."""
         chunk = self._stream.read(_CHUNK)
         if self._at_begin:
             chunk = chunk.removeprefix(_BYTE_ORDER_MARK)

@@ -16,8 +16,8 @@ from mbqueue.data.source import Progress, opened
 from mbqueue.errors import DataError
 
 SHAPES = (
-    "a list of objects or of structures; an object of structures, or of rows, by id; an object of columns, as CHGNet's "
-    "datasets are; what DataFrame.to_json() of pandas writes in any orient; or a DataFrame that monty wrote"
+    "a list of objects or structures; an object that maps ids to structures or rows; an object of columns, as in "
+    "CHGNet's datasets; the output of pandas' DataFrame.to_json() with any orient; or a DataFrame that monty wrote"
 )
 
 
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
     Attributes:
         key: the row's name, from the table's index or from a key; its position if it has no name.
-        id, structure, target: the row's cells in the chosen columns.
+        id, structure, target: the row's values in the chosen columns.
     """
 
     key: Any
@@ -39,23 +39,23 @@ class JsonTable:
     """A table in a JSON file."""
 
     def __init__(self, path: Path, columns: Columns, progress: Progress | None = None) -> None:
-        """Keep the arguments; only `entries` opens the file."""
+        """Store the arguments; only `entries` opens the file."""
         self._path = path
         self._columns = columns
         self._open: Callable[[], AbstractContextManager[JsonStream]] = lambda: _opened(path, progress)
 
     def entries(self) -> Iterator[Entry]:
-        """Each row, in order.
+        """Yield each row of the table, in order.
 
         Raises:
             DataError: if the file is damaged, is not a table, or has another layout.
-            SourceAway: if the system cannot read it.
+            SourceAway: if the system cannot read the file.
         """
         try:
             yield from self._entries()
         except CutShort as error:
             raise DataError(
-                f"{self._path} is truncated: its JSON ends in the middle. Download or copy it again."
+                f"{self._path} is truncated: its JSON ends too early. Download or copy the file again."
             ) from error
         except RepeatedKey as error:
             raise DataError(f"{self._path} cannot be read: {error}.") from error
@@ -73,11 +73,11 @@ class JsonTable:
             yield from self._by(outline)
 
     def _first_pass(self, stream: JsonStream) -> Generator[Entry, None, dict[str, Any] | None]:
-        """Yield the rows of the split form if the column names precede the rows, as in matminer's files.
+        """Yield the rows of pandas' split layout, if the column names precede the rows, as in matminer's files.
 
         Returns:
-            if they do not, each key with the first character of its value, and ``index``, ``columns`` and ``schema``
-            with their content.
+            None if the rows were read; otherwise, for each key, the first character of the value. For ``index``,
+            ``columns`` and ``schema``, it is the whole value.
         """
         outline: dict[str, Any] = {}
         is_read = False
@@ -94,7 +94,7 @@ class JsonTable:
         return None if is_read else outline
 
     def _by(self, outline: Mapping[str, Any]) -> Iterator[Entry]:
-        """Read a document in an unusual order again, now that all keys are known."""
+        """Read the rows in a second pass, after the first pass has collected all keys."""
         names = [key for key in outline if not key.startswith("@")]
         if outline.get("data") == '"':
             self._open = _text_of(self._values("data"))
@@ -116,9 +116,9 @@ class JsonTable:
             yield from self._by_key(names)
 
     def _rows(self, stream: JsonStream, *, index: Sequence[str] = ()) -> Iterator[Entry]:
-        """Yield the rows of a list of objects, structures (as objects or text) or, from ``orient="values"``, cells.
+        """Yield the rows of a list: objects, structures (as objects or text) or, from ``orient="values"``, lists.
 
-        ``index`` lists the columns that were the table's index.
+        ``index`` names the columns that were the table's index in pandas.
         """
         if len(index) == 1:
             self._columns.row_names = "the index" if index[0] == "index" else f"the index {index[0]}"
@@ -134,15 +134,15 @@ class JsonTable:
                 cells = self._columns.cells(_as_row(row))
                 if len(index) > 1 and self._columns.id is None:
                     raise DataError(
-                        f"The index of {self._path} has {len(index)} levels ({', '.join(index)}). Name the column of "
-                        "ids with --id-column."
+                        f"The index of {self._path} has {len(index)} levels ({', '.join(index)}). Name the id column "
+                        "with --id-column."
                     )
                 yield Entry(row.get(index[0]) if index and opening == "{" else number, *cells)
             else:
-                raise NotJson(f"row {number} is {row!r:.40}, neither an object nor a list")
+                raise NotJson(f"row {number} is {row!r:.40}, which is neither an object nor a list")
 
     def _split(self, stream: JsonStream, outline: Mapping[str, Any]) -> Iterator[Entry]:
-        """Yield the rows of the split form: lists of cells, named by ``columns`` and ``index``."""
+        """Yield the rows of pandas' split layout, in which a row is a list of cells, in the order of ``columns``."""
         columns, index = outline["columns"], outline.get("index")
         for key, names in (("columns", columns), ("index", index)):
             if not isinstance(names, list | None):
@@ -157,9 +157,9 @@ class JsonTable:
         for number in stream.items():
             row = stream.value()
             if not isinstance(row, list) or len(row) != len(names):
-                raise DataError(f"Row {number} of {self._path} does not have one cell for each of its columns {names}.")
+                raise DataError(f"Row {number} of {self._path} does not have one cell for each of the columns {names}.")
             if index is not None and number >= len(index):
-                raise DataError(f"{self._path} has more rows than its index ({len(index)}).")
+                raise DataError(f"{self._path} has more rows than its index, which has {len(index)}.")
             row.append(None)
             yield Entry(number if index is None else index[number], *(row[position] for position in positions))
             count += 1
@@ -169,7 +169,7 @@ class JsonTable:
             )
 
     def _column_wise(self, names: list[str]) -> Iterator[Entry]:
-        """Yield the rows of an object of columns; each column is a list, or an object of cells by index."""
+        """Yield the rows of an object of columns. A column is a list, or an object that maps the index to cells."""
         self._columns.choose(names, str(self._path))
         ids, targets = (self._column(name) for name in (self._columns.id, self._columns.target))
         assert self._columns.structure is not None, "`choose` ensures it"
@@ -186,7 +186,7 @@ class JsonTable:
             if column is not None and len(column) != count:
                 raise DataError(
                     f"{self._path} has {count} cells in column {self._columns.structure}, but {len(column)} in {name}. "
-                    "Check which are missing."
+                    "Check which cells are missing."
                 )
 
     def _column(self, name: str | None) -> Mapping[Any, Any] | None:
@@ -200,8 +200,10 @@ class JsonTable:
         return content
 
     def _by_key(self, names: list[str]) -> Iterator[Entry]:
-        """Yield the rows of an object of rows or structures by id. The objects may be nested, as in CHGNet's MPtrj
-        dataset."""
+        """Yield the rows of an object that maps ids to rows or structures.
+
+        Objects may be nested, as in CHGNet's MPtrj dataset.
+        """
         self._columns.row_names = "the key"
         with self._open() as stream:
             for key in stream.members():
@@ -210,7 +212,7 @@ class JsonTable:
                     continue
                 row = stream.value()
                 if not isinstance(row, dict | str):
-                    raise NotJson(f"{key!r} is {row!r:.40}, neither a structure nor an object")
+                    raise NotJson(f"{key!r} is {row!r:.40}, which is neither a structure nor an object")
                 if isinstance(row, dict) and not _is_row(row) and row and all(map(_is_row, row.values())):
                     for inner, content in row.items():
                         yield Entry(inner, *self._columns.cells(_as_row(content)))
@@ -218,7 +220,7 @@ class JsonTable:
                     yield Entry(key, *self._columns.cells(_as_row(row)))
 
     def _choose_by_content(self, named: Mapping[str, Any]) -> None:
-        """Choose the columns of rows without names by the first row's cells."""
+        """Choose the columns of a table without column names, according to the cells of its first row."""
 
         def only(fits: Callable[[Any], bool]) -> str | None:
             found = [name for name, cell in named.items() if fits(cell)]
@@ -229,15 +231,15 @@ class JsonTable:
         text = only(lambda cell: isinstance(cell, str) and not is_missing(cell) and not _is_structure_text(cell))
         self._columns.take(named, str(self._path), chosen=(text, structure, number))
         if self._columns.structure is None:
-            raise NotJson("its rows are lists without names, and no one of their cells is a structure")
+            raise NotJson("the rows are lists without column names, so exactly one cell of a row must be a structure")
         if self._columns.target is None and self._columns.targets_required:
             raise NotJson(
-                "its rows are lists without names, and not exactly one of their cells is a number; name the column of "
-                "targets by its position from 0, with --target-column or as column in [target] of the experiment"
+                "the rows are lists without column names, and a row does not have exactly one number; give the "
+                "target's position (from 0) with --target-column, or as column in [target] of the experiment"
             )
 
     def _at(self, wanted: str) -> Iterator[JsonStream]:
-        """The stream at the start of the value of one of the outermost object's keys."""
+        """Yield the stream when it is at the value of the key ``wanted`` of the outermost object."""
         with self._open() as stream:
             for key in stream.members():
                 if key == wanted:
@@ -266,9 +268,9 @@ def _text_of(text: str) -> Callable[[], AbstractContextManager[JsonStream]]:
 
 
 def _index_of(schema: Any) -> list[str]:
-    """The columns that were the index of a table in pandas' ``orient="table"``; empty if there are none.
+    """The index columns of a table that pandas wrote with ``orient="table"``; empty if there are none.
 
-    pandas names them as primary key, unless they repeat a value.
+    pandas names the index as the primary key, unless it contains a value twice.
     """
     if not isinstance(schema, dict):
         return []
@@ -284,7 +286,7 @@ def _index_of(schema: Any) -> list[str]:
 
 
 def _is_row(value: Any) -> bool:
-    """Whether an object is a structure or has a structure in a column."""
+    """Whether a value is a structure, or an object with a structure."""
     return isinstance(value, dict) and (_is_structure(value) or not set(STRUCTURE_NAMES).isdisjoint(value))
 
 

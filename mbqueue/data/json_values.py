@@ -11,7 +11,7 @@ import orjson
 
 from mbqueue.data.machine_code import compiled
 
-#: The maximum number of characters of a key to quote in a message.
+#: The largest number of characters of a key that a message quotes.
 _SHOWN = 60
 #: The deepest nesting that orjson accepts.
 _DEEPEST = 1024
@@ -20,14 +20,14 @@ _OFFSET, _PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 
 
 class RepeatedKey(ValueError):
-    """An object repeats a key.
+    """An object has one key twice.
 
     Attributes:
         key: the repeated key.
     """
 
     def __init__(self, key: str, where: str = "") -> None:
-        """``where`` is the start of the text that contains the object; empty if the context is clear."""
+        """Make the message; ``where`` is the start of the text that contains the object, or empty."""
         self.key = key
         there = f"in the value that starts with {where}" if where else "in one object"
         super().__init__(f"the key {key[:_SHOWN]!r} appears twice {there}; remove one of the two")
@@ -53,11 +53,11 @@ def _parse_slowly(text: bytes | memoryview) -> Any:
     try:
         return json.loads(bytes(text), object_pairs_hook=_object)
     except RecursionError:
-        raise ValueError("its brackets are nested too deeply") from None
+        raise ValueError("the brackets are nested too deeply") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these members; raises ``RepeatedKey`` if two have the same key."""
+    """Make an object of its members; raise ``RepeatedKey`` if two have the same key."""
     members = dict(pairs)
     if len(members) < len(pairs):
         keys = sorted(key for key, _ in pairs)
@@ -67,7 +67,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @compiled
 def _end_of_string(text: Any, position: Any) -> Any:
-    """The position of the closing quotation mark of the string whose first character is at ``position``."""
+    """The position of the quotation mark that closes the string whose first character is at ``position``."""
     while text[position] != 0x22:
         position += 2 if text[position] == 0x5C else 1
     return position

@@ -1,4 +1,4 @@
-"""Locate the files of matbench's tasks, and download them, resuming after broken connections."""
+"""Locate the files of matbench's tasks, and download them. A download resumes after a broken connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mbqueue.files import fsync_dir, sha256_of_file
 
 Progress = Callable[[int, int], None]
 
-#: The maximum number of consecutive attempts without a new byte.
+#: The number of consecutive attempts without a new byte after which a download fails.
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60.0
 _CHUNK = 1 << 18
@@ -27,11 +27,11 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialFile:
-    """matminer's metadata of a dataset.
+    """What matminer's metadata say about the file of a dataset.
 
     Attributes:
         path: where matminer looks for the file: in ``$MATMINER_DATA``, else in its own folder.
-        url: the address for downloading the file.
+        url: the address from which the file can be downloaded.
         sha256: hex digest of the file.
         n: number of entries.
     """
@@ -43,7 +43,7 @@ class OfficialFile:
 
 
 def official_file(name: str) -> OfficialFile:
-    """The file of a task, present or not; does not import matminer.
+    """The file of a task, whether or not it exists, without importing matminer.
 
     Raises:
         DataError: if matminer is not installed.
@@ -63,33 +63,33 @@ def official_file(name: str) -> OfficialFile:
 
 
 def is_whole(file: OfficialFile) -> bool:
-    """Whether the file exists with the digest that matminer lists. This check takes a fraction of a second."""
+    """Whether an existing file has the SHA-256 that matminer lists. This check takes a fraction of a second."""
     return sha256_of_file(file.path) == file.sha256
 
 
 def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock | None = None) -> Path:
-    """Download the file if it is missing; compare an existing file with its digest.
+    """Download the file if it is missing; otherwise check its SHA-256. Return its path.
 
-    A partial file is ``NAME.part`` beside it; after a broken connection, the download resumes there (HTTP Range), in
-    this call or a later one. Only a complete file with the right digest gets the final name. Of two processes, one
+    The download goes to ``NAME.part``. After a broken connection, the download resumes (HTTP Range), in this call or a
+    later one. Only a complete file with the right SHA-256 gets the final name. If two processes call this function, one
     waits for the other.
 
     Args:
-        file: the file to get.
+        file: the file to download.
         progress: called with (bytes present, total bytes; 0 if unknown).
-        clock: waits between attempts.
+        clock: the clock for waiting between attempts.
 
     Raises:
-        DataError: if the existing file has another digest.
-        SourceAway: if the file cannot be downloaded or written, or the download has another digest.
+        DataError: if the existing file has another SHA-256.
+        SourceAway: if the file cannot be downloaded or written, or the downloaded file has another SHA-256.
     """
     from filelock import FileLock  # noqa: PLC0415  `mbqueue doctor` and `enqueue` only need the path
 
     if file.path.exists():
         if not is_whole(file):
             raise DataError(
-                f"{file.path} is not matbench's file: its SHA-256 is different. Move it away, and mbqueue downloads "
-                "matbench's; to use yours, give its new path as the dataset."
+                f"{file.path} is not matbench's file: its SHA-256 is different. Move the file, so that mbqueue "
+                "downloads matbench's. To use your file, give its new path as the dataset."
             )
         return file.path
     try:
@@ -114,10 +114,10 @@ def _fetch(file: OfficialFile, progress: Progress | None, clock: Clock) -> None:
         part.unlink()
         if began_anew:
             raise SourceAway(
-                f"The download from {file.url} is not {file.path.name} (its SHA-256 is different). Try later, or put "
-                f"the file at {file.path} yourself."
+                f"The download from {file.url} is not {file.path.name}: its SHA-256 is different. Try again later, or "
+                f"put the file at {file.path} yourself."
             )
-        # The old partial file may belong to a different file; only a fresh download proves that the server is wrong.
+        # The old partial file may belong to a different file, so download everything again before blaming the server.
         began_anew = True
     with part.open("rb") as stream:
         os.fsync(stream.fileno())
@@ -146,8 +146,8 @@ def _complete(file: OfficialFile, part: Path, progress: Progress | None, clock: 
         fruitless = 0 if there > before else fruitless + 1
         if fruitless >= _ATTEMPTS:
             raise SourceAway(
-                f"{file.url} cannot be downloaded: {problem}. The first {there} bytes are kept; the next try resumes "
-                "from there."
+                f"{file.url} cannot be downloaded: {problem}. The first {there} bytes are kept, and the next attempt "
+                "resumes after them."
             )
         clock.sleep(2.0**fruitless)
 
@@ -160,7 +160,7 @@ def _receive(url: str, part: Path, progress: Progress | None) -> bool:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)  # noqa: S310
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
-            # The server has no further bytes, so the digest decides whether the file is complete.
+            # The server has no more bytes, so the caller's check of the SHA-256 decides.
             error.close()
             return True
         raise

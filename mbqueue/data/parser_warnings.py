@@ -25,7 +25,7 @@ HARMLESS = (
         "the operation comes from the file, and data/symmetry.py checks it",
     ),
     (r"Keys changed to match new magCIF specification\.", "only the spelling of tags is changed"),
-    (r"No Pauling electronegativity for ", "noble gases have no electronegativity, by which pymatgen sorts atoms"),
+    (r"No Pauling electronegativity for ", "pymatgen sorts atoms by electronegativity, which noble gases do not have"),
     (r"No data available for electronegativity for ", "as above"),
     (
         r"Ignoring selective dynamics tag, as no ionic degrees of freedom were fixed\.",
@@ -33,7 +33,7 @@ HARMLESS = (
     ),
     (
         r"Selective dynamics toggled with Fluorine element detected\.",
-        "a fluoride with a flag F; species come from the element line, and data/poscar.py checks the columns",
+        "F can be fluorine or a flag; species come from the element line, and data/poscar.py checks the columns",
     ),
 )
 #: Warnings about Python code, not about a file.
@@ -46,17 +46,17 @@ def is_harmless(message: str) -> bool:
 
 
 def concerns(messages: Iterable[str]) -> list[str]:
-    """The warnings that are not harmless, each once, on one line."""
+    """The warnings that are not harmless, without duplicates; each becomes one line."""
     shown = (" ".join(message.split()) for message in messages if not is_harmless(message))
     return list(dict.fromkeys(shown))
 
 
 @contextmanager
 def heard(parser: str) -> Iterator[list[str]]:
-    """Read a structure within the block; the parser's warnings become ``Unusable`` with their own text.
+    """Raise ``Unusable`` if a parser that runs within the block fails or warns; the message quotes the warnings.
 
-    Append warnings that the parser stores instead of issuing to the yielded list. If the parser raises, its exception
-    and warnings are reported together, because often only the warnings name the problem.
+    If the parser stores warnings instead of issuing them, append them to the yielded list. If the parser raises, its
+    exception and warnings are reported together, because often only the warnings name the problem.
 
     Raises:
         Unusable: if the parser fails, or issues a warning that is not listed as harmless.

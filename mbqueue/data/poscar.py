@@ -1,7 +1,7 @@
-"""Read crystals from POSCAR files (VASP 5 and 6): pymatgen builds them after a check that the lines are unambiguous.
+"""Read crystals from POSCAR files (VASP 5 and 6) with pymatgen, after a check that the lines are unambiguous.
 
-pymatgen names the species of a VASP 4 file H, He, Li, …, ignores lines beyond the counts, and splits numbers that run
-together. This module rejects such files. pymatgen also fails on text after the numbers of the cell, which VASP ignores.
+pymatgen names the species of a VASP 4 file H, He, Li, …, ignores surplus lines, and splits numbers that run together.
+This module rejects such files. pymatgen also fails if comments follow the numbers of the cell, so they are removed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from mbqueue.data.elements import ATOMIC_NUMBERS
 from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard
 
-#: First letters of the line that names the coordinates: ``Direct``, ``Fractional`` or ``Cartesian``.
+#: First letters of the line that gives the kind of coordinates: ``Direct``, ``Fractional`` or ``Cartesian``.
 _MODES = "dDfFcCkK"
 _CARTESIAN = "cCkK"
-#: Whether VASP may move an atom.
+#: The flags that say whether VASP may move an atom along an axis.
 _FLAGS = frozenset(("T", "F", ".TRUE.", ".FALSE."))
 _LATTICE_LINES = slice(2, 5)
 _SPECIES_LINE = 5
@@ -27,7 +27,7 @@ _SYMBOL = re.compile(r"([A-Z][a-z]?)(?![A-Za-z])")
 
 
 def read_poscar(text: str) -> dict[str, Any]:
-    """A crystal as ``Structure.as_dict()`` gives it.
+    """Read one crystal, and return it as pymatgen's ``Structure.as_dict()`` would.
 
     Raises:
         Unusable: if the file cannot be read or is ambiguous.
@@ -47,23 +47,25 @@ def read_poscar(text: str) -> dict[str, Any]:
 
 
 def _scale(line: str) -> str:
-    """The scale without the text after it.
+    """The scale in line 2, without the text after it.
 
     Raises:
-        Unusable: if several numbers scale the cell's directions.
+        Unusable: if there are several scales, one for each direction.
     """
     first, second = [*line.split(), "", ""][:2]
     try:
         float(second)
     except ValueError:
         return first
-    raise Unusable("line 2 has several scales; multiply the cell and Cartesian coordinates, and write 1.0 in line 2")
+    raise Unusable(
+        "line 2 has several scales; apply them to the cell and to Cartesian coordinates, and write 1.0 in line 2"
+    )
 
 
 def _check_lines(lines: list[str]) -> None:
     """Check that the lines follow the POSCAR format, and that the listed atoms match the counts."""
     if len(lines) < _SPECIES_LINE + 3:
-        raise Unusable("it ends before its coordinates")
+        raise Unusable("the file ends before the coordinates")
     scale = _numbers(lines[1], 1, "the scale in line 2")[0]
     for line in lines[_LATTICE_LINES]:
         _numbers(line, 3, "a lattice vector")
@@ -76,20 +78,20 @@ def _check_lines(lines: list[str]) -> None:
     if mode[:1] not in tuple(_MODES):
         raise Unusable(f"line {position + 1} is {mode[:40]!r} instead of Direct or Cartesian")
     if mode[0] in _CARTESIAN and scale < 0:
-        raise Unusable("pymatgen misreads Cartesian coordinates under a negative scale; write a positive one")
+        raise Unusable("pymatgen misreads Cartesian coordinates with a negative scale; write a positive scale")
     expected = [symbol for symbol, count in zip(symbols, counts, strict=True) for _ in range(count)]
     atoms = lines[position + 1 : position + 1 + len(expected)]
     for number, (symbol, line) in enumerate(zip_longest(expected, atoms), 1):
         if line is None:
-            raise Unusable(f"its counts give {len(expected)} atoms, but it lists {len(atoms)}")
+            raise Unusable(f"the counts add up to {len(expected)} atoms, but the file lists {len(atoms)}")
         _check_atom(line.split(), symbol, flags, f"atom {number}")
     rest = lines[position + 1 + len(expected)] if position + 1 + len(expected) < len(lines) else ""
     if rest and not rest.lower().startswith("l"):
-        raise Unusable(f"its counts give {len(expected)} atoms, but after them comes {rest[:40]!r}")
+        raise Unusable(f"the counts add up to {len(expected)} atoms, but another line follows: {rest[:40]!r}")
 
 
 def _species(lines: list[str]) -> tuple[list[str], list[int], int]:
-    """Symbols, counts and the index of the line after them."""
+    """The element symbols, the counts of atoms, and the index of the next line."""
     position = _SPECIES_LINE
     symbols: list[str] = []
     while position < len(lines) and lines[position] and not lines[position][0].isdigit():
@@ -101,7 +103,7 @@ def _species(lines: list[str]) -> tuple[list[str], list[int], int]:
         position += 1
     if not symbols:
         raise Unusable(
-            "it names no elements, as in VASP 4; add a line with the elements in order before the line of counts"
+            "the file names no elements (VASP 4); add a line with the elements, in order, before the line of counts"
         )
     counts: list[int] = []
     n_lines = position - _SPECIES_LINE
@@ -110,15 +112,15 @@ def _species(lines: list[str]) -> tuple[list[str], list[int], int]:
             raise Unusable(f"{line[:40]!r} is not a line of atom counts")
         counts += [int(word) for word in line.split()]
     if len(symbols) != len(counts):
-        raise Unusable(f"it names {len(symbols)} elements but has {len(counts)} atom counts")
+        raise Unusable(f"the file names {len(symbols)} elements, but has {len(counts)} atom counts")
     return symbols, counts, position + n_lines
 
 
 def _check_atom(words: list[str], symbol: str, flags: int, what: str) -> None:
-    _numbers(" ".join(words[:3]), 3, f"the coordinates of {what}")
+    _numbers(" ".join(words[:3]), 3, f"the position of {what}")
     told = words[3 : 3 + flags]
     if len(told) != flags or set(told) - _FLAGS:
-        raise Unusable(f"{what} has {' '.join(told)!r} instead of T or F three times")
+        raise Unusable(f"{what} has {' '.join(told)!r} instead of three flags, each T or F")
     named = _SYMBOL.match(words[3 + flags]) if len(words) > 3 + flags else None
     if named is not None and named[1] in ATOMIC_NUMBERS and named[1] != symbol:
         raise Unusable(f"{what} is {symbol} according to the element line, but {named[1]} on its own line")

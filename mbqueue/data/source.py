@@ -36,7 +36,7 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
     in total.
 
     Raises:
-        DataError: if the file is empty, ends too early or is not the archive that its name says.
+        DataError: if the file is empty, ends too early or is not compressed as its name says.
         SourceAway: if the system cannot read the file.
     """
     try:
@@ -51,15 +51,15 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
                 stream = bz2.BZ2File(raw)
             yield _Watched(stream, raw, size, progress) if progress else stream
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is cut short or damaged ({error}). Get it again.") from error
+        raise DataError(f"{path} is cut short or damaged ({error}). Download or copy the file again.") from error
     except OSError as error:
-        if error.errno is None:  # bz2 raises this for damaged data
-            raise DataError(f"{path} is cut short or damaged ({error}). Get it again.") from error
+        if error.errno is None:  # bz2 raises an OSError without a number for damaged data
+            raise DataError(f"{path} is cut short or damaged ({error}). Download or copy the file again.") from error
         raise SourceAway(f"{path} cannot be read: {error}.") from error
 
 
 def lines_of(stream: Source, path: Path) -> Iterator[bytes]:
-    """The lines of an open file, in bounded memory.
+    """Yield the lines of an open file, in bounded memory.
 
     Raises:
         DataError: if a line is longer than any entry could be.
@@ -69,7 +69,7 @@ def lines_of(stream: Source, path: Path) -> Iterator[bytes]:
         number += 1
         if len(line) > LONGEST_ROW:
             raise DataError(
-                f"Line {number} of {path} is longer than {LONGEST_ROW >> 20} MiB. Check that it is the right file."
+                f"Line {number} of {path} is longer than {LONGEST_ROW >> 20} MiB. Check that you gave the right file."
             )
         yield line
 

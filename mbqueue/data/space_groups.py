@@ -1,4 +1,4 @@
-"""Find the numbers of space groups by the symbols in CIFs, with spglib's tables."""
+"""Find the space group that a CIF names, with spglib's tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mbqueue.data.cif_syntax import CifBlock
 from mbqueue.data.entries import Unusable
 from mbqueue.data.symmetry import Operations
 
-#: Tags, with the dots of newer dictionaries as underscores.
+#: Tags in lower case, with underscores instead of the dots of newer dictionaries.
 _NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
 _HERMANN_MAUGUIN = (
     *("_symmetry_space_group_name_h-m", "_space_group_name_h-m_alt", "_space_group_name_h-m_full"),
@@ -25,8 +25,8 @@ _LARGEST_HALL_NUMBER = 530
 #: A choice of origin or axes after a Hermann-Mauguin symbol; the ICSD calls the origins S and Z.
 _CHOICE = re.compile(r"(?::\s*([12SZHR])|\s([SZHR]))\s*\Z", re.IGNORECASE)
 _ORIGINS = {"S": "1", "Z": "2"}
-#: Groups with a centred lattice in a setting that International Tables do not list, and spellings of before 1992, when
-#: a glide plane along two axes became ``e``.
+#: Further symbols by space group number: centred settings that International Tables do not list, and symbols from
+#: before 1992, when ``e`` was introduced for a glide plane along two axes.
 _FURTHER = {
     **{1: ("A1", "B1", "C1", "F1", "I1"), 2: ("A-1", "B-1", "C-1", "F-1", "I-1")},
     39: ("Abm2", "Bma2", "B2cm", "C2mb", "Cm2a", "Ac2m"),
@@ -45,9 +45,9 @@ class SpaceGroup:
     """The space group that a CIF names.
 
     Attributes:
-        number: its number, or None if the file has neither the number nor a known name.
-        symbols: its Hermann-Mauguin symbols in the file.
-        hall: its Hall symbols in the file.
+        number: space group number; None if the file has neither the number nor a known name.
+        symbols: Hermann-Mauguin symbols in the file.
+        hall: Hall symbols in the file.
     """
 
     number: int | None
@@ -56,12 +56,12 @@ class SpaceGroup:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its symbols in the file, and the standard one."""
+        """The group's symbols in the file, and its standard symbol."""
         standard = () if self.number is None else (_standard_symbols()[self.number],)
         return (*self.symbols, *self.hall, *standard)
 
     def settings(self) -> tuple[Operations, ...]:
-        """Rotations and translations of each setting that the file allows.
+        """The rotations and translations of each setting that the file allows.
 
         A Hall symbol names one setting. A Hermann-Mauguin symbol leaves the origin open unless a choice follows it
         (``:2``, ``S``, ``Z``), and a number alone leaves the axes open too.
@@ -89,14 +89,14 @@ def space_group_of(block: CifBlock) -> SpaceGroup:
     stated: dict[int, str] = {}
     for tag, value in block.statements(*_NUMBERS):
         if not (value.isdecimal() and 1 <= int(value) <= 230):
-            raise Unusable(f"its space group number {value[:40]!r} is not between 1 and 230")
+            raise Unusable(f"the space group number {value[:40]!r} is not between 1 and 230")
         stated.setdefault(int(value), f"{tag} is {int(value)}")
     for tags, find in ((_HERMANN_MAUGUIN, number_of), (_HALL, number_of_hall)):
         for tag, name in block.statements(*tags):
             if (number := find(name)) is not None:
                 stated.setdefault(number, f"{tag} is {name[:40]!r}, which is space group {number}")
     if len(stated) > 1:
-        raise Unusable(f"its space group is contradictory: {', but '.join(list(stated.values())[:2])}")
+        raise Unusable(f"the space group is contradictory: {', but '.join(list(stated.values())[:2])}")
     return SpaceGroup(
         number=next(iter(stated), None),
         symbols=tuple(name for _, name in block.statements(*_HERMANN_MAUGUIN)),
@@ -105,9 +105,10 @@ def space_group_of(block: CifBlock) -> SpaceGroup:
 
 
 def number_of(symbol: str) -> int | None:
-    """The number of the group of a Hermann-Mauguin symbol in any usual setting and spelling; None if unknown.
+    """The space group number of a Hermann-Mauguin symbol, in any usual setting and spelling; None if unknown.
 
-    A choice of origin or axes after it is allowed: ``F d -3 m :2``, ``F d -3 m S``, ``R -3 m H``, ``R-3m(h)``.
+    A choice of origin or axes may follow the symbol, as in ``F d -3 m :2``, ``F d -3 m S``, ``R -3 m H`` and
+    ``R-3m(h)``.
     """
     key, known = _symbol_key(symbol), _hermann_mauguin()
     return known.get(key) or (known.get(key[:-1]) if key.endswith(("h", "r", "s", "z")) else None)
@@ -119,7 +120,7 @@ def _symbol_key(symbol: str) -> str:
 
 
 def number_of_hall(symbol: str) -> int | None:
-    """The number of the group of a Hall symbol; None if spglib's table lacks it."""
+    """The space group number of a Hall symbol; None if spglib's table does not contain the symbol."""
     return _hall().get(_hall_key(symbol))
 
 
@@ -146,11 +147,11 @@ def _hermann_mauguin() -> dict[str, int]:
 
 @cache
 def _spellings(kind: Any) -> set[str]:
-    """The keys of the symbols of one setting."""
+    """The normalised Hermann-Mauguin symbols of one setting."""
     spellings = set()
     for text in (kind.international_full, kind.international.rpartition("=")[2]):
         spellings.add(_key(text))
-        if kind.number in _MONOCLINIC:  # P 1 21/n 1 is also P 21/n
+        if kind.number in _MONOCLINIC:  # P 1 21/n 1 is also written P 21/n
             lattice, *axes = text.split()
             spellings.add(_key(lattice + "".join(axis for axis in axes if axis != "1")))
     if kind.number in _CUBIC_WITH_INVERSION:
@@ -174,16 +175,16 @@ def _settings() -> list[Any]:
     from spglib import get_spacegroup_type  # noqa: PLC0415  only CIFs need it
 
     with warnings.catch_warnings():
-        # spglib 2.8 announces with every call that it will raise errors.
+        # Every call of spglib 2.8 warns that later versions will raise errors.
         warnings.simplefilter("ignore", DeprecationWarning)
         return [get_spacegroup_type(hall_number) for hall_number in range(1, _LARGEST_HALL_NUMBER + 1)]
 
 
 def _hall_key(symbol: str) -> str:
-    """A Hall symbol with single blanks, which matter: ``P 32`` is a threefold screw axis, ``P 3 2`` two axes."""
+    """Normalise a Hall symbol, but keep single blanks: ``P 32`` is a threefold screw axis, ``P 3 2`` has two axes."""
     return " ".join(symbol.replace("_", " ").split()).lower()
 
 
 def _key(symbol: str) -> str:
-    """A Hermann-Mauguin symbol without blanks, underscores and case."""
+    """Normalise a Hermann-Mauguin symbol: lower case, no blanks, no underscores."""
     return re.sub(r"[\s_]", "", symbol).lower()

@@ -12,25 +12,26 @@ from numpy.typing import NDArray
 
 from mbqueue.data.entries import Unusable
 
-#: The unit of translations, as a fraction of a lattice vector; denominators up to 12 then give integers.
+#: The number of units in a lattice vector. A translation with a denominator up to 12 is then a whole number of units.
 _UNITS = 27720
 _LARGEST_DENOMINATOR = 12
-#: Largest difference between a translation such as 0.33 and the fraction that it rounds.
+#: The largest difference between a rounded translation, such as 0.33, and the exact fraction.
 _TRANSLATION_TOLERANCE = 0.005
-#: Largest relative change of the cell's lengths and angles by an operation, since cells are measured and rounded.
+#: The largest relative change of the cell's metric by an operation. It is not zero, because cells are rounded.
 _METRIC_TOLERANCE = 0.03
-#: Atoms this close, Å, are one; largest difference between distances in equal structures.
+#: The largest distance, Å, between two images that count as one atom; the largest difference between two distances, Å,
+#: that count as equal.
 _SAME_ATOM, _SAME_DISTANCE = 0.05, 0.02
-#: (last space group number, rotations and reflections up to it from the number before), International Tables A.
+#: Ranges of space groups, each as (last number, number of rotations and reflections), from International Tables A.
 _POINT_GROUP_ORDERS = (
     *((1, 1), (9, 2), (46, 4), (74, 8), (82, 4), (122, 8), (142, 16), (146, 3), (161, 6), (167, 12), (174, 6)),
     *((190, 12), (194, 24), (199, 12), (220, 24), (230, 48)),
 )
-#: Lattice points in the cell of each kind of lattice; R in hexagonal axes, since its rhombohedral cell has one.
+#: The number of lattice points in the cell of each kind of lattice; for R, in the cell with hexagonal axes.
 _LATTICE_POINTS = {"P": 1, "A": 2, "B": 2, "C": 2, "I": 2, "F": 4, "R": 3, "H": 3}
-#: Largest difference between an angle of a cell in hexagonal axes and 90 or 120 degrees.
+#: The largest difference, degrees, between an angle of a hexagonal cell and 90 or 120 degrees.
 _ANGLE_TOLERANCE = 0.5
-#: Weights of an operation's entries in the number that encodes it.
+#: Random weights. The weighted sum of an operation's numbers identifies the operation.
 _WEIGHTS = np.random.default_rng(0).integers(1 << 60, size=12)
 
 #: Rotations [n, 3, 3] and translations [n, 3].
@@ -39,14 +40,14 @@ Operations = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Symmetry:
-    """Operations that a parser applied, and the file's statements about them.
+    """The symmetry operations that a parser applied, and what the file says about them.
 
     Attributes:
-        rotations: of fractional coordinates, [n, 3, 3].
-        translations: in lattice vectors, [n, 3].
+        rotations: rotation matrices of fractional coordinates, [n, 3, 3].
+        translations: translations in lattice vectors, [n, 3].
         number: number of the space group that the file names, or None.
         names: the group's names in the file (Hermann-Mauguin, Hall), and its standard name.
-        settings: the operations of each setting of the group that the file allows, the applied one among them; empty
+        settings: the operations of each setting of the group that the file allows, including the applied setting; empty
             if the file lists its operations.
     """
 
@@ -84,11 +85,11 @@ def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Site
     if is_confirmed:
         return
     number = symmetry.number
-    confirm = "Give all its symmetry operations, or _chemical_formula_sum and _cell_formula_units_Z, to make it clear"
+    confirm = "Give all symmetry operations, or _chemical_formula_sum and _cell_formula_units_Z"
     n_point = len(np.unique(rotations.reshape(-1, 9), axis=0))
     if number is not None and n_point != (expected := point_group_order(number)):
         raise Unusable(
-            f"space group {number} has {expected} rotations and reflections, but its symmetry operations have "
+            f"space group {number} has {expected} rotations and reflections, but the file's symmetry operations have "
             f"{n_point}. {confirm}"
         )
     n_points = int((rotations == np.eye(3, dtype=np.int64)).all(axis=(1, 2)).sum())
@@ -96,15 +97,15 @@ def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Site
         expected = _lattice_points(name, lattice)
         if n_points < expected:
             raise Unusable(
-                f"space group {name!r} has {expected} lattice points in this cell, but its symmetry operations have "
-                f"{n_points}. {confirm}"
+                f"space group {name!r} has {expected} lattice points in this cell, but the file's symmetry operations "
+                f"have {n_points}. {confirm}"
             )
         if len(rotations) == 1 and number is None and "".join(name.split()).upper() != "P1":
-            raise Unusable(f"its symmetry operations are those of P 1, but it names space group {name!r}. {confirm}")
+            raise Unusable(f"the symmetry operations are those of P 1, but the file names {name!r}. {confirm}")
 
 
 def _lattice_points(name: str, lattice: NDArray[np.float64]) -> int:
-    """Lattice points in a cell, by the lattice letter of a space group's name; 1 without such a letter."""
+    """Number of lattice points in a cell, from the lattice letter of a space group's name; 1 for other letters."""
     letter = name.strip().lstrip("-").strip()[:1].upper()
     if letter == "R":
         lengths = np.linalg.norm(lattice, axis=1)
@@ -116,7 +117,7 @@ def _lattice_points(name: str, lattice: NDArray[np.float64]) -> int:
 
 
 def point_group_order(number: int) -> int:
-    """Number of rotations and reflections of a space group, without its translations."""
+    """Number of rotations and reflections in a space group; translations are not counted."""
     return next(order for last, order in _POINT_GROUP_ORDERS if number <= last)
 
 
@@ -127,10 +128,10 @@ def operations_of(parsed: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 
 def parse_operation(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rotation [3, 3] and translation [3] of an operation as CIF writes it, like ``-x, y+1/2, 0.5-z``.
+    """Rotation [3, 3] and translation [3] of an operation in a CIF, such as ``-x, y+1/2, 0.5-z``.
 
     Raises:
-        Unusable: if it is not an operation.
+        Unusable: if the text is not an operation.
     """
     rotation, translation = np.zeros((3, 3)), np.zeros(3)
     parts = text.replace(" ", "").lower().split(",")
@@ -143,7 +144,7 @@ def parse_operation(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64]
                 else:
                     translation[row] += sign * float(Fraction(bare))
     except (ValueError, ZeroDivisionError):
-        raise Unusable(f"its symmetry operation {text[:60]!r} is not understood") from None
+        raise Unusable(f"the symmetry operation {text[:60]!r} is not valid") from None
     return rotation, translation
 
 
@@ -154,18 +155,18 @@ def check_taken(
 ) -> None:
     """Check that the parser applied the operations ``listed`` in the file."""
     if len(rotations) != len(listed):
-        raise Unusable(f"pymatgen applied {len(rotations)} of its {len(listed)} symmetry operations")
+        raise Unusable(f"pymatgen applied {len(rotations)} symmetry operations, but the file lists {len(listed)}")
     for number, (rotation, translation) in enumerate(listed):
         if not (
             np.array_equal(rotation, rotations[number]) and np.allclose(translation, translations[number], atol=1e-6)
         ):
-            raise Unusable(f"pymatgen changed its symmetry operation {number + 1}")
+            raise Unusable(f"pymatgen changed symmetry operation {number + 1} of the file")
 
 
 def _check_rotations(rotations: NDArray[np.float64]) -> NDArray[np.int64]:
     whole = np.rint(rotations).astype(np.int64)
     if not np.allclose(rotations, whole, atol=1e-6) or not (np.abs(np.rint(np.linalg.det(whole))) == 1).all():
-        raise Unusable("one of its symmetry operations is not a rotation or reflection of the lattice")
+        raise Unusable("a symmetry operation is not a rotation or reflection of the lattice")
     return whole
 
 
@@ -177,8 +178,8 @@ def _check_group(rotations: NDArray[np.int64], translations: NDArray[np.float64]
     missing = int((~np.isin(_keys(products, moved), known)).sum())
     if missing:
         raise Unusable(
-            f"its {len(rotations)} symmetry operations are not a group ({missing:,} products of two are not among "
-            "them): some are missing or wrong"
+            f"the {len(rotations)} symmetry operations do not form a group ({missing:,} products of two operations are "
+            "not in the list); operations are missing or wrong"
         )
 
 
@@ -189,13 +190,16 @@ def _units(translation: float) -> int:
 
 
 def _keys(rotations: NDArray[np.int64], shifts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A number for each operation [n], equal for operations that differ by whole lattice vectors."""
+    """A number that identifies each operation, int64 [n]; equal if operations differ by whole lattice vectors."""
     keys: NDArray[np.int64] = np.concatenate([rotations.reshape(-1, 9), shifts % _UNITS], axis=1) @ _WEIGHTS
     return keys
 
 
 def _check_setting(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Sites, *, is_confirmed: bool) -> None:
-    """Check that no other setting of the space group would give another crystal; a known number of atoms may decide."""
+    """Check that no other setting of the space group would give another crystal.
+
+    If the number of atoms is confirmed, settings with another number of atoms are ignored.
+    """
     applied = _orbits((symmetry.rotations, symmetry.translations), lattice, sites)
     for setting in symmetry.settings:
         if not _fit(np.rint(setting[0]).astype(np.int64), lattice):
@@ -206,13 +210,13 @@ def _check_setting(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Site
             continue
         if not have_same_counts or not _have_same_distances(applied, other, lattice, sites):
             raise Unusable(
-                f"space group {symmetry.number} has several settings (origins or axes) that fit this cell, give other "
-                "crystals, and are not told apart by the file. List all its symmetry operations"
+                f"several settings (origins or axes) of space group {symmetry.number} fit this cell but give different "
+                "crystals, and the file does not say which setting it uses. List all symmetry operations"
             )
 
 
 def _orbits(operations: Operations, lattice: NDArray[np.float64], sites: Sites) -> list[NDArray[np.float64]]:
-    """For each site, the fractional coordinates of the atoms that the operations make of it, the site itself first."""
+    """For each site, the fractional coordinates of its images under the operations; the first image is the site."""
     rotations, translations = operations
     orbits = []
     for site in sites.coords:
@@ -235,7 +239,7 @@ def _counts(orbits: list[NDArray[np.float64]], sites: Sites) -> Counter[str]:
 def _have_same_distances(
     one: list[NDArray[np.float64]], other: list[NDArray[np.float64]], lattice: NDArray[np.float64], sites: Sites
 ) -> bool:
-    """Whether each listed atom has the same distances to the atoms of each site in both structures."""
+    """Whether the distances from each listed atom to all images of each site are the same in both structures."""
     from pymatgen.core import Lattice  # noqa: PLC0415  only CIFs without operations need it
 
     cell = Lattice(lattice)
@@ -252,13 +256,13 @@ def _have_same_distances(
 def _check_metric(rotations: NDArray[np.int64], lattice: NDArray[np.float64]) -> None:
     if not _fit(rotations, lattice):
         raise Unusable(
-            "its symmetry operations do not fit its cell: they would change the cell's lengths or angles. Are they for "
-            "other axes (hexagonal and rhombohedral ones, say)?"
+            "the symmetry operations do not fit the cell, because they would change the cell's lengths or angles. Are "
+            "the operations for other axes, such as rhombohedral instead of hexagonal ones?"
         )
 
 
 def _fit(rotations: NDArray[np.int64], lattice: NDArray[np.float64]) -> bool:
-    """Whether the operations leave the cell's lengths and angles as they are."""
+    """Whether the operations preserve the cell's lengths and angles."""
     metric = lattice @ lattice.T
     lengths = np.sqrt(np.diag(metric))
     changed = np.einsum("aji,jk,akl->ail", rotations, metric, rotations)

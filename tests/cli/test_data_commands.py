@@ -170,7 +170,7 @@ def test_columns_can_be_named_and_are_printed(
     (project.root / "mine.json").write_text(json.dumps(named))
     said = mbqueue("prepare", "mine.json", "--id-column", "name", "--target-column", "E f")
     assert (said.code, said.out.startswith("6 crystals")) == (0, True)
-    assert "target: E f, 6 values from −1.5 to −1.5 (not e_form; --target-column chooses); id: name" in caplog.text
+    assert "target: E f, 6 values from −1.5 to −1.5 (not e_form; choose with --target-column); id: name" in caplog.text
     wrong = mbqueue("prepare", "mine.json", "--id-column", "name", "--target-column", "E_f")
     assert (wrong.code, "No row of" in wrong.err, "has E_f" in wrong.err) == (FAILURE, True, True)
 
@@ -196,7 +196,7 @@ def test_predict_accepts_missing_targets_and_drops_unusable_entries(
     assert (refused.code, "--drop-invalid of prepare and predict" in refused.err) == (FAILURE, True)
     said = mbqueue(*call, "--drop-invalid")
     assert (said.code, len((tmp_path / "table.csv").read_text().splitlines())) == (0, 4)
-    assert "dropped empty: it is not a pymatgen structure" in said.err
+    assert "dropped empty: the structure is not in pymatgen's format" in said.err
 
 
 def test_predict_names_a_missing_model_once(mbqueue: Command, tmp_path: Path) -> None:

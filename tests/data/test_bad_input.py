@@ -73,7 +73,7 @@ BAD = {
     "one-place": (changed(sites__1__abc=[1.0, -1.0, 1e-9]), "atoms 0 and 1 overlap"),
     "half-occupied": (
         changed(sites__0__species=[{"element": "Na", "occu": 0.5}]),
-        "disordered (Na occupies a site to 0.5)",
+        "disordered (Na has an occupancy of 0.5)",
     ),
     "mixed-site": (
         changed(sites__0__species=[{"element": "Na", "occu": 0.5}, {"element": "K", "occu": 0.5}]),
@@ -84,14 +84,14 @@ BAD = {
         "'Xx' is not an element",
     ),
     "not-an-element": (changed(sites__0__species=[{"element": "Zz", "occu": 1}]), "'Zz' is not an element"),
-    "curium": (changed(sites__0__species=[{"element": "Cm", "occu": 1}]), "CHGNet does not know Cm (Z = 96"),
-    "no-atoms": (changed(sites=[]), "it has no atoms"),
-    "two-coordinates": (changed(sites__0__abc=[0, 0]), "not a pymatgen structure"),
-    "no-lattice": ({"sites": []}, "not a pymatgen structure (KeyError: 'lattice')"),
-    "text": ("NaCl", "its CIF cannot be used: 'NaCl' comes before the first data_ line"),
+    "curium": (changed(sites__0__species=[{"element": "Cm", "occu": 1}]), "CHGNet does not support Cm (Z = 96"),
+    "no-atoms": (changed(sites=[]), "the structure has no atoms"),
+    "two-coordinates": (changed(sites__0__abc=[0, 0]), "not in pymatgen's format"),
+    "no-lattice": ({"sites": []}, "not in pymatgen's format (KeyError: 'lattice')"),
+    "text": ("NaCl", "the CIF cannot be used: 'NaCl' comes before the first data_ line"),
     "nothing": (None, "the structure is missing"),
     "half-a-character": (changed(sites__0__species=[{"element": "\ud800", "occu": 1}]), "is not an element"),
-    "words-for-numbers": (changed(sites__0__abc=["a", 0, 0]), "not a pymatgen structure"),
+    "words-for-numbers": (changed(sites__0__abc=["a", 0, 0]), "not in pymatgen's format"),
     "lattice-of-two": (changed(lattice__matrix=[[1, 0], [0, 1]]), "not a 3×3 matrix"),
 }
 
@@ -113,7 +113,7 @@ def test_an_id_that_cannot_be_written_is_refused(tmp_path):
     assert caught.value.offenders == (
         (
             "\\ud800x",
-            "its id has control characters, invisible characters, or characters that cannot be saved to a file",
+            "the id has control characters, invisible characters, or characters that cannot be saved to a file",
         ),
     )
     assert str(caught.value).encode()
@@ -130,9 +130,9 @@ def test_an_id_that_cannot_be_written_is_refused(tmp_path):
         ([1], "is not a number"),
         (True, "True is not a number"),
         ("1_0", "'1_0' is not a number"),
-        ("?", r"'\?' is not a number; if it is missing, leave the cell empty"),
-        ("-", "'-' is not a number; if it is missing, leave the cell empty"),
-        ("missing", "'missing' is not a number; if it is missing, leave the cell empty"),
+        ("?", r"'\?' is not a number; leave the cell empty if there is no target"),
+        ("-", "'-' is not a number; leave the cell empty if there is no target"),
+        ("missing", "'missing' is not a number; leave the cell empty if there is no target"),
         (1e300, r"the target is 1e\+300, beyond ±1e\+06"),
     ],
 )
@@ -229,34 +229,37 @@ def table(rows: str, *, index: str = "[0]", columns: str = '["structure", "e_for
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("hello", "'hello' should be '{'"),
-        ('{"a": 1}', "'a' is 1, neither a structure nor an object"),
+        ("hello", "expected '{', but found 'hello'"),
+        ('{"a": 1}', "'a' is 1, which is neither a structure nor an object"),
         ("[]", "contains no usable crystal"),
-        ("[1, 2, 3]", "row 0 is 1, neither an object nor a list"),
-        ("[{}, 5, null]", "row 1 is 5, neither an object nor a list"),
-        ("[{}, null, {}]", "row 1 is None, neither an object nor a list"),
+        ("[1, 2, 3]", "row 0 is 1, which is neither an object nor a list"),
+        ("[{}, 5, null]", "row 1 is 5, which is neither an object nor a list"),
+        ("[{}, null, {}]", "row 1 is None, which is neither an object nor a list"),
         ("[null, {}]", "row 0 is None"),
-        ("[{} {}]", "'{}]' should be ','"),
-        ("[{} garbage {}]", "'garbage {}]' should be ','"),
-        ("[{},, {}]", "', {}]' should be a value"),
+        ("[{} {}]", "expected ',', but found '{}]'"),
+        ("[{} garbage {}]", "expected ',', but found 'garbage {}]'"),
+        ("[{},, {}]", "expected a value, but found ', {}]'"),
         ("[{},]", "there is a comma before ']'"),
-        ("[{}}", "'}' should be ','"),
+        ("[{}}", "expected ',', but found '}'"),
         (table("null, [{}, 1]"), "Row 0 of .* does not have one cell for each"),
         (table("[{}, 1], 7"), "Row 1 of .* does not have one cell for each"),
-        (table("[{}, 1] [{}, 1]"), r"'\[\{\}, 1\].* should be ','"),
-        (table("[{}, 1]").replace("]]}", "]}}"), "'}}' should be ','"),
+        (table("[{}, 1] [{}, 1]"), r"expected ',', but found '\[\{\}, 1\].*"),
+        (table("[{}, 1]").replace("]]}", "]}}"), "expected ',', but found '}}'"),
         (table("[{}, 1]").replace("]]}", "]]]"), "is not a JSON table"),
-        (table("[{}, 1]").replace("[0]", "[0] xx"), r"'xx, .* should be ','"),
+        (table("[{}, 1]").replace("[0]", "[0] xx"), r"expected ',', but found 'xx, .*"),
         (table("[{}, 1]").replace('{"index"', '{xx "index"'), "is not a JSON table"),
-        (table("[{}, 1]")[:-1] + ' "more": 1}', "'\"more.* should be ','"),
+        (table("[{}, 1]")[:-1] + ' "more": 1}', "expected ',', but found '\"more.*"),
         (table("[{}, 1]")[:-1] + ', "data": [[{}, 1]]}', "the key 'data' appears twice"),
         (table("[{}, 1]")[:-1] + ', "note": [1}}', "is not a JSON table"),
-        (table("[{}, 1]") + " xx", "'xx' comes after its end"),
+        (table("[{}, 1]") + " xx", "expected the end, but found 'xx'"),
         (table('"a": [{}, 1]').replace('"data": [', '"data": {').replace("]]}", "]}}"), "'data' is not a list"),
         (table("[{}, 1]", index='["a", "b"]'), "has 1 rows, but its index has 2"),
         (table("", index='["a", "b"]'), "has 0 rows, but its index has 2"),
-        (table("[1]", columns='["e_form"]'), "has no column structure or cif. It has: e_form"),
-        (table("[{}, 1]", columns='["structure", "energy"]'), "has no column e_form or .* It has: structure, energy"),
+        (table("[1]", columns='["e_form"]'), "has no column structure or cif. Its columns are: e_form"),
+        (
+            table("[{}, 1]", columns='["structure", "energy"]'),
+            "has no column e_form or .* Its columns are: structure, energy",
+        ),
         ('[{"id": "a", "structure": {}, "e_form": 1}', "is truncated"),
         ('{"index": [0], "columns": ["structure", "e_form"], "data": [[{"sites"', "is truncated"),
         (
@@ -265,12 +268,12 @@ def table(rows: str, *, index: str = "[0]", columns: str = '["structure", "e_for
         ),
         ('{"index": [], "columns": ["structure", "e_form"], "data": [[{}, 1]]}', "more rows than its index"),
         ('{"index": 3, "columns": {"a": 1}, "data": []}', "'columns' is not a list"),
-        ('{"data": [[{}, 1]]}', "0: it is not a pymatgen structure"),
+        ('{"data": [[{}, 1]]}', "0: the structure is not in pymatgen's format"),
         ('[{"id": "a", nonsense}]', "is not a JSON table"),
-        ("[]]", "']' comes after its end"),
-        ("][]", r"'\]\[\]' should be '\{'"),
-        ("[] []", r"'\[\]' comes after its end"),
-        ("{[]}", "should be a key"),
+        ("[]]", "expected the end, but found ']'"),
+        ("][]", r"expected '\{', but found '\]\[\]'"),
+        ("[] []", r"expected the end, but found '\[\]'"),
+        ("{[]}", "expected a key"),
     ],
 )
 def test_json_of_another_shape_is_refused(tmp_path, content, reason):
@@ -292,7 +295,7 @@ def test_an_invalid_row_gives_its_name_to_no_other_row(tmp_path, order):
 def test_json_that_is_nested_without_end_is_refused(tmp_path):
     nest = '{"id": "deep", "structure": ' + "[" * 100_000 + "]" * 100_000 + "}"
     (tmp_path / "deep.jsonl").write_text(json.dumps(entry()) + "\n" + nest)
-    with pytest.raises(InvalidCrystals, match=r"line 2: it is not JSON .*nested too deeply"):
+    with pytest.raises(InvalidCrystals, match=r"line 2: the line is not JSON .*nested too deeply"):
         load(str(tmp_path / "deep.jsonl"))
     (tmp_path / "deep.json").write_text("[" + nest + "]")
     with pytest.raises(DataError, match="nested too deeply"):
@@ -307,7 +310,7 @@ def test_a_line_or_row_longer_than_any_entry_is_refused_without_being_held(tmp_p
     pack = {".gz": gzip.compress, ".bz2": bz2.compress}.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(pack(content + bytes(1 << 25)))
     tracemalloc.start()
-    with pytest.raises(DataError, match=r"Line 2 of .* is longer than 1 MiB|should be a value"):
+    with pytest.raises(DataError, match=r"Line 2 of .* is longer than 1 MiB|expected a value"):
         load(str(tmp_path / name))
     assert tracemalloc.get_traced_memory()[1] < 1 << 24
     tracemalloc.stop()
@@ -368,8 +371,8 @@ def test_cifs_that_cannot_be_read_and_files_that_are_not_there_are_named(tmp_pat
         load(str(tmp_path))
     reasons = dict(caught.value.offenders)
     assert list(reasons) == ["bad", "gone", "targetless", "row 5", "nu\\x00ll"]
-    assert "its CIF cannot be used" in reasons["bad"]
+    assert "the CIF cannot be used" in reasons["bad"]
     assert reasons["gone"].startswith("there is no file gone.cif (or gone.vasp,")
     assert reasons["targetless"] == "the target is missing"
-    assert reasons["row 5"] == "it has no id"
+    assert reasons["row 5"] == "the row has no id"
     assert "there is no file" in reasons["nu\\x00ll"]
