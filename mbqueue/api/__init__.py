@@ -1,4 +1,4 @@
-"""mbqueue from Python: everything that the command line can do with a project. The commands use this API themselves.
+"""The Python API, which can do everything that the command line does with a project. The commands use this API.
 
     from mbqueue import Project
 
@@ -10,8 +10,8 @@
     project.predictions("full_finetune")      # pandas
     project.model("full_finetune", fold=0)    # a CHGNet
 
-Importing this module imports nothing heavy; torch, pandas and plotly come with the first method that needs them.
-Times are seconds since the epoch (UTC), errors in the unit of the target.
+Importing this module is fast: the first method that needs torch, pandas or plotly imports the library. Times are in
+seconds since the epoch (UTC). Prediction errors are in the target's unit.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ __all__ = ["Project", "Status", "status", "watch"]
 class Project(Blending, Working, Launching, Data, Keeping):
     """One project: its queue, its sessions, its results.
 
-    Objects are cheap and hold no files open. Any number of objects, in any number of processes, may use the same
-    folder. Errors are subclasses of `mbqueue.errors.MbqueueError` whose message says what to do.
+    `Project` objects are cheap and keep no files open. Any number of objects, in any number of processes, may use the
+    same folder. Errors are subclasses of `mbqueue.errors.MbqueueError`, and their messages explain what to do.
 
     Args:
         path: the project's folder; by default $MBQUEUE_PROJECT, else the nearest project above the working folder.
-        while_away: open the project for `status` even if its drive is not mounted, as long as its live folder is here.
+        while_away: open the project for `status` while its drive is not mounted, provided that its live folder is on
+            this machine.
 
     Raises:
         ProjectNotFound: if there is no project.
@@ -51,10 +52,10 @@ class Project(Blending, Working, Launching, Data, Keeping):
 
 
 def status(path: str | Path | None = None) -> Status:
-    """The status of the project at ``path`` (by default the nearest one above the working folder)."""
+    """Return the status of the project at ``path`` (by default the nearest one above the working folder)."""
     return Project(path, while_away=True).status()
 
 
 def watch(path: str | Path | None = None, *, seconds: float = 5.0) -> None:
-    """`Project.watch` for the project at ``path`` (by default the nearest one above the working folder)."""
+    """Run `Project.watch` for the project at ``path`` (by default the nearest one above the working folder)."""
     Project(path).watch(seconds=seconds)

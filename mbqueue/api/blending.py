@@ -1,4 +1,4 @@
-"""Make experiments from recorded ones."""
+"""Make new experiments from recorded experiments."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class Blending(Queueing, Results):
     ) -> EnqueueOutcome:
         """Enqueue a blend of recorded experiments: on each fold, the weighted mean of their predictions.
 
-        A blend is an experiment like any other, whose jobs take seconds. Fitted weights also need the data, and the
-        time to predict the validation parts. For a class target, a blend averages probabilities.
+        A blend is an experiment like any other, but its jobs take only seconds. Fitting weights also needs the dataset,
+        and time to predict the validation parts. For a class target, a blend averages probabilities.
 
         Args:
-            experiments: two or more, of the same crystals, target and folds.
+            experiments: two or more experiments with the same crystals, target and folds.
             name: name of the blend.
             weights: ``"mean"`` weights all members equally. ``"fitted"`` takes, on each fold, the weights with the
-                smallest error on the crystals that are in the validation part of every member.
+                smallest error on the validation crystals that all members share.
             priority: higher runs first.
 
         Raises:
-            UsageError: for fewer than two experiments; if one is given twice, is not in the queue or is a blend itself;
-                or if they differ in crystals, target or folds.
+            UsageError: for fewer than two experiments; if one is given twice, is not in the queue or is itself a blend;
+                or if the experiments differ in crystals, target or folds.
             ResultsError: if a member is not recorded, or its files are damaged; or if the members share too few
                 validation crystals to fit weights.
-            ExperimentExists: if the name is taken by another spec.
+            ExperimentExists: if an experiment with another spec has the name.
         """
         from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
         from mbqueue.results.blending import enumerated  # noqa: PLC0415
@@ -70,22 +70,22 @@ class Blending(Queueing, Results):
         return self._put(parse_spec(spec, source=f"the blend {name}"), priority=priority)
 
     def predict_again(self, experiment: str, *, test_strains: int, name: str, priority: int = 0) -> EnqueueOutcome:
-        """Enqueue an experiment that predicts the test parts of a recorded one again, averaged over small strains.
+        """Enqueue new predictions of a recorded experiment's test parts, averaged over small strains.
 
-        The new experiment trains nothing: its models and histories are the same as in the recorded one.
+        The new experiment trains nothing, and copies the models and histories of the recorded experiment.
 
         Args:
             experiment: a recorded experiment that is not a blend.
-            test_strains: pairs of opposite strains; each prediction is a mean over the strained crystals and the
-                crystal itself.
+            test_strains: number of pairs of opposite strains; each prediction is the mean over the strained crystals
+                and the crystal itself.
             name: name of the new experiment.
             priority: higher runs first.
 
         Raises:
             UsageError: if the experiment is not in the queue or is a blend, or if `test_strains` is 0.
-            SpecError: for more than 100 pairs, or a wrong name.
-            ResultsError: if it is not recorded, or its files are damaged.
-            ExperimentExists: if the name is taken by another spec.
+            SpecError: if there are more than 100 pairs, or the name is invalid.
+            ResultsError: if the experiment is not recorded, or its files are damaged.
+            ExperimentExists: if an experiment with another spec has the name.
         """
         from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 
@@ -113,11 +113,11 @@ class Blending(Queueing, Results):
         return self._put(parse_spec(spec, source=f"the experiment {name}"), priority=priority)
 
     def _recorded_member(self, name: str) -> Recorded:
-        """The verified results of an experiment in the queue, to make other experiments from.
+        """Return the verified results of a recorded experiment, for use as a member of a new experiment.
 
         Raises:
-            UsageError: if the experiment is not in the queue, or is a blend itself.
-            ResultsError: if it is not recorded, or its files are damaged.
+            UsageError: if the experiment is not in the queue, or is itself a blend.
+            ResultsError: if the experiment is not recorded, or its files are damaged.
         """
         from mbqueue.results.tables import is_blend  # noqa: PLC0415
 
@@ -127,22 +127,22 @@ class Blending(Queueing, Results):
             is_recorded = all(job.state in {State.COMMITTED, State.SKIPPED} for job in jobs)
             is_pruned = any(job.kind is Kind.RECORD and job.state is State.SKIPPED for job in jobs)
         if is_blend(spec):
-            raise UsageError(f"{name} is a blend and has no models of its own. Name its members instead.")
+            raise UsageError(f"{name} is a blend, which has no models. Name its members instead.")
         if not is_recorded:
-            raise ResultsError(f"{name} is not recorded yet. Let sessions finish it first: mbqueue status {name}")
+            raise ResultsError(f"{name} is not recorded yet. To see what is missing: mbqueue status {name}")
         if is_pruned:
-            raise ResultsError(f"{name} was pruned, so it has no results. Train it to its end: mbqueue retry {name}")
+            raise ResultsError(f"{name} was pruned, so it has no results. To train it to the end: mbqueue retry {name}")
         return self.results(name)
 
 
 def _member(recorded: Recorded) -> dict[str, Any]:
-    """The member's spec for an experiment made from the member, without the part that a search adds to trials."""
+    """Return a member's entry for the new experiment's spec, without the key `trial` that a search adds."""
     spec = {key: value for key, value in recorded.content["spec"].items() if key != "trial"}
     return {"experiment": recorded.name, "spec": spec}
 
 
 def _chosen(found: Sequence[Recorded]) -> dict[str, Any]:
-    """The mark of members whose settings a search chose, with all folds that took part in the choice."""
+    """The `chosen` key of the new spec, with all folds used to choose settings; empty if no search chose settings."""
     marks = [one.content["spec"]["chosen"] for one in found if one.content["spec"].get("chosen")]
     if not marks:
         return {}
@@ -153,16 +153,16 @@ def _require_alike(first: Recorded, other: Recorded) -> None:
     """Refuse experiments whose predictions cannot be averaged.
 
     Raises:
-        UsageError: if they cannot; the error says how the experiments differ.
+        UsageError: if the experiments differ in target, crystals or folds; the message names the difference.
     """
     ours, theirs = first.target, other.target
     if (ours.name, ours.unit, ours.kind) != (theirs.name, theirs.unit, theirs.kind):
-        what = f"{first.name} predicts the {ours.axis}, and {other.name} the {theirs.axis}"
+        what = f"{first.name} predicts the {ours.axis}, and {other.name} predicts the {theirs.axis}"
     elif first.content["dataset"]["hash"] != other.content["dataset"]["hash"]:
         what = f"{first.name} and {other.name} have different crystals or targets (the hash of the data differs)"
     elif first.folds != other.folds:
         folds = [", ".join(map(str, one.folds)) for one in (first, other)]
-        what = f"{first.name} has the folds {folds[0]}, and {other.name} {folds[1]}"
+        what = f"{first.name} has the folds {folds[0]}, and {other.name} has the folds {folds[1]}"
     else:
         return
     raise UsageError(f"{what}, so they cannot be blended. Nothing was changed.")
@@ -172,16 +172,16 @@ def _require_common_validation(found: Sequence[Recorded]) -> None:
     """Refuse to fit weights if the members' validation parts share too few crystals.
 
     Raises:
-        ResultsError: if they do; the error names the fold.
+        ResultsError: if the members share too few crystals; the message names the fold.
     """
-    import numpy as np  # noqa: PLC0415 - as the rest, only for this
+    import numpy as np  # noqa: PLC0415 - needed only here
 
     from mbqueue.experiment import parse_spec  # noqa: PLC0415
     from mbqueue.results.blending import require_enough  # noqa: PLC0415
     from mbqueue.train.rows import common_validation  # noqa: PLC0415
 
     if found[0].target.is_class:
-        return  # the split depends on every target, which only the job reads
+        return  # the split depends on the crystals' targets, which only the job reads
     members = [parse_spec(one.content["spec"], source=one.name) for one in found]
     targets = np.zeros(found[0].content["dataset"]["n"])
     for fold in found[0].folds:

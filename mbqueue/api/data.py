@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mbqueue.session.ensemble import EnsembleTable
     from mbqueue.session.loading import LoadedData
 
-#: Called with the label of a part; returns a callback for (done, total).
+#: Called with the name of the current work; returns a callback that receives (done, total).
 Progress = Callable[[str], Callable[[int, int], None]]
 
 
@@ -29,20 +29,20 @@ class Data(OpenedProject):
     def prepare(
         self, data: DataSpec, *, target_column: str = "", seed: int = 0, progress: Progress | None = None
     ) -> LoadedData:
-        """Read a dataset and convert it to graphs in the project's cache, on all cores; `work` does this by itself.
+        """Read a dataset and convert it to graphs in the project's cache, on all cores; `work` also does this.
 
-        You can kill it at any time; the next call resumes. If the dataset is not on this machine, but an experiment in
-        the queue was prepared with it, the crystals come from the cache, the drive or the object store.
+        You can kill the process at any time; the next call resumes. If the dataset is not on this machine, the crystals
+        can come from an experiment in the queue that was prepared with it.
 
         Args:
             data: the crystals to prepare, like ``DataSpec(dataset="sample", limit=40)``.
             target_column: the target's column in your own table; by default a column with a known name.
-            seed: the seed that draws the crystals if there is a limit.
+            seed: the seed for drawing crystals if ``data`` has a limit.
 
         Raises:
             DataError: if the dataset cannot be used.
-            UsageError: if there is no such dataset.
-            ProjectNotFound: if the working folder is gone.
+            UsageError: if the dataset does not exist.
+            ProjectNotFound: if the working folder no longer exists.
         """
         working_folder()
         from mbqueue.data.machine_code import telling  # noqa: PLC0415
@@ -70,20 +70,22 @@ class Data(OpenedProject):
         device: str | None = None,
         progress: Progress | None = None,
     ) -> EnsembleTable:
-        """Predict crystals, with or without targets, with the models in some files.
+        """Predict crystals, with or without targets, with the given model files.
 
         Args:
-            dataset: name or path, or a ``DataSpec`` that also names the id column or drops unusable entries.
+            dataset: the dataset's name or path, or a ``DataSpec``, which can also set the id column or drop unusable
+                entries.
             models: model_fold_*.pth files; several files make an ensemble.
-            target_column: column of the dataset's table to compare with; by default a column with a known name.
-            strains: number of pairs of opposite small strains; each prediction is averaged over them.
+            target_column: column of the dataset's table with the true values; by default, a column whose name mbqueue
+                knows.
+            strains: number of pairs of small opposite strains over which each prediction is averaged.
             device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
 
         Raises:
             DataError: if the dataset cannot be used.
             CheckpointError: if a file is not a CHGNet model.
             UsageError: if the device does not exist.
-            ProjectNotFound: if the working folder is gone.
+            ProjectNotFound: if the working folder no longer exists.
         """
         working_folder()
         from mbqueue.data.machine_code import telling  # noqa: PLC0415
@@ -103,7 +105,7 @@ class Data(OpenedProject):
             )
 
     def prune_cache(self, *, everything: bool = False) -> list[StoredCache]:
-        """Remove the caches that no unfinished experiment in the queue needs, or all caches; return the removed ones.
+        """Remove caches that no unfinished experiment in the queue needs, or all caches; return the removed caches.
 
         A cache that is being built is kept, with a note.
         """
@@ -120,9 +122,9 @@ class Data(OpenedProject):
         return list(prune_caches(self.folder.cache_dir, keep=needed, keep_sources=unprepared, note=tell))
 
     def _prepared_hash(self, data: DataSpec, target_column: str, seed: int) -> str | None:
-        """The hash of the crystals that an experiment in the queue was prepared with, if the dataset is not available.
+        """Find the dataset's hash in an experiment that was prepared with it; None if the dataset is on this machine.
 
-        An existing file is read again, because it may have changed.
+        A dataset on this machine is read again, because it may have changed.
         """
         from mbqueue.data.datasets import is_at_hand  # noqa: PLC0415
         from mbqueue.experiment import parse_spec  # noqa: PLC0415
@@ -137,10 +139,10 @@ class Data(OpenedProject):
                     spec = parse_spec(experiment.spec, source=f"the spec of {experiment.name} in the queue")
                     is_same = spec.data == data and target_column in ("", spec.target.column)
                     if experiment.dataset_hash and is_same and (not data.limit or spec.seed == seed):
-                        tell(f"{data.dataset} is not on this machine; the crystals of {experiment.name} are used.")
+                        tell(f"{data.dataset} is not on this machine; using the crystals of {experiment.name}.")
                         return experiment.dataset_hash
         except MbqueueError as error:
-            tell(f"{error} The dataset is read from its source.")  # reading needs no queue
+            tell(f"{error} The dataset is read from its source.")  # reading the source needs no queue
         return None
 
 

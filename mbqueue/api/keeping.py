@@ -1,4 +1,4 @@
-"""Keep the state safe: recover, back up, restore; move the queue or its commits."""
+"""Recover, back up and restore a project's state; move its queue or its commits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Keeping(OpenedProject):
     """The methods recover, back_up, restore, migrate_queue and move_commits."""
 
     def recover(self, *, force: bool = False) -> Recovered:
-        """Rebuild the queue from the manifests of the checkpoints. The old queue is kept beside the new one.
+        """Rebuild the queue from the manifests of the checkpoints. The old queue is kept beside the new queue.
 
         With an object store, this method reads the manifests from the store.
 
@@ -43,18 +43,19 @@ class Keeping(OpenedProject):
         return recovered
 
     def _judge_again(self) -> None:
-        """Prune again the trials that were pruned before, since manifests do not record pruning."""
+        """Repeat the pruning of trials after the queue was rebuilt, because manifests do not record pruning."""
         from mbqueue.search.steps import judge_again  # noqa: PLC0415
 
         with open_queue(self.folder) as queue:
             try:
                 judge_again(queue, now=self._clock.now(), by="recover")
             except SearchUnavailable as error:
-                tell(f"{error} Without Optuna, trials that were pruned before would resume.")
+                tell(f"{error} Without Optuna, mbqueue cannot prune trials again, so pruned trials resume.")
 
     def back_up(self, file: str | Path) -> Backup:
-        """Write the whole state (queue, checkpoints, results, jobs, settings) to one archive. Sessions may keep
-        running.
+        """Write the whole state (queue, checkpoints, results, jobs, settings) to one archive.
+
+        Sessions may keep running.
 
         Raises:
             UsageError: if the file exists, or there is no queue.
@@ -65,12 +66,12 @@ class Keeping(OpenedProject):
             "The backup", "after moving the queue into a file: mbqueue migrate-queue sqlite"
         )
         if queue_exists(self.folder):
-            open_queue(self.folder, read_only=True).close()  # refuses a queue that was moved away, for example
+            open_queue(self.folder, read_only=True).close()  # for example, raises an error if the queue was moved away
         self._fetch_commits()
         return back_up(self.folder, from_here(Path(file)), clock=self._clock)
 
     def restore(self, file: str | Path, *, force: bool = False) -> Backup:
-        """Replace this project's state with an archive; the old state is kept beside the new one.
+        """Replace this project's state with that of an archive; the old state is kept beside the new state.
 
         Raises:
             DamagedArchive: if the archive differs from what `back_up` wrote; nothing was changed.
@@ -84,26 +85,28 @@ class Keeping(OpenedProject):
         return restore(self.folder, from_here(Path(file)), force=force, note=tell, clock=self._clock)
 
     def migrate_queue(self, to: str) -> Migrated:
-        """Move the queue into an empty database without loss; the settings stay unchanged.
+        """Move the whole queue into an empty database; mbqueue.toml stays unchanged.
 
-        The old database keeps its content, but is marked and refuses all work. You can move the queue back into the old
-        database, which replaces that content.
+        The old database keeps its content, but is marked as moved and refuses all work. You can move the queue back
+        into the old database, which replaces the old content.
 
         On a cluster's file system, the commits also move to the place where sessions of the new queue expect them.
 
         Args:
-            to: ``postgresql://USER@HOST/DATABASE``, or ``sqlite`` for the file of this project.
+            to: ``postgresql://USER@HOST/DATABASE``, or ``sqlite`` for the project's own file.
 
         Raises:
             UsageError: if a session uses the queue, there is no queue, or the other database is not empty.
-            QueueError: if a database cannot be reached or written; nothing was changed then.
+            QueueError: if a database cannot be reached or written; in that case, nothing was changed.
         """
         from mbqueue.queue.migrating import copy_queue, copy_to_file  # noqa: PLC0415
 
         if not queue_exists(self.folder):
-            raise UsageError(f"There is no queue in {self.folder.root} to move. To use a new queue, just set `queue`.")
+            raise UsageError(
+                f"There is no queue in {self.folder.root} to move. To use a new queue, set `queue` in mbqueue.toml."
+            )
         if to != "sqlite" and (wrong := wrong_queue_url(to)):
-            raise UsageError(f"The argument {wrong}, or sqlite.")
+            raise UsageError(f"The argument {wrong}, or the word sqlite.")
         with open_queue(self.folder, refuses=anything) as source:
             there = self._take_along(to)
             if to == "sqlite":
@@ -111,7 +114,7 @@ class Keeping(OpenedProject):
             with open_on_server(to, even_moved=True) as target:
                 if target.database.name == source.database.name:
                     raise UsageError(
-                        f"The queue is at {target.database.name} already. To move it there from the file: "
+                        f"The queue is already at {target.database.name}. To move a queue there from the file: "
                         "MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL"
                     )
                 return copy_queue(source, target, now=self._clock.now())
@@ -127,14 +130,15 @@ class Keeping(OpenedProject):
 
         Raises:
             UsageError: if there is no queue.
-            QueueError: if a session uses it.
-            StoreError: if a finished epoch would be lost, or a store does not answer. The queue was not changed.
+            QueueError: if a session uses the queue.
+            StoreError: if a finished epoch would be lost, or a store does not answer; the queue was not changed.
         """
         from mbqueue.session.moving_commits import move_commits  # noqa: PLC0415
 
         if not queue_exists(self.folder):
             raise UsageError(
-                f"There is no queue in {self.folder.root}, so there are no commits either. Just set `store`."
+                f"There is no queue in {self.folder.root}, so there are no commits to move. Just set `store` in "
+                "mbqueue.toml."
             )
         with open_queue(self.folder, refuses=anything) as queue:
             return move_commits(self.folder, queue, lost=lost, note=tell, clock=self._clock)
@@ -168,4 +172,4 @@ class Keeping(OpenedProject):
 
 
 def _refuse(why: str) -> None:
-    raise UsageError(f"{why} Move away the folder that you do not need. Nothing was changed.")
+    raise UsageError(f"{why} Move the folder that you do not need to another place. Nothing was changed.")

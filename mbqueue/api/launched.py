@@ -1,4 +1,4 @@
-"""A submitted job: one session that ends in time, and asks to run again as long as work is left.
+"""A job for a cluster: it runs one session that ends in time, and returns to the cluster's queue if work is left.
 
 The job imports this module on the machine that runs it.
 """
@@ -19,17 +19,17 @@ from mbqueue.errors import counted
 if TYPE_CHECKING:
     from mbqueue.session.outcome import SessionOutcome
 
-#: Seconds since the epoch; set by Slurm from version 22.05 on.
+#: Environment variables that Slurm sets from version 22.05 on, in seconds since the epoch.
 END_VARIABLE, START_VARIABLE = "SLURM_JOB_END_TIME", "SLURM_JOB_START_TIME"
-#: Signals that announce only the end of the job's time.
+#: Signals that only announce the end of the job's time, so the job may run again.
 _TO_BE_CONTINUED = {signal.SIGUSR1, signal.SIGUSR2}
 
 
 class LaunchedSession:
-    """The job for submitit, which calls this object to run a session, and `checkpoint` to run the job again.
+    """A job for submitit, which calls this object to run a session, and `checkpoint` to run the job again.
 
-    A job that waits for other jobs releases its GPU after ``max_idle``. SIGUSR2, which announces the end of the time or
-    a preemption, stops the session gracefully. The job returns to Slurm's queue only when everything is saved.
+    A job that finds nothing to claim for ``max_idle`` ends and releases its GPU. SIGUSR2 announces the end of the time
+    or a preemption, and stops the session gracefully. The job returns to Slurm's queue only after everything is saved.
 
     Args:
         project: the project's folder, the same on every machine.
@@ -66,8 +66,10 @@ class LaunchedSession:
         return outcome.reason
 
     def session_seconds(self, now: float) -> float:
-        """The time that a session starting now has until the job ends, by Slurm's report or else by the job's own
-        limit."""
+        """Return the seconds from ``now`` to the end of the job, less the margin for the session's end.
+
+        The end of the job comes from Slurm's environment variables, or else from the job's time limit.
+        """
         end = now + self.seconds
         if END_VARIABLE in os.environ:
             end = float(os.environ[END_VARIABLE])
@@ -76,7 +78,7 @@ class LaunchedSession:
         return max(1.0, end - self.margin_seconds - now)
 
     def is_to_be_continued(self, outcome: SessionOutcome) -> bool:
-        """Whether the session lost its machine or GPU, or ran out of time; False if the user stopped the session.
+        """Whether the job should run again, because its time ended or the session lost its machine or GPU.
 
         A new process may be able to use a GPU that this process has lost. If the GPU is broken, the new process fails
         when it starts.
@@ -90,14 +92,14 @@ class LaunchedSession:
         return outcome.cause.kind in {StopKind.TIME, StopKind.DEVICE_LOST} or outcome.cause.signal in _TO_BE_CONTINUED
 
     def checkpoint(self) -> Any:
-        """Return the job to run next: this same job, since the queue records the progress."""
+        """Return the job to submit again, which is this job, because the queue records its progress."""
         from submitit.core.utils import DelayedSubmission  # noqa: PLC0415
 
         return DelayedSubmission(self)
 
     @staticmethod
     def _preemption_handler() -> Any:
-        """submitit's signal handler, which requeues the job; the job calls it later, between two sessions."""
+        """Return submitit's signal handler, which requeues the job when it is called after the session."""
         from submitit.core.job_environment import JobEnvironment  # noqa: PLC0415
 
         number = JobEnvironment._usr_sig()
@@ -107,7 +109,7 @@ class LaunchedSession:
 
 
 def _is_preempted() -> bool:
-    """Whether Slurm sent SIGTERM because another job preempts this one. A cancelled job does not run again."""
+    """Whether Slurm sent SIGTERM because another job preempts this job; False if the user cancelled this job."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return False
@@ -115,14 +117,13 @@ def _is_preempted() -> bool:
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        _say(f"note: squeue does not answer ({error}), so the job is not put back into the queue")
+        _say(f"note: squeue does not answer ({error}), so the job does not return to Slurm's queue")
         return False
     return said.stdout.strip() == "RUNNING"
 
 
 def _say(text: str, _style: str | None = None) -> None:
-    """Write to the job's log, since this module is the job's main program. A log that cannot be written does not end
-    the session."""
+    """Write a line to the job's log. If the log cannot be written, the session continues."""
     with suppress(OSError):
         sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Submit sessions to Slurm, or start them here as Slurm would: independent jobs through submitit, one session each."""
+"""Submit sessions to Slurm, or start them on this machine, as independent submitit jobs with one session each."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.clock import parse_duration
 from mbqueue.errors import SessionError, UsageError
 
-#: The longest time to reserve before the time limit; for a short limit, a tenth of the limit is reserved.
+#: The longest time to reserve at the end of a job. A short job reserves only a tenth of its time limit.
 LONGEST_MARGIN_SECONDS = 180.0
 MAX_IDLE = "10m"
-#: How often a job may run again after its time is up; one-hour jobs reach this number after more than a month.
+#: How often a job may run again after its time is up. One-hour jobs reach this number after more than a month.
 _MAX_TIMEOUTS = 1000
 #: The sbatch options that mbqueue sets.
 _OWN = {"time", "signal", "output", "error", "open_mode", "array", "requeue", "ntasks_per_node", "nodes"}
@@ -29,7 +29,7 @@ _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchedJob:
-    """A submitted job.
+    """A job that was submitted to Slurm or started on this machine.
 
     Attributes:
         job_id: the cluster's id of the job; the process id if the job was started here.
@@ -95,7 +95,7 @@ class Launching(OpenedProject):
         setup: Sequence[str] = (),
         options: Mapping[str, str] | None = None,
     ) -> str:
-        """The file that `launch_slurm` would give to sbatch for each job; this method works without Slurm."""
+        """Return the text of the job file that `launch_slurm` would pass to sbatch; this method works without Slurm."""
         session, _ = self._session(time, gpus, workers, None)
         _require_submitit()
         executor = self._slurm_executor(session, with_gpu=gpus is not None, setup=setup, options=options or {})
@@ -105,8 +105,9 @@ class Launching(OpenedProject):
     def launch_local(
         self, *, time: str, gpus: int | None = None, workers: int | None = None, max_idle: str | None = MAX_IDLE
     ) -> list[LaunchedJob]:
-        """Start the jobs of `launch_slurm` as processes on this machine, each at most six times in a row; return at
-        once.
+        """Start the jobs of `launch_slurm` as processes on this machine; return at once.
+
+        Each job runs at most six times in a row.
 
         Raises:
             UsageError: for the same reasons as in `launch_slurm`.
@@ -125,7 +126,7 @@ class Launching(OpenedProject):
                 gpus_per_node=0 if gpus is None else 1,
                 visible_gpus=() if gpus is None else (number,),
                 stderr_to_stdout=True,
-                # Otherwise a reader of the command's output would wait for the end of the jobs.
+                # Otherwise a program that reads the command's output would wait until the jobs end.
                 setup=["exec < /dev/null > /dev/null 2>&1"],
             )
             executors.append(executor)
@@ -134,9 +135,11 @@ class Launching(OpenedProject):
     def _session(
         self, time: str, gpus: int | None, workers: int | None, max_idle: str | None
     ) -> tuple[LaunchedSession, int]:
-        """The command of each job, and the number of jobs."""
+        """Return the session that each job runs, and the number of jobs."""
         if (gpus is None) == (workers is None):
-            raise UsageError("Give either the number of GPUs (--gpus 5) or of sessions without one (--workers 5).")
+            raise UsageError(
+                "Give either a number of GPUs (--gpus 5) or a number of workers without one (--workers 5)."
+            )
         count = gpus or workers or 0
         if count < 1:
             raise UsageError("Give at least one GPU or worker.")
@@ -155,7 +158,7 @@ class Launching(OpenedProject):
     def _require_work(self) -> None:
         with self._reading_queue(None) as queue:
             if queue.outlook(now=self._clock.now()).is_exhausted:
-                raise UsageError("No job in the queue can run: all are done, or wait for you. See: mbqueue status")
+                raise UsageError("No job in the queue can run: all jobs are done or wait for you. See: mbqueue status")
 
     def _slurm_executor(
         self, session: LaunchedSession, *, with_gpu: bool, setup: Sequence[str], options: Mapping[str, str]
@@ -163,7 +166,7 @@ class Launching(OpenedProject):
         from submitit.slurm.slurm import SlurmExecutor  # noqa: PLC0415 - needed only here
 
         class AnywhereExecutor(SlurmExecutor):  # type: ignore[misc]
-            """A Slurm executor that does not require srun, so that the job file can be shown anywhere."""
+            """A Slurm executor that works without srun, so that any machine can show the job file."""
 
             @classmethod
             def affinity(cls) -> int:
@@ -174,13 +177,13 @@ class Launching(OpenedProject):
             name = key.strip().lstrip("-").replace("-", "_")
             if not _KEY.fullmatch(name) or name in _OWN:
                 raise UsageError(
-                    f"{key!r} is not an sbatch option that you can set. Write it like --set qos=high; "
-                    f"mbqueue sets these itself: {', '.join(sorted(_OWN)).replace('_', '-')}."
+                    f"{key!r} is not an sbatch option that you can set. Write options like --set qos=high. "
+                    f"mbqueue itself sets these options: {', '.join(sorted(_OWN)).replace('_', '-')}."
                 )
             further[name] = value
         for text in (*setup, *further.values()):
             if "\n" in text or "\0" in text:
-                raise UsageError(f"{text!r} has more than one line; give --setup several times.")
+                raise UsageError(f"{text!r} has more than one line. Give --setup once for each line.")
         executor = AnywhereExecutor(self.folder.launched_dir, max_num_timeout=_MAX_TIMEOUTS)
         cores = further.get("cpus_per_task")
         asks_for_gpus = any(name.startswith("gp") or name == "gres" for name in further)
@@ -211,13 +214,12 @@ class Launching(OpenedProject):
 
 
 def _signal_delay(session: LaunchedSession) -> int:
-    """How many seconds before the time limit Slurm signals a session that should have ended by itself."""
+    """How many seconds before the time limit Slurm sends a signal to a session that has not ended by itself."""
     return max(1, round(session.margin_seconds / 2))
 
 
 def _require_submitit() -> None:
     if importlib.util.find_spec("submitit") is None:
         raise UsageError(
-            f"This needs the package submitit, which {sys.executable} does not have. Install it with: pip install "
-            "'mbqueue[slurm]'"
+            f"The package submitit is not installed for {sys.executable}. Install it with: pip install 'mbqueue[slurm]'"
         )

@@ -1,4 +1,4 @@
-"""The base of the API's parts: the folder, the clock, and the queue, opened for one call."""
+"""The base class of the API: a project's folder, the clock, and the queue, which each call opens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mbqueue.queue.opening import anything, how_to_recover, nothing, open_queue
 from mbqueue.queue.store import Queue
 from mbqueue.search.trials import experiments_of
 
-#: The note for the first few seconds of a call; on a new machine with a cold disk, it stays for up to a minute.
+#: The first message of a session or a prediction. Loading takes a few seconds, or up to a minute from a cold disk.
 LOADING = "loading PyTorch and CHGNet"
 
 _log = logging.getLogger("mbqueue")
@@ -28,16 +28,16 @@ def tell(text: str) -> None:
 
 
 class OpenedProject:
-    """A project's folder, found and checked, without open files.
+    """A project whose folder was found and checked. The object keeps no files open.
 
     Args:
         path: the project's folder; by default $MBQUEUE_PROJECT, else the nearest project above the working folder.
-        while_away: open it even if its drive is not mounted, as long as this machine has its live folder; only for
-            `status`.
+        while_away: open the project for `status` while its drive is not mounted, provided that its live folder is on
+            this machine.
 
     Raises:
         ProjectNotFound: if there is no project.
-        SpecError: if its mbqueue.toml is wrong.
+        SpecError: if the project's mbqueue.toml is wrong.
     """
 
     def __init__(self, path: str | Path | None = None, *, while_away: bool = False) -> None:
@@ -57,12 +57,12 @@ class OpenedProject:
         with open_queue(self.folder, read_only=True, refuses=refuses) as queue:
             if experiment is not None:
                 for name in experiments_of(queue, experiment):
-                    queue.experiment(name)  # an unknown name is an error that lists the known ones
+                    queue.experiment(name)  # for an unknown name, raises an error that lists the known names
             yield queue
 
     @contextmanager
     def _writing_queue(self, experiment: str) -> Iterator[Queue]:
-        # A command that only changes jobs does not create a queue.
+        # A command that only changes jobs must not create a queue.
         open_queue(self.folder, read_only=True, refuses=lambda lost: lost.concerns(experiment)).close()
         with open_queue(self.folder) as queue:
             yield queue
@@ -71,19 +71,24 @@ class OpenedProject:
         self._publish()
 
     def _keep_wanted(self, queue: Queue, experiment: str) -> None:
-        """Record what was requested for an experiment; if this fails, only report the failure."""
+        """Save the user's requests for an experiment, so that `recover` can restore them.
+
+        If the requests cannot be written, the user only gets a note.
+        """
         from mbqueue.drive.asked_for import keep_wanted  # noqa: PLC0415 - reading commands need not wait for it
 
         try:
             keep_wanted(self.folder, queue, experiment)
         except OSError as error:
-            tell(f"{self.folder.wanted_dir} cannot be written ({error}), so mbqueue recover would not restore this.")
+            tell(
+                f"{self.folder.wanted_dir} cannot be written ({error}), so mbqueue recover cannot restore this change."
+            )
 
     def _require_no_earlier_commits(self, queue: Queue) -> None:
         """With an object store, refuse to begin a queue if the store has the commits of an earlier queue.
 
         Raises:
-            QueueLost: if the store has such commits.
+            QueueLost: if the store has commits of an earlier queue.
         """
         if not (self.folder.topology.store and queue.is_empty()):
             return
@@ -97,7 +102,7 @@ class OpenedProject:
         if names:
             raise QueueLost(
                 f"{store.url} has commits of {names[0]}{' and others' * (len(names) > 1)}, and this queue is new, so "
-                "an earlier one was lost. Nothing was changed. First bring them back: "
+                "an earlier queue was lost. Nothing was changed. First rebuild the earlier queue: "
                 f"{how_to_recover(self.folder)}. For a new project, set another prefix as `store`."
             )
 
@@ -112,7 +117,7 @@ class OpenedProject:
         """With an object store, fetch an experiment's results from other machines.
 
         Raises:
-            ResultsError: if the results are gone.
+            ResultsError: if result files are missing from the store or damaged.
             StoreError: if the store does not answer, or lacks the queue's commits.
         """
         from mbqueue.session.commits_binding import opened_store  # noqa: PLC0415 - status need not wait for it
@@ -125,10 +130,10 @@ class OpenedProject:
             fetch_results(store, entry, jobs, self.folder.working_results(entry.results_dir))
 
     def _newest_results(self, results_dir: str) -> Path:
-        """The folder with the newest files of a results folder.
+        """The folder with an experiment's newest result files.
 
-        On a drive, this is the folder with the later record, or the live folder if both records are the same. Without a
-        record, this is the folder where sessions here write results.
+        On a drive, this is the folder with the later record, or the live folder if both records are the same. If no
+        results are recorded, this is the folder where sessions on this machine write results.
         """
         from mbqueue.results.folder import recorded_at  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
@@ -140,9 +145,10 @@ class OpenedProject:
         return working if working.is_dir() else published
 
     def _lost_folds(self, queue: Queue, experiment: str) -> dict[int, str]:
-        """Fold → problem, for folds whose written files are now incomplete or damaged.
+        """Map each fold whose result files are incomplete or damaged to the problem.
 
-        If only the files of `record` are lost, the result is the first fold, since redoing any fold repeats `record`.
+        If only files of the `record` job are lost, the result contains the first fold, because predicting any fold
+        again also repeats `record`.
 
         Raises:
             StoreError: if the files are in an object store that does not answer, so their state is unknown.

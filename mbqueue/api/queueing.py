@@ -1,4 +1,4 @@
-"""Enqueue experiments, steer them, and show their status."""
+"""Enqueue experiments, control them, and show their status."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ class Queueing(OpenedProject):
         name: str | None = None,
         drop_invalid: bool = False,
     ) -> EnqueueOutcome:
-        """Add an experiment to the queue. The same spec again changes nothing; new folds are added.
+        """Add an experiment to the queue. Enqueueing the same experiment again only adds new folds.
 
-        For a search (a file with [search]), its first trial is enqueued; sessions begin the others.
+        If the file describes a search (with [search]), only the first trial is enqueued; sessions begin the others.
 
         Args:
             experiment: the experiment's name in jobs/, or a TOML file.
-            folds, epochs, dataset, drop_invalid: replace the values of the file.
+            folds, epochs, dataset, drop_invalid: values that replace those in the file.
             priority: higher runs first.
-            settings: other keys that replace values of the file, like ``{"train.lr": 3e-4}``.
+            settings: values for other keys of the file, like ``{"train.lr": 3e-4}``.
             name: another name for the queue and the results folder.
 
         Raises:
             SpecError: if the file or a key is wrong.
-            ExperimentExists: if the name is taken by another spec; the message lists what differs.
+            ExperimentExists: if an experiment with another spec has the name; the message lists the differences.
             UsageError, DataError: if the experiment or its dataset does not exist, or a restore was interrupted.
             QueueLost: if the queue, or a part of it, was lost.
         """
-        # pydantic builds its checks during this import; commands that only read need not wait for it.
+        # pydantic builds its validators during this import, so commands that only read the queue leave it out.
         from mbqueue.experiment import load_spec  # noqa: PLC0415
         from mbqueue.search.file import is_search  # noqa: PLC0415
 
@@ -63,8 +63,8 @@ class Queueing(OpenedProject):
         if is_search(path):
             if overrides:
                 raise UsageError(
-                    f"{path} describes a search: its file sets the space and folds, and its base the rest. You can "
-                    "only add --name and --priority."
+                    f"{path} describes a search, which sets the space and the folds, and takes all other settings from "
+                    "its base. You can only add --name and --priority."
                 )
             return self._enqueue_search(path, name=name, priority=priority)
         return self._put(load_spec(path, overrides=_named(overrides, name)), priority=priority)
@@ -86,14 +86,14 @@ class Queueing(OpenedProject):
 
         Args:
             experiment, folds, epochs, dataset, priority, settings, name, drop_invalid: as for `enqueue`.
-            seeds: distinct numbers from 0.
+            seeds: distinct integers that are not negative.
 
         Returns:
             One outcome per seed, in order.
 
         Raises:
-            SpecError, UsageError, DataError: as `enqueue`, and for the file of a search.
-            ExperimentExists: if one of the names is taken by another spec; nothing was enqueued then.
+            SpecError, UsageError, DataError: for the same reasons as in `enqueue`, or if the file describes a search.
+            ExperimentExists: if an experiment with another spec has one of the names; nothing was enqueued.
         """
         from mbqueue.experiment import load_spec  # noqa: PLC0415
         from mbqueue.search.file import is_search  # noqa: PLC0415
@@ -103,9 +103,9 @@ class Queueing(OpenedProject):
             raise UsageError(f"{path} describes a search, whose file sets the seed. Leave out the seeds.")
         overrides = _overrides(folds, epochs, dataset, settings, drop_invalid=drop_invalid)
         if "seed" in overrides:
-            raise UsageError("The seed is given both as a setting and as seeds. Leave out one of them.")
+            raise UsageError("The setting `seed` and a list of seeds are both given. Leave out one of them.")
         if not numbers or len(set(numbers)) != len(numbers):
-            raise UsageError(f"{numbers} are not distinct seeds. Give each once, like 0-4 or 0,2,5.")
+            raise UsageError(f"{numbers} are not distinct seeds. Give each seed once, like 0-4 or 0,2,5.")
         base = load_spec(path, overrides=_named(overrides, name))
         specs = []
         for seed in numbers:
@@ -114,7 +114,7 @@ class Queueing(OpenedProject):
             specs.append(load_spec(path, overrides=overrides | own))
         with open_queue(self.folder, refuses=anything) as queue:
             there = {one.name: one.spec_hash for one in queue.experiments()}
-        # A name that another spec has is refused before any experiment is enqueued.
+        # Start with names that another spec has, so that an error comes before any experiment is enqueued.
         taken_first = sorted(specs, key=lambda spec: there.get(spec.name, spec.hash) == spec.hash)
         done = {spec.name: self._put(spec, priority=priority) for spec in taken_first}
         return tuple(done[spec.name] for spec in specs)
@@ -125,7 +125,7 @@ class Queueing(OpenedProject):
         The description names the trial and the folds that chose it.
 
         Args:
-            name: the experiment's name; by default the search's with ``-best``.
+            name: the experiment's name; by default, the search's name followed by ``-best``.
 
         Raises:
             UsageError: if there is no such search, or no trial of the search was trained to the end.
@@ -148,10 +148,10 @@ class Queueing(OpenedProject):
             except UsageError:
                 jobs = self.folder.jobs_dir
                 known = ", ".join(sorted(one.stem for one in jobs.glob("*.toml") if not is_search(one))) or "none"
-                problem = f"base = {base!r}: there is no such experiment. In {jobs} are: {known}"
+                problem = f"base = {base!r}: there is no such experiment. Experiments in {jobs}: {known}"
                 raise wrong_search(path, [problem]) from None
             if is_search(file):
-                raise wrong_search(path, [f"base = {base!r}: is a search; name an experiment"])
+                raise wrong_search(path, [f"base = {base!r}: this is a search; name an experiment instead"])
             return load_spec(file)
 
         search = load_search(path, name=name, base=base_spec)
@@ -160,7 +160,7 @@ class Queueing(OpenedProject):
             if there and there[0].spec["trial"]["search"] == search.to_json():
                 return EnqueueOutcome(outcome=Outcome.UNCHANGED, experiment=there[0], folds=(), n_jobs=0)
             if there or any(one.name == search.name for one in queue.experiments()):
-                what = "a search with another file or base" if there else "an experiment"
+                what = "a search with a different file or base" if there else "an experiment"
                 raise ExperimentExists(
                     f"{search.name} is the name of {what} in the queue. Nothing was changed. Choose another name: "
                     f"--name {search.name}-2"
@@ -192,19 +192,19 @@ class Queueing(OpenedProject):
         return outcome
 
     def pause(self, experiment: str, *, fold: int | None = None) -> int:
-        """Pause an experiment or fold; a running epoch is checkpointed and released. Returns the number of jobs."""
+        """Pause an experiment or fold, and return the number of paused jobs. Sessions save and release running jobs."""
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
             return sum(queue.pause(name, fold=fold, now=now) for name in experiments_of(queue, experiment))
 
     def resume(self, experiment: str, *, fold: int | None = None) -> int:
-        """Undo `pause`. Returns the number of jobs."""
+        """Undo `pause`. Return the number of resumed jobs."""
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
             return sum(queue.resume(name, fold=fold, now=now) for name in experiments_of(queue, experiment))
 
     def cancel(self, experiment: str, *, fold: int | None = None) -> int:
-        """Cancel the unfinished jobs of an experiment or fold; committed work stays. Returns the number of jobs.
+        """Cancel the unfinished jobs of an experiment or fold, and return their number. Committed work stays.
 
         A cancelled search begins no further trials until `retry`, or until `resume` if its newest trial had ended.
         """
@@ -212,21 +212,22 @@ class Queueing(OpenedProject):
             now = self._clock.now()
             newest = experiments_of(queue, experiment)[-1]
             begins_more = newest != experiment and not queue.experiment(newest).paused
-            if begins_more:  # no trial begins now or, if the newest trial has ended, later
+            if begins_more:  # a search whose newest trial is paused begins no trials
                 queue.pause(newest, now=now, by="cancel")
             cancelled = {name: queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment)}
-            if begins_more and fold is None and cancelled[newest]:  # a cancelled job does not start the jobs after it
+            # If the newest trial was cancelled, the search begins no more trials, so the trial need not stay paused.
+            if begins_more and fold is None and cancelled[newest]:
                 queue.resume(newest, now=now, by="cancel")
             return sum(cancelled.values())
 
     def retry(self, experiment: str, *, fold: int | None = None) -> int:
-        """Give failed and cancelled jobs all their attempts again, and rebuild lost result files.
+        """Queue failed and cancelled jobs again with all their attempts, and rebuild lost result files.
 
-        A fold whose recorded files are missing or damaged is predicted again from its checkpoints. If an object store
-        with these files does not answer, this step is skipped with a note.
+        A fold whose recorded files are missing or damaged is predicted again from its checkpoints. If the object store
+        with these files does not answer, mbqueue skips this step with a note.
 
-        A pruned trial of a search resumes and trains to the end. If the trial's checkpoints were removed, it starts
-        from the beginning, with a note. For a whole search, failed and cancelled trials are retried.
+        A pruned trial of a search resumes and trains to the end. If the trial's checkpoints were removed, the trial
+        starts from the beginning, with a note. For a whole search, failed and cancelled trials are retried.
 
         Returns:
             The number of jobs that will run again.
@@ -240,17 +241,16 @@ class Queueing(OpenedProject):
                 return sum(self._retry_failed(queue, trial) for trial in trials)
             found = queue.experiment(experiment)
             if found.is_released:
-                # Remove checkpoints that a dying session left: the queue starts over, so these checkpoints would be
-                # ahead of it.
+                # The trial starts over, so remove the checkpoints that a dying session may have left.
                 remove_released(self.folder, [found], opened_store(self.folder, queue))
                 tell(
-                    f"The checkpoints of {experiment} were removed after it was pruned (pruned_hours in mbqueue.toml), "
-                    "so it starts from the beginning."
+                    f"The checkpoints of {experiment} were removed after the trial was pruned (pruned_hours in "
+                    "mbqueue.toml), so the trial starts from the beginning."
                 )
             changed = queue.retry(experiment, fold=fold, now=self._clock.now())
             try:
                 lost_folds = self._lost_folds(queue, experiment)
-            except StoreError as error:  # the retried jobs stay retried
+            except StoreError as error:  # the retry above remains in effect
                 lost_folds = {}
                 tell(f"{error} Result files could not be checked. Retry again once the store answers.")
             again = {lost: why for lost, why in lost_folds.items() if fold in (None, lost)}
@@ -262,18 +262,18 @@ class Queueing(OpenedProject):
         return queue.retry(trial, now=self._clock.now()) if states & {State.FAILED, State.CANCELLED} else 0
 
     def set_priority(self, experiment: str, priority: int, *, fold: int | None = None) -> int:
-        """Set the priority of an experiment or fold, from the next claim on. Returns the number of jobs."""
+        """Set the priority of an experiment or fold, from the next claim on. Return the number of changed jobs."""
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
             names = experiments_of(queue, experiment)
             return sum(queue.set_priority(name, priority, fold=fold, now=now) for name in names)
 
     def status(self, experiment: str | None = None) -> Status:
-        """The status of everything, or of one experiment.
+        """Return the status of all experiments, or of one experiment.
 
         Raises:
             QueueError: if nothing was ever enqueued.
-            UsageError: if there is no such experiment; the message lists the existing ones.
+            UsageError: if the experiment does not exist; the message lists the existing experiments.
         """
         with self._reading_queue(experiment) as queue:
             trials = [] if experiment is None else experiments_of(queue, experiment)
@@ -293,11 +293,11 @@ class Queueing(OpenedProject):
     def events(
         self, experiment: str | None = None, *, since: float = 0.0, after: int = 0, limit: int = 50
     ) -> tuple[Event, ...]:
-        """The latest changes of jobs' states, oldest first.
+        """Return the latest changes of job states, oldest first.
 
         Args:
-            since: only changes since this time, seconds since the epoch.
-            after: only changes after the event with this id, the last one already seen.
+            since: only changes since this time, in seconds since the epoch.
+            after: only changes after the event with this id, for example the last event that you have seen.
             limit: the maximum number of changes.
         """
         with self._reading_queue(experiment) as queue:
@@ -315,7 +315,7 @@ class Queueing(OpenedProject):
         try:
             from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
         except ImportError as error:
-            raise UsageError("watch() is for notebooks. In a terminal use: mbqueue status --watch") from error
+            raise UsageError("watch() works only in notebooks. In a terminal, use: mbqueue status --watch") from error
         status = self.status(experiment)
         handle = display(status, display_id=True)  # type: ignore[no-untyped-call, unused-ignore]
         try:
@@ -335,7 +335,7 @@ def _overrides(
     *,
     drop_invalid: bool,
 ) -> dict[str, Any]:
-    """Dotted key → value, for all arguments that replace values of an experiment's file."""
+    """Collect the arguments that replace values of an experiment's file, by dotted key."""
     overrides = dict(settings or {})
     if folds is not None:
         overrides["folds"] = list(folds)
@@ -349,5 +349,5 @@ def _overrides(
 
 
 def _named(overrides: dict[str, Any], name: str | None) -> dict[str, Any]:
-    """The spec, with another name for the queue and the results folder if you give one."""
+    """If ``name`` is given, add it to the overrides, as the name for the queue and the results folder."""
     return overrides if name is None else {"results_name": name} | overrides | {"name": name}

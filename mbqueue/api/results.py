@@ -1,4 +1,4 @@
-"""Results as tables, models, pages, and files for the leaderboard."""
+"""Read results as tables and models; write reports, comparisons and leaderboard files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Results(Searches):
     """The methods results, history, predictions and model; report, compare and export."""
 
     def results(self, experiment: str) -> Recorded:
-        """The results of an experiment: verified if they are recorded; otherwise, the results so far.
+        """Return an experiment's results: verified if they are recorded, otherwise the results so far.
 
         Raises:
             ResultsError: if there are no results, or a file is missing or differs from what was recorded.
@@ -47,11 +47,11 @@ class Results(Searches):
                 if folder is None:
                     raise
                 again = f"mbqueue retry {experiment}, then mbqueue work"
-                raise advised(error, f"Restore it from a copy, or from the checkpoints: {again}") from None
+                raise advised(error, f"Restore it from a copy, or rebuild it from the checkpoints: {again}") from None
         with open_queue(self.folder, read_only=True) as queue:
             if lost := self._lost_folds(queue, experiment):
                 raise ResultsError(
-                    f"Results of {experiment} are gone: {' '.join(lost.values())} Rebuild them "
+                    f"Results of {experiment} are lost: {' '.join(lost.values())} Rebuild them "
                     f"from the checkpoints: mbqueue retry {experiment}, then mbqueue work"
                 )
             entry = queue.experiment(experiment)
@@ -67,7 +67,7 @@ class Results(Searches):
         return unfinished
 
     def history(self, experiment: str) -> pd.DataFrame:
-        """The finished epochs of all folds, one row each; columns `fold` and those of history_fold_i.csv.
+        """Return a row for each finished epoch of each fold, with the columns of history_fold_i.csv and `fold`.
 
         Raises:
             ResultsError: if there are no epochs yet, or a file is damaged.
@@ -78,7 +78,7 @@ class Results(Searches):
         return pd.DataFrame([{"fold": fold, **row} for fold, rows in histories.items() for row in rows])
 
     def predictions(self, experiment: str) -> pd.DataFrame:
-        """The test parts of all predicted folds; columns `fold` and those of preds_fold_i.csv.
+        """Return a row for each predicted test crystal, with the columns of preds_fold_i.csv and `fold`.
 
         Raises:
             ResultsError: if no fold is predicted yet, or a file is damaged.
@@ -105,12 +105,12 @@ class Results(Searches):
         return pd.concat(frames, ignore_index=True)
 
     def model(self, experiment: str, fold: int) -> CHGNet:
-        """The model of a fold's best epoch, on the CPU.
+        """Load the model of a fold's best epoch on the CPU.
 
         Raises:
             ResultsError: if the fold is not predicted yet, or the experiment is a blend, which has no model.
             CheckpointError: if the model's file is damaged.
-            ProjectNotFound: if the working folder is gone.
+            ProjectNotFound: if the working folder no longer exists.
         """
         working_folder()
         from mbqueue.results.blending import enumerated, members_of  # noqa: PLC0415
@@ -120,7 +120,7 @@ class Results(Searches):
         recorded = self.results(experiment)
         if is_blend(recorded.content["spec"]):
             members = enumerated(members_of(recorded.content["spec"]))
-            raise ResultsError(f"{experiment} is a blend and has no model of its own. Use those of {members}.")
+            raise ResultsError(f"{experiment} is a blend, which has no model. Use the models of {members}.")
         if fold not in recorded.folds:
             there = ", ".join(map(str, recorded.folds)) or "none"
             raise ResultsError(f"Fold {fold} of {experiment} has no model yet. Folds with a model: {there}.")
@@ -139,8 +139,8 @@ class Results(Searches):
         Args:
             output: the page, or a folder for report.html; by default, the results folder or, for a search, a folder
                 beside the results of its trials.
-            png: a folder to which each figure is also written as a PNG.
-            force: overwrite existing files that are not reports.
+            png: a folder for a PNG file of each figure; by default, no PNG files are written.
+            force: overwrite existing files even if they are not reports.
 
         Returns:
             The files written, the page first.
@@ -157,7 +157,7 @@ class Results(Searches):
         page = None if output is None else page_for(Path(output), REPORT_FILE)
         recorded = self.results(experiment)
         page = page or self._shown_folder(recorded) / REPORT_FILE
-        if output is not None or page.exists():  # on a drive, the default page's folder may be missing
+        if output is not None or page.exists():  # on a drive, the default folder of the page may be missing
             require_writable(page, force=force, reads=[*_files_of(recorded), *self.folder.never_outputs], ours=MARK)
         if png is not None:
             from mbqueue.results.report.pictures import require_pictures, write_pictures  # noqa: PLC0415
@@ -168,7 +168,7 @@ class Results(Searches):
         return [write_report(recorded, page, timeline=spans), *pictures]
 
     def timeline(self, experiment: str) -> list[Span]:
-        """The activities over time of each session that worked on an experiment; empty if the queue is lost."""
+        """List what each session did for an experiment, and when; empty if there is no queue."""
         from mbqueue.dashboard.timeline import timeline  # noqa: PLC0415
 
         if not is_queue_there(self.folder):
@@ -176,35 +176,35 @@ class Results(Searches):
         with open_queue(self.folder, read_only=True) as queue:
             sessions = queue.sessions(experiment=experiment)
             events = [*queue.events(experiment=experiment, limit=10**6)]
-            if self.folder.topology.is_split:  # publishing does not belong to an experiment
+            if self.folder.topology.is_split:  # add the sessions' events of publishing, which name no experiment
                 events += [e for row in sessions for e in queue.events(by=row.id, limit=10**6) if not e.job_id]
             results = {job.id: job.result or {} for job in queue.jobs(experiment=experiment)}
         return timeline(sessions, events, now=self._clock.now(), results=results)
 
     def target(self, experiment: str) -> Target:
-        """The target of an enqueued experiment.
+        """Return the target of an enqueued experiment.
 
         Raises:
-            UsageError: if there is no such experiment; the message lists the existing ones.
+            UsageError: if the experiment does not exist; the message lists the existing experiments.
         """
         from mbqueue.task import target_of  # noqa: PLC0415
 
         return target_of(self.spec(experiment))
 
     def spec(self, experiment: str) -> dict[str, Any]:
-        """The frozen spec of an enqueued experiment, in plain JSON values.
+        """Return the frozen spec of an enqueued experiment as plain JSON values.
 
         Raises:
-            UsageError: if there is no such experiment; the message lists the existing ones.
+            UsageError: if the experiment does not exist; the message lists the existing experiments.
         """
         with self._reading_queue(experiment) as queue:
             return dict(queue.experiment(experiment).spec)
 
     def results_folder(self, experiment: str) -> Path:
-        """The folder of an enqueued experiment's newest files, which need not exist yet.
+        """Return the folder with an enqueued experiment's newest files; the folder may not exist yet.
 
         Raises:
-            UsageError: if there is no such experiment; the message lists the existing ones.
+            UsageError: if the experiment does not exist; the message lists the existing experiments.
         """
         with self._reading_queue(experiment) as queue:
             return self._newest_results(queue.experiment(experiment).results_dir)
@@ -229,7 +229,7 @@ class Results(Searches):
         if html is not None:
             require_writable(Path(html), force=force, ours=MARK, example="comparison.html")
         for name in experiments:
-            self._folder_in_queue(name)  # fetches the records of other machines
+            self._folder_in_queue(name)  # with an object store, fetches results that other machines recorded
         folders = [newest_folder(self._results_dirs, name) for name in experiments]
         if twice := [name for i, name in enumerate(experiments) if folders[i] in folders[:i]]:
             raise UsageError(f"{twice[0]} is given twice. Give different experiments.")
@@ -254,16 +254,16 @@ class Results(Searches):
         notes: str = "",
         force: bool = False,
     ) -> Path:
-        """Make the leaderboard's submission folder below ``output``, for one or more tasks; return it.
+        """Write the leaderboard's submission folder below ``output``, for one or more tasks; return its path.
 
         Args:
             force: replace an earlier export.
 
         Raises:
-            ResultsError: if not all five official folds are recorded (the error lists every reason), or if matbench is
-                missing.
-            UsageError: if the authors are empty, or if the folder exists, unless ``force`` is set and the folder is an
-                export.
+            ResultsError: if not all five official folds are recorded, or matbench is not installed; the message lists
+                every reason.
+            UsageError: if ``authors`` is empty, or the folder exists; with ``force``, only if the existing folder is
+                not an export.
         """
         from mbqueue.results.export import export_submission  # noqa: PLC0415
 
@@ -273,7 +273,7 @@ class Results(Searches):
 
     @property
     def _results_dirs(self) -> list[Path]:
-        """The folders that can contain recorded results; on a drive, also the live folder's."""
+        """The folders that can contain recorded results; on a drive, also the one inside the live folder."""
         return list(dict.fromkeys([self.folder.working_results("results"), self.folder.results_dir]))
 
     def _shown_folder(self, recorded: Recorded) -> Path:
@@ -282,13 +282,13 @@ class Results(Searches):
         return self.folder.root / folder.relative_to(live) if folder.is_relative_to(live) else folder
 
     def _told(self, recorded: Recorded) -> Recorded:
-        """Return the results, with a note if they are newer than what other machines can see."""
+        """Return the results; print a note if they are not on the drive yet."""
         from mbqueue.results.folder import recorded_at  # noqa: PLC0415
 
         if self.folder.topology.is_mirrored and recorded.folder.is_relative_to(self.folder.live_dir):
             published = self.folder.root / recorded.folder.relative_to(self.folder.live_dir)
             if recorded_at(published) != recorded_at(recorded.folder):
-                tell(f"The results of {recorded.name} are from {recorded.folder}; they are not on the drive yet.")
+                tell(f"The results of {recorded.name} are from {recorded.folder}; the drive does not have them yet.")
         return recorded
 
     def _folder_in_queue(self, experiment: str) -> Path | None:

@@ -23,14 +23,14 @@ class Searches(OpenedProject):
     """The method export_study, and the report of a search."""
 
     def is_search(self, name: str) -> bool:
-        """Whether a search of this name is in the queue."""
+        """Whether a search with this name is in the queue."""
         if not is_queue_there(self.folder):
             return False
         with self._reading_queue(None) as queue:
             return experiments_of(queue, name) != [name]
 
     def export_study(self, search: str, output: str | Path = "study.db", *, force: bool = False) -> Path:
-        """Write a search as an Optuna study to a SQLite file, which optuna-dashboard opens.
+        """Export a search as an Optuna study to a SQLite file, which you can open with optuna-dashboard.
 
         Args:
             output: the file, or a folder for study.db.
@@ -59,11 +59,11 @@ class Searches(OpenedProject):
         from mbqueue.task import target_of  # noqa: PLC0415
 
         (search, trials), overview = self._searched(name)
-        # Write the page beside the results of the first trial, even on a drive.
+        # Write the page beside the results of the first trial; on a drive, outside the live folder.
         first = next(entry for entry in overview["experiments"] if entry["name"] == trials[0].experiment)
         folder = (self.folder.root / first["results_dir"]).parent / name
         page = folder / REPORT_FILE if output is None else page_for(Path(output), REPORT_FILE)
-        if output is not None or page.exists():  # the folder of the default page is created below
+        if output is not None or page.exists():  # the default page's folder may not exist yet
             require_writable(page, force=force, reads=self.folder.never_outputs, ours=MARK)
         try:
             shares = importances(search, trials)
@@ -84,7 +84,7 @@ class Searches(OpenedProject):
         ]
 
     def _searched(self, name: str) -> tuple[tuple[Search, list[Trial]], dict[str, Any]]:
-        """A search with its trials, and the overview that contains them."""
+        """Return a search with its trials, and the queue's overview, which contains the trials."""
         from mbqueue.search.file import Search  # noqa: PLC0415
 
         with self._reading_queue(name) as queue:

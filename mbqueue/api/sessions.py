@@ -25,8 +25,10 @@ class Working(OpenedProject):
     """The methods work, work_on_devices, work_in_background, stop and log."""
 
     def session_seconds(self, session: str | None) -> float | None:
-        """The length of a session in seconds, from ``1h50m`` or ``none`` (no deadline: None); by default the length in
-        mbqueue.toml.
+        """Convert the length of a session, like ``1h50m``, to seconds; return None if there is no deadline.
+
+        Args:
+            session: a duration, or ``none`` for no deadline; None takes the length in mbqueue.toml.
 
         Raises:
             UsageError: if the text is not a duration.
@@ -50,11 +52,11 @@ class Working(OpenedProject):
         report: Report | None = None,
         stop: StopRequest | None = None,
     ) -> SessionOutcome:
-        """Run a session here until nothing is left in the queue or its time is up.
+        """Run a session in this process until no job is left or the session's time is up.
 
-        You can kill the session at any instant; the next one resumes. In the main thread, SIGTERM, SIGINT, SIGHUP,
-        SIGUSR1 and SIGUSR2 make it finish its step, write a checkpoint and end. A second SIGINT ends the process at
-        once.
+        You can kill the session at any instant; the next session resumes. If `work` runs in the main thread, SIGTERM,
+        SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 make the session finish its step, write a checkpoint and end. A second
+        SIGINT ends the process at once.
 
         Args:
             session: length of the session, like ``1h50m``, or ``none``; by default the length in mbqueue.toml.
@@ -65,12 +67,12 @@ class Working(OpenedProject):
             tensorboard: write TensorBoard event files to state/logs/tensorboard.
             end_command: whether to run the end command of mbqueue.toml.
             report: receives the events (see `mbqueue.session.report`); by default they are dropped.
-            stop: lets another thread request the end.
+            stop: lets another thread stop the session.
 
         Raises:
             UsageError: if an argument is wrong, or nothing was ever enqueued.
             QueueError: if the queue cannot be read or written.
-            ProjectNotFound: if the working folder is gone.
+            ProjectNotFound: if the working folder no longer exists.
         """
         working_folder()
         began = self._clock.monotonic()
@@ -91,7 +93,7 @@ class Working(OpenedProject):
 
         stop = StopRequest() if stop is None else stop
         report = Report() if report is None else report
-        # Signals are handled before the slow imports, so that a session that is stopped while starting ends gracefully.
+        # Handle signals before the slow imports, so that a session that is stopped while starting ends gracefully.
         with graceful_signals(stop), ExitStack() as listeners:
             report.starting(LOADING)
             notifier = Notifier(
@@ -104,7 +106,7 @@ class Working(OpenedProject):
             from mbqueue.session.worker import work  # noqa: PLC0415
 
             if options.session_seconds is not None:
-                # The slow imports count as part of the session: a batch system's limit starts before them.
+                # The slow imports count as part of the session, because a batch system's time limit includes them.
                 spent = self._clock.monotonic() - began
                 options = replace(options, session_seconds=max(1.0, options.session_seconds - spent))
             everyone = Relay(*heard)
@@ -131,12 +133,13 @@ class Working(OpenedProject):
         """Run one session on each device at once, each in its own process; return when all have ended.
 
         Results equal those of a single session byte for byte, as long as every session uses the same number of threads.
-        Signals are passed on to all sessions; a second SIGINT ends them at once. If a session dies, the report says so
-        and the others keep running. The other arguments are the same as in `work`, and apply to each session.
+        Signals are forwarded to all sessions; a second SIGINT ends all sessions at once. If a session dies, its report
+        gets a note and the others keep running. The other arguments are the same as in `work`, and apply to each
+        session.
 
         Args:
-            devices: like ``["0", "1"]``, ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``.
-            report_for: returns the report for a device's label.
+            devices: names like ``["0", "1"]``, ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``.
+            report_for: called with a device's label; returns the report for this device's session.
 
         Raises:
             UsageError: if an argument is wrong, or nothing was ever enqueued.
@@ -201,11 +204,11 @@ class Working(OpenedProject):
         devices: Sequence[str] | None = None,
         **further: Any,
     ) -> WorkOptions:
-        """The options of a session, with durations in seconds; ``further`` are fields of `WorkOptions`."""
+        """Convert the arguments of `work` to a session's options; ``further`` are other fields of `WorkOptions`."""
         from mbqueue.session.options import NO_DEADLINE, WorkOptions  # noqa: PLC0415
 
         if forever and session not in (None, NO_DEADLINE):
-            raise UsageError("--forever has no deadline; leave --session out.")
+            raise UsageError("--forever runs without a deadline, so leave out --session.")
         return WorkOptions(
             session_seconds=None if forever else self.session_seconds(session),
             forever=forever,
@@ -215,29 +218,29 @@ class Working(OpenedProject):
         )
 
     def stop(self, *, session: str | None = None, wait_seconds: float = 60.0) -> list[StoppedSession]:
-        """Ask this project's sessions on this machine to save their work and end; wait until they have.
+        """Ask this project's sessions on this machine to save their work and end; wait until they have ended.
 
         Args:
             session: the id of a session, as in `status`; by default all sessions.
 
         Returns:
-            The outcome for each session; empty if no such session runs here.
+            One outcome per session; empty if no requested session is running on this machine.
         """
         from mbqueue.session import background  # noqa: PLC0415
 
         return background.stop(self.folder, wait_seconds=wait_seconds, clock=self._clock, session=session)
 
     def log(self, *, lines: int = 50, follow: bool = False) -> Iterator[str]:
-        """The last lines of the newest background session's log; with ``follow``, also new lines until it ends.
+        """Yield the last lines of the newest background session's log; with ``follow``, also new lines until it ends.
 
         Raises:
-            UsageError: if no session was started in the background.
+            UsageError: if no session was ever started in the background.
         """
         from mbqueue.session import background  # noqa: PLC0415
 
         if background.came_with_a_copy(self.folder):
             tell(
-                f"This log is from the folder that {self.folder.root} was copied or moved from. To start a session "
+                f"This log belongs to the folder from which {self.folder.root} was copied or moved. To start a session "
                 "here: mbqueue work --background"
             )
         return background.follow(self.folder, lines=lines, keep_on=follow, clock=self._clock)

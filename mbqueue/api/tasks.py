@@ -12,10 +12,10 @@ from mbqueue.task import TASKS, Task
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEntry:
-    """A task as listed by `mbqueue tasks`.
+    """A row of `mbqueue tasks`.
 
     Attributes:
-        measure: the leaderboard's score, in words.
+        measure: the name of the leaderboard's score.
         best: the best published score; None if unknown.
         is_here: whether the task's file is on this machine.
     """
@@ -27,7 +27,7 @@ class TaskEntry:
 
 
 def list_tasks() -> list[TaskEntry]:
-    """All tasks, largest first."""
+    """List all tasks, the largest dataset first."""
     return [
         TaskEntry(
             task=task,

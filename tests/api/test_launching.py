@@ -112,7 +112,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
         (Ending.STOPPED, StopCause(StopKind.ASKED, "the session's time is up"), "", False),
         (Ending.STOPPED, StopCause(StopKind.IDLE, "nothing to claim for 10m00s"), "echo RUNNING", False),
         (Ending.DONE, StopCause(StopKind.EXHAUSTED, "nothing is left to do"), "echo RUNNING", False),
-        (Ending.BLOCKED, StopCause(StopKind.EXHAUSTED, "what is left waits"), "echo RUNNING", False),
+        (Ending.BLOCKED, StopCause(StopKind.EXHAUSTED, "the remaining work waits"), "echo RUNNING", False),
     ],
 )
 def test_a_job_requeues_after_preemption_but_not_after_scancel(
@@ -248,4 +248,4 @@ def test_a_session_that_waits_too_long_for_others_ends(tmp_path: Path) -> None:
         assert queue.claim(other, now=now, lease_seconds=3600) is not None
     ended = work(project, WorkOptions(device="cpu", idle_seconds=0.01), report=RememberedReport())
     assert ended.ending is Ending.STOPPED
-    assert "others hold 1 job" in ended.reason
+    assert "other sessions hold 1 job" in ended.reason

@@ -108,7 +108,7 @@ def test_the_same_search_again_changes_nothing_and_another_under_its_name_is_ref
         ("trials = 3", "trials = 3\nmin_epochs = 5", r"min_epochs = 5: trials have 4 epochs, so none would be pruned"),
         ("trials = 3", "trials = 3\nbase_spec = {}", "base_spec: there is no such key"),
         ("trials = 3", "trials = 3\ngpu_hours = nan", "gpu_hours = nan: .*finite"),
-        ('base = "small"', 'base = "hunt"', "base = 'hunt': is a search; name an experiment"),
+        ('base = "small"', 'base = "hunt"', "base = 'hunt': this is a search; name an experiment instead"),
         ("[search]", "[[search]]", r"search: must be a table"),
         ("trials = 3", "", "give trials, gpu_hours or both"),
         ("trials = 3", "trials = -1", r"trials = -1: .*greater than or equal to 0"),
@@ -147,10 +147,10 @@ def test_a_grid_has_as_many_trials_as_settings_that_the_experiment_takes(project
 def test_a_missing_base_is_an_error_that_lists_the_experiments(project, write):
     write(SEARCH.replace('base = "small"', 'base = "smal"'))
     with pytest.raises(
-        SpecError, match=r"hunt\.toml is not a valid search:\n  base = 'smal': .* are: .*small"
+        SpecError, match=r"hunt\.toml is not a valid search:\n  base = 'smal': .* Experiments in .*: .*small"
     ) as caught:
         Project(project.root).enqueue("hunt")
-    assert "hunt" not in str(caught.value).split(" are: ")[1], "searches are no experiments"
+    assert "hunt" not in str(caught.value).split("Experiments in ")[1].split(": ")[1], "searches are no experiments"
 
 
 @pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])

@@ -111,7 +111,7 @@ def test_a_blend_is_shown_reported_and_compared_as_any_other_experiment(project,
     assert "head.seed0 and head.seed1" in project.report("both", output=tmp_path / "report.html")[0].read_text()
     assert len(project.compare(["both", "head.seed0"]).pairs) == 1
     assert len(project.predictions("both")) == 24
-    with pytest.raises(ResultsError, match="is a blend and has no model of its own"):
+    with pytest.raises(ResultsError, match="is a blend, which has no model"):
         project.model("both", fold=0)
 
 
@@ -216,14 +216,14 @@ def test_experiments_of_other_crystals_folds_or_targets_are_refused(project):
     refused(project, "fewer is not recorded yet", "head.seed0", "fewer", error=ResultsError)
     finish(project.folder)
     refused(project, "have different crystals or targets", "head.seed0", "fewer")
-    refused(project, "has the folds 0, 1, and one_fold 0", "head.seed0", "one_fold")
-    refused(project, r"predicts the formation energy \(eV/atom\), and gap the gap \(eV\)", "head.seed0", "gap")
+    refused(project, "has the folds 0, 1, and one_fold has the folds 0", "head.seed0", "one_fold")
+    refused(project, r"predicts the formation energy \(eV/atom\), and gap predicts the gap \(eV\)", "head.seed0", "gap")
 
 
 def test_damaged_results_are_refused_and_so_is_a_blend_of_a_blend(project):
     project.blend(["head.seed0", "head.seed1"], name="both")
     finish(project.folder)
-    refused(project, "both is a blend and has no models of its own", "both", "head.seed0", name="more")
+    refused(project, "both is a blend, which has no models", "both", "head.seed0", name="more")
     path = predictions_file(project.results("head.seed1").folder, 1)
     path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
     refused(project, "differs from the recorded file", "head.seed0", "head.seed1", error=ResultsError, name="more")
@@ -238,7 +238,7 @@ def test_a_blend_fails_with_advice_if_a_member_was_damaged_since(project):
     assert work(project.folder, WorkOptions(device="cpu"), report=report).ending is Ending.BLOCKED
     (told,) = [line for line in report.lines if "mbqueue retry head.seed1, mbqueue work, mbqueue retry both" in line]
     assert told.count("from a copy") == 1
-    with pytest.raises(ResultsError, match=r"copy, or from the checkpoints: mbqueue retry head\.seed1") as caught:
+    with pytest.raises(ResultsError, match=r"rebuild it from the checkpoints: mbqueue retry head\.seed1") as caught:
         project.results("head.seed1")
     assert str(caught.value).count("Restore it from a copy") == 1
     assert caught.value.__cause__ is None, "the command line would print the same again"

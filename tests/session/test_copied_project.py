@@ -75,7 +75,7 @@ def test_the_copy_has_a_background_session_of_its_own_and_says_whose_log_it_show
 ) -> None:
     followed = "".join(pair.copy.log(follow=True))  # this command returns while the original's session still writes
     assert str(pair.session.session) in followed
-    assert f"the folder that {pair.copy.folder.root} was copied or moved from" in caplog.text
+    assert f"the folder from which {pair.copy.folder.root} was copied or moved" in caplog.text
     caplog.clear()
 
     pair.copy.pause("full_finetune")  # the session finds nothing to do, and ends
