@@ -21,14 +21,14 @@ from mbqueue.train.inference import Inference
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A request for predictions of one model.
+    """A request to predict rows of the dataset with one model.
 
     Attributes:
         model: the model file.
-        spec: the experiment's spec, which sets the input and the batches.
+        spec: the spec that determines the model's input and batches.
         rows: rows of the dataset to predict.
-        keep_in: folder that stores partial predictions when the session stops.
-        what: name of the task, for the progress display.
+        keep_in: folder for partial predictions, which the next session reuses.
+        what: name of the work in progress reports.
     """
 
     model: Path
@@ -39,15 +39,15 @@ class Question:
 
 
 def ask(session: Session, loaded: Loaded, job: Job, experiment: Experiment, question: Question) -> NDArray[np.float64]:
-    """Return the predictions of the requested rows, [N], in the target's unit.
+    """Predict the requested rows; return an array of shape [N] in the target's unit.
 
     Args:
         experiment: the job's experiment, which names the dataset.
 
     Raises:
-        Stopped: finished predictions are kept for the next session.
-        CheckpointError: if the file is not a model.
-        DeviceTooSmall, DeviceBusy, NonFiniteLoss: as for `Inference.predict`.
+        Stopped: if asked to stop; the next session reuses finished predictions.
+        CheckpointError: if the question's model file is not a model.
+        DeviceTooSmall, DeviceBusy, NonFiniteLoss: for the same reasons as in `Inference.predict`.
     """
     spec, family = question.spec, family_of(question.spec.model.pretrained)
     data = loaded.data_for(job, experiment, spec)

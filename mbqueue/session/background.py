@@ -1,8 +1,8 @@
 """Start, find and stop sessions in the background. Imports no torch.
 
-``state/background.json`` records the process by its pid, start time and boot id, so a later process that gets the same
-pid is never signalled. Copying a project also copies this file and the queue's rows. The file therefore records its
-folder, and mbqueue treats a session as running here only while the session's process has this project's queue open.
+``state/background.json`` records the process by its pid, start time and boot id, so mbqueue never signals a later
+process with the same pid. A copied project also contains this JSON file and the queue's rows. The file therefore also
+records the project's folder. A session counts as running here only if its process has this project's queue open.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mbqueue.queue.opening import is_queue_there, open_queue, require_queue
 from mbqueue.queue.processes import ProcessIdentity, identity_of, is_gone, is_known_dead, parent_of, this_process
 from mbqueue.session.options import WorkOptions
 
-#: How long a new session may take to announce itself. Importing torch from a cold disk is slow.
+#: How long a new session may take to register in the queue. Importing torch from a cold disk is slow.
 START_SECONDS = 90.0
 _POLL_SECONDS = 0.1
 _TAIL_LINES = 15
@@ -38,12 +38,12 @@ _TAIL_LINES = 15
 
 @dataclass(frozen=True, kw_only=True)
 class BackgroundSession:
-    """One background session, or several background sessions with a device each.
+    """One background session, or several that were started together, one per device.
 
     Attributes:
         process: the session's process; with several sessions, the process that started them.
         log: the log file.
-        sessions: ids of the sessions that have announced themselves.
+        sessions: ids of the sessions that have registered in the queue.
         started_at: seconds since the epoch.
     """
 
@@ -54,7 +54,7 @@ class BackgroundSession:
 
     @property
     def session(self) -> str | None:
-        """Id of the first session; None until a session has announced itself."""
+        """Id of the first session; None until a session has registered in the queue."""
         return self.sessions[0] if self.sessions else None
 
     @property
@@ -68,8 +68,8 @@ class StoppedSession:
     """The outcome of a request to stop a session.
 
     Attributes:
-        session: the session's id; None if the session had not announced itself.
-        reason: the session's own reason for ending; None while the session still runs.
+        session: the session's id; None if the session had not registered in the queue yet.
+        reason: why the session ended; None if the session is still running.
         is_refused: whether the request failed because the process belongs to another user.
     """
 
@@ -109,7 +109,7 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
             )
         started = BackgroundSession(process=identity_of(child.pid), log=log, sessions=(), started_at=now)
         _write(project, started)
-        # Reap the child when it ends, since this process may keep running, as a notebook's kernel does.
+        # This process may keep running, for example a notebook's kernel, so reap the child when it ends.
         threading.Thread(target=child.wait, name="mbqueue-background", daemon=True).start()
         started = _wait_until_at_work(project, started, child, len(options.devices or [""]), before, clock)
         _write(project, started)
@@ -119,7 +119,7 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
 def current(project: ProjectFolder) -> BackgroundSession | None:
     """The latest background session, running or not; None if no session was ever started.
 
-    Ignores a file copied from the project's original folder.
+    A ``background.json`` that was copied from another folder is ignored.
     """
     try:
         content = json.loads(project.background_file.read_text(encoding="utf-8"))
@@ -148,16 +148,16 @@ def came_with_a_copy(project: ProjectFolder) -> bool:
 def stop(
     project: ProjectFolder, *, wait_seconds: float, clock: Clock, session: str | None = None
 ) -> list[StoppedSession]:
-    """Ask this project's sessions on this machine to stop, and wait until they have saved.
+    """Ask this project's sessions on this machine to save their work and stop; wait until their processes have ended.
 
     Args:
         session: id of one session; None for all.
 
     Returns:
-        One entry for each session; empty if no such session runs here.
+        One entry per session; empty if no requested session is running on this machine.
     """
     found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
-    # A process that started several sessions also gets the request, passes it on, and reports no outcome.
+    # A process that started several sessions also gets the request and forwards it, but reports no outcome.
     parents = {parent_of(identity.pid) for identity, session in found if session is not None}
     refused = {identity for identity, _ in found if not _is_asked(identity)}
     asked = [identity for identity, _ in found if identity not in refused]
@@ -177,10 +177,10 @@ def stop(
 
 
 def newest_log(project: ProjectFolder) -> Path:
-    """The log of the latest background session.
+    """The path of the latest background session's log.
 
     Raises:
-        UsageError: if there is no log.
+        UsageError: if no background session has written a log.
     """
     logs = sorted(project.logs_dir.glob("work-*.log"))
     if not logs:
@@ -192,7 +192,7 @@ def newest_log(project: ProjectFolder) -> Path:
 
 
 def follow(project: ProjectFolder, *, lines: int, keep_on: bool, clock: Clock) -> Iterator[str]:
-    """Yield the last lines of the newest log; with ``keep_on`` also new lines until its session ends."""
+    """Yield the last lines of the newest log; with ``keep_on``, also new lines until the session ends."""
     log = newest_log(project)
     with log.open(encoding="utf-8", errors="replace", newline="\n") as stream:
         yield from stream.readlines()[-lines:]
@@ -208,7 +208,7 @@ def follow(project: ProjectFolder, *, lines: int, keep_on: bool, clock: Clock) -
 
 @contextmanager
 def _starting_alone(project: ProjectFolder) -> Iterator[None]:
-    """Lock out a second start until the first one has finished."""
+    """Refuse to start a background session while another one is starting."""
     try:
         with FileLock(project.background_file.with_suffix(".lock"), timeout=0):
             yield
@@ -229,7 +229,7 @@ def _wait_until_at_work(
     while clock.monotonic() < deadline:
         code = child.poll()
         found = tuple(row.id for row in _unended(project) if _belongs(row, started.process))
-        # With several devices, a session that could not start is no longer among the children.
+        # If a session on one of several devices could not start, its process is no longer among the children.
         if found and (len(found) == sessions or len(found) >= len(_children(child.pid))):
             break
         if code is not None:
@@ -241,13 +241,14 @@ def _wait_until_at_work(
 def _ended_early(
     project: ProjectFolder, started: BackgroundSession, code: int, before: Collection[str]
 ) -> BackgroundSession:
-    """Find a session that started and ended between two checks; raise an error if none ran.
+    """Find the sessions that started and ended between two checks; raise an error if there are none.
 
     Args:
-        before: ids of earlier sessions. Start times cannot identify these, because a server has its own clock.
+        before: ids of earlier sessions. Start times cannot identify earlier sessions, because a queue's server may have
+            another clock.
     """
     here = this_process()
-    # The parent of an ended process is unknown, so compare only the machine and its boot.
+    # The parent of an ended process is unknown, so compare only the host and the boot id.
     done = tuple(
         row.id
         for row in _sessions(project)
@@ -256,7 +257,7 @@ def _ended_early(
     if done:
         return replace(started, sessions=done)
     said = "".join(f"  {line}" for line in started.log.read_text(errors="replace").splitlines(True)[-_TAIL_LINES:])
-    raise SessionError(f"The background session ended before it started (code {code}). Its last lines:\n{said}")
+    raise SessionError(f"The background process exited with code {code} before its session began. Its log:\n{said}")
 
 
 def _belongs(row: SessionRow, process: ProcessIdentity) -> bool:
@@ -285,7 +286,7 @@ def _children(pid: int) -> list[str]:
 
 
 def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str | None]]:
-    """(process, session id) of this project's other living sessions on this machine."""
+    """Yield (process, session id) for each other running session of this project on this machine."""
     here = this_process()
     queue_file = None if project.topology.queue_url else project.queue_db
     found = {row.identity: row.id for row in _unended(project) if not is_gone(row.identity, queue_file)}
@@ -300,12 +301,12 @@ def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str
 
 
 def _is_of_this_folder(content: Mapping[str, Any], project: ProjectFolder) -> bool:
-    """Whether this folder's sessions wrote the file; early versions recorded no folder, so their files count."""
+    """Whether a session of this folder wrote the file; files from early versions, without a folder, count too."""
     return bool(content.get("folder", _folder_id(project)) == _folder_id(project))
 
 
 def _folder_id(project: ProjectFolder) -> list[int]:
-    """An identifier of the live folder: the same for all paths to the folder, different for a copy."""
+    """Device and inode of the live folder: equal for all paths to the folder, different for a copy."""
     there = project.live_dir.stat()
     return [there.st_dev, there.st_ino]
 
@@ -323,9 +324,9 @@ def _sessions(project: ProjectFolder) -> tuple[SessionRow, ...]:
 
 def _reason(project: ProjectFolder, session: str | None) -> str:
     if session is None:
-        return "it was still starting"
+        return "the session was still starting"
     with open_queue(project, read_only=True) as queue:
-        return queue.session(session).end_reason or "its process ended without a report; the next session resumes"
+        return queue.session(session).end_reason or "its process died without a report; the next session resumes"
 
 
 def _write(project: ProjectFolder, session: BackgroundSession) -> None:

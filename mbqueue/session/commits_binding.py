@@ -1,13 +1,13 @@
 """Make every session use the commits in the place that the queue records. Imports no torch.
 
 Each place stores its own id: an object store in its marker, a folder in ``commits.json`` beside the checkpoints. The
-first session records that id in the queue (`mbqueue.queue.commits_place`). A session that uses another place is
-refused: it would find no commits, train from the start and overwrite rows of the queue. A queue in a SQLite file
-without a store needs no such check, because the commits are beside that file.
+first session records that id in the queue (`mbqueue.queue.commits_place`). A session with another place is refused,
+because it would find no commits, train from the start and overwrite rows of the queue. A queue in a SQLite file without
+a store needs no check, because the commits are beside that file.
 
-A session may change the recorded place from a folder to a store or another folder, if nothing can be lost. Nothing can
-be lost if no other session runs and the new place has every epoch that the queue counts as done. Any other change of
-the place needs `mbqueue move-commits` (`mbqueue.session.moving_commits`).
+A session may change the recorded place from a folder to a store or another folder if no commits can be lost. No commits
+can be lost if no other session runs and the new place has every epoch that the queue counts as done. Any other change
+of the place requires `mbqueue move-commits` (`mbqueue.session.moving_commits`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mbqueue.session.shared_results import send_local_results
 from mbqueue.storage.objects import ObjectStore, store_of
 
 FORMAT = 1
-#: Finished epochs by (experiment, fold).
+#: The last finished epoch by (experiment, fold).
 Epochs = Mapping[tuple[str, int], int]
 _HOW = "To move commits elsewhere: mbqueue move-commits --help"
 
@@ -37,24 +37,25 @@ _HOW = "To move commits elsewhere: mbqueue move-commits --help"
 def enter_place(
     project: ProjectFolder, queue: Queue, store: ObjectStore | None, *, note: Callable[[str], None], clock: Clock
 ) -> CommitsPlace | None:
-    """Check that this session and the queue use the same place for commits; record it if the queue has none.
+    """Check that this session uses the recorded place of commits; if the queue records none, record this place.
 
-    Commits that only this machine has are sent to a new store.
+    A new store also gets the commits that exist only on this machine.
 
     Returns:
-        The place that the queue records, for a second check once the session has started (`require_same`).
+        The recorded place, which `require_same` checks again once the session has started.
 
     Raises:
-        StoreError: if the store is missing, denies access, ignores conditional puts or is a different store; or if the
-            queue's commits are in a store but the project has no store.
-        QueueError: if the folder is not the recorded one, or if the queue is new and lacks epochs that the store has.
+        StoreError: if the store is missing, denies access or ignores conditional puts; or if the queue records another
+            place.
+        QueueError: if the queue records no place and the folder lacks epochs; or if a new queue lacks epochs that the
+            store has.
     """
     before = queue.commits_place()
     if store is None:
         return _enter_folder(project, queue, before, clock=clock)
     if before is not None and before.kind == "store":
         require_store(before, store)
-        if store.check():  # the store was removed in the meantime, and this call created a new one
+        if store.check():  # the store was removed in the meantime, and `check` created a new one
             store.forget()
             require_store(before, store)
         _compare(project, queue, store, note=note)
@@ -69,7 +70,7 @@ def enter_place(
         raise StoreError(
             f"{store.url} {'is new' if is_new else 'is not known to the queue'}, and the queue has epochs whose "
             f"checkpoints are neither there nor on this machine: {missing}. Check the address. If another machine "
-            f"has the checkpoints, start the first session there: it sends them to the store. {_HOW}"
+            f"has the checkpoints, start the first session there, which sends the checkpoints to the store. {_HOW}"
         )
     send_local_results(project, queue, store)
     place = store_place(store)
@@ -79,10 +80,10 @@ def enter_place(
 
 
 def require_same(queue: Queue, place: CommitsPlace | None) -> None:
-    """Check that the commits were not moved while a session began.
+    """Check that the commits were not moved while a session was starting.
 
     Raises:
-        QueueError: if the commits were moved.
+        QueueError: if the queue now records another place.
     """
     now = queue.commits_place()
     if (now and now.id) != (place and place.id):
@@ -96,7 +97,7 @@ def opened_store(project: ProjectFolder, queue: Queue) -> ObjectStore | None:
     """Open the project's store for reading; None if the project keeps commits and results in its folder.
 
     Raises:
-        StoreError: if the queue's commits are elsewhere.
+        StoreError: if the queue records another place for its commits.
     """
     place = queue.commits_place()
     store = store_of(project.topology)
@@ -106,42 +107,47 @@ def opened_store(project: ProjectFolder, queue: Queue) -> ObjectStore | None:
         elif place.kind == "store":
             raise elsewhere(place, "this project has no store")
         elif project.topology.queue_url and place.id != folder_id(project):
-            raise elsewhere(place, f"this project's folder is another one, {project.live_dir}")
+            raise elsewhere(place, f"this project uses another folder, {project.live_dir}")
     return store
 
 
 def require_store(place: CommitsPlace, store: ObjectStore) -> None:
-    """Check that a store holds the queue's commits. Never changes the store.
+    """Check that the queue's commits are in ``store``, without changing the store.
 
     Raises:
-        StoreError: if this is a different store, or the store does not answer.
+        StoreError: if ``store`` is a different store, or does not answer.
     """
     if store.is_the_one(place.id):
         return
     if store.url == place.address:
         raise StoreError(
-            f"The commits of this queue are in {place.shown}, but that address now has another store, or none. If "
-            f"it is a share, mount it; if it was emptied, restore it from a copy. {_HOW}"
+            f"The commits of this queue are in {place.shown}, but that address now has a different store or none. If "
+            f"the store is on a share, mount the share. If the store was deleted, restore it from a copy. {_HOW}"
         )
-    raise elsewhere(place, f"{store.url} is another store, or nothing is mounted there")
+    raise elsewhere(place, f"{store.url} is a different store, or nothing is mounted there")
 
 
 def elsewhere(place: CommitsPlace, why: str) -> StoreError:
     """The error for a session whose commits are not in the place that the queue records."""
     if place.kind == "store":
-        what = f'Set store = "{place.address}" in mbqueue.toml, or MBQUEUE_STORE to it.'
+        what = f'Set store = "{place.address}" in mbqueue.toml, or set MBQUEUE_STORE to this address.'
     else:
-        what = "Work there, or set up a store (docs/how-to/many-machines.md) and start its first session there."
+        what = (
+            "Start sessions in that folder. Or set up a store (docs/how-to/many-machines.md) and start the first "
+            "session in that folder."
+        )
     return StoreError(f"The commits of this queue are in {place.shown}, and {why}. {what} {_HOW}")
 
 
 def store_place(store: ObjectStore) -> CommitsPlace:
-    """A queue's record of a checked store."""
+    """The place to record in a queue for a store that `ObjectStore.check` has checked."""
     return CommitsPlace(id=store.id, kind="store", address=store.url)
 
 
 def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
-    """A queue's record of the project's own folder; None if the folder has no id. ``make`` creates the id.
+    """The place to record in a queue for the project's own folder; None if the folder has no id.
+
+    ``make`` creates a missing id.
 
     Raises:
         QueueError: if the file with the folder's id is damaged.
@@ -149,7 +155,7 @@ def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
     known = folder_id(project)
     if not known and make:
         content = {"format": FORMAT, "made_by": "mbqueue", "id": secrets.token_hex(8)}
-        # If two machines share the folder, the first machine sets the folder's id.
+        # If two machines share the folder, the id that the first machine writes is kept.
         files.create_bytes(project.commits_file, (json.dumps(content, indent=2) + "\n").encode())
         known = folder_id(project)
     if not known:
@@ -158,20 +164,20 @@ def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
 
 
 def folder_id(project: ProjectFolder) -> str:
-    """The id of the project's own folder; empty if the folder has none."""
+    """The id of the project's own folder; empty if the folder has no id."""
     try:
         return str(json.loads(project.commits_file.read_bytes())["id"])
     except FileNotFoundError:
         return ""
     except (ValueError, KeyError, TypeError) as error:
         raise QueueError(
-            f"{project.commits_file} is damaged ({error}). If the checkpoints beside it are intact, remove this file, "
-            "then run: mbqueue move-commits"
+            f"{project.commits_file} is damaged ({error}). If the checkpoints beside this file are intact, remove the "
+            "file, then run: mbqueue move-commits"
         ) from error
 
 
 def lacking(queue: Queue, there: Epochs) -> str:
-    """The folds with fewer epochs in a place than in the queue, as text; empty if no fold lacks epochs."""
+    """Return text that lists the folds with fewer epochs in a place than in the queue; empty if there are none."""
     return ", ".join(
         f"{experiment} fold {fold} ({there.get((experiment, fold), 0)} of {known} epochs)"
         for (experiment, fold), known in known_epochs(queue).items()
@@ -180,7 +186,10 @@ def lacking(queue: Queue, there: Epochs) -> str:
 
 
 def known_epochs(queue: Queue) -> dict[tuple[str, int], int]:
-    """The last epoch that the queue counts as done, by (experiment, fold), for every fold whose commits are kept."""
+    """The last epoch that the queue counts as done, by (experiment, fold).
+
+    Pruned trials whose checkpoints were removed are left out.
+    """
     known = {(one.name, fold): 0 for one in queue.experiments() if not one.is_released for fold in one.spec["folds"]}
     for job in queue.jobs(state=State.COMMITTED):
         if job.kind is Kind.TRAIN and job.fold is not None and (job.experiment, job.fold) in known:
@@ -190,7 +199,7 @@ def known_epochs(queue: Queue) -> dict[tuple[str, int], int]:
 
 
 def local_epochs(project: ProjectFolder) -> dict[tuple[str, int], int]:
-    """Like `finished_epochs`, using the commits in the project's own folder."""
+    """The last finished epoch in the project's own folder by (experiment, fold), read from file names."""
     folder = project.all_checkpoints
     return epochs_named(path.relative_to(folder).as_posix() for path in folder.glob("*/fold_*/e*.json"))
 
@@ -209,7 +218,7 @@ def _enter_folder(
             raise elsewhere(before, f"this project's folder, {project.live_dir}, lacks {missing}")
         raise QueueError(
             f"The queue has not recorded where its commits are, and {project.live_dir} lacks {missing}. Start the "
-            f"first session where they are, or set `store` (docs/how-to/many-machines.md). {_HOW}"
+            f"first session in the folder with these epochs, or set `store` (docs/how-to/many-machines.md). {_HOW}"
         )
     place = folder_place(project, make=True)
     assert place is not None
@@ -219,15 +228,15 @@ def _enter_folder(
 
 
 def _compare(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: Callable[[str], None]) -> str:
-    """Send the store the epochs that only this machine has; return those still missing, as `lacking` lists them."""
+    """Send the store the epochs that only this machine has; then list the epochs that the store lacks (`lacking`)."""
     there = dict(finished_epochs(store))
     for (experiment, fold), known in known_epochs(queue).items():
         found = there.get((experiment, fold), 0)
         if found > known + 1:
             raise QueueError(
-                f"{store.url} has {found} epochs of {experiment}, fold {fold}, but the queue has {known}: it is a "
-                "new queue. To use those epochs: mbqueue recover --force. To train again from the start, use "
-                "another prefix, or enqueue under another name."
+                f"{store.url} has {found} epochs of {experiment}, fold {fold}, but the queue is new and has {known}. "
+                "To use the epochs in the store: mbqueue recover --force. To train again from the start, set "
+                "another prefix as `store`, or enqueue under another name."
             )
         if found < known and send_fold(project, store, queue.experiment(experiment), fold, known, note):
             there[experiment, fold] = known

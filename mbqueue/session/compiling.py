@@ -25,9 +25,9 @@ from mbqueue.train.kernel_check import told
 class Compiling:
     """Compiles a GPU's float32 kernels in a background thread. Does nothing on the CPU.
 
-    Call `also` to add an experiment's precision once it is known. If a kernel does not compile, the device uses plain
-    torch, and one note says so. If mbqueue cannot make a sample batch, the kernels are compiled at the first training
-    batch, and a note says so.
+    Once an experiment's precision is known, call `also` to compile the kernels for it. If a kernel does not compile,
+    the device uses plain PyTorch, and the user gets one note. If no sample batch can be made, the kernels are compiled
+    at the first training batch, and the user gets a note.
 
     Args:
         device: the session's device.
@@ -41,11 +41,11 @@ class Compiling:
         self.also("float32")
 
     def also(self, precision: str) -> None:
-        """Also compile the kernels for this precision, after those already being compiled."""
+        """Compile the kernels for another precision, after those that are already being compiled."""
         precision = usable_precision(self._device, precision)
         if self._device.type != "cuda" or precision in self._threads:
             return
-        # This thread is no daemon, because a process that exits inside a compiler or a driver crashes.
+        # Not a daemon thread: a process that exits while a compiler or a driver runs crashes.
         thread = threading.Thread(
             target=self._compile,
             args=(precision, list(self._threads.values())),
@@ -56,7 +56,7 @@ class Compiling:
         thread.start()
 
     def wait(self) -> None:
-        """Wait until every kernel that can be compiled is compiled."""
+        """Wait until all kernels are compiled, or their compilation has failed."""
         for thread in self._threads.values():
             thread.join()
 
@@ -66,7 +66,7 @@ class Compiling:
         if not before:
             self._tried = self._prepared()
         if self._tried is None:
-            return  # the first batch compiles the kernels, as the note says
+            return  # the note has announced that the first batch compiles the kernels
         model, batch = self._tried
         try:
             with calculating(self._device, precision), gpu_path.using(kernels=True):
@@ -75,24 +75,24 @@ class Compiling:
             gpu_path.leave_out(self._device, told(error), self._note)
 
     def _prepared(self) -> tuple[CHGNet, Batch] | None:
-        """The sample batch on which the kernels are tried; None, with a note, if no sample can be made."""
+        """Return a model and a sample batch for trying the kernels; None, with a note, if that fails."""
         try:
             kept = keep_gpu_code()
             if kept is None or not (kept.is_dir() and any(kept.iterdir())):
                 self._note(
-                    "Compiling the GPU kernels for this machine while the data load, which takes up to a minute"
+                    "Compiling the GPU kernels while the data load. Compiling takes up to a minute"
                     + ("." if kept is None else ", once per machine.")
                 )
             return self._tried_on()
         except Exception as error:  # noqa: BLE001  files, memory or the driver failed: the session continues without it
             self._note(
-                f"The GPU kernels could not be compiled while the data loaded ({told(error)}), so they are "
-                "compiled at the first batch, which takes up to a minute."
+                f"The GPU kernels could not be compiled while the data loaded ({told(error)}). mbqueue compiles them "
+                "at the first batch, which takes up to a minute."
             )
             return None
 
     def _tried_on(self) -> tuple[CHGNet, Batch]:
-        """A model and a batch of two crystals, on the device."""
+        """Return a pretrained model and a batch of two crystals, on the device."""
         with tempfile.TemporaryDirectory() as folder:
             cache = GraphCache.build(load(SAMPLE_DATASET, limit=2).crystals, Path(folder), workers=1)
             assert cache is not None

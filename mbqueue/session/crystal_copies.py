@@ -1,8 +1,8 @@
-"""During training, copy an experiment's crystals to where other machines find them. Imports no torch.
+"""Copy an experiment's crystals, during training, to the place that machines share. Imports no torch.
 
-A copy can be a hundred megabytes and take minutes on a drive, so no session waits for it at its start or end. A
-session that is asked to stop or runs out of time abandons the copy and removes its partial file. The next session that
-trains on these crystals copies them.
+Copying a hundred megabytes to a drive can take minutes, so the session trains in the meantime. A session that is asked
+to stop or runs out of time abandons the copy and removes the partial file. The next session that trains on these
+crystals copies them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from mbqueue.drive.publish_times import NoTime, Pace
 from mbqueue.project import ProjectFolder
 from mbqueue.storage.objects import ObjectStore
 
-#: How long a finished session waits for copies.
+#: How long a finished session waits for unfinished copies.
 END_SECONDS = 60.0
-#: How long a session that was asked to stop waits for the piece being written: the mount may hang.
+#: How long a session that was asked to stop waits for the current write, which may hang on a mount.
 STOP_SECONDS = 2.0
 _LOOK_SECONDS = 0.1
 
@@ -33,9 +33,9 @@ class CrystalCopies:
     """Copies one session's crystals for other machines. Use it as a context manager, and call `keep` inside the block.
 
     Args:
-        should_stop: whether the session was asked to end.
-        spare: seconds that copying may still take.
-        note: called from another thread with the reason why a file was not copied.
+        should_stop: returns whether the session was asked to end.
+        spare: returns the seconds left for copying.
+        note: called from another thread with a sentence if a file was not copied.
     """
 
     def __init__(
@@ -64,11 +64,12 @@ class CrystalCopies:
         self._wait(STOP_SECONDS, lambda: False)
 
     def keep(self, shared: SharedCrystals, file: Path, dataset_hash: str) -> None:
-        """Start to copy a binary file of crystals to where other machines find it, unless it is there already."""
+        """Start copying a file of crystals to the place that machines share, unless that place already has them."""
         if dataset_hash in self._threads:
             return
         if isinstance(shared.blobs, ObjectStore):
-            # The store's last put time is used to estimate commits, so these large puts must not change that time.
+            # The session plans commits by the duration of the store's last put. These large puts would distort it, so
+            # they use a copy of the store object.
             shared = replace(shared, blobs=replace(shared.blobs))
         thread = threading.Thread(
             target=self._keep, args=(shared, file, dataset_hash), name="mbqueue-crystals", daemon=True

@@ -10,7 +10,7 @@ from mbqueue.train.memory import is_out_of_memory
 
 
 def tested_device(name: str | None) -> torch.device:
-    """Return the named device after testing it; by default the first GPU, else the CPU.
+    """Test the named device and return it; by default, use the first GPU, else the CPU.
 
     Raises:
         UsageError: if the device does not work.
@@ -23,12 +23,12 @@ def tested_device(name: str | None) -> torch.device:
         why = _first_line(error)
         if name is None:
             raise UsageError(
-                f"The GPU cannot be used ({why}). Perhaps this PyTorch does not support it, or it is broken or full: "
-                "mbqueue doctor and nvidia-smi show more. To run without the GPU: --device cpu"
+                f"The GPU cannot be used ({why}). This PyTorch may not support the GPU, or the GPU may be full or "
+                "broken. mbqueue doctor and nvidia-smi show details. To run without the GPU: --device cpu"
             ) from error
         raise UsageError(
-            f"There is no usable device {name!r} here ({why}). Leave --device out to let mbqueue choose, or see: "
-            "mbqueue doctor"
+            f"There is no usable device {name!r} here ({why}). Leave out --device to let mbqueue choose a device. To "
+            "check the GPU: mbqueue doctor"
         ) from error
     return device
 
@@ -37,7 +37,7 @@ def why_lost(device: torch.device) -> str | None:
     """The error of a GPU that this process can no longer use; None if the GPU works.
 
     After an illegal access, a failed assertion or a memory fault, every later CUDA call of the process fails. A GPU
-    whose memory is only full still works.
+    that is only out of memory still works.
     """
     if device.type != "cuda":
         return None
@@ -64,9 +64,9 @@ def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
 
 
 def multiply(device: torch.device) -> None:
-    """Compute a matrix product and wait for it: this allocates, runs a kernel and calls cuBLAS."""
+    """Compute a small matrix product and wait for it, to test memory allocation, kernels and cuBLAS."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # raises an error that an earlier call left behind
+        torch.cuda.synchronize(device)  # raises the pending error of an earlier CUDA call
     square = torch.ones(16, 16, device=device)
     if float((square @ square)[0, 0]) != 16.0:  # float() waits for the matrix product
         raise RuntimeError(f"{device} multiplies wrongly")

@@ -1,8 +1,8 @@
 """Run several sessions on one machine, one process for each device. Imports no torch.
 
-Each process is `mbqueue work --json` with its own device, in its own process group. Ctrl-C in a terminal therefore
-reaches only the process that started the sessions, which passes the signal on once. If the starting process dies, the
-sessions lose their reader and end gracefully (see `mbqueue.session.messages`).
+Each process runs `mbqueue work --json` on its own device, in its own process group. Ctrl-C in a terminal therefore
+reaches only the parent process, which forwards the signal once. If the parent process dies, the sessions can no longer
+write their events and end gracefully (see `mbqueue.session.messages`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from mbqueue.session.report import Report
 from mbqueue.session.stop import StopRequest
 
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
-#: How soon a stop request is passed on.
+#: How often to check for a stop request.
 _POLL_SECONDS = 0.2
-#: How long to wait for the last output: children of an ended process may hold its standard error open.
+#: How long to wait for the last output. Children of an ended process may keep its standard error open.
 _LAST_WORDS_SECONDS = 5.0
 _TAIL_LINES = 15
 
@@ -43,8 +43,8 @@ class Device:
     """The device of one session.
 
     Attributes:
-        label: its name in messages, unique within one call.
-        name: the device within the process, as for `mbqueue work --device`.
+        label: the device's name in messages, unique within one call.
+        name: the value of `mbqueue work --device` for the session's process.
         visible: CUDA_VISIBLE_DEVICES of the process; None leaves the variable unchanged.
     """
 
@@ -58,7 +58,7 @@ class Failure:
     """A session that did not end by itself.
 
     Attributes:
-        device: its label.
+        device: the label of the session's device.
         code: exit code of the session's process; negative if a signal ended it.
         said: the last lines that the session wrote to standard error.
     """
@@ -69,17 +69,19 @@ class Failure:
 
     @property
     def why(self) -> str:
-        """The session's failure in words."""
-        return f"was ended by {signal.Signals(-self.code).name}" if self.code < 0 else f"ended with code {self.code}"
+        """How the session's process ended, in words."""
+        if self.code < 0:
+            return f"was terminated by {signal.Signals(-self.code).name}"
+        return f"exited with code {self.code}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DevicesOutcome:
-    """The outcome of all sessions together.
+    """The combined outcome of all sessions.
 
     Attributes:
-        ending: DONE or BLOCKED if a session found nothing left to do, else STOPPED.
-        sessions: the sessions that ended by themselves.
+        ending: DONE or BLOCKED if a session found no job left to run, else STOPPED.
+        sessions: outcomes of the sessions that ended by themselves.
         failures: the other sessions, in the order in which they ended.
     """
 
@@ -99,11 +101,11 @@ def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
     A number is an index among the GPUs visible to this process, as in CUDA.
 
     Raises:
-        UsageError: if a name has none of these forms, or there are too few GPUs in CUDA_VISIBLE_DEVICES.
+        UsageError: if a name has none of these forms, or CUDA_VISIBLE_DEVICES lists too few GPUs.
     """
     names = [name.strip() for name in names]
     if not any(names):
-        raise UsageError("--devices names no device. Write it like 0,1,2 or cuda:0,cuda:1 or cpu,cpu.")
+        raise UsageError("--devices names no device. Write --devices like 0,1,2 or cuda:0,cuda:1 or cpu,cpu.")
     found: list[Device] = []
     for position, name in enumerate(names):
         if name == "cpu":
@@ -114,8 +116,8 @@ def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
             label = visible = name
         else:
             raise UsageError(
-                f"{name!r} is not a device. Write --devices like 0,1,2 or cuda:0,cuda:1 or cpu,cpu; a GPU's UUID works "
-                "too."
+                f"{name!r} is not a device. Write --devices like 0,1,2 or cuda:0,cuda:1 or cpu,cpu. You can also use a "
+                "GPU's UUID."
             )
         if names.count(name) > 1:
             label += f"/{names[: position + 1].count(name)}"
@@ -130,7 +132,7 @@ def _visible(number: int) -> str:
     entries = [entry.strip() for entry in given.split(",") if entry.strip()]
     if number >= len(entries):
         raise UsageError(
-            f"There is no GPU {number}: {VISIBLE_GPUS} is {given!r}, and GPUs are counted from 0 among those."
+            f"There is no GPU {number}: {VISIBLE_GPUS} is {given!r}, and mbqueue counts the GPUs in this list from 0."
         )
     return entries[number]
 
@@ -146,12 +148,12 @@ class _Worker:
 
 
 class Crew:
-    """The processes, one per device.
+    """The processes of several sessions, one per device.
 
     Args:
         options: the options of every session; only the device differs.
-        report_for: returns the report for the session on the device of this label; its `note` also gets the lines that
-            the process writes to standard error.
+        report_for: returns the report for the session on the device with the given label. The report's `note` also
+            gets the lines that the process writes to standard error.
     """
 
     def __init__(
@@ -172,17 +174,20 @@ class Crew:
         self._heard: queue.SimpleQueue[tuple[_Worker, bytes | str | None]] = queue.SimpleQueue()
 
     def run(self, stop: StopRequest) -> DevicesOutcome:
-        """Start the sessions and return when all have ended. Every session gets a signal that arrives in ``stop``."""
+        """Start the sessions and return when all have ended.
+
+        A stop request in ``stop`` is forwarded to every session as a signal.
+        """
         with end_command_after(self._project.settings, note=self._note):
             failures = self._run(stop)
         outcomes = tuple(worker.outcome for worker in self._workers if worker.outcome is not None)
         endings = {outcome.ending for outcome in outcomes}
-        # A session that found nothing left saw the work of all sessions; sessions that stopped earlier did not.
+        # A session that found no job left worked until the queue was finished, so its ending counts for all sessions.
         ending = next((e for e in (Ending.DONE, Ending.BLOCKED) if e in endings), Ending.STOPPED)
         return DevicesOutcome(ending=ending, sessions=outcomes, failures=tuple(failures))
 
     def kill(self) -> None:
-        """Kill the sessions that still run. Everything that the killed sessions published stays intact."""
+        """Kill the sessions that are still running. Published commits and results stay intact."""
         for worker in self._workers:
             if worker.process.poll() is None:
                 worker.process.kill()
@@ -207,7 +212,8 @@ class Crew:
                     self._hear(worker, what)
                     continue
                 living.discard(worker)
-                # A signal kills a session that has not set its handlers yet.
+                # A stop request kills a session that is still starting, because it has no signal handlers yet. Do not
+                # count this session as a failure.
                 if worker.outcome is None and not (is_stopping and not worker.has_begun):
                     failures.append(self._mourn(worker, bool(living)))
         finally:
@@ -219,8 +225,7 @@ class Crew:
             self._workers[0].report.note(text)
 
     def _started(self, device: Device) -> _Worker:
-        # Keep the number of threads: on the CPU it affects the last bits of a result, and a session that runs alone
-        # must get the same bits.
+        # Keep the number of threads, because another number would change the last bits of results on the CPU.
         environment = dict(os.environ)
         if device.visible is not None:
             environment[VISIBLE_GPUS] = device.visible

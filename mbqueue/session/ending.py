@@ -11,7 +11,7 @@ from mbqueue.settings import Settings
 
 @contextmanager
 def end_command_after(settings: Settings, *, note: Callable[[str], None]) -> Iterator[None]:
-    """Run the end command of the settings, if any, after the block, even if the block fails."""
+    """After the block, run the end command from the settings, if there is one, even if the block fails."""
     try:
         yield
     finally:
@@ -20,13 +20,13 @@ def end_command_after(settings: Settings, *, note: Callable[[str], None]) -> Ite
 
 
 def run_end_command(command: str, *, timeout_seconds: float, note: Callable[[str], None]) -> bool:
-    """Run the command that ends a session (flush and unmount a drive); return whether it succeeded in time.
+    """Run the command that ends a session, for example to unmount a drive; return whether it succeeded in time.
 
-    Notes name the setting, not the command, because the command may contain a secret and logs keep notes.
+    The note about a failure names the setting, because the command itself may contain a secret and logs keep notes.
     """
     try:
         run_shell(command, timeout_seconds=timeout_seconds)
     except OSError as error:
-        note(f"The command of end_command in mbqueue.toml failed: {error}")
+        note(f"The end_command in mbqueue.toml failed: {error}")
         return False
     return True

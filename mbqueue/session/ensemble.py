@@ -38,7 +38,7 @@ class EnsembleTable:
         target: what the models predict.
         dropped: (id, reason) of each crystal left out.
         is_compared: whether the crystals' targets are the property that the models predict.
-        is_known_data: whether this is an experiment's dataset, on most of which each model was trained.
+        is_known_data: whether an experiment used this dataset, so that its models were trained on most of the crystals.
         made_from: the files of the dataset and of the models.
     """
 
@@ -52,9 +52,9 @@ class EnsembleTable:
 
     @property
     def mae(self) -> float | None:
-        """Mean absolute error of the ensemble against the targets, in their unit; None if a crystal has no target.
+        """Mean absolute error of the ensemble, in the target's unit; None if a crystal has no target to compare with.
 
-        The error is not a test score if a model was trained on the crystals.
+        The error is not a test score if a model was trained on these crystals.
         """
         targets = self.crystals.targets
         if not self.is_compared:
@@ -62,10 +62,11 @@ class EnsembleTable:
         return float(np.abs(self.predictions.mean - targets).mean()) if np.isfinite(targets).all() else None
 
     def write(self, path: str | Path, *, force: bool = False) -> None:
-        """Durably write a CSV: id, composition, n_atoms, y_pred, spread, and y_pred_0, y_pred_1, … of each model.
+        """Write a CSV durably: id, composition, n_atoms, y_pred, spread, and a column y_pred_i for each model.
 
         Raises:
-            UsageError: if the file is one of `made_from` or, without ``force``, exists and was not made by `write`.
+            UsageError: if the file is one of `made_from`; or if it would replace a file that `write` did not create,
+                unless ``force`` is set.
         """
         path = Path(path)
         require_table(path, self.made_from, force=force)
@@ -93,14 +94,16 @@ def predict_dataset(
     progress: Progress,
     note: Callable[[str], None],
 ) -> EnsembleTable:
-    """Predict a dataset with some model files; the project's cache keeps the converted crystals.
+    """Predict a dataset's crystals with one or more model files.
 
-    Partial predictions are kept for a week, so that an interrupted prediction resumes.
+    The project's cache keeps the converted crystals. Partial predictions are kept for a week, so that an interrupted
+    prediction can resume.
 
     Args:
-        wanted: the crystals to predict; they need no target.
+        wanted: the crystals to predict, which need no targets.
         models: model_fold_*.pth files.
-        target_column: the column of the dataset's table to compare with; by default a column with a known name.
+        target_column: column of the dataset's table with the true values; by default, a column whose name mbqueue
+            knows.
         strains: number of pairs of small opposite strains over which each prediction is averaged.
 
     Raises:
@@ -145,21 +148,21 @@ def _one_target(models: Sequence[Path]) -> Target:
     """The target that all models predict.
 
     Raises:
-        UsageError: if their targets differ.
+        UsageError: if the models' targets differ.
     """
     first = chgnet.target_of_model(models[0])
     for path in models[1:]:
         other = chgnet.target_of_model(path)
         if (other.name, other.unit, other.kind) != (first.name, first.unit, first.kind):
             raise UsageError(
-                f"{models[0]} predicts the {first.axis}, but {path} the {other.axis}, so they cannot be averaged. Use "
-                "models with the same target."
+                f"{models[0]} predicts the {first.axis}, but {path} predicts the {other.axis}, so they cannot be "
+                "averaged. Use models with the same target."
             )
     return first
 
 
 def read_files(project: ProjectFolder, dataset: str, models: Sequence[str | Path]) -> tuple[Path, ...]:
-    """The files and folders that a prediction reads, including the project's own."""
+    """The files and folders that predictions must not overwrite: dataset, models and the project's state."""
     given = project.root / Path(dataset).expanduser()
     return (*([given] if given.exists() else []), *map(Path, models), *project.never_outputs)
 
@@ -168,24 +171,24 @@ def require_table(path: Path, made_from: Sequence[Path], *, force: bool) -> None
     """Check that predictions may be written to a file.
 
     Raises:
-        UsageError: as `EnsembleTable.write`.
+        UsageError: for the same reasons as in `EnsembleTable.write`.
     """
     require_writable(path, force=force, reads=made_from, ours=",".join(_COLUMNS).encode())
 
 
 def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[Path]) -> bool:
-    """Whether this is the dataset of an experiment that is in the queue, or has its results beside a model."""
+    """Whether an experiment in the queue, or one with its results beside a model file, used this dataset."""
     for folder in {path.parent for path in models}:
         try:
             content = json.loads((folder / RESULTS_FILE).read_bytes())
             if content["dataset"]["hash"] == dataset_hash:
                 return True
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # a model file may be anywhere, beside any other files
+            continue  # this folder contains no readable results of an experiment
     try:
         if not is_queue_there(project):
             return False
         with open_queue(project, read_only=True) as queue:
             return any(experiment.dataset_hash == dataset_hash for experiment in queue.experiments())
     except MbqueueError:
-        return False  # a prediction needs no queue
+        return False  # predict even if the queue cannot be read

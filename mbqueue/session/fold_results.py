@@ -49,7 +49,8 @@ class FoldResults:
 def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: FoldResults) -> str:
     """Write the fold's files, commit the job, and return the score in words.
 
-    The files are first written to a separate folder. While the lease is held, they are renamed, the predictions last.
+    The files are first written to a temporary folder. While the session holds the lease, it moves the files to the
+    results folder, predictions last.
 
     Raises:
         LeaseLost: if the lease is lost; the results folder is unchanged.
@@ -61,7 +62,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
 
     def sweep() -> None:
         for left_over in folder.glob(f"{TEMP_PREFIX}fold_{fold}-fence_*"):
-            # The folder may be left from a session that died, or that lost this job and may no longer publish.
+            # A session left this folder when it died or lost its lease, so it may no longer publish the files.
             shutil.rmtree(left_over, ignore_errors=True)
 
     session.while_held(lease, sweep)
@@ -76,7 +77,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
         def publish() -> None:
             for path in sorted(fold_files(staging, fold, spec), key=lambda path: path.name.startswith("preds")):
                 path.replace(folder / path.name)
-            staging.rmdir()  # now, so that a crash after the commit leaves no files behind
+            staging.rmdir()  # before the commit, so that a crash after it leaves no folder behind
             fsync_dir(folder)
 
         target = target_of(spec)

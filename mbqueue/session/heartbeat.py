@@ -12,16 +12,16 @@ from mbqueue.errors import LeaseLost, QueueError, QueueReplaced
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.store import Queue
 
-#: Heartbeats per lease; a few of them may fail before the lease runs out.
+#: The number of heartbeats within the length of a lease. Some heartbeats may fail before the lease expires.
 BEATS_PER_LEASE = 4
 
 
 class Heartbeat:
     """Renews the session and its lease, and reports the job's progress to the queue.
 
-    A heartbeat that fails (for example because the database is busy) does no harm. The next beat tries again, and the
-    fence checks everything that the worker publishes. `withdrawn` is set only if the lease is certainly lost (taken
-    over, or the queue was replaced) or the job was paused.
+    A heartbeat that fails (for example because the database is busy) does no harm. The next heartbeat tries again, and
+    the fence checks everything that the worker publishes. `withdrawn` is set only if the lease is certainly lost, the
+    queue was replaced or the job was paused.
     """
 
     def __init__(
@@ -56,14 +56,15 @@ class Heartbeat:
 
     @property
     def withdrawn(self) -> str | None:
-        """Why the held job must be given up ("lease lost", "paused"), or None."""
+        """Why the session must give up its current job, for example "paused"; None if it may keep the job."""
         return self._withdrawn
 
     def may_reap(self) -> bool:
         """Whether this session may take over expired leases.
 
-        If this session was silent for a lease's length (sleep, a lost network, a changed clock), other sessions may
-        have been silent, too. In that case, the other sessions first get a lease's length to renew their leases.
+        If this session was silent for longer than a lease (sleep, a lost network, a changed clock), other sessions may
+        have been silent too. This session then waits for the length of a lease, so that other sessions can renew their
+        leases.
         """
         now = self._clock.now()
         with self._lock:
@@ -80,7 +81,7 @@ class Heartbeat:
 
     @property
     def seconds(self) -> float:
-        """Seconds of work on the held job, including those that earlier sessions reported."""
+        """Seconds of work on the current job, including the work of earlier sessions."""
         return self._seconds_before + self._clock.monotonic() - self._held_since
 
     def let_go(self) -> None:
@@ -89,7 +90,7 @@ class Heartbeat:
             self._lease, self._progress = None, None
 
     def show(self, progress: dict[str, Any], structures_per_second: float | None = None) -> None:
-        """Set the progress of the held job that the next heartbeat reports to the queue."""
+        """Set the progress of the current job, which the next heartbeat reports to the queue."""
         with self._lock:
             self._progress = {**progress, "seconds": self.seconds}
             self._rate = structures_per_second or self._rate
@@ -105,12 +106,12 @@ class Heartbeat:
                 renewed = self._queue.renew(lease, now=now, lease_seconds=self._lease_seconds, progress=progress)
                 if renewed.job.paused:
                     self._withdraw(lease, "paused")
-            may_reap = self.may_reap()  # renewing may have waited for the server, so read the clock again
+            may_reap = self.may_reap()  # reads the clock again, because renewing may have waited for the queue's server
             with self._lock:
                 self._beaten_at = self._clock.now()
             if may_reap:
-                # A session that runs epoch after epoch does not look for other jobs, so expired leases are handled
-                # here, after its own lease is renewed.
+                # Release expired leases here too, because a session that trains epoch after epoch does not look for
+                # other jobs.
                 self._queue.reap_expired(by=self._session, now=now)
         except LeaseLost as error:
             assert lease is not None

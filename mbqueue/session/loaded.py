@@ -32,7 +32,7 @@ class Loaded:
     """The data and model that a session keeps loaded on its device, ready for the next epoch.
 
     Args:
-        session: the session, with its queue, its files and its reasons to stop.
+        session: the session that runs the jobs.
         copies: copies the crystals for other machines.
     """
 
@@ -43,16 +43,16 @@ class Loaded:
         self._fold: tuple[tuple[int, int], FoldRun] | None = None
 
     def await_kernels(self) -> None:
-        """Wait until the GPU's kernels are compiled; return at once without a GPU."""
+        """Wait until the GPU's kernels are compiled; return at once if there is no GPU."""
         self._compiling.wait()
 
     def data_for(self, job: Job, experiment: Experiment, spec: Spec) -> LoadedData:
-        """The experiment's crystals and graphs; kept for the next job.
+        """Load the experiment's crystals and graphs, unless they are already loaded, and return them.
 
         Raises:
-            Stopped: if asked to stop while they are read or converted.
+            Stopped: if asked to stop while the crystals are read or converted.
         """
-        # With a limit, the crystals also depend on the seed; after `prepare`, the dataset's hash distinguishes them.
+        # With a limit, crystals also depend on the seed, so compare their hash too, which is known after `prepare`.
         data = self._data
         if data is None or data.wanted != spec.data or data.crystals.hash != experiment.dataset_hash:
             self._fold, self._data = None, None
@@ -72,10 +72,10 @@ class Loaded:
         return data
 
     def frozen_for(self, job: Job, spec: Spec, data: LoadedData) -> FrozenBackbone:
-        """The pretrained backbone's outputs for all crystals; missing ones are computed.
+        """Return the pretrained backbone's outputs for all crystals; compute those that are missing.
 
         Raises:
-            Stopped: finished shards are kept.
+            Stopped: if asked to stop; the next session reuses finished shards.
         """
         frozen = open_frozen(spec, data.crystals, self._session.project.cache_dir)
         with building(frozen.folder):
@@ -84,7 +84,7 @@ class Loaded:
 
     def _complete(self, frozen: FrozenBackbone, job: Job, spec: Spec, data: LoadedData) -> None:
         advanced = self._session.progress_of(job, "pretrained energies")
-        if self._session.store is not None:  # also replaces local outputs that differ from the shared ones
+        if self._session.store is not None:  # also replaces local outputs that differ from the store's
             fetch_shards(
                 self._session.store,
                 frozen,
@@ -110,7 +110,7 @@ class Loaded:
             raise self._session.stopped()
 
     def place_of(self, identity: Identity) -> Place:
-        """The place of a fold's commits."""
+        """The place of a fold's commits: the object store, or else a folder."""
         if self._session.store is not None:
             return in_store(self._session.store, identity)
         return in_folder(self._session.project.checkpoints_dir(identity.experiment, identity.fold))
@@ -133,19 +133,19 @@ class Loaded:
 
     @property
     def fold_key(self) -> tuple[int, int] | None:
-        """(experiment id, fold) whose model is on the device."""
+        """The (experiment id, fold) of the loaded model; None if no model is loaded."""
         return self._fold[0] if self._fold else None
 
     def forget_fold(self) -> None:
-        """Drop the loaded fold, so that the next job reads it again."""
+        """Drop the loaded fold, so that the next job loads it again."""
         self._fold = None
 
     def is_kept_for_others(self) -> bool:
-        """Wait until the crystals are copied for other machines, or copying failed; False if asked to stop first."""
+        """Wait until the crystals are copied for other machines, or copying fails; return False if asked to stop."""
         return self._copies.settled(self._session.should_stop)
 
     def fold_run(self, lease: Lease, experiment: Experiment, spec: Spec) -> FoldRun:
-        """The lease's fold, ready to train or predict; kept for the next job."""
+        """Load the fold of a lease's job, unless it is already loaded, and return it."""
         job = lease.job
         assert job.fold is not None
         key = (experiment.id, job.fold)

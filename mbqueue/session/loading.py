@@ -1,4 +1,4 @@
-"""Load an experiment's crystals and graphs from the cache, filling it from the source if needed."""
+"""Load an experiment's crystals and graphs from the cache, and fill the cache from the source if needed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class LoadedData:
     """An experiment's data, ready for training.
 
     Attributes:
-        wanted: the [data] section it was loaded for.
-        crystals, graphs: in the same order.
+        wanted: the [data] section that requested the data.
+        crystals, graphs: the crystals and their graphs, in the same order.
         source: the source's name or path, for messages.
         official: whether this is matbench's own dataset, complete and in the original order.
         dropped: (id, reason) of each entry left out.
@@ -44,17 +44,17 @@ class LoadedData:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The fingerprint's entries about the data, except its hash."""
+        """The entries about the data in a run's fingerprint, except the data's hash."""
         return {"converter": CONVERTER_VERSION}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """Crystals before they are converted.
+    """Crystals before their conversion to graphs.
 
     Attributes:
-        crystals, meta: as their file stores them.
-        columns: the sentence about the chosen columns; empty if the source was not read.
+        crystals, meta: the crystals and their metadata, as in their file.
+        columns: a sentence about the chosen columns; empty if the source was not read.
         is_new: whether the crystals were read from the source just now.
         is_shared: whether the crystals came from the place that machines share.
     """
@@ -77,14 +77,14 @@ def load_data(
     store: ObjectStore | None = None,
     keep: Callable[[SharedCrystals, Path, str], None] | None = None,
 ) -> LoadedData | None:
-    """The crystals and graphs that are requested; None if the session is asked to stop before they are complete.
+    """Load the requested crystals and graphs; return None if the session is asked to stop before all are loaded.
 
     Args:
-        dataset_hash: hash of the crystals, once the experiment is prepared. If the cache has these crystals, the source
-            is not read.
+        dataset_hash: hash of the crystals, known once the experiment is prepared. If the cache has these crystals, the
+            source is not read.
         store: the project's object store, if one is already open.
-        keep: called with a file of crystals for other machines, and its dataset's hash. By default the file is copied
-            before this function returns.
+        keep: copies a file of crystals for other machines: called with the shared place, the file and the dataset's
+            hash. By default, the file is copied before this function returns.
 
     Raises:
         DataError: if the source cannot be used, or has changed since the experiment was prepared.
@@ -118,7 +118,7 @@ def load_data(
         n_shards, n_needed = count_shards(crystals, folder)
         if n_shards < n_needed or not file.exists():
             raise CacheError(
-                f"Files of {folder} were removed while it was being built. The next attempt makes them again."
+                f"Files were removed from {folder} while it was being built. The next attempt recreates them."
             )
     return LoadedData(
         wanted=request.data,
@@ -131,7 +131,7 @@ def load_data(
 
 
 def _stored(project: ProjectFolder, shared: SharedCrystals | None, dataset_hash: str, note: Note) -> _Found | None:
-    """Crystals with this hash from the cache, or else from the place that machines share; None if neither has them."""
+    """Return the crystals with this hash from the cache or the place that machines share; None if neither has them."""
     found = _from_cache(project, dataset_hash, note)
     if found is not None:
         return found
@@ -143,7 +143,7 @@ def _stored(project: ProjectFolder, shared: SharedCrystals | None, dataset_hash:
 
 
 def _read_before(project: ProjectFolder, key: str, note: Note) -> _Found | None:
-    """The result of an earlier reading of the source; None if the source must be read again."""
+    """Return the cached crystals of a source that was read before; None if the source must be read again."""
     known = remembered(project.cache_dir, key)
     if known is None:
         return None
@@ -158,7 +158,7 @@ def _read_before(project: ProjectFolder, key: str, note: Note) -> _Found | None:
 
 
 def _read(project: ProjectFolder, request: DataRequest, progress: Callable[[int, int], None], note: Note) -> _Found:
-    """The crystals of the source."""
+    """Read the crystals from their source."""
     dataset = datasets.load(
         request.data.dataset,
         project_root=project.root,
@@ -176,12 +176,12 @@ def _read(project: ProjectFolder, request: DataRequest, progress: Callable[[int,
 
 
 def _check_unchanged(found: _Found, dataset_hash: str | None) -> None:
-    """Raise ``DataError`` if these crystals are not those that the experiment was prepared with."""
+    """Raise ``DataError`` if the crystals differ from those that the experiment was prepared with."""
     if dataset_hash is not None and found.crystals.hash != dataset_hash:
         raise DataError(
             f"{found.meta['source']} has changed since this experiment was prepared (the hash of its crystals was "
-            f"{dataset_hash[:16]}…, it is now {found.crystals.hash[:16]}…). Restore the old data, or enqueue "
-            "it under a new name (--name)."
+            f"{dataset_hash[:16]}… and is now {found.crystals.hash[:16]}…). Restore the old data, or enqueue "
+            "the experiment under a new name (--name)."
         )
 
 
@@ -191,11 +191,11 @@ def _cached(project: ProjectFolder, dataset_hash: str) -> Path:
 
 def _from_cache(project: ProjectFolder, dataset_hash: str, note: Note) -> _Found | None:
     path = _cached(project, dataset_hash)
-    return _opened(path, dataset_hash, note, "fetched or read again") if path.exists() else None
+    return _opened(path, dataset_hash, note, "fetched again or read from their source") if path.exists() else None
 
 
 def _opened(path: Path, dataset_hash: str, note: Note, otherwise: str) -> _Found | None:
-    """The crystals in a file; None if it is damaged or has other crystals."""
+    """Read the crystals in a file; return None if the file is damaged or the crystals have another hash."""
     try:
         crystals, meta = Crystals.open(path)
     except CacheError as error:

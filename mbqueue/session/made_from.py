@@ -1,4 +1,4 @@
-"""Jobs of experiments that are made from recorded experiments: blends, and models that predict again."""
+"""Run the jobs of experiments that are made from recorded ones: blends and repeated predictions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mbqueue.train.rows import common_validation, split_rows
 
 @dataclass(frozen=True)
 class _Found:
-    """A member experiment's verified results, with the results of its jobs."""
+    """A member experiment's verified results, with its jobs."""
 
     recorded: Recorded
     jobs: tuple[Job, ...]
@@ -44,7 +44,7 @@ class _Found:
 
 
 def prepare(session: Session, spec: Spec) -> dict[str, Any]:
-    """The result of the `prepare` job, copied from the members, since all of them have the same crystals.
+    """Return the result of the `prepare` job, copied from the members, which all have the same crystals.
 
     Raises:
         MembersNotRecorded: if a member is not recorded yet, but sessions can finish it.
@@ -61,10 +61,10 @@ def prepare(session: Session, spec: Spec) -> dict[str, Any]:
 
 
 def predict(session: Session, loaded: Loaded, lease: Lease, spec: Spec) -> FoldResults:
-    """A fold's results.
+    """Predict the test part of a fold, or blend the members' predictions; return the fold's results.
 
     Raises:
-        MembersNotRecorded, ResultsError: as `prepare`.
+        MembersNotRecorded, ResultsError: for the same reasons as in `prepare`.
     """
     assert spec.made_from is not None
     found = _members(session, spec)
@@ -86,7 +86,7 @@ def _again(session: Session, loaded: Loaded, lease: Lease, spec: Spec, member: _
     """Predict the fold's test part under strains with the member's model; keep the member's history and model.
 
     Raises:
-        Stopped: finished predictions are kept for the next session.
+        Stopped: if asked to stop; the next session reuses finished predictions.
     """
     job, fold = lease.job, _fold_of(lease)
     experiment, _ = session.experiment_of(job)
@@ -114,14 +114,13 @@ def _again(session: Session, loaded: Loaded, lease: Lease, spec: Spec, member: _
 def _fitted(
     session: Session, loaded: Loaded, lease: Lease, spec: Spec, found: list[_Found]
 ) -> tuple[dict[str, float], int]:
-    """The weights that fit a fold's validation crystals best, and the number of these crystals. The test part is not
-    used.
+    """Fit the members' weights to a fold's validation crystals; return the weights and the number of crystals.
 
-    Each member's recorded model predicts the validation crystals here.
+    This job predicts these crystals with each member's recorded model. The test part is not used.
 
     Raises:
-        Stopped: only the predictions of finished batches are kept.
-        ResultsError: if too few crystals are in the validation part of every member.
+        Stopped: if asked to stop; the next session reuses the predictions of finished batches.
+        ResultsError: if the members' validation parts share too few crystals.
     """
     assert spec.made_from is not None
     job, fold = lease.job, _fold_of(lease)
@@ -178,17 +177,17 @@ def _member(session: Session, member: Member, spec: Spec) -> _Found:
     name = member.experiment
     entry = next((one for one in session.queue.experiments() if one.name == name), None)
     if entry is None or entry.spec_hash != hash_of_spec(member.spec):
-        what = "is not in the queue" if entry is None else "has another spec in the queue"
+        what = "is not in the queue" if entry is None else "has a different spec in the queue"
         raise ResultsError(
-            f"{name}, which {spec.name} is made from, {what}. Enqueue the same experiment again, then: mbqueue retry "
+            f"{spec.name} is made from {name}, which {what}. Enqueue the same experiment again, then: mbqueue retry "
             f"{spec.name}"
         )
     jobs = session.queue.jobs(experiment=name)
     left = [job for job in jobs if job.state not in {State.COMMITTED, State.SKIPPED}]
     if entry.paused or any(job.paused or job.state in {State.FAILED, State.CANCELLED} for job in left):
         raise ResultsError(
-            f"{name}, which {spec.name} is made from, is not recorded, and waits for you (mbqueue status {name}). Once "
-            f"it is recorded: mbqueue retry {spec.name}"
+            f"{spec.name} is made from {name}, which is not recorded and waits for you (mbqueue status {name}). Once "
+            f"{name} is recorded: mbqueue retry {spec.name}"
         )
     if left:
         raise MembersNotRecorded(f"{spec.name} is made from {name}, which is not recorded yet.")
@@ -200,7 +199,7 @@ def _member(session: Session, member: Member, spec: Spec) -> _Found:
         recorded = read_recorded(working if is_here else session.project.root / entry.results_dir)
     except ResultsError as error:
         again = f"mbqueue retry {name}, mbqueue work, mbqueue retry {spec.name}"
-        raise advised(error, f"Restore {name} from a copy, or make both again: {again}") from None
+        raise advised(error, f"Restore {name} from a copy, or recreate both experiments: {again}") from None
     if missing := set(spec.folds) - set(recorded.folds):
-        raise ResultsError(f"{name} has no recorded fold {min(missing)}, which {spec.name} is made from.")
+        raise ResultsError(f"{spec.name} needs fold {min(missing)} of {name}, which is not recorded.")
     return _Found(recorded, jobs)

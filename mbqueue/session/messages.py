@@ -1,4 +1,4 @@
-"""Send a session's messages as lines of JSON from the worker process to the one that started it.
+"""Send a session's events as lines of JSON to the process that started the session.
 
     {"event": "starting", "what": …}
     {"event": "session_started", "session": …, "device": …, "seconds": …}
@@ -12,8 +12,8 @@
     {"event": "session_ended", "session": …, "ending": "DONE", "reason": …, "jobs_done": 5,
      "cause": {"kind": "signal", "signal": 15}}
 
-``kind`` is a `mbqueue.session.outcome.StopKind`, ``signal`` is null unless a signal ended the session. ``job`` has the
-fields of `mbqueue.queue.jobs.Job`. Numbers that are not finite are null.
+``kind`` is a `mbqueue.session.outcome.StopKind`. ``signal`` is null unless a signal ended the session. ``job`` has the
+fields of `mbqueue.queue.jobs.Job`. Infinity and NaN are written as null.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ EVENTS = {name for name in vars(Report) if not name.startswith("_")}
 
 
 class ToldError(Exception):
-    """An error in another process, as that process reported it: its kind, its text and what to do."""
+    """An error that another process reported: the error's type, its text and what to do."""
 
 
 class JsonLines(Report):
     """Writes each event to ``stream`` as a line; thread-safe.
 
     Args:
-        stream: unbuffered, so nothing is left unwritten when the process ends.
-        on_gone: called once when the reader is gone; nothing is written after that.
+        stream: must be unbuffered, so that no line is lost when the process ends.
+        on_gone: called once when no process reads the stream any more; later events are dropped.
     """
 
     def __init__(self, stream: BinaryIO, *, on_gone: Callable[[], None]) -> None:
@@ -87,7 +87,7 @@ class JsonLines(Report):
         self._tell("note", text=text)
 
     def session_ended(self, outcome: SessionOutcome | Exception) -> None:
-        """Write the outcome of a session that ended by itself; a failed session is reported by its exit code."""
+        """Write the outcome of a session that ended by itself; the exit code reports a failed session."""
         if isinstance(outcome, Exception):
             return
         self._tell(
@@ -113,7 +113,7 @@ class JsonLines(Report):
 
 
 def read_message(line: bytes) -> dict[str, Any] | None:
-    """The message in a line; None for anything else that a process may print."""
+    """Parse a line into a message; return None if the process printed something else."""
     try:
         message = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -122,7 +122,7 @@ def read_message(line: bytes) -> dict[str, Any] | None:
 
 
 def retell(message: Mapping[str, Any], report: Report) -> SessionOutcome | None:
-    """Pass a message on to ``report``; return the outcome if this is the last message."""
+    """Forward a message to ``report``; return the session's outcome if this is the last message."""
     facts = {key: value for key, value in message.items() if key != "event"}
     if "job" in facts:
         job = facts["job"]

@@ -1,7 +1,7 @@
-"""Move commits to the place in the project's settings, and record it in the queue. Imports no torch.
+"""Move commits to the place in the project's settings, and record that place in the queue. Imports no torch.
 
-The queue is updated last, after everything is copied. You can therefore repeat an interrupted move: everything that is
-already copied is skipped.
+The queue is updated last, after everything is copied. You can therefore repeat an interrupted move, which then skips
+everything that is already copied.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Moved:
     """The result of a move.
 
     Attributes:
-        source, target: the places of the commits before and after the move, for messages; the source is empty if the
-            queue had recorded no place.
-        copied: objects that were copied from one store to the other.
-        lost: epochs that the target lacks and that are trained again, for messages; empty if no epochs are lost.
+        source: the place of the commits before the move, as text; empty if the queue had recorded no place.
+        target: the place of the commits after the move, as text.
+        copied: number of objects copied from one store to the other.
+        lost: epochs that are lost and will be trained again, as text; empty if no epochs are lost.
     """
 
     source: str
@@ -49,10 +49,10 @@ class Moved:
 def move_commits(
     project: ProjectFolder, queue: Queue, *, lost: bool, note: Callable[[str], None], clock: Clock
 ) -> Moved:
-    """Copy all commits to the project's store, or to its folder without a store; then update the queue.
+    """Copy all commits to the project's store, or to its folder if it has no store; then update the queue.
 
     Args:
-        lost: continue even if finished epochs cannot be found; these are trained again.
+        lost: continue even if finished epochs cannot be found; sessions then train these epochs again.
 
     Raises:
         StoreError: if a finished epoch would be lost, or a store does not answer.
@@ -79,7 +79,7 @@ def move_commits(
             store.forget()
         raise StoreError(
             f"{target.address} lacks {missing}, and these checkpoints could not be found elsewhere. Make "
-            f"{before.address if before else 'the place where they are'} reachable from here, or copy them; then try "
+            f"{before.address if before else 'their location'} reachable from here, or copy the checkpoints; then try "
             "again. To train those epochs again: mbqueue move-commits --lost"
         )
     queue.bind_commits(target, instead_of=before, by="move-commits", now=clock.now())
@@ -94,7 +94,7 @@ def _bring(
     *,
     note: Callable[[str], None],
 ) -> int:
-    """Copy everything from the store that had the commits; return how many objects went into another store."""
+    """Copy everything from the previous store; return the number of objects copied into another store."""
     if source.kind != "store":
         return 0
     try:
@@ -107,16 +107,17 @@ def _bring(
         return sum(_copy(store, target))
     fetch_commits(project, store, note=note)
     for experiment in queue.experiments():
-        with suppress(ResultsError):  # sessions recreate missing results, as usual
+        with suppress(ResultsError):  # sessions recreate missing results later
             jobs = queue.jobs(experiment=experiment.name)
             fetch_results(store, experiment, jobs, project.working_results(experiment.results_dir))
     return 0
 
 
 def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
-    """Copy every missing object, referenced objects before those that refer to them; yield True for each copy.
+    """Copy every missing object to ``target``; yield True for each copied object.
 
-    Names contain the hash of the content, so the same name and size mean the same object, except for JSON objects.
+    JSON objects are copied last, because they refer to other objects. All other names contain the content's hash, so
+    objects of the same name and size are equal.
 
     Raises:
         StoreError: if the target has a JSON object of the same name with different content.
@@ -132,7 +133,7 @@ def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
         if not is_named_by_hash:
             if not target.create_patiently(name, content):
                 raise StoreError(
-                    f"{target.url}/{name} exists already and differs from the one in {source.url}. Choose an empty "
+                    f"{target.url}/{name} exists already and differs from {name} in {source.url}. Choose an empty "
                     "prefix."
                 )
         else:

@@ -1,4 +1,4 @@
-"""The events of a session in words, for terminals and logs."""
+"""Print a session's events as text, for terminals and logs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Style = str | None
 
 
 class Narration(Report):
-    """Prints what happens, one line at a time.
+    """Prints the events of a session, one line each.
 
     Args:
         say: receives a permanent line and its style.
-        show: receives the current progress, which replaces the previous progress; without ``show``, progress is printed
-            as a line now and then.
+        show: receives the current progress, which replaces the previous progress on the screen. Without ``show``, a
+            line of progress is printed every `LOG_SECONDS`.
     """
 
     def __init__(self, say: Callable[[str, Style], None], *, show: Callable[[str], None] | None = None) -> None:
@@ -54,7 +54,7 @@ class Narration(Report):
     def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
         pace = facts.get("per second")
         left = f", {format_duration((total - done) / pace)} left" if pace and done < total else ""
-        # Files are read by bytes, which mean nothing to a reader.
+        # Reading is counted in bytes, so show a percentage.
         is_in_bytes = what == "reading" and total > 0
         amount = f"{done / total:.0%}" if is_in_bytes else f"{done}/{total}"
         rate = f", {_counted(pace)}/s" if pace and left and not is_in_bytes else ""
@@ -80,7 +80,7 @@ class Narration(Report):
         again = (
             f"next attempt at {utc_text(retry_at)}"
             if retry_at
-            else f"once its cause is fixed: mbqueue retry {job.experiment}"
+            else f"after fixing the cause: mbqueue retry {job.experiment}"
         )
         what_to_do = f"\n  {remedy(error)}" if remedy(error) else ""
         kind = "" if isinstance(error, ToldError) else f"{type(error).__name__}: "
@@ -95,12 +95,12 @@ class Narration(Report):
 
     def _go_on(self, text: str, figures: str = "", *, at_once: bool = False) -> None:
         if self._show is not None:
-            self._show(f"{text}\n  {figures}" if figures else text)  # on two lines, since a terminal has 80 columns
+            self._show(f"{text}\n  {figures}" if figures else text)  # two lines, to fit into 80 columns
         elif at_once or time.monotonic() - self._last_said >= LOG_SECONDS:
             self._last_said = time.monotonic()
             self._say(f"{text}, {figures}" if figures else text, None)
 
 
 def _counted(rate: float) -> str:
-    """A rate with three digits, in millions for bytes."""
+    """Format a rate for display, in millions from 1e6 on."""
     return f"{rate / 1e6:.3g} M" if rate >= 1e6 else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

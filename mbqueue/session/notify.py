@@ -1,7 +1,7 @@
-"""Send notifications by a command, a webhook or both (``[notify]`` in mbqueue.toml).
+"""Send notifications with a command, a webhook or both (``[notify]`` in mbqueue.toml).
 
-A separate thread sends notifications one after the other, each with a time limit. A notification that fails or hangs
-leaves a note in the session and affects nothing else. If too many notifications wait, new ones are dropped.
+A separate thread sends notifications one after the other, each with a time limit. If a notification fails or hangs, the
+session prints a note and continues. If too many notifications are waiting, new ones are dropped.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Notifier(Report):
             self._tell("experiment done", f"{job.experiment}: {summary}", job)
 
     def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
-        what = "it will be tried again" if retry_at else f"try again with: mbqueue retry {job.experiment}"
+        what = "mbqueue will retry it" if retry_at else f"after fixing the cause: mbqueue retry {job.experiment}"
         lines = str(error).splitlines()
         self._tell("job failed", f"{job.label} failed: {lines[0] if lines else type(error).__name__}; {what}", job)
 
@@ -78,7 +78,7 @@ class Notifier(Report):
             return
         message = {
             "event": event,
-            # Slack shows "text", Discord "content".
+            # Slack shows "text"; Discord shows "content".
             "text": f"mbqueue: {text}",
             "content": f"mbqueue: {text}",
             "project": self._project,
@@ -90,7 +90,7 @@ class Notifier(Report):
         try:
             self._open.put_nowait(message)
         except queue.Full:
-            self._on_trouble(f"A notification was dropped, {_WAITING_AT_MOST} are waiting already: {text}")
+            self._on_trouble(f"A notification was dropped because {_WAITING_AT_MOST} are already waiting: {text}")
 
     def _send_all(self) -> None:
         while (message := self._open.get()) is not None:
@@ -104,8 +104,8 @@ class Notifier(Report):
                 try:
                     send(hook, message)
                 except Exception as error:  # noqa: BLE001 - a notification must never harm the work
-                    # A command or an address is often a secret itself. The system's errors contain neither, but
-                    # Python's error about an invalid address may contain the address.
+                    # Commands and webhook addresses often contain secrets. An OSError names neither the command nor the
+                    # address, but Python's error about an invalid address may name the address.
                     why = error if isinstance(error, OSError) else type(error).__name__
                     self._on_trouble(f"The notification of '{message['event']}' could not be sent by {name}: {why}")
 

@@ -1,4 +1,4 @@
-"""The options of a session, from the command line and for child processes. Imports no torch."""
+"""The options of a session, and their form as command-line arguments. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class WorkOptions:
         forever: wait for new jobs when none is left.
         idle_seconds: end after finding nothing to claim for this long while other sessions work; None waits for those
             sessions.
-        device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
+        device: "cpu", "cuda" or "cuda:1"; None takes the first GPU, else the CPU.
         devices: run a session on each of these devices instead (`mbqueue.session.devices.parse_devices`).
         tensorboard: write event files for TensorBoard.
-        end_command: whether to run the end command of mbqueue.toml. A process that starts several sessions runs it once
-            all have ended.
+        end_command: whether to run the end command of mbqueue.toml. A process that starts several sessions runs the
+            command once, after all sessions have ended.
     """
 
     session_seconds: float | None = None

@@ -1,8 +1,8 @@
-"""Refuse a copy of a project (`cp -r`) that would share either the queue or the store of its original.
+"""Refuse a copy of a project (`cp -r`) that shares only the queue or only the store with its original.
 
-Sessions of such a copy would retrain or overwrite what the original has done. A copy that shares both counts as another
-machine of the same project. Nothing is recorded for a project on a drive, because a session must start even while the
-drive hangs, and `mbqueue.belonging` tells live folders apart.
+Sessions of the copy would retrain or overwrite the original's work. A copy that shares both counts as another machine
+of the same project. Projects on a drive are not checked here, because a session must start even while the drive hangs.
+For these projects, `mbqueue.belonging` tells live folders apart.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from mbqueue.project import ProjectFolder
 
 
 def require_original(project: ProjectFolder) -> None:
-    """Record this project's folder, and refuse a copy that uses the queue or the store of its original.
+    """Record this project's folder; refuse a copy that shares only the queue or only the store with its original.
 
-    A project whose original no longer exists was moved, not copied. Copies on another machine are not recognised.
+    If the original no longer exists, the project was moved, not copied. Copies on another machine are not detected.
 
     Raises:
-        UsageError: if the project is a copy that uses the original's queue or store.
+        UsageError: if the project is a copy that shares only the queue or only the store with its original.
     """
     topology = project.topology
     if not (shared := topology.shared_by_copies):
@@ -37,8 +37,8 @@ def require_original(project: ProjectFolder) -> None:
         original = Path(known["root"])
         if _are_two(project.home_file, original / project.home_file.relative_to(project.root)):
             raise UsageError(
-                f"{project.root} is a copy of {original}, and both would use the same {shared}. Give the copy its own: "
-                f"set `{'store' if topology.store else 'queue'}` in its mbqueue.toml. If you want to keep only "
+                f"{project.root} is a copy of {original}, and both would use the same {shared}. Change "
+                f"`{'store' if topology.store else 'queue'}` in the copy's mbqueue.toml. If you want to keep only "
                 "the copy, remove the original."
             )
     files.write_json(project.home_file, here)
@@ -53,7 +53,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _are_two(one: Path, other: Path) -> bool:
-    """Whether both files exist and are different files, not one file under two paths, as with a bind mount."""
+    """Whether both paths exist and are different files; a bind mount can give one file two paths."""
     try:
         return one.stat().st_ino != other.stat().st_ino
     except OSError:

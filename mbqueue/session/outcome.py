@@ -1,4 +1,4 @@
-"""Why and how a session ended. Imports no torch, so that the process that starts sessions can import it."""
+"""Why and how a session ended. The process that starts sessions needs this module, so it does not import torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from enum import Enum
 
 
 class Ending(Enum):
-    """The ending of a session."""
+    """How a session ended, and whether work is left."""
 
     DONE = "nothing is left to do"
     STOPPED = "stopped with work left"
-    BLOCKED = "what is left waits for you: jobs failed or are paused, or a search cannot begin a trial"
+    BLOCKED = "the remaining work waits for you: jobs failed or are paused, or a search cannot begin a trial"
 
 
 class StopKind(Enum):
-    """The kind of cause that ended a session, for programs; `StopCause` has the text."""
+    """The kind of cause that ended a session, for programs; `StopCause` also has a text for users."""
 
     EXHAUSTED = "exhausted"
     """Nothing is left to do."""
@@ -25,11 +25,11 @@ class StopKind(Enum):
     SIGNAL = "signal"
     """The session received a signal."""
     ASKED = "asked"
-    """The caller asked the session to stop, or stopped listening."""
+    """The calling program asked the session to stop, or no longer reads the session's events."""
     LIMIT = "limit"
     """The session reached its limit of jobs."""
     IDLE = "idle"
-    """The session found nothing to claim within its idle time."""
+    """The session found no job to claim within its idle time."""
     OTHERS = "others"
     """Sessions elsewhere hold the remaining jobs."""
     DEVICE_LOST = "device lost"
@@ -38,10 +38,10 @@ class StopKind(Enum):
 
 @dataclass(frozen=True)
 class StopCause:
-    """Why a session stops.
+    """The cause that ends a session.
 
     Attributes:
-        kind: the kind, for programs.
+        kind: the kind of cause, for programs.
         reason: the cause in words.
         signal: the signal's number, if ``kind`` is SIGNAL.
     """
@@ -52,12 +52,12 @@ class StopCause:
 
     @classmethod
     def by_signal(cls, number: int) -> StopCause:
-        """The cause for a received signal."""
+        """Return the cause for a session that received a signal."""
         return cls(StopKind.SIGNAL, signal.Signals(number).name, number)
 
     @classmethod
     def by_lost_device(cls, why: str) -> StopCause:
-        """The cause for a GPU that stopped working."""
+        """Return the cause for a session whose GPU stopped working."""
         return cls(StopKind.DEVICE_LOST, f"the GPU stopped working ({why})")
 
 
@@ -69,8 +69,8 @@ class SessionOutcome:
     """The outcome of a session.
 
     Attributes:
-        cause: why it ended.
-        jobs_done: jobs that it committed.
+        cause: why the session ended.
+        jobs_done: number of jobs that the session committed.
     """
 
     session: str

@@ -1,4 +1,4 @@
-"""The speed of a part of a job, from the times of its progress reports."""
+"""Measure the speed of a job's current work from its progress reports."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from mbqueue.clock import Clock
 
 
 class Pace:
-    """The mean rate since the first report, which may include work of an earlier session.
+    """The mean rate since the first progress report, which may count work of an earlier session.
 
     Args:
-        clock: times the calls of `reached`.
+        clock: measures the time between calls of `reached`.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -19,7 +19,7 @@ class Pace:
         self.per_second: float | None = None
 
     def reached(self, done: int) -> None:
-        """Record that this many parts are done now."""
+        """Record that ``done`` parts are finished now."""
         now = self._clock.monotonic()
         if self._first is None or done < self._first[1]:
             self._first = now, done

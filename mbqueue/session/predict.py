@@ -13,12 +13,12 @@ from mbqueue.session.session import Session
 
 
 def run(session: Session, loaded: Loaded, lease: Lease) -> str:
-    """Predict, write the fold's predictions and model, commit, and return the score in words.
+    """Run a `predict` job: write the fold's predictions and model, commit the job, and return the score as text.
 
     Raises:
-        Stopped: if asked to stop; nothing was written.
-        Rewound: checkpoints are damaged; the epochs after the newest intact one are queued again.
-        MembersNotRecorded, ResultsError: for an experiment that is made from others.
+        Stopped: if asked to stop; the next session reuses finished predictions.
+        Rewound: if checkpoints are damaged; the epochs after the newest intact checkpoint are queued again.
+        MembersNotRecorded, ResultsError: for an experiment that is made from others, as in `made_from.predict`.
     """
     job = lease.job
     assert job.fold is not None
@@ -26,7 +26,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     if spec.made_from is not None:
         return commit_fold(session, lease, experiment, made_from.predict(session, loaded, lease, spec))
     fold = loaded.fold_run(lease, experiment, spec)
-    # This session may have failed to remove a temporary file during training, and no later session loads this fold.
+    # Remove temporary files that training left behind, because no later session loads this fold.
     session.while_held(lease, fold.checkpoints.sweep)
     session.require_epochs(lease, experiment, fold, _trained_epochs(session, experiment.name, job.fold))
     model = fold.best_model()
@@ -50,6 +50,6 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
 
 
 def _trained_epochs(session: Session, experiment: str, fold: int) -> int:
-    """The last epoch of the fold that is committed in the queue; 0 if no epoch is committed."""
+    """The last committed epoch of a fold, according to the queue; 0 if no epoch is committed."""
     jobs = session.queue.jobs(experiment=experiment, fold=fold, state=State.COMMITTED)
     return max((job.epoch or 0 for job in jobs if job.kind is Kind.TRAIN), default=0)

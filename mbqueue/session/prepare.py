@@ -15,10 +15,10 @@ from mbqueue.task import Target
 
 
 def run(session: Session, loaded: Loaded, lease: Lease) -> str:
-    """Run the job, commit it, and return a summary.
+    """Run a `prepare` job, commit it, and return a summary for the user.
 
     Raises:
-        MembersNotRecorded, ResultsError: for an experiment that is made from others, as `made_from.prepare`.
+        MembersNotRecorded, ResultsError: for an experiment that is made from others, as in `made_from.prepare`.
         DataError: if the crystals are too few for the folds, or cannot be used.
         Stopped: if asked to stop; finished shards are kept, and the next session computes the remaining shards.
     """
@@ -31,8 +31,8 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     data = loaded.data_for(job, experiment, spec)
     check_folds(data.crystals.targets, spec.train.validation, is_class=spec.predicts.is_class)
     loaded.frozen_for(job, spec, data)
-    # Other machines may get these crystals only from the store, so they must be there before the commit. A drive does
-    # not show when others will see a file, so there is no wait.
+    # Other machines may need the crystals from the store, so wait until they are stored. A drive does not show when
+    # other machines will see a file, so do not wait there.
     if session.store is not None and not loaded.is_kept_for_others():
         raise session.stopped()
     widened = len(data.graphs.widened())
@@ -54,8 +54,8 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
 
 
 def _told(targets: NDArray[np.float64], target: Target) -> str:
-    """A summary of the targets, so that you see a wrong column or unit before anything is trained."""
+    """Summarise the targets, so that users notice a wrong column or unit before training."""
     if target.is_class:
-        return f"{np.mean(targets):.1%} of them of class 1 ({target.name})"
+        return f"{np.mean(targets):.1%} of them in class 1 ({target.name})"
     low, mean, high = (f"{value:.4g}" for value in (targets.min(), targets.mean(), targets.max()))
     return f"{target.name} {low} to {target.with_unit(high)}, mean {mean}"

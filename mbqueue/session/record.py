@@ -19,7 +19,7 @@ from mbqueue.task import target_of
 
 
 def run(session: Session, loaded: Loaded, lease: Lease) -> str:
-    """Score the folds, write results.json, RESULTS.md and matbench's file, commit, and return the score in words.
+    """Score the folds, write results.json, RESULTS.md and matbench's file, commit the job, and return the score.
 
     Raises:
         Rewound: if a fold's files are missing or damaged; the fold is predicted again from its checkpoints.
@@ -31,7 +31,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
         try:
             fetch_results(session.store, experiment, session.queue.jobs(experiment=experiment.name), folder)
         except ResultsError as error:
-            session.report.note(str(error))  # the check below recreates missing files
+            session.report.note(str(error))  # the check below makes sessions recreate missing files
     written = written_facts(session.queue.jobs(experiment=experiment.name))
     broken = broken_folds(folder, spec.folds, experiment.spec, facts=written)
     if broken:
@@ -53,7 +53,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
         session.commit(lease, result=result, publish=publish)
 
     def passed_over(stem: str, why: str) -> None:
-        lost = "A change of device or library that only this commit shows is missing from the results."
+        lost = "If only this commit recorded a change of device or library, the results do not mention the change."
         session.damaged(lease, f"The commit {stem} is skipped: {why} {lost}")
 
     folds = [experiment.identity(fold) for fold in spec.folds]

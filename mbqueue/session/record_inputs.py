@@ -1,4 +1,4 @@
-"""Convert the queue's facts about an experiment to the form that recording and reporting need. Imports no torch."""
+"""Collect what the queue knows about an experiment, for its results and reports. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LIBRARIES = ("mbqueue", "chgnet", "torch", "numpy", "pymatgen", "numba")
 def record_inputs(
     queue: Queue, experiment: Experiment, *, now: float, fingerprint_changes: Sequence[Mapping[str, Any]] = ()
 ) -> RecordInputs:
-    """Everything about an experiment that is not in the tables of its folds.
+    """Collect the facts about an experiment for its results, such as its dataset, sessions and library versions.
 
     Args:
-        fingerprint_changes: where training resumed with another device or library, from the checkpoints.
+        fingerprint_changes: where training resumed with another device or library, as listed by `fingerprint_changes`.
 
     Raises:
-        ResultsError: if the experiment's data are not prepared yet, so that it can have no results.
+        ResultsError: if the experiment's data are not prepared yet.
     """
     jobs = queue.jobs(experiment=experiment.name)
     (prepared,) = [job.result for job in jobs if job.kind is Kind.PREPARE]
@@ -63,10 +63,10 @@ def record_inputs(
 
 
 def fingerprint_changes(commits: Mapping[int, Commits]) -> list[dict[str, Any]]:
-    """Every resume with another device, library or micro-batch, with its fold, epoch, step and changes.
+    """List every resume with another device, library or micro-batch, with its fold, epoch, step and changes.
 
     Args:
-        commits: the commits of each fold, which are only read.
+        commits: the commits of each fold.
     """
     newest = {fold: of_fold.manifests()[-1:] for fold, of_fold in commits.items()}
     return [
@@ -78,7 +78,7 @@ def fingerprint_changes(commits: Mapping[int, Commits]) -> list[dict[str, Any]]:
 
 
 def written_facts(jobs: Iterable[Job]) -> dict[int, Mapping[str, Any]]:
-    """Size and SHA-256 of each fold's files, by fold, as they were when the fold was predicted."""
+    """Size and SHA-256 of each file that a fold's `predict` job wrote, by fold."""
     return {
         job.fold: job.result["files"]
         for job in jobs

@@ -12,8 +12,8 @@ from mbqueue.session.outcome import SessionOutcome
 class Report:
     """Receives the events of a session.
 
-    The worker calls these methods, from its main thread unless a method says otherwise, so each must return quickly.
-    Every method does nothing by default, so a subclass defines only those that it needs.
+    The worker calls these methods from its main thread, unless a docstring mentions other threads. Each method must
+    return quickly. By default, every method does nothing, so a subclass defines only the methods that it needs.
     """
 
     def starting(self, what: str) -> None:
@@ -26,7 +26,7 @@ class Report:
         """A job was claimed."""
 
     def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
-        """Part of a job is done; ``what`` names the current work, ``facts`` has figures such as the loss."""
+        """Part of a job is done; ``what`` names the current work, and ``facts`` contains figures such as the loss."""
 
     def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
         """An epoch was committed; ``row`` is its row of the history."""
@@ -35,21 +35,23 @@ class Report:
         """A job was committed; ``summary`` describes the result in words."""
 
     def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
-        """An attempt ended with an error; ``retry_at`` is the time of the next attempt, None if there is none."""
+        """An attempt failed. The next attempt is at ``retry_at``, in seconds since the epoch; None for no attempt."""
 
     def waiting(self, why: str) -> None:
-        """There is nothing to claim right now."""
+        """The session can claim no job right now; ``why`` is the reason."""
 
     def session_ended(self, outcome: SessionOutcome | Exception) -> None:
-        """The session has ended, by itself or with an error. Not called if the session's process is killed."""
+        """The session has ended, by itself or with an error. This method is not called if the process is killed."""
 
     def note(self, text: str) -> None:
-        """A message for the user. May be called from another thread."""
+        """A message for the user. Other threads may call this method."""
 
 
 class Relay(Report):
-    """Passes all events on to several listeners, in order. A listener that can no longer write (full disk, lost reader)
-    is dropped, and the others still get all events. A failing report never stops the session.
+    """Passes all events on to several listeners, in order.
+
+    A listener that can no longer write (full disk, closed pipe) is dropped with a note. The session continues, and the
+    other listeners still get all events.
     """
 
     def __init__(self, *listeners: Report) -> None:

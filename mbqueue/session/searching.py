@@ -1,4 +1,4 @@
-"""Advance the searches of a session's queue between its jobs (`mbqueue.search.steps`)."""
+"""Advance the searches in the queue between a session's jobs (`mbqueue.search.steps`)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mbqueue.search import steps
 from mbqueue.session.session import Session
 from mbqueue.session.shared_commits import remove_released
 
-#: How often to look for trials that were pruned long enough ago.
+#: How often to look for pruned trials whose checkpoints can be removed.
 RELEASE_SECONDS = 600.0
 
 
 def begin_trials(session: Session) -> None:
-    """Enqueue the next trial of each search that wants one. After a failure, other jobs still run.
+    """Enqueue the next trial of each search that wants one. If no trial can begin, the session still runs other jobs.
 
-    If sessions on one drive use different databases, only the session that started first begins trials, because two
-    sessions could give the same number to different settings. The other sessions see the new trials in its snapshots.
+    Sessions on one drive with different databases could give the same number to trials with different settings. To
+    avoid this, only the session that started first begins trials, and other sessions find the trials in its snapshots.
     """
     now = session.clock.now()
     earlier = session.publisher is not None and any(one.session.id < session.id for one in session.publisher.others)
@@ -44,7 +44,7 @@ def begin_trials(session: Session) -> None:
 
 
 def release_pruned(session: Session) -> None:
-    """At intervals, remove the checkpoints of trials that were pruned `pruned_hours` ago, if the store answers."""
+    """Every `RELEASE_SECONDS`, remove the checkpoints of trials that were pruned at least `pruned_hours` ago."""
     now = session.clock.monotonic()
     if session.released_at is not None and now - session.released_at < RELEASE_SECONDS:
         return
@@ -61,11 +61,13 @@ def _keep_wanted(session: Session, name: str) -> None:
     try:
         keep_wanted(session.project, session.queue, name)
     except OSError as error:
-        session.report.note(f"{session.project.wanted_dir} cannot be written ({error}); recover would not find {name}.")
+        session.report.note(
+            f"{session.project.wanted_dir} cannot be written ({error}), so mbqueue recover would not restore {name}."
+        )
 
 
 def verdict(session: Session, spec: Spec, fold: int, history: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why to prune a trial after the last epoch of a history; None to continue, or if this is not a trial."""
+    """Decide whether to prune a trial after the last epoch of ``history``; return the reason, or None to continue."""
     try:
         return steps.verdict(session.queue, spec, fold=fold, history=history, now=session.clock.now())
     except SearchUnavailable as error:

@@ -1,4 +1,4 @@
-"""One session while it works: its queue, the job that it holds, and when to stop."""
+"""The state of a running session: its queue, its current job, and when to stop."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from mbqueue.session.storewatch import StoreWatch
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.train.fold import FoldRun
 
-#: A job begins only if at least this much time is left.
+#: A job starts only if at least this much time is left.
 SHORTEST_JOB_SECONDS = 5.0
 #: The reason for releasing a job that cannot be saved.
 STORE_AWAY = "the object store does not answer"
 
 
 class Stopped(Exception):
-    """The job was asked to stop early; the message says why."""
+    """The job was asked to stop early; the message names the reason."""
 
 
 class Rewound(Exception):
-    """Checkpoints are damaged; the message says which epochs are trained again."""
+    """Checkpoints are damaged; the message names the epochs that will be trained again."""
 
 
 @dataclass(kw_only=True)
 class Session:
-    """One session: its queue, the job that it holds, its time, and who listens to it.
+    """One session: its queue, its current job, its deadline, and the report that receives its events.
 
     Attributes:
-        jobs_done: jobs that the session committed; max_jobs: number of jobs after which the session stops; None for no
-            limit.
-        has_saved: whether a part of a job was saved.
+        max_jobs: number of jobs after which the session stops; None for no limit.
+        jobs_done: number of jobs that the session committed.
+        has_saved: whether the session saved any part of a job.
         is_search_stuck: whether a search wants another trial but cannot begin it.
         is_search_left_to_others: whether a search wants another trial that a session on another machine must begin.
         released_at: when the session last looked for trials whose checkpoints can be removed, in monotonic seconds.
@@ -75,9 +75,9 @@ class Session:
     # -- stopping ------------------------------------------------------------------------------------------------
 
     def stop_reason(self, seconds_needed: float = 0.0) -> str | None:
-        """Why the current job should stop now, or None; its next part takes ``seconds_needed``.
+        """Why the current job should stop now; None if its next part, which takes ``seconds_needed``, may begin.
 
-        If there is no time for another part, the whole session stops, since a later job would have even less time.
+        If there is no time for another part, the whole session stops, because a later job would have even less time.
         """
         if self.heartbeat.withdrawn:
             return self.heartbeat.withdrawn
@@ -86,11 +86,11 @@ class Session:
         return self.stop.reason
 
     def should_stop(self) -> bool:
-        """Whether there is a reason to stop."""
+        """Whether the current job should stop now."""
         return self.stop_reason() is not None
 
     def stopped(self) -> Stopped:
-        """The exception to raise for a part of a job that was stopped."""
+        """The exception to raise after a job was stopped early."""
         return Stopped(self.stop_reason() or "asked to stop")
 
     def may_go_on(self) -> bool:
@@ -99,15 +99,15 @@ class Session:
             self.stop
             or not self.deadline.allows(SHORTEST_JOB_SECONDS)
             or (self.max_jobs is not None and self.max_jobs - self.jobs_done <= 1)
-            # Between two jobs, a session adopts what others have published, and may wait for a store.
+            # Before its next job, a session may have to adopt the commits of others, or wait for the store.
             or (self.publisher is not None and self.publisher.others)
             or (self.watch is not None and self.watch.why is not None)
         )
 
-    # -- the job that is held --------------------------------------------------------------------------------------
+    # -- the current job -------------------------------------------------------------------------------------------
 
     def claim(self, loaded: tuple[int, int] | None) -> Lease | None:
-        """Claim the queue's next job, preferably of the loaded fold; None if there is no such job now."""
+        """Claim the queue's next job, preferably of the loaded fold; return None if no job can be claimed now."""
         return self.queue.claim(
             self.id,
             now=self.clock.now(),
@@ -117,7 +117,7 @@ class Session:
         )
 
     def take_next(self) -> Lease | None:
-        """The job that was claimed with the last commit, if any."""
+        """Return and forget the lease that was claimed with the last commit; return None if there is none."""
         lease, self._next_lease = self._next_lease, None
         return lease
 
@@ -130,10 +130,14 @@ class Session:
         skip_rest: str | None = None,
         prunes: bool = False,
     ) -> None:
-        """Commit the job (with `Leases.skip_rest` if a reason is given), and claim another in the same transaction.
+        """Commit the job and, if the session continues, claim the next job in the same transaction.
+
+        Args:
+            skip_rest: the reason to skip the fold's later epochs; None to keep them.
+            prunes: whether ``skip_rest`` prunes the whole trial.
 
         Raises:
-            LeaseLost, QueueError: as for `Leases.commit`.
+            LeaseLost, QueueError: for the same reasons as in `Leases.commit`.
         """
         now = self.clock.now()
         result = {"seconds": self.heartbeat.seconds, **result}
@@ -157,17 +161,17 @@ class Session:
         except LeaseLost:
             raise
         except QueueError:
-            # A failing disk may have written the commit anyway. Find the lease that was claimed with it, so that the
-            # job is not blocked until the lease expires.
+            # A failing disk may have written the commit anyway. Find the lease that was claimed in the same
+            # transaction, or its job is blocked until the lease expires.
             with suppress(QueueError):
                 self._next_lease = self._held_beside(lease)
             raise
 
     def while_held(self, lease: Lease, action: Callable[[], None]) -> None:
-        """Change files as only the lease's holder may, for example remove files that earlier holders left.
+        """Call ``action``, which changes files of a job, if this session still holds the job's lease.
 
         Raises:
-            LeaseLost: if the lease is lost; nothing was done, since the files may belong to the next holder.
+            LeaseLost: if the lease is lost; ``action`` was not called, because the files may belong to the next holder.
         """
         seconds = self.project.settings.lease_seconds
         self.queue.renew(lease, now=self.clock.now(), lease_seconds=seconds, publish=action)
@@ -180,19 +184,22 @@ class Session:
         return None
 
     def give_back_next(self, reason: str, *, for_others: bool = False) -> None:
-        """Release a job that was claimed with the last commit but not begun."""
+        """Release the job that was claimed with the last commit, if it has not started."""
         lease = self.take_next()
         if lease is not None:
-            with suppress(QueueError):  # the lease is lost already, or will expire
+            with suppress(QueueError):  # the lease is already lost, or will expire
                 self.queue.release(lease, reason=reason, now=self.clock.now(), for_others=for_others)
 
     def give_back(self, lease: Lease, reason: str, *, for_others: bool = False) -> None:
-        """Release a job that was begun; do nothing if its lease is lost."""
+        """Release a job that has started; do nothing if its lease is lost."""
         with suppress(QueueError):  # a lost lease needs no release, and any other lease will expire
             self.queue.release(lease, reason=reason, now=self.clock.now(), preempted=True, for_others=for_others)
 
     def give_back_once(self, lease: Lease, error: Exception, reason: str) -> None:
-        """Release a job; a second release in this session counts as a failure, or the job would circulate forever."""
+        """Release a job; a second release for the same reason counts as a failed attempt.
+
+        Otherwise sessions would claim and release the job forever.
+        """
         if (lease.job.id, reason) in self._given_back:
             self.fail(lease, error)
         else:
@@ -200,7 +207,7 @@ class Session:
             self.give_back(lease, reason)
 
     def fail(self, lease: Lease, error: Exception, *, final: bool = False) -> None:
-        """Count an attempt as failed, as `Leases.fail` does."""
+        """Record in the queue that an attempt failed, and report the failure."""
         text = "".join(traceback.format_exception(error))
         try:
             job = self.queue.fail(lease, error=text, now=self.clock.now(), final=final)
@@ -217,16 +224,16 @@ class Session:
             self.publisher.wake()
 
     def hold_on(self, error: StoreError) -> None:
-        """Wait a while after the object store did not answer; the lease is kept in the meantime.
+        """Wait before trying the object store again; the session keeps its lease in the meantime.
 
         Raises:
-            StoreError: if the session must stop, or has waited long enough.
-            Stopped: if the job must be given up.
+            StoreError: if the session must stop, or has waited for too long.
+            Stopped: if the session must give up the job.
         """
         assert self.watch is not None
         pause = self.watch.pause(error)
         if self.watch.is_first_try:
-            # The queue's server may be on the same lost network; `watch` has reported the trouble already.
+            # The queue's server may be out of reach too; `watch` has already reported the outage.
             with suppress(QueueError):
                 self.queue.note(f"DEGRADED: {error}", by=self.id, now=self.clock.now())
         if self.stop_reason(pause) is None:
@@ -237,10 +244,10 @@ class Session:
             raise error
 
     def await_store(self) -> bool:
-        """Wait until the object store answers, since no job can be saved until then; False if stopped.
+        """Wait until the object store answers; return False if a stop is requested first.
 
         Raises:
-            StoreError: if the session has waited long enough.
+            StoreError: if the session has waited for too long.
         """
         while self.watch is not None and self.watch.why is not None:
             assert self.store is not None
@@ -254,30 +261,31 @@ class Session:
                 self.store.ping()
         return True
 
-    # -- what a job is about ---------------------------------------------------------------------------------------
+    # -- the job's experiment, progress and damage -----------------------------------------------------------------
 
     def experiment_of(self, job: Job) -> tuple[Experiment, Spec]:
         """A job's experiment and its spec.
 
         Raises:
-            SpecError: if the spec differs from the one that was enqueued.
+            SpecError: if the spec differs from the enqueued spec.
         """
         experiment = self.queue.experiment_of(job.experiment_id)
         if hash_of_spec(experiment.spec) != experiment.spec_hash:
             # SQLite has no checksums: a flipped bit could change a learning rate without an error.
             raise SpecError(
-                f"The spec of {experiment.name} in {self.queue.database.name} is not the one that was enqueued: it "
-                "is damaged. Rebuild the queue from the checkpoints: mbqueue recover --force"
+                f"The spec of {experiment.name} in {self.queue.database.name} is damaged: it differs from the enqueued "
+                "spec. Rebuild the queue from the checkpoints: mbqueue recover --force"
             )
         spec = parse_spec(
             experiment.spec,
             source=f"the spec of {experiment.name} in the queue",
-            advice="Another version of mbqueue enqueued it. Use that version, or enqueue a new experiment (--name).",
+            advice="Another version of mbqueue enqueued this experiment. Use that version, or enqueue the experiment "
+            "under a new name (--name).",
         )
         return experiment, spec
 
     def progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
-        """A callback (done, total) that reports progress of ``what`` to the listener and, by heartbeats, the queue."""
+        """Return a callback (done, total) that reports the progress of ``what`` to the user and to the queue."""
         pace = Pace(self.clock)
 
         def advanced(done: int, total: int) -> None:
@@ -291,7 +299,7 @@ class Session:
         return advanced
 
     def stoppable_progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
-        """Like `progress_of`, but raises `Stopped` on request; the next session resumes the reading or the download."""
+        """Like `progress_of`, but the callback raises `Stopped` if the current job should stop."""
         advanced = self.progress_of(job, what)
 
         def advanced_or_stopped(done: int, total: int) -> None:
@@ -302,26 +310,26 @@ class Session:
         return advanced_or_stopped
 
     def note_once(self, text: str) -> None:
-        """Report a message once per session; otherwise every fold would repeat a message about the device."""
+        """Report a message only once per session, for example about the device, which every fold would repeat."""
         if text not in self._noted:
             self._noted.add(text)
             self.report.note(text)
 
     def require_epochs(self, lease: Lease, experiment: Experiment, fold: FoldRun, epochs: int) -> None:
-        """Check that this many epochs of the fold have intact commits; otherwise queue the lost epochs again.
+        """Check that the fold's first ``epochs`` epochs have intact commits; otherwise queue the lost epochs again.
 
         Raises:
-            Rewound: if epochs were queued again; the lease is given up.
+            Rewound: if epochs were queued again; the session no longer holds the lease.
         """
         reached = fold.finished_epochs()
         if reached >= epochs:
             return
-        why = f"checkpoints of fold {fold.fold} are damaged or gone; the newest intact one ends with epoch {reached}"
+        why = f"checkpoints of fold {fold.fold} are damaged or missing; the last intact epoch is {reached}"
         self.queue.rewind(experiment.name, {fold.fold: why}, to_epoch=reached, now=self.clock.now(), lease=lease)
-        raise Rewound(f"{why}. The epochs after it are queued again.")
+        raise Rewound(f"{why}. Later epochs are queued again.")
 
     def damaged(self, lease: Lease, text: str) -> None:
-        """Report damage and its consequence, also as an event of the job."""
+        """Report damage to the user, and record it as an event of the job."""
         self.report.note(text)
         self.note_on(lease.job, text)
 

@@ -16,12 +16,12 @@ from mbqueue.storage.places import in_folder, in_store, named_after
 
 
 def finished_epochs(store: ObjectStore) -> dict[tuple[str, int], int]:
-    """The last finished epoch in the store by (experiment, fold), from names alone; 0 if the first is unfinished."""
+    """The last finished epoch in the store by (experiment, fold), read from file names; 0 if none is finished."""
     return epochs_named(store.names(STORED_CHECKPOINTS))
 
 
 def epochs_named(names: Iterable[str]) -> dict[tuple[str, int], int]:
-    """Like `finished_epochs`, but from a list of manifests named EXPERIMENT/fold_i/STEM.json."""
+    """The last finished epoch by (experiment, fold), from names of manifests like EXPERIMENT/fold_i/STEM.json."""
     found: dict[tuple[str, int], int] = {}
     for name in names:
         experiment, _, rest = name.partition("/")
@@ -36,7 +36,7 @@ def epochs_named(names: Iterable[str]) -> dict[tuple[str, int], int]:
 
 
 def fetch_commits(project: ProjectFolder, store: ObjectStore, *, note: Callable[[str], None]) -> None:
-    """Copy the newest intact commit of every fold, and that of its best epoch, to the folders of local commits."""
+    """Copy each fold's newest intact commit, and the commit of its best epoch, to the local folders."""
     for experiment, fold in sorted(finished_epochs(store)):
         identity = Identity(experiment=experiment, fold=fold)
         place = in_store(store, identity)
@@ -76,9 +76,10 @@ def send_fold(
     epochs: int,
     note: Callable[[str], None],
 ) -> bool:
-    """Put a fold's newest commit and that of its best epoch into the store; return whether the store has both now.
+    """Send a fold's newest commit and the commit of its best epoch to the store; return whether the store has both.
 
-    Afterwards, the store lacks only a commit that this machine lacks too, or whose name another commit has.
+    The result is False if this machine has fewer than ``epochs`` finished epochs, or if the store already has a
+    different commit with the same name.
     """
     folder, identity = project.checkpoints_dir(experiment.name, fold), experiment.identity(fold)
     here = Commits(in_folder(folder), identity, passed_over(str(folder), note))
@@ -90,7 +91,7 @@ def send_fold(
         there.put_checkpoint(commit, here.checkpoint(commit))
         manifest = there.place.path(f"{commit.base}.json")
         if not store.create_patiently(manifest, commit.content):
-            note(f"{store.url}/{manifest} is a different commit from the one in {folder}, and was left unchanged.")
+            note(f"{store.url}/{manifest} differs from the commit in {folder}, and was left unchanged.")
             return False
     note(f"The checkpoints of {experiment.name}, fold {fold}, were sent to {store.url}.")
     return True

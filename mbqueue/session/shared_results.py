@@ -1,8 +1,8 @@
 """Share the result files of jobs with other machines through the object store. Imports no torch.
 
-The queue lists a job's files, with sizes and hashes, in the job's result. The same transaction commits the job and the
-list, so there is nothing to merge. The session sends the files to the store before it commits the job. A file in the
-store has its hash in its name, and never changes.
+The queue lists a job's files, with sizes and hashes, in the job's result. The transaction that commits the job also
+commits this list, so machines never have to merge lists. The session sends the files to the store before it commits the
+job. A file's name in the store contains the file's hash, so the file never changes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Facts = Mapping[str, Mapping[str, Any]]
 
 
 def send_results(store: ObjectStore, experiment: str, folder: Path, facts: Facts) -> None:
-    """Put a job's files into the store, before the job is committed."""
+    """Send a job's result files to the store; call this before the job is committed."""
     there = store.names(f"{STORED_RESULTS}/{experiment}")
     for file in ResultFile.all_in(facts):
         if file.hashed_name not in there:
@@ -35,7 +35,7 @@ def send_results(store: ObjectStore, experiment: str, folder: Path, facts: Facts
 
 
 def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore) -> None:
-    """Send a new store the files of folds that this machine predicted before."""
+    """Send the result files of folds that this machine has already predicted to a new store."""
     for experiment in queue.experiments():
         folder = project.working_results(experiment.results_dir)
         for facts in written_facts(queue.jobs(experiment=experiment.name, state=State.COMMITTED)).values():
@@ -45,18 +45,18 @@ def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore)
 
 
 def recorded_facts(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of the files that `record` wrote itself."""
+    """Size and SHA-256 of the files that the `record` job wrote, by file name."""
     of_results = ResultFile.of(folder / RESULTS_FILE).facts
     return {name: content["run"]["files"].get(name, of_results) for name in recorded_names(content)}
 
 
 def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job], folder: Path) -> None:
-    """Copy the files of committed jobs to ``folder``, except those already there with the same bytes.
+    """Copy the files of committed jobs from the store to ``folder``, except those that are already there.
 
-    The histories of folds that are still being trained are written from the queue, which stores their rows.
+    The histories of folds that are still being trained come from the queue, which stores their rows.
 
     Raises:
-        ResultsError: if a file is missing from the store, or differs from the one sent.
+        ResultsError: if a file is missing from the store, or differs from the file that was sent.
     """
     done = [job for job in jobs if job.state is State.COMMITTED and job.result is not None]
     predicted = {job.fold for job in done if job.kind is Kind.PREDICT}
@@ -70,7 +70,7 @@ def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job
     lost = {name: file for name, file in listed.items() if not file.is_whole(folder / name)}
     is_recorded = any(job.kind is Kind.RECORD for job in done)
     if not is_recorded or (lost and RESULTS_FILE in listed):
-        (folder / RESULTS_FILE).unlink(missing_ok=True)  # this file marks the folder as complete
+        (folder / RESULTS_FILE).unlink(missing_ok=True)  # results.json marks the folder as complete
         if RESULTS_FILE in listed:
             lost[RESULTS_FILE] = listed[RESULTS_FILE]
     for fold, history in rows.items():
@@ -86,8 +86,8 @@ def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job
             gone.append(f"{store.url}/{path}")
     if gone:
         raise ResultsError(
-            f"Result files of {experiment.name} are missing from the store or damaged: {', '.join(gone)}. To make them "
-            f"again from the checkpoints: mbqueue retry {experiment.name}, then mbqueue work"
+            f"Result files of {experiment.name} are missing from the store or damaged: {', '.join(gone)}. To recreate "
+            f"them from the checkpoints: mbqueue retry {experiment.name}, then mbqueue work"
         )
 
 

@@ -1,4 +1,4 @@
-"""Run a command from the settings."""
+"""Run a shell command from the settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 
-#: The characters that separate the words of a command, and the parts of an address in a command.
+#: Characters that separate the words of a command, and the parts of an address in a command.
 _BORDERS = re.compile(r"[\s'\"`/?&=;|<>(){},@]+")
 _SHORTEST_SECRET = 8
 
@@ -20,13 +20,13 @@ def run_shell(
     """Run a command with /bin/sh and wait until it ends; after the timeout, kill it and everything that it started.
 
     Args:
-        given: the command's standard input.
-        variables: added to the command's environment.
+        given: the bytes of the command's standard input.
+        variables: environment variables to add for the command.
 
     Raises:
         TimeoutError: if the command took too long.
-        OSError: if the command ended with a code other than 0. The message has the last line of the output, without
-            words of the command that may be secret, because logs keep messages.
+        OSError: if the command ended with a code other than 0. The message contains the last line of the command's
+            standard error, without words that may be secret, because logs keep messages.
     """
     process = subprocess.Popen(
         ["/bin/sh", "-c", command],
@@ -34,14 +34,14 @@ def run_shell(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, **(variables or {})},
-        start_new_session=True,  # its own process group, so that everything it starts can be killed with it
+        start_new_session=True,  # a new process group, so that a timeout kills everything that the command started
     )
     try:
         _, talk = process.communicate(given, timeout=timeout_seconds)
     except subprocess.TimeoutExpired as error:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        # A process that started its own session survives with our pipes open, so do not wait for the pipes to close.
+        # A process that called setsid survives the kill and keeps the pipes open, so do not wait until they close.
         for pipe in (process.stdin, process.stderr):
             assert pipe is not None
             with suppress(BrokenPipeError):
@@ -54,7 +54,7 @@ def run_shell(
 
 
 def _without_secrets(said: str, command: str) -> str:
-    """A command's output without the command's secret-looking words: long, or of medium length with a digit."""
+    """Mask possible secrets in a command's output: long words of the command, and shorter words with a digit."""
     for word in _BORDERS.split(command):
         if len(word) >= 3 * _SHORTEST_SECRET or (len(word) >= _SHORTEST_SECRET and re.search(r"\d", word)):
             said = said.replace(word, "…")

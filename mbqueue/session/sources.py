@@ -1,7 +1,7 @@
-"""Remember which crystals a source contained, so that this machine reads it again only if it changed.
+"""Remember which crystals a source contained, so that this machine reads a source again only if it has changed.
 
-A file is recognised by its size and digest, a folder by those of all its files; file times do not matter. Another
-version of mbqueue or pymatgen reads the source again.
+A file is recognised by its size and digest, and a folder by those of all its files. File times do not matter. Another
+version of mbqueue or pymatgen reads every source again.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _FOLDER = "sources"
 
 @dataclass(frozen=True, kw_only=True)
 class DataRequest:
-    """Everything that determines which crystals a source contains.
+    """Everything that determines which crystals are read from a source.
 
     Attributes:
         data: the [data] section.
-        seed: the seed that draws the crystals if the section has a limit.
+        seed: the seed for drawing crystals if the section has a limit.
         target: the kind and column of the property to predict.
-        targets_required: whether a crystal without a target is an error; else its target is nan.
+        targets_required: whether a crystal without a target is an error. If not, the missing target becomes NaN.
     """
 
     data: DataSpec
@@ -41,11 +41,11 @@ class DataRequest:
 
 
 def source_key(request: DataRequest, *, project_root: Path) -> str | None:
-    """A digest of everything that decides which crystals are read; None if the source is not on this machine."""
+    """A digest of everything that determines which crystals are read; None if the source is not on this machine."""
     try:
         content = _content(request.data.dataset, project_root)
     except (OSError, DataError):
-        return None  # reading the source reports the problem
+        return None  # the error is reported when the source is read
     if content is None:
         return None
     return sha256_of_json(
@@ -61,14 +61,14 @@ def source_key(request: DataRequest, *, project_root: Path) -> str | None:
 
 
 def remember(cache_dir: Path, key: str, dataset_hash: str, meta: dict[str, Any]) -> None:
-    """Record which crystals a source contains, and the notes about them."""
+    """Record the hash and the metadata of the crystals that a source contains."""
     folder = cache_dir / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{key}.json", {"dataset_hash": dataset_hash, "meta": meta})
 
 
 def remembered(cache_dir: Path, key: str) -> tuple[str, dict[str, Any]] | None:
-    """The hash of a source's crystals, and the notes about them; None if this machine has not read the source."""
+    """The hash and the metadata of a source's crystals; None if this machine has not read the source."""
     try:
         kept = json.loads((cache_dir / _FOLDER / f"{key}.json").read_bytes())
         return str(kept["dataset_hash"]), dict(kept["meta"])
@@ -78,7 +78,7 @@ def remembered(cache_dir: Path, key: str) -> tuple[str, dict[str, Any]] | None:
 
 @cache
 def reader_version() -> str:
-    """Digest of the code that reads sources."""
+    """A digest of the code that reads sources and of the pymatgen version."""
     digest = hashlib.sha256(version("pymatgen").encode())
     for path in sorted(Path(datasets.__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -86,7 +86,7 @@ def reader_version() -> str:
 
 
 def _content(dataset: str, project_root: Path) -> Any:
-    """The size and digest of a file, or of each file in a folder by name; None if neither exists."""
+    """The size and digest of a file, or the name, size and digest of each file in a folder; None if neither exists."""
     if dataset in TASKS:
         from mbqueue.data.official import official_file  # noqa: PLC0415  only for a dataset of matbench
 

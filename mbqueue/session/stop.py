@@ -1,6 +1,6 @@
-"""Why and when a session stops: signals, the deadline, a lost lease.
+"""Decide when a session stops: at its deadline, after a signal, or on request.
 
-Signal handlers only set a flag, which the loop reads between two training steps, where the state is consistent.
+Signal handlers only set a flag. The session reads the flag between two training steps, when its state is consistent.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ INTERRUPTED = 130
 
 
 class StopRequest:
-    """A request to stop one session; thread-safe; the first cause is kept.
+    """A thread-safe request to stop one session, which keeps the first cause.
 
-    A flag replaces `threading.Event`: a signal handler that interrupts a thread with the event's lock would deadlock
-    when it sets the event.
+    A plain flag replaces `threading.Event`, which can deadlock: a signal handler may interrupt the thread that holds
+    the event's lock, and then wait for this lock forever.
     """
 
     #: How often a wait checks for a stop request.
@@ -36,24 +36,24 @@ class StopRequest:
 
     @property
     def cause(self) -> StopCause | None:
-        """Why the session should stop, or None as long as it may run."""
+        """The cause of the stop; None if no stop is requested."""
         return self._cause
 
     @property
     def reason(self) -> str | None:
-        """The cause in words, or None."""
+        """The cause of the stop in words; None if no stop is requested."""
         return None if self._cause is None else self._cause.reason
 
     def __bool__(self) -> bool:
         return self._cause is not None
 
     def request(self, cause: StopCause | str) -> None:
-        """Request a stop between two steps; the cause may be any text."""
+        """Ask the session to stop before its next step; the cause may be any text."""
         if self._cause is None:
             self._cause = StopCause(StopKind.ASKED, cause) if isinstance(cause, str) else cause
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most ``seconds``; True as soon as a stop is requested."""
+        """Wait at most ``seconds``; return True as soon as a stop is requested, else False."""
         end = time.monotonic() + seconds
         while self._cause is None and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, self._NOTICE_SECONDS))
@@ -65,14 +65,14 @@ def graceful_signals(stop: StopRequest, *, at_once: Callable[[], None] = lambda:
     """Turn SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 into a request to stop while the block runs.
 
     A second SIGINT calls ``at_once`` and ends the process with code 130, which loses only the work since the last
-    published checkpoint. Does nothing outside the main thread, where signals cannot be caught.
+    published checkpoint. Outside the main thread, signals cannot be caught, and the block just runs.
     """
 
     interrupts = 0
 
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
-        # Count interrupts: when the first one arrives, the session may already be stopping for another reason.
+        # Count the SIGINTs, because the session may already be stopping for another reason when the first one arrives.
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             at_once()
@@ -91,22 +91,22 @@ def graceful_signals(stop: StopRequest, *, at_once: Callable[[], None] = lambda:
 
 
 class Deadline:
-    """When a session must end, and what may still begin before that.
+    """The deadline of a session, and whether work can finish before it.
 
-    Times are monotonic seconds, so a jump of the wall clock changes nothing. The time to save is the longest save so
-    far, plus a margin.
+    Times are monotonic seconds, so a change of the wall clock has no effect. The time reserved for saving is the
+    longest save so far, plus a margin.
 
     Args:
         session_seconds: length of the session; None for no deadline.
-        end_command_seconds: how long the end command may take. The session keeps this time free, up to a share of its
-            length, so that a short session still trains.
+        end_command_seconds: how long the end command may take. The session reserves this time, but at most a share of
+            its length, so that a short session still trains.
     """
 
     #: Time kept free before the deadline, in addition to the time that a save takes.
     MARGIN_SECONDS = 10.0
-    #: The assumed time of a save until a save has been measured.
+    #: The assumed duration of a save until the session has measured one.
     FIRST_SAVE_SECONDS = 5.0
-    #: The largest share of a session that is kept for its end command.
+    #: The largest share of a session's length that is reserved for its end command.
     END_COMMAND_SHARE = 0.2
 
     def __init__(self, clock: Clock, session_seconds: float | None, *, end_command_seconds: float = 0.0) -> None:
@@ -133,13 +133,13 @@ class Deadline:
         self._save_seconds = max(self._save_seconds, seconds)
 
     def saw_publish(self, seconds: float) -> None:
-        """Record that publishing to the mount took ``seconds``; a slow publication is forgotten after a while."""
+        """Record that publishing to the mount took ``seconds``; earlier slow publications count less each time."""
         self._publish_seconds = max(seconds, 0.8 * self._publish_seconds)
 
     def spare(self) -> float:
-        """Seconds left for work if a save and publishing are to end before the deadline; may be negative."""
+        """Seconds left for work, after subtracting the time to save and publish; may be negative."""
         return self.remaining() - self._save_seconds - self._publish_seconds - self._margin
 
     def allows(self, seconds: float) -> bool:
-        """Whether work of ``seconds``, then a save and its publishing, would end before the deadline."""
+        """Whether work that takes ``seconds`` can be done, saved and published before the deadline."""
         return self.spare() > seconds

@@ -1,4 +1,4 @@
-"""Track whether the object store answers: record it for `mbqueue status`, report it and wait. Imports no torch."""
+"""Track whether the object store answers; record and report outages, and plan the next attempt. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mbqueue.drive.livestate import store_trouble
 from mbqueue.errors import StoreAway, StoreError
 from mbqueue.project import ProjectFolder
 
-#: Waits between two tries of a commit that the store rejected: doubled each time, up to the longest.
+#: The first and the longest pause between attempts to commit while the store fails. The pause doubles each time.
 PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 #: How long a session waits for the store before it ends: a paid machine must not wait forever.
@@ -22,7 +22,9 @@ HEARSAY_SECONDS = 60.0
 
 
 class StoreWatch:
-    """What one session knows about the store. `mbqueue.storage.objects` reports to it, from any thread.
+    """Tracks outages of the store for one session.
+
+    `mbqueue.storage.objects` reports failures and answers of the store, from any thread.
 
     Args:
         note: called with a sentence when the store stops answering and when it answers again.
@@ -31,7 +33,7 @@ class StoreWatch:
     def __init__(self, project: ProjectFolder, *, clock: Clock, note: Callable[[str], None]) -> None:
         self._project, self._clock, self._note = project, clock, note
         self._lock = threading.Lock()
-        # A session that died while the store did not answer leaves a record; the first answer clears it.
+        # A session that died during an outage leaves its record behind; the store's next answer clears the record.
         self._why: str | None = store_trouble(project).get("why")
         self._away_since: float | None = None
         self._answered_at = 0.0
@@ -44,7 +46,7 @@ class StoreWatch:
 
     @property
     def why(self) -> str | None:
-        """Why commits do not reach the store right now; None if they do."""
+        """The reason why commits do not reach the store; None if the store answers."""
         return self._why
 
     def trouble(self, why: str) -> None:
@@ -55,7 +57,7 @@ class StoreWatch:
                 self._away_since = self._clock.monotonic()
                 self._write({"why": why, "since": self._clock.now()})
         if first:
-            self._note(f"DEGRADED: {why} Training continues here as far as it can; its commits wait.")
+            self._note(f"DEGRADED: {why} Training continues as far as possible, and its commits wait for the store.")
 
     def answered(self) -> None:
         """Record that the store answered."""
@@ -69,10 +71,10 @@ class StoreWatch:
             self._note("The object store answers again.")
 
     def heard(self) -> str | None:
-        """Why the store does not answer, if another session on this machine found that after our last answer.
+        """The outage that another session on this machine recorded after our last answer; None if there is none.
 
-        The reason comes from the file that `mbqueue status` reads. An old record is ignored, because its session may
-        have died.
+        The reason comes from the file that `mbqueue status` reads. An old reason is ignored, because the session that
+        wrote it may have died.
         """
         trouble = store_trouble(self._project)
         is_news = self._answered_at < trouble.get("since", 0.0) <= self._clock.now()
@@ -80,10 +82,10 @@ class StoreWatch:
         return trouble.get("why") if is_news and is_fresh else None
 
     def pause(self, error: StoreError) -> float:
-        """The wait before the next attempt, in seconds.
+        """Return the seconds to wait before the next attempt.
 
         Raises:
-            StoreError: if the session has waited long enough; the message says what to do.
+            StoreError: if the session has waited for `PATIENCE_SECONDS`; the message explains what to do.
         """
         with self._lock:
             away = 0.0 if self._away_since is None else self._clock.monotonic() - self._away_since
@@ -91,8 +93,8 @@ class StoreWatch:
             tries = self._tries
         if away > PATIENCE_SECONDS:
             raise StoreAway(
-                f"{error} The session waited {format_duration(away)}. What is committed is safe in the store; the "
-                "steps after that are not saved. Once mbqueue doctor reaches the store, resume with: mbqueue work"
+                f"{error} The session waited {format_duration(away)}. Committed work is safe in the store; later "
+                "steps are not saved. Once mbqueue doctor reaches the store, resume with: mbqueue work"
             ) from error
         return backoff(tries, first=PAUSE_SECONDS, longest=LONGEST_PAUSE_SECONDS)
 

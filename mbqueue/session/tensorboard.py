@@ -11,16 +11,17 @@ from mbqueue.errors import UsageError
 from mbqueue.queue.jobs import Job, Kind
 from mbqueue.session.report import Report
 
-#: The name of the run with the epochs, in the folder of the run with the fold's steps.
+#: The subfolder of a fold's run for the epochs' values, which are a separate run.
 _EPOCHS = "epochs"
 _BY_EPOCH = ("train_loss", "train_mae", "val_loss", "val_mae", "lr", "grad_norm", "structures_per_second")
 
 
 class TensorBoardReport(Report):
-    """Writes event files below ``folder``: step/… to EXPERIMENT/fold_i, epoch/… to EXPERIMENT/fold_i/epochs.
+    """Writes TensorBoard event files below ``folder``, for steps and epochs.
 
-    Steps are counted over all epochs. Steps that are repeated after a kill or a rewind replace the earlier ones
-    (``purge_step``). TensorBoard purges a whole run from a step on, so epochs need their own run.
+    Steps go to EXPERIMENT/fold_i, and their numbers increase over all epochs. Epochs go to EXPERIMENT/fold_i/epochs.
+    Steps that are repeated after a kill or a rewind replace the earlier steps (``purge_step``). TensorBoard purges all
+    values of a run from that step on, so epochs have a separate run.
 
     Raises:
         UsageError: if the package tensorboard is not installed.
@@ -55,7 +56,7 @@ class TensorBoardReport(Report):
         return self._folder / job.experiment / f"fold_{job.fold}"
 
     def _run(self, folder: Path) -> _Run:
-        """The run of a folder; closes the runs of other folds."""
+        """Return the run of a folder, and close the runs of other folds."""
         if folder not in self._runs:
             if not any(folder in (one.parent, one / _EPOCHS) for one in self._runs):
                 self._close()
@@ -77,9 +78,9 @@ class _Run:
         self._newest = 0
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Add the values of a step; hide the run's earlier values of this and later steps."""
+        """Add the values of a step; hide earlier values of the same and later steps."""
         if self._writer is None or step <= self._newest:
-            # Imported only when needed: the import takes a second.
+            # This import takes a second, so do it only when needed.
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
             self.close()

@@ -21,11 +21,11 @@ _STEPS_REMEMBERED = 20
 
 
 def run(session: Session, loaded: Loaded, lease: Lease) -> str:
-    """Train the epoch from its newest commit, commit it, and return a summary.
+    """Train the job's epoch, from its newest checkpoint if there is one, commit the epoch, and return a summary.
 
     Raises:
-        Stopped: the steps done so far are committed.
-        Rewound: checkpoints are damaged; the epochs after the newest intact one are queued again.
+        Stopped: if asked to stop; the steps so far are committed.
+        Rewound: if checkpoints are damaged; the epochs after the newest intact checkpoint are queued again.
     """
     job = lease.job
     assert job.fold is not None
@@ -55,7 +55,7 @@ class _Epoch:
             job.epoch,
             fence=self._lease.fence,
             session=session.id,
-            # Begin no step that cannot end and be saved before the deadline.
+            # Do not start a step that cannot end and be saved before the deadline.
             should_stop=lambda: session.stop_reason(self._step_seconds) is not None,
             on_step=self._tell,
             save=self._save,
@@ -66,7 +66,7 @@ class _Epoch:
         assert outcome.history_row is not None
         assert outcome.best is not None
         if not self._is_committed:
-            # An earlier session died between publishing this epoch's commit and telling the queue: adopt it.
+            # An earlier session published this epoch's commit, but died before it updated the queue: adopt the commit.
             history = self._fold.history()
             self._commit(history, outcome.best["epoch"], lambda: write_history(self._history_path, history))
         session.report.epoch_finished(job, outcome.history_row, is_best=outcome.improved)
@@ -97,7 +97,7 @@ class _Epoch:
     def _commit(self, history: list[dict[str, Any]], best_epoch: int, publish: Callable[[], None]) -> None:
         patience = self._spec.train.patience
         if is_out_of_patience(patience, epoch=history[-1]["epoch"], best=best_epoch):
-            self._skips = f"early stopping: no epoch was better than {best_epoch} for {patience} epochs"
+            self._skips = f"early stopping: no improvement for {patience} epochs after epoch {best_epoch}"
         pruned = verdict(self._session, self._spec, self._fold.fold, history)
         self._skips = pruned or self._skips
         result = {**history[-1], "best_epoch": best_epoch, "checkpoint_seconds": self._checkpoint_seconds}

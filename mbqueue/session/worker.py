@@ -1,4 +1,4 @@
-"""One session: claim a job, do it, commit it, repeat, until nothing is left, the time is up, or a stop is requested."""
+"""Run one session: claim, run and commit jobs until no job is left, the time is up or a stop is requested."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ from mbqueue.train.arithmetic import device_name
 
 _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: predict.run, Kind.RECORD: record.run}
 
-#: How long a session with nothing to claim waits before it asks again.
+#: How long a session waits before it looks for a job again.
 POLL_SECONDS = 2.0
-#: How long a job waits if its experiment's members are not recorded yet.
+#: How long a job that needs the results of other experiments waits if they are not recorded yet.
 MEMBERS_SECONDS = 60.0
 #: How long publishing may continue after a signal.
 PUBLISH_AFTER_SIGNAL_SECONDS = 20.0
@@ -74,18 +74,20 @@ def work(
     stop: StopRequest | None = None,
     clock: Clock | None = None,
 ) -> SessionOutcome:
-    """Run one session, which waits whenever the queue's server does not answer, even at the start.
+    """Run one session. Whenever the queue's server does not answer, even at the start, the session waits.
 
     Raises:
         UsageError: if the device does not exist, or nothing was ever enqueued.
         QueueError: if the queue cannot be read or written.
-        StoreError: if the queue's commits are elsewhere, or their store cannot be used.
-        DeviceLost: if the GPU stopped working before anything was saved; after a save, the session ends without this
+        StoreError: if the project does not use the place of the queue's commits, or their store cannot be used.
+        DeviceLost: if the GPU stopped working before anything was saved. After a save, the session ends without this
             error.
-        DeviceBusy: if other processes hold so much of the GPU's memory that nothing can be computed.
+        DeviceBusy: if other processes use so much of the GPU's memory that nothing can be computed.
     """
     clock = SystemClock() if clock is None else clock
-    stop = StopRequest() if stop is None else stop  # `or` would fail: a `StopRequest` without a request is false
+    stop = (
+        StopRequest() if stop is None else stop
+    )  # not `stop or …`: a `StopRequest` is false until a stop is requested
     require_queue(project, wait=stop.wait)
     project.topology.require_shared()
     require_original(project)
@@ -103,7 +105,7 @@ def _run(
     stop: StopRequest,
     clock: Clock,
 ) -> SessionOutcome:
-    """Run the session without its end command; raises the same errors as `work`."""
+    """Run the session without its end command; raise the same errors as `work`."""
     with open_queue(
         project, wait=stop.wait, refuses=lambda lost: lost.is_overwritten_by_work, note=report.note
     ) as queue:
@@ -116,7 +118,7 @@ def _run(
         with session.publisher or nullcontext(), copies:  # publishes the remaining work on exit
             ending, cause, lost = _work_and_end(session, loaded, options)
     if lost is not None:
-        # An error here keeps a script or cluster from starting session after session without any progress.
+        # Without this error, a script or cluster could start session after session that makes no progress.
         if not (session.jobs_done or session.has_saved):
             raise lost
         report.note(str(lost))
@@ -135,7 +137,7 @@ def _begin(
 ) -> Session:
     """Check where the commits are, and record the start of the session in the queue and in the report."""
     settings = project.settings
-    # A process that starts several sessions runs the end command for all of them: each reserves time for it.
+    # A process that starts several sessions runs the end command after all of them, so each session reserves time.
     deadline = Deadline(
         clock,
         options.session_seconds,
@@ -173,13 +175,13 @@ def _begin(
 def _work_and_end(
     session: Session, loaded: Loaded, options: WorkOptions
 ) -> tuple[Ending, StopCause, DeviceLost | None]:
-    """Do jobs until something ends the session, and record why; return the error, too, if the GPU is lost."""
+    """Run jobs until the session ends, and record why it ended; also return the error if the GPU is lost."""
     queue, clock = session.queue, session.clock
     try:
         with telling(session.report.note), session.heartbeat:
             ending, cause = _loop(session, loaded, options)
     except DeviceLost as error:
-        # For the queue, this is as if the process had died.
+        # The queue treats a lost GPU like the death of the process.
         cause = StopCause.by_lost_device(error.why)
         with suppress(QueueError):
             queue.end_session(session.id, reason=cause.reason, now=clock.now(), lost=True)
@@ -225,10 +227,10 @@ def _publisher(
 
 
 def _meet_others(session: Session, loaded: Loaded) -> None:
-    """Adopt what sessions with other databases have published since the last check."""
+    """Adopt the commits that sessions with other databases have published since the last check."""
     if session.publisher is None or not session.publisher.others:
         return
-    session.give_back_next("adopting what other sessions have published")
+    session.give_back_next("adopting the commits of other sessions")
     taken = session.publisher.reconcile(session.queue, now=session.clock.monotonic(), spare=session.deadline.spare())
     if loaded.fold_key in taken:
         loaded.forget_fold()
@@ -245,7 +247,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
             return Ending.STOPPED, stop.cause
         if options.max_jobs is not None and session.jobs_done >= options.max_jobs:
             left = not queue.outlook(now=clock.now()).is_exhausted
-            done = StopCause(StopKind.LIMIT, f"did {counted(session.jobs_done, 'job')}, as asked")
+            done = StopCause(StopKind.LIMIT, f"reached the limit of {counted(session.jobs_done, 'job')}")
             return (Ending.STOPPED if left else _idle_ending(session)), done
         if not session.await_store():
             continue  # a stop was requested in the meantime
@@ -269,22 +271,22 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
             return ending, StopCause(StopKind.EXHAUSTED, ending.value)
         if options.idle_seconds is not None and clock.monotonic() - idle_since >= options.idle_seconds:
             idle = format_duration(options.idle_seconds)
-            why = f"nothing to claim for {idle}; others hold {counted(outlook.leased, 'job')}"
+            why = f"no job to claim for {idle}; other sessions hold {counted(outlook.leased, 'job')}"
             return Ending.STOPPED, StopCause(StopKind.IDLE, why)
         if outlook.is_exhausted:
             session.report.waiting("nothing is left to do; waiting for new jobs")
         elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
             rest = format_duration(outlook.next_at - clock.now())
             session.report.waiting(
-                f"{counted(outlook.delayed, 'failed job')} to be tried again, the next one in {rest}"
+                f"mbqueue will retry {counted(outlook.delayed, 'failed job')}, the next one in {rest}"
             )
         else:
-            session.report.waiting(f"other sessions hold {counted(outlook.leased, 'job')}, which others need")
+            session.report.waiting(f"the next jobs wait for {counted(outlook.leased, 'job')} in other sessions")
         queue.wait(POLL_SECONDS, stop.wait)
 
 
 def _claim(session: Session, loaded: Loaded) -> Lease | None:
-    """The next job: the one claimed with the last commit, or one from the queue, where searches may add trials."""
+    """Return the job claimed with the last commit; else let searches add trials, and claim a job from the queue."""
     lease = session.take_next()
     if lease is not None:
         return lease
@@ -294,14 +296,14 @@ def _claim(session: Session, loaded: Loaded) -> Lease | None:
 
 
 def _idle_ending(session: Session) -> Ending:
-    """Whether no jobs are left, except those that wait for a person. Cancelled jobs count as done."""
+    """Return BLOCKED if unfinished jobs or a search wait for the user, else DONE. Cancelled jobs count as done."""
     counts = session.queue.overview(now=session.clock.now())["jobs"]
     unfinished = sum(n for state, n in counts.items() if state not in {"committed", "skipped", "cancelled"})
     return Ending.BLOCKED if unfinished or session.is_search_stuck else Ending.DONE
 
 
 def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
-    """Do one job; report its failure to the queue."""
+    """Run one job; if it fails, report the failure to the queue."""
     session.report.job_started(lease.job)
     session.heartbeat.hold(lease)
     try:
@@ -310,8 +312,7 @@ def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
         try:
             session.queue.release(lease, reason=str(stopped), now=session.clock.now(), preempted=True)
         except LeaseLost as lost:
-            # The job stopped because its lease is lost, or another session has taken it over. This session continues
-            # with other jobs.
+            # The session lost the job's lease, so it cannot release the job, but continues with other jobs.
             loaded.forget_fold()
             session.report.note(str(lost))
             return
@@ -321,7 +322,7 @@ def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
         loaded.forget_fold()
         session.report.note(str(error))
         if isinstance(error, CommitTaken):
-            session.give_back_once(lease, error, "its commit existed already")
+            session.give_back_once(lease, error, "the job's commit already existed")
         return
     except MembersNotRecorded as error:
         session.note_once(str(error))
@@ -332,7 +333,7 @@ def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
         return
     except StoreError as error:
         loaded.forget_fold()
-        session.report.note(f"{lease.job.label}: {error} Its steps since the last commit are not saved.")
+        session.report.note(f"{lease.job.label}: {error} The steps since the last commit are not saved.")
         if isinstance(error, StoreAway):
             session.give_back(lease, STORE_AWAY, for_others=True)
         else:
@@ -357,7 +358,7 @@ def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
 
 
 def _ends_session(project: ProjectFolder, device: torch.device, error: Exception) -> tuple[MbqueueError, str] | None:
-    """The error that ends the session and the reason for releasing the job, if the machine failed and not the job."""
+    """If the machine failed and not the job, return the error to raise and the reason for releasing the job."""
     if is_disk_full(error):
         return DiskFull(_what_to_free(project)), "the disk is full"
     if (limited := why_limited(error)) is not None:
@@ -368,7 +369,7 @@ def _ends_session(project: ProjectFolder, device: torch.device, error: Exception
 
 
 def _would_come_out_the_same(error: Exception) -> bool:
-    """Whether an error comes from the data, the spec or the arithmetic, not from a network or a damaged cache."""
+    """Whether a retry would fail again, because the error is in the data, the spec or the arithmetic."""
     lasting = DataError | SpecError | CheckpointMisfit | TrainingError | ResultsError | RewoundBefore
     return isinstance(error, lasting) and not isinstance(error, SourceAway | CacheError)
 
@@ -384,6 +385,7 @@ def is_disk_full(error: BaseException) -> bool:
 def _what_to_free(project: ProjectFolder) -> str:
     return (
         f"The disk of {project.live_dir} is full. Every commit so far is safe, and the session ends. Free some space: "
-        "`mbqueue cache prune` removes converted data that no experiment needs; with `--all` it "
-        f"removes all of it, which sessions rebuild. Logs are in {project.logs_dir}. Then continue with: mbqueue work"
+        "`mbqueue cache prune` removes converted data that no experiment needs. With `--all`, it removes all converted "
+        f"data, and sessions rebuild the data that they need. Logs are in {project.logs_dir}. Then continue with: "
+        "mbqueue work"
     )

@@ -101,7 +101,7 @@ def test_emptying_a_cache_while_it_is_built_is_an_error(split: ProjectFolder, mo
         return graphs
 
     monkeypatch.setattr(GraphCache, "build", emptied)
-    with pytest.raises(CacheError, match="removed while it was being built"):
+    with pytest.raises(CacheError, match="while it was being built"):
         load(split, None, [])
 
 

@@ -58,7 +58,7 @@ def test_a_session_that_starts_while_the_server_is_down_waits(tmp_path, postgres
     postgres_server.stop()
     stop = StartsTheServer()
     outcome = work(project, WorkOptions(device="cpu", max_jobs=0), report=RememberedReport(), stop=stop)
-    assert (outcome.reason, stop.waits > 0) == ("did 0 jobs, as asked", True)
+    assert (outcome.reason, stop.waits > 0) == ("reached the limit of 0 jobs", True)
 
 
 def test_a_session_waiting_on_a_server_claims_new_jobs_at_once(tmp_path, postgres_server: PostgresServer):

@@ -77,7 +77,7 @@ def test_a_dead_session_is_reported_and_the_others_continue_until_they_are_stopp
     assert [(one.session, one.reason) for one in stopped] == [(second.id, "SIGTERM")]
     assert not started.is_running
     said = "".join(project.log(follow=True))
-    assert "its process was ended by SIGKILL; the other sessions continue" in said
+    assert "its process was terminated by SIGKILL; the other sessions continue" in said
     assert f"session {second.id}: " in said
     with Queue(folder.queue_db, read_only=True) as queue:
         assert not queue.jobs(state=State.LEASED)
@@ -266,7 +266,7 @@ def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
     assert [device.visible for device in parse_devices(["1", "0"])] == ["GPU-5", "3"]
-    with pytest.raises(UsageError, match="counted from 0"):
+    with pytest.raises(UsageError, match="counts the GPUs in this list from 0"):
         parse_devices(["2"])
     for wrong in ([""], ["gpu1"], ["cuda"], ["-1"]):
         with pytest.raises(UsageError, match="cpu,cpu"):

@@ -167,8 +167,8 @@ def test_a_damaged_spec_fails_at_once_and_following_the_advice_repairs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = _worked_with_another_spec(tmp_path, "'$.train.lr', 1.0", capsys)
-    assert "FAILED, once its cause is fixed: mbqueue retry pretrained_infer" in said
-    assert "is not the one that was enqueued: it is damaged. Rebuild the queue" in said
+    assert "FAILED, after fixing the cause: mbqueue retry pretrained_infer" in said
+    assert "is damaged: it differs from the enqueued spec. Rebuild the queue" in said
     assert "mbqueue recover --force" in said
     project = Project(tmp_path)
     project.recover(force=True)
@@ -181,7 +181,7 @@ def test_a_spec_of_another_version_fails_at_once_and_the_advice_names_no_file(
 ) -> None:
     said = _worked_with_another_spec(tmp_path, "'$.train.of_tomorrow', 1", capsys, is_damage=False)
     assert "train.of_tomorrow: there is no such key" in said
-    assert "Another version of mbqueue enqueued it" in said
+    assert "Another version of mbqueue enqueued this experiment" in said
     assert "Fix the file" not in said
 
 

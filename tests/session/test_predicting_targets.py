@@ -51,5 +51,5 @@ def test_ensembles_of_a_class_average_probabilities(project: Project, tmp_path: 
 
 def test_models_of_different_targets_are_refused_as_an_ensemble(project: Project, tmp_path: Path) -> None:
     models = [saved(tmp_path / "a.pth", MODULUS), saved(tmp_path / "b.pth", CLASS)]
-    with pytest.raises(UsageError, match=r"predicts the bulk modulus \(GPa\), but .* the metallicity"):
+    with pytest.raises(UsageError, match=r"predicts the bulk modulus \(GPa\), but .* predicts the metallicity"):
         project.predict(tmp_path / "new.jsonl", models, device="cpu")

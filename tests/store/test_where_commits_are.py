@@ -106,7 +106,7 @@ def test_a_session_with_another_store_is_refused_and_changes_nothing_there(
             store.check()
         before = sorted(path.name for path in (tmp_path / name).rglob("*"))
         monkeypatch.setenv(STORE_VARIABLE, store.url)
-        with pytest.raises(StoreError, match=rf"are in {share.url}.*another store"):
+        with pytest.raises(StoreError, match=rf"are in {share.url}.*a different store"):
             session(project)
         assert sorted(path.name for path in (tmp_path / name).rglob("*")) == before
 
@@ -117,12 +117,12 @@ def test_an_unmounted_share_is_not_mistaken_for_a_new_store(
     """After a reboot, the mount point is an empty folder."""
     (tmp_path / "share").rename(tmp_path / "unmounted")
     (tmp_path / "share").mkdir()
-    with pytest.raises(StoreError, match=rf"are in {share.url} .*If it is a share, mount it"):
+    with pytest.raises(StoreError, match=rf"are in {share.url} .*If the store is on a share, mount the share"):
         session(project)
     assert list((tmp_path / "share").iterdir()) == []
     (tmp_path / "share").rmdir()
     (tmp_path / "unmounted").rename(tmp_path / "share")
-    assert session(project) == "did 0 jobs, as asked"
+    assert session(project) == "reached the limit of 0 jobs"
 
 
 def test_a_share_that_is_mounted_elsewhere_is_the_same_store(
@@ -130,7 +130,7 @@ def test_a_share_that_is_mounted_elsewhere_is_the_same_store(
 ) -> None:
     (tmp_path / "mounted").symlink_to(tmp_path / "share")
     monkeypatch.setenv(STORE_VARIABLE, (tmp_path / "mounted").as_uri())
-    assert session(project) == "did 0 jobs, as asked"
+    assert session(project) == "reached the limit of 0 jobs"
 
 
 def test_another_store_at_the_same_address_is_refused(share: ObjectStore) -> None:
@@ -219,16 +219,16 @@ def test_machines_that_share_only_a_queue_cannot_both_work_with_it(
     folder = one.live_dir / "checkpoints" / EPOCH
     folder.parent.mkdir(parents=True)
     folder.with_name(f"{folder.name}.json").write_text("{}")
-    assert session(one) == "did 0 jobs, as asked"
+    assert session(one) == "reached the limit of 0 jobs"
     with pytest.raises(
         StoreError, match=rf"{one.live_dir} .*{two.live_dir}, lacks full_finetune fold 0 .*set up a store"
     ):
         session(two)
-    with pytest.raises(StoreError, match="another one"):
+    with pytest.raises(StoreError, match="another folder"):
         Project(two.root).results("full_finetune")
     # A moved folder is still accepted, because the id inside it is the same.
     one.root.rename(tmp_path / "mounted")
-    assert session(find_project(tmp_path / "mounted")) == "did 0 jobs, as asked"
+    assert session(find_project(tmp_path / "mounted")) == "reached the limit of 0 jobs"
 
 
 def test_a_file_that_was_copied_from_a_server_works_beside_its_commits_and_nowhere_else(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_commits_are_moved_to_another_store_by_one_command(
     assert told.exit_code == 0, told.stderr
     assert "3 objects copied" in told.stdout
     assert set(target.names("")) == set(share.names(""))
-    assert session(project) == "did 0 jobs, as asked"
+    assert session(project) == "reached the limit of 0 jobs"
     monkeypatch.setenv(STORE_VARIABLE, share.url)
     with pytest.raises(StoreError, match=target.url):
         session(project)
@@ -312,7 +312,7 @@ def test_a_move_interrupted_anywhere_is_finished_by_the_next(
                 assert place.address == share.url, "the queue is told last"
     assert at > 5
     assert set(ObjectStore.open(url).names("")) == set(share.names(""))
-    assert session(project) == "did 0 jobs, as asked"
+    assert session(project) == "reached the limit of 0 jobs"
 
 
 def test_another_manifest_of_the_same_size_does_not_count_as_a_copy(
@@ -339,7 +339,7 @@ def test_missing_commits_are_given_up_only_with_lost(
         api.move_commits()
     assert list((tmp_path / "new").iterdir()) == []
     assert api.move_commits(lost=True).lost == "full_finetune fold 0 (0 of 1 epochs)"
-    assert session(project) == "did 0 jobs, as asked"
+    assert session(project) == "reached the limit of 0 jobs"
 
 
 def test_commits_are_not_moved_under_a_session(project: ProjectFolder, tmp_path: Path, monkeypatch: Any) -> None:
@@ -407,16 +407,16 @@ def test_a_copy_that_would_use_the_store_or_the_queue_of_its_original_is_refused
     session(original)
     shutil.copytree(original.root, tmp_path / "copy")
     copy = find_project(tmp_path / "copy")
-    said = rf"copy is a copy of {original.root}, and both would use the same {shares}.*set `{shares}`"
+    said = rf"copy is a copy of {original.root}, and both would use the same {shares}.*Change `{shares}`"
     with pytest.raises(UsageError, match=said):
         session(copy)
-    assert session(original) == "did 0 jobs, as asked"
+    assert session(original) == "reached the limit of 0 jobs"
     with open_queue(original, read_only=True) as queue:
         assert len(queue.sessions()) == 2, "the copy began no session"
 
     monkeypatch.setenv(STORE_VARIABLE, share.url)
     if shares == "queue":  # with the same store, the copy is one more machine of the project
-        assert session(find_project(copy.root)) == "did 0 jobs, as asked"
+        assert session(find_project(copy.root)) == "reached the limit of 0 jobs"
         return
     original.root.rename(tmp_path / "away")  # without the original, the copy counts as the moved project
-    assert session(copy) == "did 0 jobs, as asked"
+    assert session(copy) == "reached the limit of 0 jobs"
