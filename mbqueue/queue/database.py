@@ -1,7 +1,7 @@
 """The database interface that the queue uses: transactions, statements, rows, and a way to wait for changes.
 
-Statements are written once, in the SQL that SQLite and PostgreSQL share. `mbqueue.queue.dialect` has the SQL that
-differs between them.
+Most statements use only SQL that both SQLite and PostgreSQL understand. `mbqueue.queue.dialect` defines the SQL that
+differs between the two databases.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Statements(Protocol):
 
 
 class Database(ABC):
-    """A database that holds one queue. Any number of threads and processes may use it at once.
+    """A database that contains one queue. Any number of threads and processes may use the database at once.
 
     Attributes:
         name: where the database is, for messages; never includes a password.
@@ -77,19 +77,19 @@ class Database(ABC):
 
     @abstractmethod
     def writing(self) -> AbstractContextManager[Statements]:
-        """A write transaction: committed when the block ends, rolled back when it raises."""
+        """Open a write transaction, which is committed when the block ends and rolled back if the block raises."""
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Statements]:
-        """A read transaction: all statements of the block see the same instant."""
+        """Open a read transaction, in which all statements see the same state of the database."""
 
     def attempt(self, call: Callable[[], Result]) -> Result:
-        """Run a call of one or more transactions; repeat the call if it was interrupted before it changed anything."""
+        """Run ``call``, and repeat it if one of its transactions was interrupted before anything was changed."""
         return call()
 
     @abstractmethod
     def close(self) -> None:
-        """Close this process's connections in all threads; the next use opens new ones."""
+        """Close this process's connections in all threads. The next transaction opens a new connection."""
 
     @abstractmethod
     def verify(self) -> None:
@@ -97,7 +97,7 @@ class Database(ABC):
 
     @abstractmethod
     def instant(self, db: Statements, now: float) -> float:
-        """The time that ``:now`` stands for in this transaction: the caller's, or the database server's."""
+        """The value of ``:now`` in this transaction, in seconds since the epoch: the caller's time or the server's."""
 
     def together(self, db: Statements, statements: Sequence[Bound]) -> list[Rows]:
         """Run several statements in order, in one message to a server; return the result of each."""
@@ -105,14 +105,15 @@ class Database(ABC):
 
     @abstractmethod
     def holding(self, experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:
-        """The statement that locks an experiment, with its jobs and their edges, until this transaction ends.
+        """The statement that locks an experiment and its jobs until the transaction ends.
 
-        Shared locks exclude only exclusive locks. An experiment of None locks the list of experiments. Every
-        transaction locks an experiment before it changes any of its jobs, so no two transactions wait for each other.
+        A shared lock blocks only exclusive locks. If ``experiment_id`` is None, the statement locks the list of
+        experiments. Every transaction locks an experiment before it changes the experiment's jobs, which prevents
+        deadlocks.
         """
 
     def hold(self, db: Statements, experiment_id: int | None, *, shared: bool = False) -> None:
-        """Run the statement of `holding`."""
+        """Lock an experiment until the transaction ends; arguments as for `holding`."""
         self.together(db, self.holding(experiment_id, shared=shared))
 
     @abstractmethod
@@ -123,16 +124,17 @@ class Database(ABC):
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
         """Wait until there may be a new job to claim, or until ``is_over(seconds)`` returns True.
 
-        The call of ``is_over`` itself waits; ``seconds`` is how long to wait if the database announces no changes.
+        ``is_over`` sleeps for the number of seconds that it is given. If the database cannot announce changes, this
+        number is ``seconds``.
         """
 
 
 def repeatable(method: Method) -> Method:
-    """Mark a public method of the queue as one transaction, which starts over if interrupted.
+    """Mark a public method of the queue as one transaction, which is repeated if it was interrupted.
 
-    The new attempt sees what other sessions have changed since, and refuses an outdated fence. `publish` is called only
-    once, however often the method starts over. Files that `publish` has moved stay valid even if another session claims
-    the job in between: the lease was held, and the job's row was locked.
+    A repeated transaction sees the changes of other sessions, and refuses an outdated fence. `publish` is called only
+    once, even if the transaction is repeated. Files that `publish` has moved stay valid even if another session claims
+    the job between two attempts. The reason is that the lease was held, and the job's row locked, during `publish`.
     """
 
     @wraps(method)

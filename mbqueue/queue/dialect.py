@@ -1,6 +1,7 @@
 """The SQL that differs between SQLite and PostgreSQL, side by side.
 
-A statement that both databases understand is a string. Any other statement is a function of `Dialect`.
+A statement that both databases understand is a string. Any other statement is a function that takes a `Dialect` and
+returns the SQL.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ class Dialect(ABC):
 
     Attributes:
         row_id: the type of an auto-incrementing primary key.
-        integer, bigint, real, text: types of columns; PostgreSQL keeps an ``integer`` in 32 bits.
-        table, keyed_table: the end of a table's definition, and of a table with no columns besides its key.
-        often_changed: the end of the definition of a table whose rows change often.
+        integer, bigint, real, text: types of columns; PostgreSQL stores an ``integer`` in 32 bits.
+        table: the text at the end of a table's definition.
+        keyed_table: the same for a table in which every column belongs to the key.
+        often_changed: the same for a table whose rows change often.
         lock, skip_locked: text that ends a SELECT and locks the selected rows; ``skip_locked`` also skips rows that are
             locked already.
-        or_else: the function for the first value that is not NULL, spelt as in the index of a job's identity.
+        or_else: the SQL function that returns its first argument that is not NULL, as used in the index jobs_identity.
         claim_covers: extra columns in the index that claims search.
-        board_index: text after the table's name in the dashboard's query, which forces one index.
+        board_index: text in the dashboard's query, after the table's name, that forces the use of one index.
     """
 
     row_id: ClassVar[str]
@@ -42,27 +44,27 @@ class Dialect(ABC):
 
     @abstractmethod
     def json_number(self, text: str, key: str) -> str:
-        """The number under a key of a JSON object; NULL if the key is missing."""
+        """SQL for the number under a key of a JSON object; NULL if the key is missing."""
 
     @abstractmethod
     def is_json(self, text: str) -> str:
-        """Whether a text is JSON. PostgreSQL also requires an object, and raises an error for text that is not JSON."""
+        """SQL that tests whether a text is JSON. PostgreSQL requires a JSON object, and fails for other text."""
 
     @abstractmethod
     def is_same(self, left: str, right: str) -> str:
-        """Whether two values are equal, or both NULL."""
+        """SQL that tests whether two values are equal or both NULL."""
 
     @abstractmethod
     def job_check(self, condition: str) -> str:
-        """A rule for a row, in the definition of the table of jobs; empty if a trigger enforces the rule."""
+        """The CHECK clause of a rule in the definition of the table of jobs; empty if a trigger enforces the rule."""
 
     @abstractmethod
     def event_of(self, table: str) -> str:
-        """The foreign key of a column of the table of events; empty if the table has no foreign keys."""
+        """The foreign-key clause of a column in the table of events; empty if the table has no foreign keys."""
 
     @abstractmethod
     def list_of(self, number: str, *, order: str, where: str) -> str:
-        """The numbers of a group in order, exact to the last bit, as text like ``1.5,null,2.0``."""
+        """SQL that joins the numbers of a group, in order and without rounding, into text like ``1.5,null,2.0``."""
 
 
 class _Sqlite(Dialect):
@@ -72,7 +74,7 @@ class _Sqlite(Dialect):
     text = "TEXT"
     table = often_changed = " STRICT"
     keyed_table = " STRICT, WITHOUT ROWID"
-    lock = skip_locked = ""  # SQLite has one writer at a time
+    lock = skip_locked = ""  # SQLite allows only one writer at a time
     or_else = "ifnull"  # SQLite does not use an index on ifnull(…) for coalesce(…)
     claim_covers = ", not_before, affinity"
     board_index = " INDEXED BY jobs_board"
@@ -93,7 +95,7 @@ class _Sqlite(Dialect):
         return f" REFERENCES {table} (id)"
 
     def list_of(self, number: str, *, order: str, where: str) -> str:  # noqa: ARG002 - the index gives the order
-        # Seventeen digits keep a float exactly; json_group_array would round to fifteen.
+        # Seventeen digits represent a float exactly; json_group_array would round to fifteen digits.
         text = f"CASE WHEN {number} IS NULL THEN 'null' ELSE printf('%!.17g', {number}) END"
         return f"group_concat({text}) FILTER (WHERE {where})"
 
@@ -105,7 +107,7 @@ class _Postgresql(Dialect):
     real = "double precision"
     text = "text"
     table = keyed_table = ""
-    # Leave free space in each page, so that an update stays in its page, and vacuum often.
+    # Leave free space in each page, so that an updated row stays in its page. Vacuum often.
     often_changed = " WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000)"
     lock = "FOR NO KEY UPDATE"
     skip_locked = "FOR NO KEY UPDATE SKIP LOCKED"
@@ -123,12 +125,12 @@ class _Postgresql(Dialect):
         return f"{left} IS NOT DISTINCT FROM {right}"
 
     def job_check(self, condition: str) -> str:  # noqa: ARG002
-        # PostgreSQL parses each CHECK again in every statement, which takes a quarter of the server's work for a
-        # commit. A connection parses a trigger's function once (`mbqueue.queue.postgresql.schema`).
+        # PostgreSQL parses each CHECK again in every statement, which would be a quarter of the server's work for a
+        # commit. A connection parses a trigger function only once (`mbqueue.queue.postgresql.schema`).
         return ""
 
     def event_of(self, table: str) -> str:  # noqa: ARG002
-        # The row that an event refers to has just been written, and no job or experiment is ever deleted.
+        # No foreign key is needed: an event refers to a row that has just been written and is never deleted.
         return ""
 
     def list_of(self, number: str, *, order: str, where: str) -> str:
@@ -139,12 +141,12 @@ class _Postgresql(Dialect):
 SQLITE: Dialect = _Sqlite()
 POSTGRESQL: Dialect = _Postgresql()
 
-#: A statement for both databases, or a function that makes it from a dialect.
+#: SQL text for both databases, or a function that returns the text for a dialect.
 Sql = str | Callable[[Dialect], str]
 
 
 def text_of(statement: Sql, dialect: Dialect) -> str:
-    """The statement for one database."""
+    """The text of a statement for one database."""
     return statement if isinstance(statement, str) else _written(statement, dialect)
 
 

@@ -21,8 +21,7 @@ from mbqueue.queue.store import Queue
 
 _ROWS_AT_ONCE = 1000
 
-#: The tables of a queue, ordered so that every row finds the rows that it refers to. Rows are ordered by the first
-#: column.
+#: The columns of a queue's tables. A table comes after the tables that its foreign keys refer to.
 COLUMNS = {
     "experiments": "id, name, spec, spec_hash, results_dir, dataset, dataset_hash, priority, paused, enqueued_at",
     "sessions": "id, host, boot_id, pid, pid_started, device, started_at, heartbeat_at, alive_until, deadline_at, "
@@ -35,11 +34,11 @@ COLUMNS = {
     "commits_place": "id, number, kind, address, since, by",
 }
 _NUMBERED = ("experiments", "jobs", "events")
-#: The columns of a server's table that hold fewer than 64 bits.
+#: Finds the columns of a PostgreSQL table that hold fewer than 64 bits.
 _NARROW = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(?) AND atttypid = to_regtype('integer')"
 _LARGEST_NARROW = 2**31 - 1
 
-# A lock for each queue of a database; one transaction at a time holds the lock until it ends.
+# Tries to lock a queue until the transaction ends. Each queue of a database has a separate lock.
 _ONE_MOVER = (
     "SELECT pg_try_advisory_xact_lock(hashtext('mbqueue moves'), "
     "CAST(CAST(to_regclass('experiments') AS oid) AS integer)) AS is_ours"
@@ -48,10 +47,10 @@ _ONE_MOVER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Migrated:
-    """The counts of copied rows.
+    """The outcome of copying a queue.
 
     Attributes:
-        rows: the number of rows of each table.
+        rows: the number of rows in each table.
         source, target: the addresses, without passwords.
     """
 
@@ -69,15 +68,15 @@ def rows_of(db: Statements, table: str) -> Iterator[tuple[Any, ...]]:
 
 
 def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
-    """Fill an empty queue with the content of another, and mark the source as moved (`mbqueue.queue.moved`).
+    """Copy a queue into an empty one, and mark the source as moved (`mbqueue.queue.moved`).
 
-    All rows are read back and compared before they are committed. A target that was itself moved away counts as empty
-    if the source has everything in it. If the target continues the source's events, an earlier run died before it
-    marked the source. After such a crash, this run only adds the mark to the source.
+    Before the commit, all copied rows are read back and compared. A target whose queue was moved away earlier counts as
+    empty if the source contains all of its events. If the target already contains the source's events, an earlier run
+    crashed before it marked the source. In that case, this run only marks the source.
 
     Raises:
         UsageError: if a session works with the source, or the target is not empty.
-        QueueError: if the target cannot store a value unchanged; then nothing was changed.
+        QueueError: if the target cannot store a value unchanged; then neither queue was changed.
     """
     with source.writing() as old, target.writing() as new:  # the target's transaction commits first
         _require_another(source, old, target, new)
@@ -88,22 +87,23 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
             _copy(old, target, new)
         elif _is_empty(old) or not _goes_on(new, after=old):
             raise UsageError(
-                f"{target.database.name} is not empty. Give an empty one, for example another schema=NAME."
+                f"{target.database.name} is not empty. Use an empty database or schema, for example another "
+                "schema=NAME."
             )
         counts = _counts(new)
     return Migrated(rows=counts, source=source.database.name, target=target.database.name)
 
 
 def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
-    """Copy a queue as `copy_queue` does, into a new SQLite file that appears only once it is complete.
+    """Copy a queue into a new SQLite file, as `copy_queue` does. The file appears only when it is complete.
 
-    If a moved-away queue has this path, it is renamed to ``queue.db.moved-TIME``.
+    If a queue that was moved away is at this path, its file is renamed to ``queue.db.moved-TIME``.
 
     Raises:
-        UsageError: if the file exists and was not moved away; otherwise as `copy_queue`.
+        UsageError: if the path has a queue that was not moved away; also for the reasons of `copy_queue`.
     """
     if source.database.dialect is SQLITE:
-        raise UsageError(f"The queue at {source.database.name} is a file already. Nothing was changed.")
+        raise UsageError(f"The queue {source.database.name} is already in a file. Nothing was changed.")
     building = path.with_name(f"{files.TEMP_PREFIX}{path.name}")
     try:
         for left in path.parent.glob(f"{building.name}*"):
@@ -115,7 +115,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
                     _copy(old, target, new)
                 settle(building)
                 if path.exists():
-                    settle(path)  # otherwise a crash between the renames would leave a file without its mark
+                    settle(path)  # otherwise a crash between the renames could leave a file that is not marked as moved
                     set_aside(path, "moved", now=now)
                 building.replace(path)
                 files.fsync_dir(path.parent)
@@ -127,10 +127,10 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
 
 
 def _require_another(source: Queue, old: Statements, target: Queue, new: Statements) -> None:
-    """Refuse to move a queue to its own address in another spelling, which would mark the queue as moved away.
+    """Refuse to move a queue onto itself, for example through another spelling of its address.
 
     Raises:
-        UsageError: if both are the same queue.
+        UsageError: if both are the same queue, or another process is moving one of them.
     """
     if not source.database.dialect is target.database.dialect is POSTGRESQL:
         return
@@ -142,41 +142,41 @@ def _require_another(source: Queue, old: Statements, target: Queue, new: Stateme
 
 
 def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
-    """Mark the source as moved once the transaction on the target is committed."""
+    """Mark the source as moved. The caller commits this change after the target's transaction."""
     now = source.database.instant(old, now)
     if source.database.dialect is POSTGRESQL:
         old.execute(f"LOCK TABLE {', '.join(COLUMNS)} IN EXCLUSIVE MODE")
     live = at_work(source.database, old, now=now)
     if live is not None:
         raise UsageError(
-            f"Session {live.id} on {live.host} works with {source.database.name}. End it first: mbqueue stop"
+            f"Session {live.id} on {live.host} works with {source.database.name}. End this session first: mbqueue stop"
         )
     mark_moved(old, source.database.dialect, COLUMNS, target=target, now=now)
 
 
 def _take_back(target: Queue, old: Statements, new: Statements) -> None:
-    """Empty a target that was moved away, if the source has all of its events."""
+    """Empty a target whose queue was moved away, if the source contains all of that queue's events."""
     version = version_before(new)
     if version is None:
         return
     if version != SCHEMA_VERSION:
         raise UsageError(
-            f"{target.database.name} holds the remains of a queue that another version of mbqueue moved (schema "
-            f"version {version}, this version's is {SCHEMA_VERSION}). Give another schema=NAME."
+            f"{target.database.name} contains the remains of a queue that another version of mbqueue moved (schema "
+            f"version {version}, but this mbqueue uses version {SCHEMA_VERSION}). Use another schema=NAME."
         )
     if not _goes_on(old, after=new):
         raise UsageError(
-            f"{target.database.name} holds the remains of a moved queue, and this queue does not come from it. "
-            "Give another schema=NAME."
+            f"{target.database.name} contains the remains of a different queue, which was moved away. Use another "
+            "schema=NAME."
         )
     empty_moved(new, COLUMNS)
 
 
 def _is_copied(path: Path, old: Statements) -> bool:
-    """Whether a file already holds the queue to be copied; False if there is no file, or if its queue was moved away.
+    """Whether a file already contains a copy of the queue; False if there is no file, or if its queue was moved away.
 
     Raises:
-        UsageError: if the file holds another queue.
+        UsageError: if the file contains another queue.
     """
     if not path.exists():
         return False
@@ -186,11 +186,14 @@ def _is_copied(path: Path, old: Statements) -> bool:
                 return True
     except QueueMoved:
         return False
-    raise UsageError(f"There is a queue at {path} already. Move it and the files beside it out of the way first.")
+    raise UsageError(
+        f"{path} already contains another queue. First rename this file and the files beside it that begin with "
+        f"{path.name}."
+    )
 
 
 def _goes_on(db: Statements, *, after: Statements) -> bool:
-    """Whether the events of one queue are the first events of another queue; events never change."""
+    """Whether ``db`` is a later state of the queue ``after``: its first events are all events of ``after``."""
     events = rows_of(db, "events")
     return all(next(events, None) == before for before in rows_of(after, "events"))
 
@@ -215,7 +218,7 @@ def _copy(old: Statements, target: Queue, new: Statements) -> None:
             if was != is_now:
                 raise QueueError(
                     f"Row {was[0]} of {table} cannot be stored unchanged in {target.database.name} (an "
-                    "unsupported character?). Nothing was written there."
+                    "unsupported character?). Nothing was changed."
                 )
 
 
@@ -232,14 +235,14 @@ def _fill(target: Queue, db: Statements, table: str, rows: Iterator[tuple[Any, .
                 if row[position] is not None and abs(row[position]) > _LARGEST_NARROW:
                     raise QueueError(
                         f"Row {row[0]} of {table} has {columns[position]} = {row[position]}, which "
-                        f"{target.database.name} cannot hold. Nothing was changed."
+                        f"{target.database.name} cannot store. Nothing was changed."
                     )
         db.executemany(statement, chunk)
 
 
 @contextmanager
 def _without_triggers(target: Queue, db: Statements) -> Iterator[None]:
-    """In this transaction only, allow inserting jobs in any state and without events."""
+    """Disable the triggers inside the block, so that jobs can be inserted in any state and without events."""
     if target.database.dialect is POSTGRESQL:
         db.execute("ALTER TABLE jobs DISABLE TRIGGER USER")
         yield

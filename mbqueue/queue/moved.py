@@ -1,9 +1,8 @@
-"""Mark a queue that was moved to another database: the old database names the new place and refuses all work.
+"""Mark a queue as moved to another database. A marked queue names the new database and refuses all writes.
 
-Two databases with the same jobs would hand out each job twice, under the same fence. The source of the copy is
-therefore marked: its version becomes one that no mbqueue accepts, not even an old release. Triggers refuse writes of
-processes that opened the source earlier, such as a session that was frozen during the move. A marked queue can still be
-read.
+Two databases with the same jobs would hand out each job twice, under the same fence. So the old database gets a schema
+version that no release of mbqueue accepts, not even an old one. Triggers refuse writes from processes that opened the
+old database earlier, such as a session that was frozen during the move. A marked queue can still be read.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from mbqueue.errors import QueueMoved
 from mbqueue.queue.database import Statements
 from mbqueue.queue.dialect import SQLITE, Dialect
 
-#: Replaces the schema's version.
+#: The schema version of a queue that was moved away.
 MOVED_VERSION = 1_000_000
 _REFUSAL = "the queue was moved to another database meanwhile; start again to see where it is"
 
@@ -41,7 +40,7 @@ _POSTGRESQL_TABLE = (
 
 
 def mark_moved(db: Statements, dialect: Dialect, tables: Iterable[str], *, target: str, now: float) -> None:
-    """Within a transaction, mark a queue as moved to a target, whose text must not contain a password."""
+    """Mark a queue as moved, within a transaction. ``target`` must not contain a password."""
     once, each = (_SQLITE, _SQLITE_TABLE) if dialect is SQLITE else (_POSTGRESQL, _POSTGRESQL_TABLE)
     for statement in (*once, *(statement.format(table=table) for table in tables for statement in each)):
         db.execute(statement, {"target": target, "now": now} if ":target" in statement else {})
@@ -55,7 +54,7 @@ def version_before(db: Statements) -> int | None:
 
 
 def empty_moved(db: Statements, tables: Iterable[str]) -> None:
-    """Within a transaction, turn a moved queue on a server into an empty, usable queue. Grants stay."""
+    """Turn a moved queue on a server into an empty, usable queue, within a transaction. Grants to roles are kept."""
     db.execute("UPDATE mbqueue_schema SET version = (SELECT version FROM moved)")
     db.execute("DROP TABLE moved")
     db.execute("DROP FUNCTION refuse_moved() CASCADE")
@@ -65,12 +64,12 @@ def empty_moved(db: Statements, tables: Iterable[str]) -> None:
 
 
 def moved_error(name: object, target: str, at: float) -> QueueMoved:
-    """The error for a queue that was moved to ``target`` at the time ``at``."""
+    """Make the error for a queue that was moved to ``target`` at the time ``at``, in seconds since the epoch."""
     if target.startswith("postgresql://"):
         there = "set `queue` in mbqueue.toml, or MBQUEUE_QUEUE, to that URL"
     else:
-        there = "take `queue` out of mbqueue.toml and unset MBQUEUE_QUEUE"
+        there = "remove `queue` from mbqueue.toml and unset MBQUEUE_QUEUE"
     return QueueMoved(
-        f"This queue was moved on {utc_text(at)}, from {name} to {target}. To use it there: {there}. To move it "
-        "back: mbqueue migrate-queue, as long as it is there. If it is lost there: mbqueue recover --force"
+        f"This queue was moved on {utc_text(at)}, from {name} to {target}. To use the queue there: {there}. To move "
+        "the queue back, run: mbqueue migrate-queue. If the new database is lost, run: mbqueue recover --force"
     )

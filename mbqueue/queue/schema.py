@@ -1,7 +1,7 @@
-"""The tables of the queue and the rules that the database enforces, written once for both databases.
+"""Define the tables of the queue, and the rules that the database enforces, once for both databases.
 
-The tables are created and upgraded in a module of each database: `mbqueue.queue.sqlite_schema` and
-`mbqueue.queue.postgresql.schema`. `tests/queue/fixtures` holds a queue of every version.
+Each database has a module that creates and upgrades the tables: `mbqueue.queue.sqlite_schema` and
+`mbqueue.queue.postgresql.schema`. `tests/queue/fixtures` contains a queue of every schema version.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ SCHEMA_VERSION = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A rule that no statement may break, whichever program sends the statement.
+    """A rule that the database enforces for every program.
 
     Attributes:
-        name: the name of the rule's trigger.
+        name: the name of the trigger that enforces the rule.
         event: the statements to which the rule applies.
-        breaks: makes the condition under which a row breaks the rule, given the prefix of other tables' names; None
-            means always.
+        breaks: takes the prefix of table names, and returns the condition under which a row breaks the rule; None if
+            every row breaks the rule.
         says: the text of the error, after "forbidden transition: ".
     """
 
@@ -65,10 +65,10 @@ RULES = (STARTS_WAITING, FOLLOWS_THE_TABLE, FENCES_EVERY_CLAIM, FENCE_NEVER_FALL
 
 
 def column_checks(sql: Dialect, row: str = "") -> dict[str, str]:
-    """The rules of single columns of a job; ``row`` is the prefix of each column's name.
+    """The SQL conditions on single columns of a job, by column; ``row`` is the prefix of each column's name.
 
-    The numbers of `result` that the dashboard sums also have columns, and a rule keeps columns and result equal.
-    (Generated columns would be simpler, but SQLite does not read those from an index alone.)
+    The numbers of `result` that the dashboard needs are also stored in columns, and a rule keeps both equal. Generated
+    columns would be simpler, but SQLite cannot read generated columns from an index alone.
     """
     json = {name: f"{row}{name} IS NULL OR {sql.is_json(row + name)}" for name in ("progress", "result")}
     numbers = {
@@ -79,7 +79,7 @@ def column_checks(sql: Dialect, row: str = "") -> dict[str, str]:
 
 
 def row_checks(row: str = "") -> tuple[str, ...]:
-    """The rules across a job's columns; ``row`` is the prefix of each column's name."""
+    """The SQL conditions that combine columns of a job; ``row`` is the prefix of each column's name."""
     return (
         f"({row}fold IS NULL) = ({row}kind IN ('prepare', 'record'))",
         f"({row}epoch IS NULL) = ({row}kind <> 'train')",
@@ -90,7 +90,7 @@ def row_checks(row: str = "") -> tuple[str, ...]:
 
 
 def tables(sql: Dialect) -> Iterator[str]:
-    """The definitions of the tables, indexes and views."""
+    """The statements that create the tables, indexes and views."""
     yield f"""
         CREATE TABLE experiments (
             id {sql.row_id},
@@ -123,12 +123,12 @@ def tables(sql: Dialect) -> Iterator[str]:
         ){sql.table}
     """
     yield _jobs(sql)
-    # Allows one job for each piece of work, however often that work is enqueued.
+    # Prevents a second job for the same work if an experiment is enqueued again.
     yield (
         "CREATE UNIQUE INDEX jobs_identity ON jobs "
         f"(experiment_id, kind, {sql.or_else}(fold, -1), {sql.or_else}(epoch, -1))"
     )
-    # A claim reads this index from its start, and stops at the first job that it may take.
+    # A claim reads this index in order, and stops at the first job that the session may claim.
     yield f"""
         CREATE INDEX jobs_claim ON jobs (priority DESC, started DESC, id{sql.claim_covers})
         WHERE state = 'ready' AND paused = 0
@@ -137,7 +137,7 @@ def tables(sql: Dialect) -> Iterator[str]:
     yield "CREATE INDEX jobs_leased ON jobs (session_id, lease_expires_at) WHERE state = 'leased'"
     yield "CREATE INDEX jobs_error ON jobs (changed_at) WHERE error IS NOT NULL"
     if sql.board_index:
-        # The dashboard reads only this index, never the rows.
+        # The dashboard's query reads only this index, and never the table.
         columns = "experiment_id, fold, epoch, state, kind, paused, val_mae, test_mae, seconds"
         yield f"CREATE INDEX jobs_board ON jobs ({columns})"
     yield f"""
@@ -220,7 +220,7 @@ def _jobs(sql: Dialect) -> str:
 
 
 def commits_place(sql: Dialect) -> str:
-    """The table of `mbqueue.queue.commits_place`: one row, or none before the place is recorded."""
+    """The statement that creates the table of `mbqueue.queue.commits_place`, which has at most one row."""
     return f"""
         CREATE TABLE commits_place (
             number {sql.integer} PRIMARY KEY CHECK (number = 1),
@@ -234,13 +234,13 @@ def commits_place(sql: Dialect) -> str:
 
 
 def require_known(version: int, *, name: object) -> None:
-    """Refuse a database with a later schema version than this program's.
+    """Refuse a database whose schema version is newer than this program's.
 
     Raises:
-        SchemaTooNew: if its version is later.
+        SchemaTooNew: if ``version`` is newer than `SCHEMA_VERSION`.
     """
     if version > SCHEMA_VERSION:
         raise SchemaTooNew(
-            f"{name} has schema version {version}, and this mbqueue knows versions up to {SCHEMA_VERSION}: a newer "
-            "mbqueue wrote it. Nothing was changed. Upgrade with: pip install --upgrade mbqueue"
+            f"A newer mbqueue wrote {name}: the queue has schema version {version}, but this mbqueue only knows "
+            f"versions up to {SCHEMA_VERSION}. Nothing was changed. Upgrade with: pip install --upgrade mbqueue"
         )

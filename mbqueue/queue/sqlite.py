@@ -1,4 +1,4 @@
-"""The queue in one SQLite file: connections, transactions, and what its errors mean."""
+"""The queue in one SQLite file: connections, transactions, and what SQLite's errors mean."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mbqueue.queue.schema import SCHEMA_VERSION
 
 #: How long a statement waits for a transaction of another process.
 BUSY_SECONDS = 30.0
-#: With less free space, SQLite cannot create the index of its write-ahead log, and reports "I/O error".
+#: With less free disk space, SQLite cannot create the index of its write-ahead log, and reports "I/O error".
 _LEAST_ROOM_BYTES = 1 << 20
-#: Small pages, because a commit changes a few bytes in five pages and writes each page to the log.
+#: Pages are small, because a commit changes only a few bytes in each of five pages, but logs whole pages.
 _PAGE_BYTES = 2048
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -32,20 +32,22 @@ _UNREACHABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 
 
 def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
-    """Write a database's log into its file, so that the file can be moved. No process may have the database open.
+    """Write the write-ahead log into the database file, so that the file can be moved.
 
-    Closing the database would also do this, but hides a failure. A file moved without its write-ahead log would lack
-    rows.
+    No process may have the database open. Closing the database would also write the log, but would hide a failure. A
+    file that is moved without its log would lack rows.
 
     Raises:
-        QueueError: if the log cannot be written, for example on a full disk; nothing is lost.
+        QueueError: if the log cannot be written, for example because the disk is full. No data is lost.
     """
     try:
         with closing(sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)) as db:
             db.execute("PRAGMA synchronous = FULL")
             is_busy, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except sqlite3.Error as error:
-        raise QueueError(f"{path} cannot be completed ({error}). Check whether its disk is full.") from error
+        raise QueueError(
+            f"The write-ahead log of {path} cannot be written into the file ({error}). Check whether the disk is full."
+        ) from error
     if is_busy:
         raise QueueError(f"{path} is in use by another process. End all sessions first: mbqueue stop")
     for suffix in ("-wal", "-shm", ".lock"):
@@ -78,20 +80,23 @@ class Transaction:
 
 
 class SqliteFile(Database):
-    """A database file. Each thread, and each process after a fork, has its own connection.
+    """A SQLite file with one queue. Each thread, and each process after a fork, opens its own connection.
 
-    Promise: a transaction that has returned is on the disk (``synchronous=FULL``), survives the death of the process
-        and of the machine, and is visible whole or not at all. Limit: the file must be on a local disk; on a network
-        mount, SQLite's locks and write-ahead log promise nothing. If another file replaces the opened file, every later
-        write fails.
+    A committed transaction is on the disk (``synchronous=FULL``), so it survives a crash of the process or the machine.
+    Other connections see a transaction completely or not at all. The file must be on a local disk, because SQLite's
+    locks and write-ahead log are unreliable on a network mount. If another file replaces the opened file, every later
+    write fails.
 
-    With ``read_only=True``, no transaction can write, and the file must exist. Even then, a database of an older
-    version is upgraded first. In a read-only folder, such as a backup, SQLite may assume that the file does not change.
+    With ``read_only=True``, no transaction can write, and the file must exist. A database of an older version is
+    upgraded even with ``read_only``. In a read-only folder, such as a backup, the file is opened as immutable.
 
     Raises:
         QueueError: if the file is missing (reading only), locked for too long, or not writable.
-        QueueDamaged, QueueDiskFull, QueueReplaced, SchemaTooNew: if it is damaged, its disk is full, it was replaced,
-            or a newer mbqueue wrote it. QueueMoved: if it is in another database now.
+        QueueDamaged: if the file is damaged.
+        QueueDiskFull: if the disk is full.
+        QueueReplaced: if another file has replaced the opened file.
+        SchemaTooNew: if a newer mbqueue wrote the file.
+        QueueMoved: if the queue is in another database now.
     """
 
     dialect = SQLITE
@@ -114,7 +119,7 @@ class SqliteFile(Database):
             raise
 
     def close(self) -> None:
-        """Close this process's connections in all threads; the next use opens new ones."""
+        """Close this process's connections in all threads. The next transaction opens a new connection."""
         with self._lock:
             for owner, connection in self._open:
                 if owner == os.getpid():
@@ -123,14 +128,14 @@ class SqliteFile(Database):
             self._local, self._file = threading.local(), None
 
     def verify(self) -> None:
-        """Check the integrity of the whole file. The check misses what SQLite cannot see, such as a changed digit.
+        """Check the integrity of the whole file. SQLite does not notice all damage, such as a changed digit.
 
         Raises:
             QueueDamaged: if the file is damaged.
         """
         with self.reading() as db:
             found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            # SQLite accepts any definition that it can parse, so a flipped bit could give a column another name.
+            # SQLite accepts any definition that it can parse, so a flipped bit could rename a column.
             there = sqlite_schema.definitions(db.connection)
             if found == "ok" and there != sqlite_schema.expected_definitions(SCHEMA_VERSION):
                 found = "its tables are not those of a queue"
@@ -139,7 +144,10 @@ class SqliteFile(Database):
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
-        """A write transaction: takes its lock at once, is committed when the block ends, rolled back when it raises."""
+        """Open a write transaction, which locks the database at once.
+
+        The transaction is committed when the block ends, and rolled back if the block raises.
+        """
         with self._translating():
             connection = self._connection()
             _begin(connection, "BEGIN IMMEDIATE")
@@ -153,7 +161,7 @@ class SqliteFile(Database):
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
-        """A read transaction: all statements of the block see the same instant."""
+        """Open a read transaction, in which all statements see the same state of the database."""
         with self._translating():
             connection = self._connection()
             _begin(connection, "BEGIN")
@@ -163,11 +171,11 @@ class SqliteFile(Database):
                 connection.rollback()
 
     def instant(self, _db: Statements, now: float) -> float:
-        """The caller's clock: all processes are on one machine."""
+        """The caller's time, because all processes run on one machine."""
         return now
 
     def holding(self, _experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:  # noqa: ARG002
-        """Does nothing: SQLite has one writer at a time."""
+        """Return no statement, because SQLite allows only one writer at a time."""
         return ()
 
     def leases_run_out(self, _db: Statements) -> bool:
@@ -175,18 +183,18 @@ class SqliteFile(Database):
         return True
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        """Wait for some time: SQLite announces no changes, so the caller checks again."""
+        """Wait for ``seconds``. SQLite announces no changes, so the caller must then check for new jobs."""
         is_over(seconds)
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        # A connection must not cross a fork: both processes would hold the same locks.
+        # A forked process needs its own connection, because otherwise both processes would hold the same locks.
         if connection is None or self._local.pid != os.getpid():
             connection = self._connect(read_only=self.read_only)
             self._local.connection, self._local.pid = connection, os.getpid()
             with self._lock:
-                # The first file that was opened: a thread that starts after a replacement must not write to the new
-                # file.
+                # Remember the first file that was opened. If another file replaces it, a thread that starts later must
+                # not write to the new file.
                 self._file = self._file or _file_at(self.path)
                 self._open.append((os.getpid(), connection))
         return connection
@@ -205,7 +213,7 @@ class SqliteFile(Database):
             uri=True,
             timeout=BUSY_SECONDS,
             isolation_level=None,
-            check_same_thread=False,  # connections cross threads only so that close() can close those of other threads
+            check_same_thread=False,  # only close() uses the connections of other threads
         )
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA synchronous = FULL")
@@ -215,7 +223,7 @@ class SqliteFile(Database):
         return connection
 
     def _is_immutable(self) -> bool:
-        """Whether neither the file nor its folder is writable here, and the file contains everything."""
+        """Whether the folder is not writable and the write-ahead log is empty, so that the file cannot change."""
         log = self.path.with_name(self.path.name + "-wal")
         return not os.access(self.path.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
 
@@ -233,7 +241,7 @@ class SqliteFile(Database):
             connection = self._connect(read_only=False)
             try:
                 sqlite_schema.is_current(connection, path=self.path)
-                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # only a new file takes this setting
+                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # only a new file accepts this setting
                 connection.execute("PRAGMA journal_mode = WAL")
                 sqlite_schema.upgrade(connection, path=self.path)
             finally:
@@ -241,8 +249,8 @@ class SqliteFile(Database):
 
     def _damaged(self, why: object) -> QueueDamaged:
         return QueueDamaged(
-            f"{self.path} is damaged ({why}). Stop all workers, move it and the files beside it that begin with "
-            f"{self.path.name} out of the way, and rebuild the queue from the checkpoints: mbqueue recover"
+            f"{self.path} is damaged ({why}). Stop all workers. Rename this file and the files beside it that begin "
+            f"with {self.path.name}. Then rebuild the queue from the checkpoints: mbqueue recover"
         )
 
     @contextmanager
@@ -262,18 +270,18 @@ class SqliteFile(Database):
             return self._damaged(error)
         if code in _BUSY:
             return QueueError(
-                f"{self.path} was locked by another process for more than {BUSY_SECONDS:.0f} s ({error}). Look for a "
-                "stopped or hanging mbqueue process, and try again."
+                f"{self.path} was locked by another process for more than {BUSY_SECONDS:.0f} s ({error}). Find the "
+                "suspended or hanging mbqueue process, wake or end it, and try again."
             )
         if code == sqlite3.SQLITE_FULL or (code in _UNREACHABLE and self._has_no_room()):
             return QueueDiskFull(
-                f"The disk of {self.path} is full. Nothing was changed. Free some space there: "
-                "`mbqueue cache prune --all` removes converted data, which the next session makes again."
+                f"The disk of {self.path} is full. Nothing was changed. Free some space on this disk. For example, "
+                "`mbqueue cache prune --all` removes converted data, which the next session converts again."
             )
         if code in _UNREACHABLE or code == sqlite3.SQLITE_READONLY:
             limit = size_of_files()
             return QueueError(
-                f"{self.path} cannot be opened or written ({error}). Check its disk, its folder and permissions."
+                f"{self.path} cannot be opened or written ({error}). Check the disk, the folder and the permissions."
                 + (f" This shell allows files of at most {limit} (ulimit -f)." if limit else "")
             )
         return QueueError(f"{self.path}: {error}. Nothing was changed.")
@@ -286,7 +294,7 @@ class SqliteFile(Database):
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
-    """The identity of the file that has this name now; None if there is no such file."""
+    """The device and inode of the file at a path; None if there is no such file."""
     try:
         found = path.stat()
     except OSError:

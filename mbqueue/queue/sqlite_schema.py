@@ -1,7 +1,7 @@
 """Create and upgrade the tables of a queue in a SQLite file.
 
-`PRAGMA user_version` holds the version of a database, so opening a current database takes only one small read. A
-released version is never edited: add an entry to `_STEPS` instead.
+The schema version is stored in `PRAGMA user_version`, so that opening a current database takes only one small read.
+Never edit a released version: add an entry to `_STEPS` instead.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from mbqueue.queue.moved import MOVED_VERSION, moved_error
 from mbqueue.queue.schema import RULES, SCHEMA_VERSION, commits_place, require_known, tables
 from mbqueue.queue.transitions import TRANSITIONS
 
-#: The name that a database records for each version, oldest first. An unknown name tells an older mbqueue that the
-#: version is newer, not damaged.
+#: The name that a database records for each schema version, oldest first. An unknown name in a database shows that a
+#: newer mbqueue wrote the version number, and that the number is not damaged.
 _NAMES = ("0001_queue", "0002_adopting", "0003_commits_place", "0004_claiming_next", "0005_pruning")
 _SET = "mbqueue.queue"
 
 _EVENTS_INDEX = "CREATE INDEX events_experiment ON events (experiment_id)"
 
-#: The steps to each version from the version before. Versions that are missing here changed only the rows of
-#: transitions.
+#: The statements that upgrade to each version from the one before. The versions that are missing here changed only the
+#: rows of the table of transitions.
 _STEPS: dict[int, tuple[str, ...]] = {
     3: (commits_place(SQLITE).strip(),),
-    4: ("DROP INDEX events_experiment",),  # each event required a write to this index, which few queries used
+    4: ("DROP INDEX events_experiment",),  # few queries used this index, but every event had to be written to it
 }
 
-#: The table of names, as sqlite-utils creates it: existing databases have it in this form.
+#: The table of the recorded names, with the same definition as in existing databases, where sqlite-utils created it.
 _RECORD = (
     """
     CREATE TABLE "_sqlite_migrations" (
@@ -51,16 +51,16 @@ def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
     """Whether the database has the schema that this program writes.
 
     Raises:
-        SchemaTooNew: if a newer mbqueue wrote it.
-        QueueMoved: if it is in another database now.
-        DatabaseError: if it is damaged.
+        SchemaTooNew: if a newer mbqueue wrote the database.
+        QueueMoved: if the queue is in another database now.
+        DatabaseError: if the database is damaged.
     """
     version = _version_of(connection)
     if version == MOVED_VERSION:
         target, at = connection.execute("SELECT target, at FROM moved").fetchone()
         raise moved_error(path, target, at)
     if version > SCHEMA_VERSION and not _has_a_later_name(connection):
-        damage = sqlite3.DatabaseError(f"no mbqueue ever wrote its version, {version}")
+        damage = sqlite3.DatabaseError(f"no release of mbqueue writes schema version {version}")
         damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
         raise damage
     require_known(version, name=path)
@@ -68,7 +68,7 @@ def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
 
 
 def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
-    """Create or upgrade the whole schema or nothing, even when several processes try at once.
+    """Create or upgrade the schema in one transaction, so that several processes can try at once.
 
     The connection must be in autocommit mode (``isolation_level=None``).
 
@@ -101,7 +101,7 @@ def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
 
 
 def _make(connection: sqlite3.Connection, version: int) -> None:
-    """Create the tables of a version of the queue in an empty database."""
+    """Create the tables of the given schema version in an empty database."""
     for statement in (*_RECORD, *tables(SQLITE), *_triggers()):
         connection.execute(statement.strip())
     if version < 4:
@@ -146,7 +146,7 @@ def _has_a_later_name(connection: sqlite3.Connection) -> bool:
     return any(name not in _NAMES for (name, *_) in applied)
 
 
-#: The type, name and SQL of every object that a database defines.
+#: The type, name and SQL of every table, trigger, view and index of a database.
 Definitions = set[tuple[str, str, str]]
 _EXPECTED: dict[int, Definitions] = {}
 
@@ -154,14 +154,14 @@ _EXPECTED: dict[int, Definitions] = {}
 def definitions(db: sqlite3.Connection) -> Definitions:
     """The definitions of a database's tables, triggers, views and indexes.
 
-    Statistics are left out: SQLite creates their tables (sqlite_stat1 …) for any program that runs ANALYZE.
+    The tables of statistics (sqlite_stat1 …) are left out, because any program can create them with ANALYZE.
     """
     rows = db.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite^_stat_' ESCAPE '^'")
     return {(kind, name, " ".join((text or "").split())) for kind, name, text in rows}
 
 
 def expected_definitions(version: int) -> Definitions:
-    """The definitions of a queue of this version."""
+    """The definitions that a queue of the given schema version must have."""
     if version not in _EXPECTED:
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
             _make(db, version)

@@ -20,14 +20,15 @@ from mbqueue.queue.steering import Steering
 
 
 class Queue(Enqueueing, Leases, Sessions, Steering, Pruning, Reports, Adopting, CommitsPlaces):
-    """The queue of a project: in a SQLite file (``state/queue.db``) on a local disk, or in another database.
+    """The queue of a project, in a SQLite file on a local disk (``state/queue.db``) or in another database.
 
-    Any number of processes and threads may use it at once. Every method is one transaction: if it returns, its effect
-    is on the disk; if it raises, nothing has changed. Time is always passed in (`now`, seconds since the epoch).
+    Any number of processes and threads may use the queue at once. Every method is one transaction: when the method
+    returns, its changes are on the disk, and if it raises, nothing has changed. Callers pass the time as `now`, in
+    seconds since the epoch.
 
-    Exclusion depends on clocks: a lease that was not renewed in time, by the clock of the next claimant, goes to
-    another session. The former holder can then change nothing, since its fence is outdated. So a wrong clock can cause
-    work to be done twice, but never a result to be written twice. On PostgreSQL there is only the server's clock.
+    A lease expires by the clock of the session that makes the next claim. Then the former holder of the lease can
+    change nothing, because its fence is outdated. So a wrong clock can cause work to be done twice, but never a result
+    to be written twice. On PostgreSQL, only the server's clock counts.
     """
 
     def __init__(self, where: Path | Database, *, read_only: bool = False) -> None:
@@ -42,7 +43,7 @@ class Queue(Enqueueing, Leases, Sessions, Steering, Pruning, Reports, Adopting, 
         self.close()
 
     def close(self) -> None:
-        """Close all connections; the next use opens new ones."""
+        """Close all connections. The next transaction opens a new connection."""
         self.database.close()
 
     @repeatable
@@ -50,7 +51,7 @@ class Queue(Enqueueing, Leases, Sessions, Steering, Pruning, Reports, Adopting, 
         """Check that the database is intact.
 
         Raises:
-            QueueError: if it is damaged.
+            QueueError: if the database is damaged.
         """
         self.database.verify()
 

@@ -1,7 +1,7 @@
-"""The table of allowed changes between the states of a job.
+"""The table of allowed changes of a job's state.
 
-The rows are written into the database when it is created or upgraded, and a trigger in the database aborts every other
-change of state, whichever program attempts it. The diagram in ARCHITECTURE.md is `mermaid()`.
+mbqueue writes the table into a database when it creates or upgrades a queue. A trigger in the database aborts every
+other change of state, whichever program attempts it. `mermaid()` draws the diagram in ARCHITECTURE.md.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from mbqueue.queue.jobs import State
 
 @dataclass(frozen=True)
 class Transition:
-    """An allowed change of state, and why it is legitimate."""
+    """An allowed change of state, and the reason for it."""
 
     from_state: State
     to_state: State
     reason: str
 
 
-#: The state of every new job. A job that needs no other job becomes ready in the transaction that creates it.
+#: The state of every new job. A job that needs no other job becomes ready in the transaction that creates the job.
 INITIAL_STATE = State.WAITING
 
 TRANSITIONS = (
@@ -48,6 +48,6 @@ TRANSITIONS = (
 
 
 def mermaid() -> str:
-    """The table as a Mermaid state diagram."""
+    """Draw the allowed changes as a Mermaid state diagram."""
     arrows = [f"    {row.from_state} --> {row.to_state}: {row.reason}" for row in TRANSITIONS]
     return "\n".join(["stateDiagram-v2", f"    [*] --> {INITIAL_STATE}: enqueued", *arrows])

@@ -126,9 +126,9 @@ def test_values_that_the_other_database_cannot_hold_are_refused_and_nothing_is_w
 
 
 def test_a_queue_is_not_moved_to_its_own_address(used, url, monkeypatch):
-    with pytest.raises(UsageError, match="a file already"):
+    with pytest.raises(UsageError, match="already in a file"):
         Project(used.root).migrate_queue("sqlite")
-    with Queue(used.queue_db) as source, pytest.raises(UsageError, match="a file already"):
+    with Queue(used.queue_db) as source, pytest.raises(UsageError, match="already in a file"):
         copy_to_file(source, used.queue_db, now=15.0)
     assert Project(used.root).status().overview["experiments"]
     Project(used.root).migrate_queue(url)
@@ -143,7 +143,7 @@ def test_a_queue_is_not_moved_to_its_own_address(used, url, monkeypatch):
 def test_an_empty_queue_is_not_mistaken_for_one_moved_into_a_file(used, url, monkeypatch):
     open_on_server(url).close()
     monkeypatch.setenv("MBQUEUE_QUEUE", url)
-    with pytest.raises(UsageError, match="Move it and the files beside it"):
+    with pytest.raises(UsageError, match="rename this file and the files beside it"):
         Project(used.root).migrate_queue("sqlite")
     with open_on_server(url) as queue:
         assert queue.experiments() == ()
@@ -156,7 +156,7 @@ def test_a_file_that_is_there_is_not_overwritten(used, url, make_spec, monkeypat
         queue.enqueue(make_spec("another"), results_dir="r", now=1.0)
     before = used.queue_db.read_bytes()
     monkeypatch.setenv("MBQUEUE_QUEUE", url)
-    with pytest.raises(UsageError, match="Move it and the files beside it"):
+    with pytest.raises(UsageError, match="rename this file and the files beside it"):
         Project(used.root).migrate_queue("sqlite")
     assert used.queue_db.read_bytes() == before
     with open_on_server(url, read_only=True) as queue:
@@ -179,7 +179,7 @@ def test_a_moved_queue_names_its_new_address_and_refuses_work(used, url, monkeyp
         if place == "sqlite":
             calls += [project.recover, lambda project=project: project.back_up(used.root / "x.tar")]
         for call in calls:
-            with pytest.raises(QueueMoved, match=f"to {re.escape(shown)}. To use it there"):
+            with pytest.raises(QueueMoved, match=f"to {re.escape(shown)}. To use the queue there"):
                 call()
     told = run(used.root, "status")
     assert told.returncode == 1
@@ -288,7 +288,7 @@ def test_another_queue_does_not_replace_one_that_was_moved(used, url, make_spec,
     monkeypatch.setenv("MBQUEUE_QUEUE", "sqlite")
     with Queue(used.queue_db) as queue:
         queue.enqueue(make_spec("another"), results_dir="r", now=1.0)
-    with pytest.raises(UsageError, match="this queue does not come from it"):
+    with pytest.raises(UsageError, match="the remains of a different queue"):
         Project(used.root).migrate_queue(url)
     with pytest.raises(QueueMoved):
         open_on_server(url)

@@ -1,1 +1,1 @@
-"""The queue on a PostgreSQL server, for sessions on several machines. Opening such a queue imports psycopg."""
+"""The queue on a PostgreSQL server, for sessions on several machines. This package requires psycopg."""

@@ -1,4 +1,4 @@
-"""The URL of a queue: the part for libpq, the schema that it names, and the part that may be shown."""
+"""Parse the URL of a queue into the options for libpq, the schema, and a form without secrets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mbqueue.errors import UsageError
 #: The schema of the tables if the URL has no ``schema=``.
 DEFAULT_SCHEMA = "mbqueue"
 _SCHEMA = "schema="
-#: PostgreSQL silently truncates longer names, so two of them could become the same.
+#: PostgreSQL silently truncates longer names, so two long names could become the same.
 LONGEST_NAME_BYTES = 63
 
-#: Options that give up a connection after 60 s without an answer or a sign of life.
+#: Options that end a connection if the server has not answered for 60 s, not even to keepalives.
 _PATIENCE = {
     "connect_timeout": "10",
     "keepalives_idle": "30",
@@ -26,7 +26,7 @@ _PATIENCE = {
     "fallback_application_name": "mbqueue",
 }
 
-#: A host name or an address; an IPv6 address has at least two colons.
+#: Matches a host name or an IP address; an IPv6 address has at least two colons.
 _HOST = re.compile(r"[^@/:]*|[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%\w+)?")
 
 
@@ -35,7 +35,7 @@ class Address:
     """The address of a queue on a server.
 
     Attributes:
-        options: for libpq, with the password if the URL has one; never show them.
+        options: the options for libpq, which may include a password; never show them.
         shown: the URL without password and options.
     """
 
@@ -48,11 +48,12 @@ class Address:
 
 
 def parse_address(url: str) -> Address:
-    """The parts of ``postgresql://[USER@]HOST[:PORT]/DATABASE[?schema=NAME&…]``; the other options are libpq's.
+    """Parse ``postgresql://[USER@]HOST[:PORT]/DATABASE[?schema=NAME&…]``. All options but ``schema`` are for libpq.
 
     Raises:
-        UsageError: if the text is not such a URL, or libpq may misread it: libpq takes the end of a password that
-            contains @ or / for a host. The message does not repeat the URL, since it may contain a password.
+        UsageError: if the text is not such a URL, or if libpq could misread the URL. For example, if a password
+            contains @ or /, libpq takes the end of the password for a host. The message does not repeat the URL,
+            because the URL may contain a password.
     """
     from psycopg import Error  # noqa: PLC0415 - optional package
     from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
@@ -61,22 +62,23 @@ def parse_address(url: str) -> Address:
     given = [option for option in query.split("&") if option]
     ours = [option for option in given if option.startswith(_SCHEMA)]
     schema = unquote(ours[-1].removeprefix(_SCHEMA)) if ours else DEFAULT_SCHEMA
-    rest = "&".join(option for option in given if option not in ours)  # unchanged: libpq does not read + as a blank
+    rest = "&".join(option for option in given if option not in ours)  # unchanged: libpq does not decode + as a space
     try:
         options = conninfo_to_dict(f"{base}?{rest}" if rest else base)
     except (Error, ValueError):
         options = {}
     is_name = bool(schema) and schema.isprintable() and "\ufffd" not in schema
     if not is_name or not all("=" in option for option in given) or not _is_plain(base) or not _is_sound(options):
-        # Raised without its cause: libpq's error repeats the part that it could not read.
+        # The cause is hidden, because libpq's error repeats the unreadable part, which may be a password.
         raise UsageError(
-            "The URL of the queue cannot be read. Write it as postgresql://USER@HOST:5432/DATABASE?sslmode=verify-full "
-            "(with %40 for @, %2F for / and so on in names). Keep the password in ~/.pgpass or PGPASSWORD."
+            "The URL of the queue cannot be read. Use this form: "
+            "postgresql://USER@HOST:5432/DATABASE?sslmode=verify-full (in names, write @ as %40, / as %2F and so on). "
+            "Keep the password in ~/.pgpass or PGPASSWORD."
         ) from None
     if len(schema.encode()) > LONGEST_NAME_BYTES:
         raise UsageError(
-            f"schema={schema} in the URL of the queue is longer than the {LONGEST_NAME_BYTES} bytes that PostgreSQL "
-            "keeps. Give a shorter name."
+            f"schema={schema} in the URL of the queue is longer than {LONGEST_NAME_BYTES} bytes, PostgreSQL's limit. "
+            "Use a shorter name."
         )
     user = f"{options['user']}@" if "user" in options else ""
     port = f":{options['port']}" if "port" in options else ""
@@ -85,13 +87,13 @@ def parse_address(url: str) -> Address:
 
 
 def _is_plain(base: str) -> bool:
-    """Whether a URL is unambiguous up to its options: at most one @, and none in the database's name."""
+    """Whether a URL without its options is unambiguous: it has at most one @, and none in the database's name."""
     server, _, database = base.partition("//")[2].partition("/")
     return server.count("@") <= 1 and "@" not in database
 
 
 def _is_sound(options: Mapping[str, Any]) -> bool:
-    """Whether the parts that libpq read look like a host and a port, and not like a piece of a password."""
+    """Whether the host and port that libpq found look valid, and not like parts of a password."""
     hosts = str(options.get("host", "")).split(",")
     ports = str(options.get("port", "")).split(",")
     return (
@@ -99,5 +101,5 @@ def _is_sound(options: Mapping[str, Any]) -> bool:
         and all(host.startswith("/") or _HOST.fullmatch(host) for host in hosts)
         and all(not port or (port.isascii() and port.isdigit()) for port in ports)
         and not re.search("[@/:]", str(options.get("dbname", "")))
-        and not re.search("[/:]", str(options.get("user", "")))  # some providers' user names contain @, as %40
+        and not re.search("[/:]", str(options.get("user", "")))  # @ is allowed: some providers use it in user names
     )

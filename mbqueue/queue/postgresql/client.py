@@ -20,8 +20,8 @@ from mbqueue.queue.dialect import Sql
 from mbqueue.queue.postgresql.address import Address
 from mbqueue.queue.postgresql.parameters import for_psycopg
 
-#: How long to wait for an answer, because a server, pooler or disk that hangs keeps its connections open. No message
-#: waits this long for locks (`mbqueue.queue.postgresql.server.LOCK_SECONDS`).
+#: How long to wait for an answer. If the server, the pooler or a disk hangs, the connection stays open, so only this
+#: limit ends the wait. Waits for locks are shorter (`mbqueue.queue.postgresql.server.LOCK_SECONDS`).
 ANSWER_SECONDS = 90.0
 
 #: Errors after which the server has ended the connection, or accepts no more writes on it.
@@ -33,14 +33,14 @@ _LOST = (
     errors.ReadOnlySqlTransaction,
     errors.TooManyConnections,
 )
-#: Errors after which the transaction can start over; nothing was changed.
+#: Errors after which the transaction can be repeated, because nothing was changed.
 _CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
 Result = TypeVar("Result")
 _REMEDIES: dict[type[psycopg.Error], str] = {
     errors.InsufficientPrivilege: " This role lacks a right. docs/how-to/many-machines.md lists the rights that "
     "sessions need. Only the owner of the tables can move a queue (migrate-queue).",
-    errors.UndefinedTable: " The schema has no queue any more. Check schema= in the URL, or restore the database.",
-    errors.DiskFull: " The server's disk is full. Free some space there.",
+    errors.UndefinedTable: " The schema no longer contains a queue. Check schema= in the URL, or restore the database.",
+    errors.DiskFull: " The server's disk is full. Free some space on the server.",
 }
 
 
@@ -50,7 +50,7 @@ class Interrupted(QueueError):
 
 @dataclass
 class Client:
-    """One thread's connection, and the identity of its transactions.
+    """One thread's connection to the server, and the name and number of its transactions.
 
     Attributes:
         name: the name that the server shows for its transactions, and the key of its row in `receipts`.
@@ -68,7 +68,7 @@ class Client:
     openings: Mapping[bool, str] | None = None
 
     def lose(self) -> None:
-        """Drop the connection during a transaction."""
+        """Drop the connection in the middle of a transaction, which may still be open on the server."""
         self.drop()
         self.is_orphaned = True
 
@@ -85,7 +85,7 @@ class Client:
 
 
 class Given:
-    """The result of one statement of a message."""
+    """The result of one of several statements that were sent in one message."""
 
     def __init__(self, cursor: Cursor[Any]) -> None:
         self.rowcount = cursor.rowcount
@@ -102,7 +102,7 @@ class Given:
 
 
 def _answers(cursor: Cursor[Any]) -> list[Rows]:
-    """The results of the statements of a message."""
+    """Collect the results of all statements that were sent in one message."""
     given: list[Rows] = []
     while True:
         given.append(Given(cursor))
@@ -111,13 +111,13 @@ def _answers(cursor: Cursor[Any]) -> list[Rows]:
 
 
 class Transaction:
-    """An open transaction, which begins on the server with its first message.
+    """A transaction that begins on the server with its first statement.
 
     Args:
         opening: the text of the statements that begin the transaction.
-        first: the statements after ``opening``; the last one returns the transaction's time, ``now``, and the server's
-            start, ``up_since``.
-        server_clock: whether ``:now`` in a statement stands for the server's time; otherwise the caller passes it.
+        first: the statements after ``opening``. The last one returns the time of the transaction, ``now``, and of the
+            server's start, ``up_since``.
+        server_clock: whether ``:now`` in a statement is the server's time. Otherwise the caller passes the time.
     """
 
     def __init__(
@@ -139,12 +139,12 @@ class Transaction:
 
     @property
     def now(self) -> float | None:
-        """The server's time at which the transaction began; None if the caller passes the time."""
+        """The server's time when the transaction began, in seconds since the epoch; None without ``server_clock``."""
         return float(self._begun()["now"]) if self._server_clock else None
 
     @property
     def up_since(self) -> float:
-        """The time at which the server was started."""
+        """The time when the server was started, in seconds since the epoch."""
         return float(self._begun()["up_since"])
 
     def execute(self, statement: Sql, parameters: Parameters = (), /) -> Rows:
@@ -216,29 +216,29 @@ class LimitedConnection(Connection[Any]):
 
 
 def connect(address: Address) -> Connection[Any]:
-    """Open a connection, on which each statement is its own transaction unless a transaction is begun."""
-    # Values are filled in on the client, so that several statements fit into one message.
+    """Open a connection in autocommit mode."""
+    # The client inserts the values into the statements, so that one message can contain several statements.
     return LimitedConnection.connect(
         **address.options, autocommit=True, prepare_threshold=None, cursor_factory=ClientCursor, row_factory=dict_row
     )
 
 
 def unreachable(name: str, error: psycopg.Error) -> QueueError:
-    """The error for a queue that could not be opened."""
+    """Make the error for a queue that could not be opened."""
     if isinstance(error, errors.InsufficientPrivilege):
         return QueueError(
-            f"{name} cannot be used by this role ({_said(error)}). The owner of the tables creates and upgrades them: "
+            f"This role cannot use {name} ({_said(error)}). Only the owner of the tables creates and upgrades them. So "
             "run the first mbqueue enqueue as that role, and one after each upgrade of mbqueue. The owner needs CREATE "
             "on the database. docs/how-to/many-machines.md lists the rights of the other roles."
         )
     return QueueError(
-        f"{name} cannot be reached or used ({_said(error)}). Check that the server runs and accepts connections "
-        "from here. Check the role, its password (~/.pgpass, PGPASSWORD) and the URL (MBQUEUE_QUEUE, mbqueue.toml)."
+        f"{name} cannot be reached or used ({_said(error)}). Check that the server runs and accepts connections from "
+        "this machine. Check the role, the password (~/.pgpass, PGPASSWORD) and the URL (MBQUEUE_QUEUE, mbqueue.toml)."
     )
 
 
 def explained(name: str, error: psycopg.Error, client: Client) -> QueueError:
-    """The mbqueue error for an error in a transaction; drops a lost connection."""
+    """Translate an error in a transaction into an mbqueue error, and drop the connection if it was lost."""
     said = _said(error)
     if client.has_lost(error):
         client.lose()
@@ -246,7 +246,7 @@ def explained(name: str, error: psycopg.Error, client: Client) -> QueueError:
     if "forbidden transition" in said:
         return ForbiddenTransition(f"{name}: {said}. Nothing was changed.")
     if isinstance(error, _CONFLICTS):
-        return Interrupted(f"{name}: another transaction was in the way ({said}). Nothing was changed.")
+        return Interrupted(f"{name}: another transaction blocked this one ({said}). Nothing was changed.")
     remedy = next((remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)), "")
     return QueueError(f"{name}: {said}. Nothing was changed.{remedy}")
 
@@ -256,7 +256,7 @@ def _said(error: psycopg.Error) -> str:
 
 
 def _storable(value: Any) -> Any:
-    """Text without the characters that PostgreSQL cannot store: NUL and lone surrogates."""
+    """Replace the characters in a text that PostgreSQL cannot store: NUL and lone surrogates."""
     if isinstance(value, str) and ("\x00" in value or not value.isascii()):
         return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
     return value

@@ -13,21 +13,21 @@ from psycopg import Connection
 
 from mbqueue.queue.postgresql.schema import CHANNEL
 
-#: The longest wait: the server does not announce leases that expire or retries that fall due.
+#: The longest wait is short, because the server announces neither expired leases nor due retries.
 LONGEST_WAIT_SECONDS = 10.0
-#: How often a wait checks whether it is over for another reason.
+#: How often to check, while waiting, whether the caller wants to stop waiting.
 _SLICE_SECONDS = 0.25
 #: How long the test notification may take to arrive.
 _PROOF_SECONDS = 2.0
-#: The delay between a failed test and the next test: the server may have been slow for a moment.
+#: The delay before a failed test is repeated, because the server may only have been slow for a moment.
 _PROOF_AGAIN_SECONDS = 300.0
 
 
 class Listener:
-    """A listening connection for the single thread that waits.
+    """A connection on which one thread waits for announcements.
 
-    Behind a pooler that assigns connections per transaction, LISTEN succeeds, but no notification ever arrives. This
-    class trusts LISTEN only after a notification from another connection has arrived.
+    Behind a pooler that assigns connections per transaction, LISTEN succeeds, but no notification ever arrives. So this
+    class trusts LISTEN only after it has received a test notification from another connection.
     """
 
     def __init__(self, connect: Callable[[], Connection[Any]], schema: str) -> None:
@@ -38,7 +38,7 @@ class Listener:
     def wait(self, is_over: Callable[[float], bool]) -> bool:
         """Wait for an announcement; False if listening does not work and the caller must poll.
 
-        The first wait after listening began returns at once, since earlier announcements were missed.
+        The first wait returns at once, because the thread may have missed earlier announcements.
         """
         try:
             if self._connection is None:
@@ -47,7 +47,7 @@ class Listener:
             while not is_over(0.0) and time.monotonic() < end:
                 if self._heard(self._schema, _SLICE_SECONDS):
                     return True
-        except psycopg.Error:  # the server is unreachable; the next claim waits for it
+        except psycopg.Error:  # the server is unreachable; the next claim waits for the server
             self.close()
             return False
         return True

@@ -1,4 +1,4 @@
-"""Translate placeholders of statements to those of psycopg."""
+"""Translate the placeholders in statements into psycopg's placeholders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 
 from mbqueue.queue.dialect import POSTGRESQL, Sql, text_of
 
-#: The start of the transaction in seconds since the epoch: the same for all its statements.
+#: SQL for the start of the transaction, in seconds since the epoch: the same in all statements of the transaction.
 SERVER_NOW = "CAST(extract(epoch FROM transaction_timestamp()) AS double precision)"
 
 _QUOTED = re.compile(r"('(?:[^']|'')*')")
@@ -20,7 +20,7 @@ def for_psycopg(statement: Sql, *, server_clock: bool) -> bytes:
     """Return the statement with ``%(name)s`` for ``:name`` and ``%s`` for ``?``; quoted text stays as it is.
 
     Args:
-        server_clock: ``:now`` is the time at which the transaction began on the server, whatever the caller passes.
+        server_clock: whether to replace ``:now`` with the server's time when the transaction began.
     """
     parts = _QUOTED.split(text_of(statement, POSTGRESQL).replace("%", "%%"))
     for number in range(0, len(parts), 2):

@@ -18,12 +18,12 @@ from mbqueue.queue.postgresql.client import Interrupted, unreachable
 
 _log = logging.getLogger("mbqueue")
 Result = TypeVar("Result")
-#: Waits the given seconds; returns True to give up.
+#: Sleeps for the given number of seconds, and returns True to stop retrying.
 Wait = Callable[[float], bool]
 
 #: How long a method keeps trying while the server is unreachable.
 PATIENCE_SECONDS = 300.0
-#: The delay between two attempts: doubles from the first value up to the second.
+#: The delay between two attempts doubles from the first value up to the second.
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 5.0
 
 #: Error texts of servers and poolers whose connections are all in use. libpq gives no error code when connecting fails.
@@ -36,19 +36,19 @@ def _sleep(seconds: float) -> bool:
 
 
 class Patience:
-    """Retries with one server; reports once that the server is away, and once that it answers again."""
+    """Repeats calls while one server is unreachable. Logs once that the server is away, and once that it is back."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._is_away = False
-        # A generator of its own, because checkpoints contain the state of `random`.
+        # Use a separate generator, because checkpoints contain the state of the module `random`.
         self._random = random.Random()
 
     def attempt(self, call: Callable[[], Result], wait: Wait = _sleep) -> Result:
-        """Repeat ``call``, which may be one transaction, until it is not interrupted.
+        """Run ``call``, such as one transaction, and repeat it as long as it is interrupted.
 
         Raises:
-            QueueError: if the server was unreachable for too long, or the wait was given up.
+            QueueError: if the server was unreachable for too long, or ``wait`` returned True.
         """
         end, delay = None, FIRST_DELAY_SECONDS
         while True:
@@ -58,8 +58,8 @@ class Patience:
                 end = time.monotonic() + PATIENCE_SECONDS if end is None else end
                 if time.monotonic() + delay > end:
                     raise QueueError(
-                        f"{interrupted} Retrying for {PATIENCE_SECONDS:.0f} s did not help. Committed work is safe; "
-                        "once the server answers, resume with: mbqueue work"
+                        f"{interrupted} Retrying for {PATIENCE_SECONDS:.0f} s did not help. Committed work is safe. "
+                        "Once the server answers, resume with: mbqueue work"
                     ) from interrupted
                 if delay > 1.0 and not self._is_away:
                     self._is_away = True
@@ -75,7 +75,7 @@ class Patience:
 
 
 def reached(address: Address, call: Callable[[], Result], wait: Wait | None) -> Result:
-    """Run ``call``, which first connects to a server; with ``wait``, repeat it while the server is unreachable.
+    """Run ``call``, which connects to a server. With ``wait``, repeat the call while the server is unreachable.
 
     Raises:
         QueueError: if the server cannot be reached, or refuses the connection.
@@ -93,13 +93,13 @@ def reached(address: Address, call: Callable[[], Result], wait: Wait | None) -> 
         except psycopg.Error as error:
             if _is_temporary(address, error):
                 raise Interrupted(str(unreachable(address.shown, error))) from error
-        return once()  # the server may have come back just now; a refusal will repeat
+        return once()  # the server may just have come back; if it refused the connection, this call fails too
 
     return once() if wait is None else Patience(address.shown).attempt(unless_away, wait)
 
 
 def _is_temporary(address: Address, error: psycopg.Error) -> bool:
-    """Whether the server is unreachable or accepts no connections now; a server that refuses this user is reachable."""
+    """Whether the server is unreachable or accepts no connections now. A server that refuses this user is reachable."""
     if any(sign in str(error) for sign in _CROWDED):
         return True
     return PGconn.ping(make_conninfo(**address.options).encode()) in {Ping.REJECT, Ping.NO_RESPONSE}

@@ -1,6 +1,7 @@
 """Create and upgrade the tables of a queue in a schema of a PostgreSQL database.
 
-The table ``mbqueue_schema`` holds the version. A released version is never edited: add an entry to `_STEPS` instead.
+The table ``mbqueue_schema`` contains the schema version. Never edit a released version: add an entry to `_STEPS`
+instead.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from mbqueue.queue.transitions import TRANSITIONS
 if TYPE_CHECKING:
     from psycopg import Connection
 
-#: The channel on which changes are announced to waiting workers; the payload is the schema.
+#: The channel on which the server announces changes to waiting workers. The payload is the name of the schema.
 CHANNEL = "mbqueue"
 
-# The number of the last transaction that each connection has committed. After a connection is lost during a commit,
-# this number shows whether the transaction took effect.
+# The number of the last transaction that each client has committed. If a connection is lost during a commit, this
+# number shows whether the transaction took effect.
 _RECEIPTS = """
     CREATE TABLE receipts (
         client text PRIMARY KEY,
@@ -43,7 +44,7 @@ _RECEIPTS = """
 
 
 def _functions() -> Iterator[str]:
-    """The functions of the triggers. A connection parses functions once, but each CHECK and WHEN in every statement."""
+    """The trigger functions. A connection parses a function only once, but parses CHECK and WHEN in every statement."""
     yield f"""
         CREATE OR REPLACE FUNCTION jobs_rules() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -63,8 +64,8 @@ def _functions() -> Iterator[str]:
             RETURN NEW;
         END $$
     """
-    # Announce only jobs that other sessions may claim at once. A job that stays with the session that made it ready is
-    # not announced: PostgreSQL commits transactions that notify one after the other.
+    # Announce only jobs that other sessions may claim at once. More announcements would be slow, because PostgreSQL
+    # commits all transactions that send a notification one after the other.
     event = "INSERT INTO {schema}.events (at, job_id, experiment_id, by, from_state, to_state, why)"
     row = "NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by"
     yield f"""
@@ -124,13 +125,13 @@ _TRIGGERS = (
     WHEN (NEW.ended_at IS NOT NULL) EXECUTE FUNCTION tell_the_waiting()
     """,
 )
-#: The triggers that make the database enforce the rules.
+#: The number of triggers through which the database enforces the rules.
 TRIGGERS = len(_TRIGGERS)
 
-#: The steps to each version from the version before; after the steps, the functions are replaced.
+#: The statements that upgrade to each version from the one before. Each upgrade then replaces the trigger functions.
 _STEPS: dict[int, tuple[str, ...]] = {
     2: (commits_place(POSTGRESQL),),
-    # Until this version, the checks of jobs were constraints of their table, and events had foreign keys.
+    # Before this version, the table of jobs had CHECK constraints, and the table of events had foreign keys.
     3: (
         """
         DO $$
@@ -152,7 +153,7 @@ _STEPS: dict[int, tuple[str, ...]] = {
         _SOUND,
         _CHANGED,
     ),
-    4: ("DROP INDEX events_experiment",),  # each event required a write to this index, which few queries used
+    4: ("DROP INDEX events_experiment",),  # few queries used this index, but every event had to be written to it
 }
 
 _IS_THERE = """
@@ -162,7 +163,7 @@ _IS_THERE = """
 
 
 def version_of(connection: Connection[Any], schema: str) -> int:
-    """The version of a schema; 0 if it holds no queue."""
+    """The schema version of the queue in a schema; 0 if the schema contains no queue."""
     from psycopg import sql  # noqa: PLC0415 - optional package
 
     # to_regclass would miss tables that another process created while this one waited for the lock.
@@ -174,14 +175,14 @@ def version_of(connection: Connection[Any], schema: str) -> int:
 
 
 def where_moved(connection: Connection[Any], schema: str) -> Any:
-    """The target and time of a queue's move."""
+    """A row that says where (``target``) and when (``at``) a queue was moved."""
     from psycopg import sql  # noqa: PLC0415 - optional package
 
     return connection.execute(sql.SQL("SELECT target, at FROM {}").format(sql.Identifier(schema, "moved"))).fetchone()
 
 
 def _statements_from(version: int) -> Iterator[str]:
-    """The steps from an older version, or from nothing (0), to the current one."""
+    """The statements that upgrade a queue from an older version, or create a queue if ``version`` is 0."""
     if version == 0:
         yield from tables(POSTGRESQL)
         yield _RECEIPTS
@@ -194,7 +195,7 @@ def _statements_from(version: int) -> Iterator[str]:
 
 
 def upgrade(connection: Connection[Any], schema: str, *, name: str) -> None:
-    """Create or upgrade all tables or none, even when several processes try at once.
+    """Create or upgrade the tables in one transaction, so that several processes can try at once.
 
     Raises:
         SchemaTooNew: if a newer mbqueue wrote the tables.
@@ -203,7 +204,7 @@ def upgrade(connection: Connection[Any], schema: str, *, name: str) -> None:
 
     identifier = sql.Identifier(schema)
     with connection.transaction():
-        # The lock of processes that create tables, in any schema of this database.
+        # Only one process at a time may create or upgrade tables, in any schema of this database.
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('mbqueue'), hashtext('schema'))")
         version = version_of(connection, schema)
         require_known(version, name=name)

@@ -27,15 +27,15 @@ from mbqueue.queue.schema import SCHEMA_VERSION, require_known
 
 #: How long a statement waits for a lock before its transaction starts over.
 LOCK_SECONDS = 30
-#: After this time the server rolls back the transaction of a silent worker, and so releases the lock on its job. A
-#: worker that is frozen for longer while it publishes finds its transaction gone when it wakes.
+#: After this time, the server rolls back the transaction of a silent worker, and so releases the lock on its job. A
+#: worker that is frozen for longer while it publishes loses its transaction.
 SILENCE_SECONDS = 300
-#: How long after the server's start leases are not taken back: their holders could not renew them while the server was
-#: down.
+#: For this long after the server's start, expired leases are not taken back. The sessions could not renew their leases
+#: while the server was down.
 GRACE_SECONDS = 60.0
 
-# Sequential scans are off: the planner has no statistics on a new queue, and each statement here finds few rows by an
-# index.
+# Sequential scans are off, because every statement finds its few rows through an index. Without statistics, as on a new
+# queue, the planner might scan the whole table instead.
 _BEGIN_WRITING = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('search_path', {path}, true), set_config('application_name', {client}, true),
@@ -59,14 +59,14 @@ SELECT {SERVER_NOW} AS now, CAST(extract(epoch FROM pg_postmaster_start_time()) 
 
 _FORGET_OLD_RECEIPTS = "DELETE FROM receipts WHERE at < now() - interval '30 days'"
 
-# Finds a transaction of ours whose connection is lost, so that no COMMIT can follow. While that transaction is open,
-# its backend has our name, even behind a pooler.
+# Ends an open transaction of this client whose connection was lost, because the transaction can no longer be committed.
+# Even behind a pooler, the backend has the client's name as long as the transaction is open.
 _END_ORPHAN = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE application_name = {client} AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()
 """
 
-# Both of these statements wait for a transaction that has written the row.
+# The last two statements wait for an open transaction that has written the client's row.
 _LAST_COMMITTED = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('search_path', {path}, true), set_config('lock_timeout', {lock}, true);
@@ -87,28 +87,28 @@ _HOLD_ALL = (
 
 
 class PostgresServer(Database):
-    """A queue in a schema of a PostgreSQL database. Each thread, and each process after a fork, has its own connection.
+    """A queue in a schema of a PostgreSQL database.
 
-    Promise: a transaction that has returned is on the server's disk, as safe as its ``fsync`` and
-    ``synchronous_commit`` make it, and is visible whole or not at all. The server's clock is the only clock: ``:now``
-    is the server's time at which the transaction began, whatever the caller passes.
+    Each thread, and each process after a fork, opens its own connection. A committed transaction is on the server's
+    disk, as durable as the settings ``fsync`` and ``synchronous_commit`` make it. Other connections see a transaction
+    completely or not at all. Only the server's clock counts: ``:now`` is the server's time when the transaction began,
+    whatever time the caller passes.
 
-    Lost connections are reopened. A transaction that was interrupted before its COMMIT was sent did nothing. Each
-    transaction writes its connection's row in ``receipts``, which shows whether a sent COMMIT took effect. Transactions
-    share no state of a connection (no settings, locks or prepared statements), so a pooler may give each transaction
-    another connection.
+    Lost connections are opened again. A transaction that was interrupted before its COMMIT was sent has changed
+    nothing. Each write transaction updates its client's row in ``receipts``. If the connection is lost during COMMIT,
+    this row shows whether the transaction took effect. Transactions leave no settings, locks or prepared statements on
+    a connection, so a pooler may give each transaction another connection.
 
     Args:
-        even_moved: open a queue even if it was moved to another database; it can then only receive another queue's
-            content.
-        server_clock: False takes the caller's time, for tests that move it.
-        wait: waits the given seconds and returns True to give up. With ``wait``, opening waits for an unreachable
-            server, as later calls do. Without ``wait``, an unreachable server is an error at once.
+        even_moved: also open a queue that was moved to another database, so that a queue can be moved back into it.
+        server_clock: whether to use the server's clock; tests set False to use the caller's time.
+        wait: sleeps for the given number of seconds, and returns True to stop waiting for the server. Without ``wait``,
+            an unreachable server is an error at once.
 
     Raises:
         QueueError: if the server cannot be reached, or there is no queue (reading only).
-        SchemaTooNew: if a newer mbqueue wrote it.
-        QueueMoved: if it is in another database now.
+        SchemaTooNew: if a newer mbqueue wrote the queue.
+        QueueMoved: if the queue is in another database now.
     """
 
     dialect = POSTGRESQL
@@ -151,20 +151,20 @@ class PostgresServer(Database):
         self._listener.close()
 
     def verify(self) -> None:
-        """Check that the triggers that enforce the rules exist and are enabled."""
+        """Check that all triggers exist and are enabled, because they enforce the rules."""
 
         with self.reading() as db:
             found = int(db.execute(_COUNT_TRIGGERS).fetchone()["n"])
         if found != schema.TRIGGERS:
             raise QueueError(
                 f"{self.name}: {schema.TRIGGERS - found} of the triggers that guard the queue are missing or disabled. "
-                "Put them back: ALTER TABLE jobs ENABLE TRIGGER USER, or restore the database from its backup."
+                "Enable the triggers with ALTER TABLE jobs ENABLE TRIGGER USER, or restore the database from a backup."
             )
 
     @contextmanager
     def writing(self) -> Iterator[Statements]:
         if self.read_only:
-            raise QueueError(f"{self.name} was opened for reading; it cannot be written.")
+            raise QueueError(f"{self.name} was opened for reading only.")
         client = self._client()
         try:
             transaction = self._begin(client, writes=True)
@@ -213,7 +213,7 @@ class PostgresServer(Database):
 
     def _client(self) -> Client:
         client: Client | None = getattr(self._local, "client", None)
-        # A connection must not cross a fork: both processes would send on it.
+        # A forked process needs its own connection, because otherwise both processes would send on the same one.
         if client is None or client.pid != os.getpid():
             client = Client()
             self._local.client = client
@@ -259,7 +259,7 @@ class PostgresServer(Database):
                 raise Interrupted(f"The connection to {self.name} was lost before a change was committed.") from error
 
     def _is_committed(self, client: Client) -> bool:
-        """Whether the client's last transaction took effect; returns once that transaction is over."""
+        """Wait until the client's last transaction is over, and return whether it took effect."""
         try:
             connection = self._connection(client)
             (last,) = self._last_rows(connection, _LAST_COMMITTED, client)
@@ -311,7 +311,7 @@ def exists(url: str, *, wait: Wait | None = None) -> bool:
     """Whether there is a queue at a URL; ``wait`` as for `PostgresServer`.
 
     Raises:
-        QueueError: if its server cannot be reached.
+        QueueError: if the server cannot be reached.
     """
     address = parse_address(url)
 
