@@ -1,7 +1,7 @@
 """Adopt work that other machines have done: published commits, predictions and sessions.
 
-Only this module commits a job without a lease. Adopted work was committed under a lease and fence of another database,
-and the caller has verified its files.
+Only this module commits a job without a lease. The adopted work was committed under a lease of another database, and
+the caller has already verified its files.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ class Trained:
 
     Attributes:
         history: one row per finished epoch; `epoch` counts from 1 without gaps.
-        fence: the newest commit's fence. The newest commit belongs to epoch `len(history)`, or to the next one if
-            `is_within` is set.
-        skip_rest: early stopping has ended the fold, so the remaining epochs are not trained.
+        fence: the newest commit's fence.
+        is_within: whether the newest commit is within the epoch after `history`, and not at the end of an epoch.
+        skip_rest: whether early stopping has ended the fold, so that its remaining epochs will not be trained.
         source: the name of the newest commit, for the events.
     """
 
@@ -87,7 +87,7 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class SeenSession:
-    """A session that works with another copy of this project's database, as described in its announcement."""
+    """A session that uses another copy of this project's queue, with the facts from the session's announcement."""
 
     id: str
     host: str
@@ -115,17 +115,17 @@ class Adopting(Part):
     ) -> bool:
         """Make the fold's jobs match a chain of commits exactly.
 
-        Epochs that are finished in the chain become committed with the chain's rows, even if they had failed. Epochs
-        that the chain lacks, or has with different rows, are rewound first, with the fold's `predict` and the `record`.
-        A cancelled epoch and all later epochs stay as they are, because a person cancelled them. A fold with a held
-        lease does not change.
+        Every finished epoch of the chain becomes committed with its history row, even if its job had failed. Committed
+        epochs that are missing from the chain, or differ from it, are rewound first, with the fold's `predict` and the
+        `record`. A cancelled epoch and all later epochs stay as they are, because a person cancelled them. Nothing
+        changes while a session holds a lease on the fold.
 
         Args:
             publish: moves the chain's files into place, while no session can claim the fold. If `publish` raises,
                 nothing is written.
 
         Returns:
-            True if the fold was free, so the queue now matches the chain.
+            True if the queue now matches the chain; False if a session holds a lease on the fold.
 
         Raises:
             UsageError: if there is no such experiment.
@@ -142,7 +142,7 @@ class Adopting(Part):
             agreed = _agreed_epochs(jobs, trained.history)
             changed = 0
             if any(job["state"] == "committed" and job["epoch"] > agreed for job in jobs):
-                put_back = f"the published chain that is accepted ends with {trained.source}"
+                put_back = f"rewound to the published chain that ends with {trained.source}"
                 changed += db.execute(REWIND, {**scope, "to_epoch": agreed, "why": put_back}).rowcount
             for job in db.execute(_JOBS_OF_FOLD, scope).fetchall():
                 if job["epoch"] <= agreed:
@@ -163,7 +163,7 @@ class Adopting(Part):
                 values = {"id": job["id"], "result": result, "fence": trained.fence if last else 0, "why": why}
                 changed += db.execute(_adopt, {**scope, **values}).rowcount
             if trained.skip_rest:
-                skip = {**scope, "epoch": len(trained.history), "why": f"early stopping, as {trained.source} says"}
+                skip = {**scope, "epoch": len(trained.history), "why": f"early stopping, from {trained.source}"}
                 db.execute(_BACK_TO_WAITING, skip)
                 changed += db.execute(SKIP_LATER_EPOCHS, skip).rowcount
             if changed:
@@ -184,15 +184,15 @@ class Adopting(Part):
         fold: int | None = None,
         by: str = "adopt",
     ) -> bool:
-        """Adopt a `prepare`, `predict` or `record` that another machine has done, once every job that it needs is done.
+        """Adopt a `prepare`, `predict` or `record` of another machine, if every job that it needs is done.
 
-        The result of a `prepare` must hold `dataset_hash`.
+        The result of a `prepare` must contain `dataset_hash`.
 
         Returns:
             True if the job was waiting, ready or failed, and is now committed.
 
         Raises:
-            QueueError: if the result of a `prepare` is for crystals other than the experiment's.
+            QueueError: if the crystals of a `prepare` differ from those of the experiment.
         """
         with self.writing() as db:
             found = find_experiment(db, experiment, to_change=True)
@@ -210,7 +210,7 @@ class Adopting(Part):
             if kind is Kind.PREPARE:
                 if found.dataset_hash not in (None, result["dataset_hash"]):
                     raise QueueError(
-                        f"{source} was made from other crystals than {experiment} in {self.database.name}."
+                        f"{source} was made from different crystals than {experiment} in {self.database.name}."
                     )
                 db.execute("UPDATE experiments SET dataset_hash = ? WHERE id = ?", (result["dataset_hash"], found.id))
             if job["state"] == "failed":
@@ -222,11 +222,11 @@ class Adopting(Part):
 
     @repeatable
     def see_session(self, seen: SeenSession, *, folds: Iterable[tuple[str, int]], now: float) -> None:
-        """Record a session of another machine as live, and let no other session claim the session's folds.
+        """Record a session of another machine as live, and reserve its folds for it.
 
-        `folds` are (experiment, fold) pairs; pairs that the queue lacks are ignored.
+        `folds` are (experiment, fold) pairs. Pairs of experiments that are not in the queue are ignored.
         """
-        # A machine whose clock runs ahead must not keep folds forever.
+        # A session whose clock is ahead must not reserve folds forever.
         alive_until = min(seen.alive_until, now + LONGEST_LEASE_SECONDS)
         with self.writing() as db:
             db.execute(_SEE_SESSION, {**asdict(seen), "alive_until": alive_until})
@@ -237,9 +237,12 @@ class Adopting(Part):
 
     @repeatable
     def end_all_sessions(self, *, reason: str, now: float, by: str) -> int:
-        """End every session and release its jobs: this database is a copy, and no session works with it.
+        """End every session and release its jobs, because this database is a copy that no session uses.
 
-        No job counts as preempted: the sessions may still be running with the original database.
+        No job counts as preempted, because the sessions may still be running with the original database.
+
+        Returns:
+            The number of ended sessions.
         """
         with self.writing() as db:
             values = {"now": now, "by": by, "why": f"lease given back: {reason}", "reason": reason}
@@ -256,7 +259,7 @@ _BACK_TO_WAITING = """
 
 
 def _agreed_epochs(jobs: Iterable[Row], history: Sequence[Mapping[str, Any]]) -> int:
-    """Count the leading epochs whose committed rows equal the rows of a history."""
+    """Count the epochs, beginning with the first, whose committed rows equal those of ``history``."""
     agreed = 0
     for job, row in zip(jobs, history, strict=False):
         if job["state"] != "committed":

@@ -11,12 +11,12 @@ from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import HAS_ALL_IT_NEEDS
 from mbqueue.queue.jobs import Job, Lease
 
-#: If this many holders of a job die in a row without saving any work, the job itself probably kills its holders.
+#: If this many sessions in a row die on a job without saving any work, the job itself probably kills them.
 MAX_LOST_IN_A_ROW: Final = 20
 #: The longest lease allowed.
 LONGEST_LEASE_SECONDS: Final = 86_400.0
-#: No lease or delay reaches this far ahead, even with clocks that differ. A later time comes from a wrong clock, and
-#: counts as past.
+#: No lease or delay ends more than this many seconds from now, even if clocks differ. A later time must come from a
+#: wrong clock, so mbqueue treats it as past.
 ABSURD_SECONDS: Final = 2 * LONGEST_LEASE_SECONDS
 
 _TAKE = """
@@ -27,9 +27,9 @@ _TAKE = """
 
 _TAKEN = "RETURNING *, (SELECT name FROM experiments WHERE experiments.id = experiment_id) AS experiment"
 
-# A claim searches for a job of the fold that this session has loaded, then for the best job of all. Each search reads
-# one index from its start. A claim leaves a fold to the live session that worked on it last, unless that session is
-# busy elsewhere.
+# A claim first searches for a job of the fold that the session has loaded, and then among all jobs. Each search reads
+# an index in order and stops at the first match. A claim skips a fold while the session that last worked on the fold is
+# live and idle.
 _FREE = """
     state = 'ready' AND paused = 0
        AND (not_before <= :now OR not_before > :now + :absurd)
@@ -53,10 +53,10 @@ def _claim_statement(sql: Dialect) -> str:
     """
 
 
-# Claims the only job that needs the committed epoch, if an ordinary claim would choose that job too. The job is claimed
-# while still waiting: making it ready first would update its row and the indexes for claims twice. A session without a
-# heartbeat for half a lease makes an ordinary claim instead, which counts as a heartbeat. There is no ORDER BY: without
-# statistics, PostgreSQL would scan the primary key of `needs` from its start.
+# Claims the job that needs the committed epoch, if an ordinary claim would choose the same job. The job changes from
+# waiting to leased directly, because making it ready first would update its row and the claim indexes twice. A session
+# whose last heartbeat is older than half a lease makes an ordinary claim instead, which counts as a heartbeat. The
+# query has no ORDER BY: until a new queue has statistics, PostgreSQL would scan the primary key of `needs` for it.
 _CLAIM_NEXT = f"""{_TAKE}
     WHERE id = (SELECT job_id FROM needs WHERE needed_id = :id LIMIT 1)
       AND state = 'waiting' AND paused = 0 AND {HAS_ALL_IT_NEEDS}
@@ -87,8 +87,8 @@ def _reap_statement(sql: Dialect) -> str:
 
 
 LOST_ERROR = (
-    f"The lease was lost {MAX_LOST_IN_A_ROW} times in a row, and no work was saved in between. The job itself may end "
-    "its sessions (out of memory?). Look at the last session's output, then: mbqueue retry"
+    f"The lease was lost {MAX_LOST_IN_A_ROW} times in a row, and no work was saved in between. Perhaps the job kills "
+    "its sessions, for example by running out of memory. Check the last session's output, then run: mbqueue retry"
 )
 
 
@@ -105,13 +105,13 @@ class Claims(Part):
         loaded: tuple[int, int] | None = None,
         reap: bool = True,
     ) -> Lease | None:
-        """Claim the next job for this session under a new fence; None if there is no such job now.
+        """Claim the next job for this session under a new fence; return None if no job can be claimed now.
 
-        With `reap`, take back expired leases first. Order: the fold that the session has `loaded` (experiment id,
-        fold); then higher priority; then a fold in progress before a new one; then age. A claim skips paused jobs and
-        jobs whose next attempt is due later. To keep two workers on different folds, it also skips a fold that another
-        live session worked on last, unless that session is busy with another job. A claim takes as long with many jobs
-        as with few. A claim counts as a heartbeat of the session.
+        With `reap`, take back expired leases first. Jobs of the fold that the session has `loaded` (experiment id,
+        fold) come first. Among the other jobs, the highest priority wins, then a fold in progress, then the oldest job.
+        A claim skips paused jobs and jobs whose next attempt is due later. A claim also skips a fold that another live
+        session worked on last, unless that session is busy with another job. The number of jobs in the queue does not
+        affect the duration of a claim. A claim counts as a heartbeat of the session.
 
         Raises:
             QueueError: if the session does not exist or has ended.
@@ -122,18 +122,18 @@ class Claims(Part):
             steps = [self._beat(session, now, lease_seconds), *taking_back, claim]
             beat, *_, claimed = self.database.together(db, steps)
             if not beat.rowcount:
-                raise QueueError(f"Session {session} has ended or was never started. Start a new one: mbqueue work")
+                raise QueueError(f"Session {session} has ended or was never started. Start a new session: mbqueue work")
             found = claimed.fetchall()
         return lease_of(found, session)
 
     @repeatable
     def reap_expired(self, *, by: str, now: float) -> int:
-        """Take back every expired lease, as `claim` does; return the number of leases."""
+        """Take back every expired lease, as `claim` does. Return the number of expired leases."""
         with self.writing() as db:
             return sum(rows.rowcount for rows in self.database.together(db, self._reap(db, by=by, now=now)))
 
     def _beat(self, session: str, now: float, lease_seconds: float) -> Bound:
-        """Extend the life of a session; change no row if it has ended."""
+        """The statement that records a session's heartbeat; it changes no row if the session has ended."""
         return _BEAT, _lease_values(session, now, lease_seconds)
 
     def _claim(self, session: str, now: float, lease_seconds: float, loaded: tuple[int, int] | None) -> Bound:
@@ -154,12 +154,12 @@ class Claims(Part):
 
 def _lease_values(session: str, now: float, lease_seconds: float) -> dict[str, Any]:
     if not 0 < lease_seconds <= LONGEST_LEASE_SECONDS:
-        raise QueueError(f"A lease of {lease_seconds} s is not between 0 and {LONGEST_LEASE_SECONDS:.0f} s.")
+        raise QueueError(f"A lease must last between 0 and {LONGEST_LEASE_SECONDS:.0f} s, not {lease_seconds} s.")
     return {"session": session, "now": now, "lease_seconds": lease_seconds}
 
 
 def lease_of(found: Sequence[Row], session: str) -> Lease | None:
-    """The lease from the rows that a claim returned; None if there are no rows."""
+    """Make the lease from the row that a claim returned; None if the claim returned no row."""
     if not found:
         return None
     job = Job.from_row(found[0])

@@ -1,4 +1,4 @@
-"""The place of the commits of a queue's finished epochs. All sessions must use the same place."""
+"""Record where the commits of a queue are stored. All sessions must use the same place."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _BIND = """
 
 @dataclass(frozen=True, kw_only=True)
 class CommitsPlace:
-    """The place of commits: an object store, or a folder on a disk.
+    """The place where commits are stored: an object store, or a folder on a disk.
 
     Attributes:
-        id: identifies the place at any address or mount point; also stored in the place itself.
-        address: the address at the time of recording, for messages: a URL without secrets, or HOST:FOLDER.
+        id: identifies the place even if its address or mount point changes; also stored in the place itself.
+        address: the address when the place was recorded, for messages: a URL without secrets, or HOST:FOLDER.
     """
 
     id: str
@@ -34,12 +34,12 @@ class CommitsPlace:
 
     @property
     def shown(self) -> str:
-        """The place, for messages."""
+        """The address and the id, for messages."""
         return f"{self.address} (id {self.id})"
 
 
 class CommitsPlaces(Part):
-    """Records in a queue where the queue's commits are."""
+    """Records where the commits of a queue are stored."""
 
     @repeatable
     def commits_place(self) -> CommitsPlace | None:
@@ -53,16 +53,15 @@ class CommitsPlaces(Part):
         """Record the new place of the commits.
 
         Args:
-            instead_of: what `commits_place` returned; if another process has recorded a different place since, nothing
-            changes.
+            instead_of: the place that `commits_place` returned, which must still be the recorded one.
 
         Raises:
-            QueueError: if another process has recorded a different place, or if a session works with the queue: that
-                session would keep using the old place.
+            QueueError: if another process has recorded a different place in the meantime, or if a running session
+                would keep using the old place.
         """
         with self.writing() as db:
             if self.database.dialect is POSTGRESQL:
-                # A session that begins after this lock reads the place recorded here.
+                # A session that starts now waits for this lock, and then reads the new place.
                 db.execute("LOCK TABLE sessions, commits_place IN EXCLUSIVE MODE")
             now = self.database.instant(db, now)
             row = db.execute(_READ).fetchone()
@@ -79,8 +78,8 @@ class CommitsPlaces(Part):
             live = at_work(self.database, db, now=now)
             if live is not None:
                 raise QueueError(
-                    f"Session {live.id} on {live.host} uses {self.database.name} with commits outside "
-                    f"{place.address}. End it first (mbqueue stop), or let both share one store "
+                    f"Session {live.id} on {live.host} uses {self.database.name}, but stores its commits outside "
+                    f"{place.address}. End that session first (mbqueue stop), or let both sessions share one store "
                     "(docs/how-to/many-machines.md)."
                 )
             values = {"id": place.id, "kind": place.kind, "address": place.address, "now": now, "by": by}

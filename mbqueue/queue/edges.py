@@ -1,4 +1,4 @@
-"""Record which jobs a job needs, and make the job ready once all of these are done."""
+"""Record which jobs each job needs, and make a job ready once all jobs that it needs are done."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from mbqueue.queue.database import Statements
 from mbqueue.queue.dialect import Dialect
 
 
-# prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record. Subqueries
-# avoid a join, for which both databases may scan a fold's epochs once per epoch. The + in "+later.fold" lets SQLite use
-# an index on an expression: SQLite uses such an index only if the other side is not a plain column.
+# The edges: prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record.
+# The statements use subqueries, because for a join both databases may scan all epochs of a fold once per epoch. The "+"
+# in "+later.fold" is for SQLite, which uses an index on an expression only if the other side is not a plain column.
 def _links(sql: Dialect) -> Iterator[str]:
     fold, epoch = f"{sql.or_else}(earlier.fold, -1)", f"{sql.or_else}(earlier.epoch, -1)"
     fold_before = f"""
@@ -51,7 +51,7 @@ _SETTLE = f"""
     WHERE experiment_id = :experiment_id AND state = 'waiting' AND {HAS_ALL_IT_NEEDS}
 """
 
-#: Early stopping: the later epochs of a fold will not be trained.
+#: Skips the later epochs of a fold (early stopping).
 SKIP_LATER_EPOCHS = """
     UPDATE jobs SET state = 'skipped', changed_at = :now, changed_by = :by, changed_why = :why
     WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' AND epoch > :epoch AND state = 'waiting'
@@ -67,18 +67,18 @@ REWIND = """
       AND ((fold = :fold AND (kind = 'predict' OR (kind = 'train' AND epoch > :to_epoch))) OR kind = 'record')
 """
 
-#: A pruned trial: all jobs of the experiment that no session is working on will be skipped.
+#: Skips all jobs of a pruned trial that no session is working on.
 SKIP_ALL = """
     UPDATE jobs SET state = 'skipped', changed_at = :now, changed_by = :by, changed_why = :why
     WHERE experiment_id = :experiment_id AND state IN ('waiting', 'ready')
 """
 
-#: The beginning of the reason for skipping the jobs of a pruned trial; `retry` puts those jobs back.
+#: The reason for skipping the jobs of a pruned trial begins with this text, by which `retry` recognises the jobs.
 PRUNED = "pruned: "
 
 
 def link(db: Statements, sql: Dialect, experiment_id: int, *, epochs: int) -> None:
-    """Write the edges of an experiment; existing edges stay."""
+    """Record which jobs of an experiment need which others. Existing records stay."""
     for statement in _links(sql):
         db.execute(statement, {"experiment_id": experiment_id, "epochs": epochs})
 

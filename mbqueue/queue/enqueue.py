@@ -39,14 +39,14 @@ _REOPEN_RECORD = """
 
 _EXPERIMENT = "SELECT * FROM experiments WHERE name = ?"
 
-#: The bounds of a job's priority; every database can hold them.
+#: Priorities lie between -MOST_URGENT and MOST_URGENT, so every database can store them in 32 bits.
 MOST_URGENT = 2**31 - 1
 
-# Keys that may differ between two specs of one experiment, because no such key changes a fold's result.
+# Keys that may differ between two specs of one experiment, because they do not change a fold's result.
 _FREE_KEYS = {"name", "results_name", "description", "folds"}
-# Differences in these keys come last, since they hold whole specs. The message lists a limited number of keys, each cut
-# to a limited length.
+# The message lists differences in these keys last, because their values contain whole specs.
 _LONG_KEYS = {"trial", "made_from"}
+# The message lists at most 20 keys, and cuts each value after 80 characters.
 _MOST_SHOWN, _LONGEST_SHOWN = 20, 80
 
 
@@ -74,19 +74,20 @@ class EnqueueOutcome:
 
 
 class Enqueueing(Part):
-    """Add and read experiments."""
+    """Adds experiments to the queue, and reads them."""
 
     @repeatable
     def enqueue(
         self, spec: Spec, *, results_dir: str, now: float, priority: int = 0, by: str = "enqueue"
     ) -> EnqueueOutcome:
-        """Add an experiment, or those of its folds that the queue lacks.
+        """Add an experiment to the queue, or add its missing folds.
 
-        Enqueueing the same spec and folds again changes nothing, not even `results_dir` and `priority`. New folds also
-        put `record` back to waiting, so that it covers them.
+        Enqueueing the same spec and folds again changes nothing, not even `results_dir` or `priority`. When folds are
+        added, `record` becomes waiting again, so that it covers all folds.
 
         Raises:
-            ExperimentExists: if the name is taken by another spec; the message lists the differing keys.
+            ExperimentExists: if the queue has an experiment of this name with another spec. The message lists the keys
+                that differ.
             UsageError: if another experiment already writes to `results_dir`, or the priority is out of bounds.
         """
         require_priority(priority)
@@ -96,12 +97,12 @@ class Enqueueing(Part):
             if row is None:
                 return self._create(db, spec, results_dir=results_dir, priority=priority, by=by, now=now)
             experiment = Experiment.from_row(row)
-            is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # the hash leaves the trial out
+            is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # the hash ignores `trial`
             if is_other_kind or experiment.spec_hash != spec.hash:
                 taken = {row["name"] for row in db.execute("SELECT name FROM experiments")}
                 from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 
-                # Parsing adds keys that are newer than the spec, with the values that the experiment ran with.
+                # Parsing adds keys that did not exist when the spec was written, with the values that were used then.
                 there = parse_spec(experiment.spec, source=f"the spec of {spec.name} in the queue")
                 raise ExperimentExists(_difference(spec.name, there.to_json(), spec.to_json(), taken))
             missing = tuple(fold for fold in spec.folds if fold not in experiment.spec["folds"])
@@ -111,20 +112,20 @@ class Enqueueing(Part):
 
     @repeatable
     def experiment(self, name: str) -> Experiment:
-        """One experiment by its name.
+        """Read an experiment by its name.
 
         Raises:
-            UsageError: if there is none; the message lists the existing ones.
+            UsageError: if there is no such experiment; the message lists the existing experiments.
         """
         with self.reading() as db:
             return find_experiment(db, name)
 
     @repeatable
     def experiment_of(self, experiment_id: int) -> Experiment:
-        """One experiment by its id (`job.experiment_id`).
+        """Read an experiment by its id (`job.experiment_id`).
 
         Raises:
-            QueueError: if there is none.
+            QueueError: if no experiment has this id.
         """
         with self.reading() as db:
             row = db.execute("SELECT * FROM experiments WHERE id = ?", (experiment_id,)).fetchone()
@@ -140,7 +141,7 @@ class Enqueueing(Part):
 
     @repeatable
     def is_empty(self) -> bool:
-        """Whether nothing was ever enqueued."""
+        """Whether no experiment was ever enqueued."""
         with self.reading() as db:
             return db.execute("SELECT id FROM experiments LIMIT 1").fetchone() is None
 
@@ -196,10 +197,10 @@ class Enqueueing(Part):
 
 
 def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Experiment:
-    """One experiment by its name; ``to_change`` locks it until the transaction ends, as `Database.hold` does.
+    """Read an experiment by its name. With ``to_change``, lock the experiment as `Database.hold` does.
 
     Raises:
-        UsageError: if there is none; the message lists the existing ones.
+        UsageError: if there is no such experiment; the message lists the existing experiments.
     """
     row = db.execute(_experiment_to_change if to_change else _EXPERIMENT, (name,)).fetchone()
     if row is None:
@@ -216,18 +217,20 @@ def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Ex
 
 
 def _experiment_to_change(sql: Dialect) -> str:
-    """One experiment by its name, locked as by `Database.hold`."""
+    """The statement that reads an experiment by its name, and locks it as `Database.hold` does."""
     return f"{_EXPERIMENT} {sql.lock}"
 
 
 def require_priority(priority: int) -> None:
-    """Refuse a priority that a database cannot hold.
+    """Refuse a priority that a database cannot store.
 
     Raises:
-        UsageError: if it is out of bounds.
+        UsageError: if the priority is out of bounds.
     """
     if abs(priority) > MOST_URGENT:
-        raise UsageError(f"A priority of {priority} is not between -{MOST_URGENT} and {MOST_URGENT}.")
+        raise UsageError(
+            f"A priority of {priority} is out of bounds. Use a number between -{MOST_URGENT} and {MOST_URGENT}."
+        )
 
 
 def _jobs_of_fold(fold: int, epochs: int) -> Iterator[tuple[Kind, int | None, int | None]]:
@@ -257,7 +260,7 @@ def _read(db: Statements, experiment_id: int) -> Experiment:
 
 
 def different_keys(there: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The dotted keys that make two specs different experiments; keys with short values come first."""
+    """The dotted keys in which two specs differ, if they change a fold's result. Keys with short values come first."""
     old_values, new_values = dict(_flat(there)), dict(_flat(new))
     return [
         key
@@ -278,7 +281,7 @@ def _difference(name: str, there: Mapping[str, Any], new: Mapping[str, Any], tak
     return (
         f"{name} is already in the queue with another spec:\n"
         + "\n".join(lines)
-        + f"\nNothing was changed. A cancelled experiment keeps its name. Enqueue this one with --name {free}"
+        + f"\nNothing was changed. Even a cancelled experiment keeps its name. Enqueue this one with --name {free}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The rows that the queue returns, frozen, and the kinds and states of jobs."""
+"""The immutable rows that the queue returns, and the kinds and states of jobs."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 #: The note that a worker adds to a job once data and model are on the device and work begins.
 LOADED_NOTE = "data and model are loaded"
 
-#: The note that a session on a drive adds when it has published to the mount while training.
+#: The note that a session on a drive adds after it has published to the mount during training.
 _PUBLISHED_NOTE = "published to the mount in {:.1f} s"
 _PUBLISHED = re.compile(r"published to the mount in (\d+\.\d) s")
 
 
 def published_note(seconds: float) -> str:
-    """Build the note that says how long publishing took."""
+    """Make the note with the duration of publishing."""
     return _PUBLISHED_NOTE.format(seconds)
 
 
 def published_seconds(note: str) -> float | None:
-    """The duration of publishing, or None for any other note."""
+    """The duration in seconds from a note that `published_note` made; None for any other note."""
     match = _PUBLISHED.fullmatch(note)
     return None if match is None else float(match[1])
 
 
 def error_message(traceback: str) -> str:
-    """The last exception of a traceback in one line: its class and its whole message. Empty for an empty text."""
+    """The last exception of a traceback on one line, with its class and full message; empty for an empty traceback."""
     lines = traceback.strip().splitlines()
     inner = [i for i, line in enumerate(lines) if line.startswith(('  File "', "Traceback"))]
     start = next((i for i in range(inner[-1] + 1, len(lines)) if lines[i][:1].strip()), 0) if inner else 0
@@ -48,12 +48,12 @@ _BESIDE_THE_ROW = {"best_epoch", "checkpoint_seconds"}
 
 
 def history_row(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The epoch's history row from the result of a `train` job, as in its commit's manifest."""
+    """Extract the history row from the result of a `train` job. The commit's manifest contains the same row."""
     return {key: value for key, value in result.items() if key not in _BESIDE_THE_ROW}
 
 
 class Kind(StrEnum):
-    """The kind of a job. Every experiment has one `prepare` and one `record`."""
+    """The kind of a job. Every experiment has one `prepare` job and one `record` job."""
 
     PREPARE = "prepare"
     TRAIN = "train"
@@ -80,16 +80,17 @@ class Job:
     Attributes:
         fold: 0–4, or None for `prepare` and `record`.
         epoch: 1-based, for `train` only.
-        priority: higher is claimed first.
+        priority: jobs with a higher priority are claimed first.
         started: whether a session has worked on this job, or on an earlier job of its fold.
         fence: the number of times that the job has been claimed; a write with an older fence changes nothing.
         session: the session that holds the lease, or None.
         affinity: the session that last worked on this fold; other sessions leave the job to it while it is live and
             idle.
-        failures: attempts that ended with an error. `preemptions`: attempts that were preempted.
-        lost_in_a_row: leases that ran out, or whose process died, since work was last saved.
+        failures: the number of attempts that ended with an error.
+        preemptions: the number of attempts that were preempted.
+        lost_in_a_row: the number of leases since work was last saved that ran out or whose session died.
         not_before: earliest time of the next attempt (seconds since the epoch), 0 for immediately.
-        progress: what the worker last saved of an unfinished job; None once the job is finished.
+        progress: the progress of an unfinished job that a worker last saved; None once the job is finished.
         result: the committed result.
         error: traceback of the last failure.
     """
@@ -160,10 +161,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to work on a job until `expires_at`; `fence` proves it.
+    """A session's right to work on a job until `expires_at`. The fence proves this right.
 
-    `job` is the row as of the claim or the last renewal. `job.progress` is what an earlier holder saved. `job.paused`
-    means that a person has paused the job.
+    `job` is the job's row when the lease was claimed or last renewed. `job.progress` is the progress that an earlier
+    holder saved. `job.paused` means that a person has paused the job.
     """
 
     job: Job
@@ -179,7 +180,7 @@ class Experiment:
     Attributes:
         spec: the whole spec as plain JSON values; its `folds` are all folds enqueued so far.
         results_dir: as given to `enqueue`.
-        dataset_hash: hash of the crystals; known once `prepare` is committed, and constant from then on.
+        dataset_hash: hash of the crystals; None until `prepare` is committed, and constant from then on.
     """
 
     id: int
@@ -199,7 +200,7 @@ class Experiment:
         return bool((self.spec.get("trial") or {}).get("released"))
 
     def identity(self, fold: int) -> Identity:
-        """The identity that all commits of the given fold of this experiment must have."""
+        """The identity that every commit of a fold of this experiment must have."""
         from mbqueue.storage.manifest import Identity  # noqa: PLC0415 - `status` need not wait for pydantic
 
         return Identity(experiment=self.name, fold=fold, spec_hash=self.spec_hash, dataset_hash=self.dataset_hash)
@@ -263,7 +264,7 @@ class Event:
     """One event: a change of a job's state, or a note (then both states are None).
 
     Attributes:
-        by: the session or command that caused it.
+        by: the session or command that caused the event.
     """
 
     id: int

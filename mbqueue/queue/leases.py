@@ -1,7 +1,7 @@
 """Operations that only the holder of a lease may perform.
 
-Every write here carries the job's id and the fence of the lease. If a write changes no row, the lease is lost: the
-database is unchanged, and `publish` was not called.
+Every write checks the job's id and the fence of the lease. If a write changes no row, the lease is lost: the database
+is unchanged, and `publish` was not called.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mbqueue.queue.jobs import Job, Kind, Lease, error_message
 
 #: How many attempts may fail before a job becomes `failed`.
 MAX_FAILURES: Final = 5
-#: The delay after the first failure; each further delay is four times as long, up to the longest.
+#: The delay after the first failure. Each later delay is four times as long, up to `LONGEST_RETRY_SECONDS`.
 RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
 Publish = Callable[[], None]
 
-#: One encoder for all calls: with non-default options, json.dumps would make a new encoder each time.
+#: One encoder for all calls, because json.dumps creates a new encoder on every call with non-default options.
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 _ROW = "SELECT * FROM job_rows WHERE id = ?"
@@ -39,7 +39,7 @@ _SAVE_PROGRESS = """
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
 
-# Makes the jobs ready that needed only this job; jobs of the same fold stay with this session.
+# Makes every job ready that was waiting only for this job. Jobs of the same fold are reserved for this session.
 _UNLOCK = f"""
     UPDATE jobs SET state = 'ready', started = CASE WHEN :started = 1 THEN 1 ELSE started END,
         affinity = CASE WHEN fold = :fold THEN :session END,
@@ -98,18 +98,18 @@ def _commit_statement(sql: Dialect) -> str:
 
 
 def result_columns(sql: Dialect) -> str:
-    """The SET clause of an UPDATE of jobs: sets the result, and the columns that repeat numbers of the result."""
+    """The SET clause that stores a job's result, and copies some of its numbers into their own columns."""
     numbers = (f"{name} = {sql.json_number(':result', name)}" for name in ("val_mae", "test_mae", "seconds"))
     return ", ".join(("result = :result", *numbers))
 
 
 def retry_delay_seconds(failures: int) -> float:
-    """The delay after the `failures`-th failure (1-based): 30 s, 2 min, 8 min, 32 min, then 1 h."""
+    """The delay in seconds after this many failures: 30 s, 2 min, 8 min, 32 min, then always 1 h."""
     return float(min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 4 ** (failures - 1)))
 
 
 class Leases(Claims):
-    """Fenced writes."""
+    """Writes that require a lease and check its fence."""
 
     @repeatable
     def commit_and_claim(
@@ -124,13 +124,15 @@ class Leases(Claims):
         prunes: bool = False,
         reap: bool = True,
     ) -> Lease | None:
-        """Commit a job and claim the next one in a single transaction, which waits for the disk once instead of twice.
+        """Commit a job and claim the next one in a single transaction, which waits for the disk only once.
 
-        After an epoch, the next job of its fold is claimed directly. A direct claim takes back no expired leases. A
-        direct claim counts as a heartbeat only if the session's last one is older than half of `lease_seconds`.
+        After an epoch, the next job of the same fold is claimed directly if possible. A direct claim neither takes back
+        expired leases nor counts as a heartbeat. If the session's last heartbeat is older than half of `lease_seconds`,
+        an ordinary claim is made instead.
 
         Args:
-            skip_rest, prunes: if given, skip jobs as the method `skip_rest` does, for this reason.
+            skip_rest: the reason for skipping the fold's later epochs, as in the method `skip_rest`; None to skip none.
+            prunes: whether to prune the whole trial, as in the method `skip_rest`.
             reap: whether to take back expired leases first, as for `claim`.
 
         Returns:
@@ -148,8 +150,8 @@ class Leases(Claims):
                 self._prune(db, lease, now, skip_rest)
             found = [row for rows in given for row in rows]
             if not found:
-                # If another session ends this one as dead, it takes these locks in another order, and one of the two
-                # starts over.
+                # A session that ends this one as dead takes these locks in another order. In a deadlock, the server
+                # interrupts one of the two transactions, and mbqueue repeats it.
                 beat, open_next = self._beat(session, now, lease_seconds), self._unlocking(db, lease, now, skip_rest)
                 loaded = None if job.fold is None else (job.experiment_id, job.fold)
                 claim = self._claim(session, now, lease_seconds, loaded)
@@ -170,8 +172,8 @@ class Leases(Claims):
     ) -> Lease:
         """Renew the lease; return it with a later expiry and the current `job.paused`. The dashboard shows `progress`.
 
-        An expired lease can be renewed until a session takes it back: the fence proves that no other worker had the
-        job. `publish` is called while the lease is known to be held.
+        An expired lease can be renewed until another session takes it back. The unchanged fence proves that no other
+        session has claimed the job. `publish` is called in the transaction that has checked the fence.
 
         Raises:
             LeaseLost: if the job was taken back, claimed by another session, cancelled or rewound.
@@ -188,7 +190,7 @@ class Leases(Claims):
 
     @repeatable
     def save_progress(self, lease: Lease, *, progress: Mapping[str, Any], publish: Publish | None = None) -> None:
-        """Record the progress of an unfinished job, and call `publish` while the lease is known to be held.
+        """Record the progress of an unfinished job, and call `publish` in the same transaction.
 
         Raises:
             LeaseLost: if the lease is lost; then `publish` was not called.
@@ -202,15 +204,15 @@ class Leases(Claims):
     def commit(
         self, lease: Lease, *, result: Mapping[str, Any], now: float, publish: Publish | None = None
     ) -> tuple[Job, ...]:
-        """Finish the job: check the fence, call `publish`, write `result`, and make jobs that waited for it ready.
+        """Commit a job: check the fence, call `publish`, store `result`, and mark the next jobs as ready.
 
-        A single write transaction does all of this, so no session can take the job over while `publish` runs. `publish`
-        should only rename files, since the database is locked meanwhile. If `publish` raises, nothing is written and
-        the lease is still held. If the process dies between `publish` and the end of the transaction, the files exist
-        and the job is still leased. Files published in this way are valid, because the fence was checked. The next
-        holder of the job adopts them.
+        All of this is one write transaction, so no other session can claim the job while `publish` runs. `publish`
+        should only rename files, because the database is locked while it runs. If `publish` raises, nothing is written
+        and the lease is still held. If the process dies between `publish` and the end of the transaction, the files
+        exist and the job is still leased. These files are valid, because the fence was checked before `publish`. The
+        next holder of the job adopts them.
 
-        The result of a `prepare` job must hold `dataset_hash`.
+        The result of a `prepare` job must contain `dataset_hash`.
 
         Returns:
             The jobs that became ready.
@@ -236,8 +238,8 @@ class Leases(Claims):
     ) -> tuple[Job, ...]:
         """Commit an epoch, and in the same transaction skip all later epochs of its fold (early stopping).
 
-        With ``prunes``, prune the whole trial: skip all its jobs that no session is working on, including predictions
-        and record. ``why`` then begins with `mbqueue.queue.edges.PRUNED`.
+        With ``prunes``, prune the whole trial: skip all its jobs, including predictions and record, except jobs that a
+        session is working on. ``why`` must then begin with `mbqueue.queue.edges.PRUNED`.
 
         Raises:
             LeaseLost: as for `commit`.
@@ -260,10 +262,10 @@ class Leases(Claims):
         for_others: bool = False,
         rest_seconds: float = 0.0,
     ) -> None:
-        """Release the job unfinished; with `preempted`, count the attempt as preempted. A released job has not failed.
+        """Release an unfinished job. With `preempted`, the attempt counts as preempted, but never as failed.
 
-        `for_others` is for a session that stays alive but cannot do the job now: other sessions may then claim the
-        fold. No session claims the job before `rest_seconds` are over.
+        A session that stays alive but cannot do the job now passes `for_others`, so that other sessions may claim the
+        fold. No session can claim the job during the next `rest_seconds`.
 
         Raises:
             LeaseLost: if the lease is lost.
@@ -276,11 +278,14 @@ class Leases(Claims):
 
     @repeatable
     def fail(self, lease: Lease, *, error: str, now: float, final: bool = False) -> Job:
-        """Record that the attempt failed: retry after a growing delay, or become `failed` after the fifth failure.
+        """Record a failed attempt. A job is retried after a growing delay, and becomes `failed` at the fifth failure.
 
-        `final` means that another attempt would end the same way: the job becomes `failed` at once. `error` (a
-        traceback) is kept with the job, and its message goes into the event. A failed job blocks only the jobs that
-        need it. Returns the job as it is now.
+        With `final`, the job becomes `failed` at once, because another attempt would fail in the same way. `error` is a
+        traceback, which is stored with the job; the event contains only its message. A failed job blocks only the jobs
+        that need it.
+
+        Returns:
+            The job in its new state.
 
         Raises:
             LeaseLost: if the lease is lost.
@@ -315,11 +320,16 @@ class Leases(Claims):
         skip_rest: str | None,
         then: Sequence[Bound] = (),
     ) -> list[Rows]:
-        """Commit the job, run the statements in ``then`` in the same message, and publish; return the results."""
+        """Commit the job, run the statements of ``then`` in the same message to the server, and call ``publish``.
+
+        Returns:
+            The results of ``then``.
+        """
         job = lease.job
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
-        # Without the lock, two concurrent commits that the same job needs would each find the other missing.
+        # Without an exclusive lock, two jobs that the same job needs could be committed at once. Then neither
+        # transaction would see the other's commit, and the job that needs both would stay waiting.
         is_alone = skip_rest is None and job.kind not in {Kind.PREPARE, Kind.PREDICT}
         hold = self.database.holding(job.experiment_id, shared=is_alone)
         values = {"result": _as_json(result), "now": now, "session": lease.session, "id": job.id, "fence": lease.fence}
@@ -337,8 +347,8 @@ class Leases(Claims):
         scope = {"experiment_id": job.experiment_id, "dataset_hash": dataset_hash}
         if not db.execute(_SET_DATASET_HASH, scope).rowcount:
             raise QueueError(
-                f"The crystals of {job.experiment} have changed since it was first prepared (their hash is now "
-                f"{dataset_hash[:16]}). Put the old data back, or enqueue it under a new name (--name)."
+                f"The crystals of {job.experiment} have changed since the experiment was first prepared (their hash is "
+                f"now {dataset_hash[:16]}). Put the old data back, or enqueue the experiment under a new name (--name)."
             )
 
     def _prune(self, db: Statements, lease: Lease, now: float, why: str) -> None:
@@ -346,7 +356,7 @@ class Leases(Claims):
         db.execute(SKIP_ALL, values)
 
     def _unlocking(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> Bound:
-        """Statements that make the jobs waiting for this job ready; ``skip_rest`` first skips later epochs."""
+        """The statement that unblocks the jobs waiting for this job. With ``skip_rest``, first skip later epochs."""
         job, done = lease.job, lease.job.id
         if skip_rest is not None:
             scope = {"experiment_id": job.experiment_id, "fold": job.fold}
@@ -362,10 +372,10 @@ class Leases(Claims):
         return tuple(Job.from_row(row) for row in rows)
 
     def _fenced(self, db: Statements, statement: str, lease: Lease, values: Mapping[str, Any]) -> None:
-        """Run a statement that is fenced by id and fence.
+        """Run a statement that checks the job's id and the lease's fence.
 
         Raises:
-            LeaseLost: if it changes no row.
+            LeaseLost: if the statement changes no row.
         """
         self._require_held(db, lease, db.execute(statement, {**values, "id": lease.job.id, "fence": lease.fence}))
 
@@ -373,7 +383,7 @@ class Leases(Claims):
         if written.rowcount:
             return
         row = db.execute("SELECT state, fence, changed_why FROM jobs WHERE id = ?", (lease.job.id,)).fetchone()
-        now_is = f"it is {row['state']} under fence {row['fence']} ({row['changed_why']})" if row else "it is gone"
+        now_is = f"the job is {row['state']}, fence {row['fence']} ({row['changed_why']})" if row else "it is gone"
         raise LeaseLost(
             f"Session {lease.session} no longer holds {lease.job.label} (its fence was {lease.fence}): {now_is}. "
             "Nothing was written."
@@ -384,7 +394,7 @@ def _as_json(content: Mapping[str, Any]) -> str:
     """Compact JSON.
 
     Raises:
-        QueueError: if it contains nan, inf or anything else that is not JSON.
+        QueueError: if the content contains nan, inf or anything else that is not JSON.
     """
     try:
         return _ENCODER.encode(content)

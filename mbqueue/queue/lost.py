@@ -1,7 +1,7 @@
-"""Find work that a project's files record and the queue lacks, because an earlier queue was lost.
+"""Find work that is recorded in a project's files but missing from the queue, because an earlier queue was lost.
 
-Every command runs this check when it opens the queue (`mbqueue.queue.opening`). To stay fast, the check lists names and
-reads only the notes and the first bytes of one manifest per fold.
+Every command runs this check when it opens the queue (`mbqueue.queue.opening`). To be fast, the check lists file names,
+and reads only the notes and the beginning of one manifest per fold.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mbqueue.storage.names import CommitFile, commit_file, order_of
 #: Messages name at most this many lost parts.
 _NAMED = 8
 _FOLD = re.compile(r"fold_([0-4])")
-#: The first keys of a manifest.
+#: Matches the first keys of a manifest.
 _HEAD = re.compile(rb'"experiment": "([^"]*)",\s*"spec_hash": "([^"]*)",\s*"dataset_hash": "[^"]*",\s*"fold": (\d)')
 _HEAD_BYTES = 1024
 
@@ -38,7 +38,7 @@ class Trace:
         path: the note, or the folder of the fold.
         fold: None if the trace is a note that cannot be read.
         spec_hash: None if the hash is unknown.
-        epochs: finished epochs, by the name of the newest commit; 0 for a note.
+        epochs: the number of finished epochs, from the name of the newest commit; 0 for a note.
         manifest: the manifest of the newest commit; None for a note.
     """
 
@@ -52,13 +52,13 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """A part of an experiment that the queue lacks.
+    """A part of an experiment that is missing from the queue.
 
     Attributes:
         fold: None if the whole experiment is missing.
-        is_of_other_spec: whether the queue has another spec under this name.
+        is_of_other_spec: whether the queue has an experiment of the same name with another spec.
         is_of_known_search: whether a search in the queue would give this name to another trial.
-        ahead: finished epochs of the fold that the queue counts as not done.
+        ahead: the number of finished epochs that the queue does not count as done.
     """
 
     experiment: str
@@ -69,16 +69,16 @@ class Lost:
 
     @property
     def is_overwritten_by_work(self) -> bool:
-        """Whether a session would set these commits aside, replace this note, or train these epochs again."""
+        """Whether a session would set these commits aside, replace their note, or train their epochs again."""
         return self.is_of_other_spec or self.is_of_known_search or self.ahead > 0
 
     def concerns(self, name: str) -> bool:
-        """Whether this part belongs to the experiment or the search of this name."""
+        """Whether this part belongs to the experiment or search with the given name."""
         return name in (self.experiment, self.experiment.rpartition(".")[0])
 
 
 def traces(project: ProjectFolder) -> list[Trace]:
-    """The traces that notes and commits in the live folder leave of experiments."""
+    """Find the traces of experiments: the notes and commits in the live folder."""
     found: list[Trace] = []
     for note in _entries(project.wanted_dir):
         if note.name.endswith(".json"):
@@ -91,9 +91,8 @@ def traces(project: ProjectFolder) -> list[Trace]:
 
 
 def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, Lost]]:
-    """The traces of lost work, each with the part that the queue lacks."""
-    # Files are listed before the queue is read, because an experiment and its folds enter the queue before any file
-    # exists.
+    """Find the traces of lost work, each with the part that is missing from the queue."""
+    # List the files before reading the queue: a new experiment enters the queue before its first file is written.
     found = traces(project)
     if not found:
         return []
@@ -107,7 +106,7 @@ def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, Lost]
 
 
 def lost_parts(project: ProjectFolder, queue: Queue) -> list[Lost]:
-    """The parts of experiments that the project's files have and the queue lacks."""
+    """Find the parts of experiments that exist in the project's files but not in the queue."""
     lost = {lost for _, lost in lost_traces(project, queue)}
     if not lost or _is_in_file(project, lost):
         return []
@@ -126,13 +125,13 @@ def _lost_of(trace: Trace, known: Mapping[str, Experiment], done: Mapping[tuple[
         return None
     if trace.fold not in experiment.spec["folds"]:
         return Lost(experiment=trace.experiment, fold=trace.fold)
-    # A session publishes a commit just before the queue counts the commit's epoch as done.
+    # One epoch may be ahead, because a session publishes a commit just before the queue counts the epoch as done.
     ahead = trace.epochs - done.get((trace.experiment, trace.fold), 0)
     return Lost(experiment=trace.experiment, fold=trace.fold, ahead=ahead) if ahead > 1 else None
 
 
 def described(lost: Sequence[Lost]) -> str:
-    """The lost parts as text that follows "the queue lacks"."""
+    """List the lost parts in a text that continues "The queue lacks"."""
     folds: dict[str, list[int]] = {}
     for one in lost:
         if one.fold is not None and not one.ahead:
@@ -155,10 +154,10 @@ def _part(one: Lost, folds: dict[str, list[int]]) -> str:
 
 
 def _is_in_file(project: ProjectFolder, lost: Iterable[Lost]) -> bool:
-    """Whether the queue is on a server and the project's former queue file still has the lost parts."""
+    """Whether the queue is on a server, but the project's SQLite file still contains the lost parts."""
     if not project.topology.queue_url or not project.queue_db.exists():
         return False
-    with suppress(QueueError), Queue(project.queue_db, read_only=True) as queue:  # moved away or damaged
+    with suppress(QueueError), Queue(project.queue_db, read_only=True) as queue:  # if the queue is damaged or moved
         return {one.experiment for one in lost} <= {experiment.name for experiment in queue.experiments()}
     return False
 
@@ -216,7 +215,7 @@ def _of_commits(experiment: str, fold: int, folder: os.DirEntry[str]) -> list[Tr
 
 
 def _is_damaged(trace: Trace) -> bool:
-    """Whether a trace is from a damaged manifest, whose first bytes prove nothing; a session sets it aside."""
+    """Whether a trace comes from a damaged manifest, which a session will set aside."""
     if trace.manifest is None:
         return False
     try:

@@ -1,6 +1,7 @@
 """Open a project's queue. Only this module chooses between SQLite and PostgreSQL.
 
-Every command opens the queue here, so all commands report a lost queue in the same way, and none starts a second queue.
+Every command opens the queue with this module. So all commands report a lost queue in the same way, and no command
+creates a second queue.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.lost import Lost, described, lost_parts, traces
 from mbqueue.queue.store import Queue
 
-#: A file in the live folder while `mbqueue restore` replaces its content; it names the archive.
+#: The file in the live folder that names the archive while `mbqueue restore` replaces the folder's content.
 RESTORING = "restoring"
 
 _log = logging.getLogger("mbqueue")
@@ -27,12 +28,12 @@ def note_once(text: str) -> None:
 
 
 def nothing(_lost: Lost) -> bool:
-    """The argument ``refuses`` for commands that only read."""
+    """Refuse nothing. Commands that only read pass this function as ``refuses``."""
     return False
 
 
 def anything(_lost: Lost) -> bool:
-    """The argument ``refuses`` for commands that would add to a queue that lacks parts of an earlier one."""
+    """Refuse every queue with missing parts. Commands that change the queue pass this function as ``refuses``."""
     return True
 
 
@@ -44,21 +45,21 @@ def open_queue(
     refuses: Callable[[Lost], bool] = nothing,
     note: Callable[[str], None] = note_once,
 ) -> Queue:
-    """Open the queue of a project: on the server that MBQUEUE_QUEUE or its settings name, else in its SQLite file.
+    """Open a project's queue on the configured server, or otherwise in the project's SQLite file.
 
-    Unless ``read_only``, create it if it does not exist.
+    If the queue does not exist, create it unless ``read_only`` is set.
 
     Args:
-        wait: waits for the given seconds and returns True to give up. With ``wait``, as in a session, opening waits for
-            an unreachable server. Without ``wait``, as in a command, an unreachable server is an error at once.
-        refuses: whether a missing part of an earlier queue must be restored before this command runs.
-        note: called with a sentence if the queue lacks parts, but ``refuses`` is false for each of them.
+        wait: sleeps for the given number of seconds, and returns True to stop waiting for the server. Sessions pass
+            this function to wait for an unreachable server. Without ``wait``, an unreachable server is an error.
+        refuses: decides whether a missing part of an earlier queue must be recovered before the command may run.
+        note: called with a message if parts of an earlier queue are missing but the command may run.
 
     Raises:
-        QueueError: if the queue cannot be opened, or does not exist (reading only).
-        QueueLost: if the queue's file or content is gone, but the files to rebuild it from still exist.
-        SchemaTooNew: if a newer mbqueue wrote it.
-        QueueMoved: if it is in another database now.
+        QueueError: if the queue cannot be opened, or if it does not exist and ``read_only`` is set.
+        QueueLost: if the queue or parts of it were lost, but the files from which to rebuild them still exist.
+        SchemaTooNew: if a newer mbqueue wrote the queue.
+        QueueMoved: if the queue is in another database now.
         UsageError: if psycopg is not installed, or the URL cannot be read.
     """
     if not read_only:
@@ -81,11 +82,12 @@ def open_queue(
 
 
 def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> bool:
-    """Whether anything was ever enqueued, so that there is a queue to open; ``wait`` as for `open_queue`.
+    """Whether the project has a queue; ``wait`` as for `open_queue`.
 
     Raises:
-        QueueError: if its server cannot be reached.
-        QueueLost, UsageError: as for `open_queue`, if there was a queue.
+        QueueError: if the queue's server cannot be reached.
+        QueueLost: if the project had a queue that was lost.
+        UsageError: if psycopg is not installed, the URL cannot be read, or a restore was interrupted.
     """
     is_there = _is_there(project, wait=wait)
     if not is_there:
@@ -94,7 +96,7 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
 
 
 def is_queue_there(project: ProjectFolder) -> bool:
-    """Whether a queue exists, for commands that can work from result files alone; notes a lost queue."""
+    """Whether a queue exists, for commands that can also run without a queue. Log a note if the queue was lost."""
     try:
         return queue_exists(project)
     except (QueueLost, UsageError) as error:
@@ -105,12 +107,12 @@ def is_queue_there(project: ProjectFolder) -> bool:
 
 
 def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> None:
-    """Check that there is a queue; ``wait`` as for `open_queue`.
+    """Refuse a project without a queue; ``wait`` as for `open_queue`.
 
     Raises:
-        UsageError: if nothing was ever enqueued.
-        QueueError: if its server cannot be reached.
-        QueueLost: if there was a queue.
+        UsageError: if no experiment was ever enqueued.
+        QueueError: if the queue's server cannot be reached.
+        QueueLost: if the project had a queue that was lost.
     """
     if queue_exists(project, wait=wait):
         return
@@ -121,17 +123,17 @@ def require_no_cut_off_restore(project: ProjectFolder) -> None:
     """Refuse a project that an interrupted restore has replaced only in part.
 
     Raises:
-        UsageError: if it is.
+        UsageError: if a restore of the project was interrupted.
     """
     archive = cut_off_restore(project)
     if archive is not None:
-        raise UsageError(f"Restoring {project.root} was interrupted. Run it again: mbqueue restore {archive}")
+        raise UsageError(f"Restoring {project.root} was interrupted. Restore it again: mbqueue restore {archive}")
 
 
 def cut_off_restore(project: ProjectFolder) -> str | None:
     """The archive of an interrupted restore; None if no restore was interrupted."""
     if project.topology.queue_url or project.queue_db.exists():
-        return None  # a restore puts the queue back last
+        return None  # a restore puts the queue's file back last
     try:
         return (project.live_dir / RESTORING).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -151,7 +153,7 @@ def _require_not_lost(project: ProjectFolder, *, wait: Callable[[float], bool] |
     """Refuse a project whose queue is gone.
 
     Raises:
-        QueueLost: if files of the queue's experiments still exist.
+        QueueLost: if the queue is gone but files of its experiments still exist.
         UsageError: if the queue is gone because a restore was interrupted.
     """
     on_server = bool(project.topology.queue_url)
@@ -162,13 +164,13 @@ def _require_not_lost(project: ProjectFolder, *, wait: Callable[[float], bool] |
     if traces(project) and not _is_there(project, wait=wait):
         name = "the configured server" if on_server else project.queue_db
         raise QueueLost(
-            f"There is no queue at {name}, but there are checkpoints or notes of experiments in {project.live_dir}, so "
-            f"it was lost{_or_elsewhere(project)}. Rebuild it from them: {how_to_recover(project)}"
+            f"There is no queue at {name}, but there are checkpoints or notes of experiments in {project.live_dir}. "
+            f"The queue was lost{_or_elsewhere(project)}. Rebuild the queue from these files: {how_to_recover(project)}"
         )
 
 
 def has_lost_content(project: ProjectFolder, queue: Queue) -> bool:
-    """Whether a queue is empty although there are checkpoints or notes, which means that something emptied it."""
+    """Whether a queue has lost its content: it is empty although the project has checkpoints or notes."""
     return queue.is_empty() and bool(traces(project) or any(project.state_dir.glob("checkpoints/*/fold_*/e*.json")))
 
 
@@ -176,13 +178,13 @@ def require_content(project: ProjectFolder, queue: Queue) -> None:
     """Refuse a queue that has lost its content.
 
     Raises:
-        QueueLost: if it has.
+        QueueLost: if the queue is empty although the project has checkpoints or notes.
     """
     if has_lost_content(project, queue):
         raise QueueLost(
             f"{queue.database.name} is empty, but there are checkpoints or notes of experiments in "
-            f"{project.live_dir}, so its content was lost{_or_elsewhere(project)}. Rebuild it from them: "
-            f"{how_to_recover(project)}"
+            f"{project.live_dir}. The queue's content was lost{_or_elsewhere(project)}. Rebuild the queue from these "
+            f"files: {how_to_recover(project)}"
         )
 
 
@@ -194,33 +196,33 @@ def _require_whole(
     refuses: Callable[[Lost], bool],
     note: Callable[[str], None],
 ) -> None:
-    """Note or refuse a queue that lacks parts of an earlier queue; arguments and errors as for `open_queue`."""
+    """Report or refuse a queue that lacks parts of an earlier queue; arguments and errors as for `open_queue`."""
     lost = lost_parts(project, queue)
     if lost and not read_only:
         with queue.writing():
-            pass  # this waits for a process that may be recording epochs whose commits exist already
+            pass  # wait for a process that may be recording published commits in the queue right now
         lost = lost_parts(project, queue)
     if not lost:
         return
     lacking = (
-        f"The queue lacks {described(lost)}. An earlier queue was lost or replaced, since {project.live_dir} still "
-        "has checkpoints or notes of that."
+        f"The queue lacks {described(lost)}. An earlier queue was lost or replaced: {project.live_dir} still has its "
+        "checkpoints or notes."
     )
     if any(map(refuses, lost)):
-        raise QueueLost(f"{lacking} Nothing was changed. First bring them back: {how_to_recover(project)}")
-    note(f"{lacking} When no session runs, bring them back: {how_to_recover(project)}")
+        raise QueueLost(f"{lacking} Nothing was changed. First rebuild the missing parts: {how_to_recover(project)}")
+    note(f"{lacking} When no session is running, rebuild the missing parts: {how_to_recover(project)}")
 
 
 def _or_elsewhere(project: ProjectFolder) -> str:
     is_there = project.topology.queue_url and project.queue_db.exists()
-    return " or is still in the queue from before (mbqueue migrate-queue --help)" if is_there else ""
+    return f" or is still in {project.queue_db} (mbqueue migrate-queue --help)" if is_there else ""
 
 
 def how_to_recover(project: ProjectFolder) -> str:
     """The commands that rebuild the queue from the project's files, for messages."""
     if not project.topology.queue_url:
         return "mbqueue recover"
-    return "MBQUEUE_QUEUE=sqlite mbqueue recover, then move it to an empty schema: mbqueue migrate-queue --help"
+    return "MBQUEUE_QUEUE=sqlite mbqueue recover, then move the queue to an empty schema: mbqueue migrate-queue --help"
 
 
 def open_on_server(
@@ -228,7 +230,8 @@ def open_on_server(
 ) -> Queue:
     """Open the queue at a URL like ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as for `open_queue`.
 
-    With ``even_moved``, also open a queue that was moved away, to move it back (`mbqueue.queue.migrating`).
+    With ``even_moved``, also open a queue that was moved to another database, so that `mbqueue.queue.migrating` can
+    move it back.
     """
     _require_psycopg()
     from mbqueue.queue.postgresql.server import PostgresServer  # noqa: PLC0415 - optional package
@@ -241,6 +244,6 @@ def _require_psycopg() -> None:
         import psycopg  # noqa: F401, PLC0415 - optional package
     except ImportError as error:
         raise UsageError(
-            f"The queue is on PostgreSQL, but psycopg, its client, cannot be loaded here ({error}). Install it "
+            f"The queue is on a PostgreSQL server, but Python cannot import the client psycopg ({error}). Install it "
             "with: pip install 'mbqueue[postgresql]'"
         ) from error

@@ -1,6 +1,6 @@
-"""The state of everything as one plain dictionary: what `mbqueue status --json` prints and the dashboard draws.
+"""Describe the whole queue in one dictionary, which `mbqueue status --json` prints and the dashboard shows.
 
-The format is stable: within format 1, keys are only added. Times are seconds since the epoch (UTC), errors in
+The format is stable: within format 1, keys are only added. Times are in seconds since the epoch (UTC), and errors in
 the unit of the target.
 
     format          1
@@ -20,13 +20,14 @@ the unit of the target.
                     structures_per_second, job {id, experiment, kind, fold, epoch, progress} or null
     errors[]        job, experiment, kind, fold, epoch, state, failures, at, retry_at, error (one line)
 
-State of a fold, the first of these that applies: running, done (predictions committed), failed, cancelled, pruned,
-paused, ready, waiting. State of an experiment: done (recorded), pruned, running, paused, ready, failed, cancelled,
-waiting. `seconds` is the sum over committed results, running work and released work; `epoch_seconds` is the sum over
-committed epochs. A progress has `what`, `done`, `total`, and, where known, `seconds` and `seconds_left`. Sessions that
-ended, or whose last heartbeat is over a day old, are left out of `sessions`. A session is lost when its heartbeat is
-overdue, and has died when its process on this machine is gone. A dead session's job is listed with it; experiments,
-folds and counts show the job as ready, as the next session will find it.
+The state of a fold is the first of these that applies: running, done (predictions committed), failed, cancelled,
+pruned, paused, ready, waiting. The state of an experiment is the first of these that applies: done (recorded), pruned,
+running, paused, ready, failed, cancelled, waiting. `seconds` is the time spent on committed, running and released work,
+and `epoch_seconds` is the time spent on committed epochs. A progress has the keys `what`, `done` and `total`, and if
+known also `seconds` and `seconds_left`. `sessions` leaves out sessions that ended, or whose last heartbeat is over a
+day old. A session is lost if its heartbeat is overdue, and has died if its process on this machine is gone. A dead
+session is listed with its job. Experiments, folds and counts show that job as ready, because the next session will
+release it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ _STATES = tuple(state.value for state in State)
 
 
 def _board(sql: Dialect) -> str:
-    """One row per fold, and one row for jobs without a fold. SQLite reads them in a single index scan."""
+    """The dashboard's query: one row per fold, and one row per experiment for its jobs without a fold.
+
+    SQLite answers the query with a single index scan.
+    """
     val_mae = sql.list_of("val_mae", order="epoch", where="kind = 'train' AND state = 'committed'")
     counts = ", ".join(f"count(*) FILTER (WHERE state = '{state}') AS {state}" for state in _STATES)
     return f"""
@@ -73,11 +77,12 @@ def _board(sql: Dialect) -> str:
     """
 
 
-#: Finds the jobs that were started and released: few jobs, in an index that leaves out paused jobs.
+#: Finds the jobs that were started and then released. Paused jobs have a query of their own, because they are missing
+#: from the index.
 _BEGUN = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 0 AND progress IS NOT NULL"
 _BEGUN_AND_PAUSED = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 1 AND progress IS NOT NULL"
 
-#: The dashboard's index holds only the numbers that results of every experiment have.
+#: Reads whole results, because the dashboard's index contains only the numbers that every experiment has.
 _PREDICTED = "SELECT fold, result FROM jobs WHERE experiment_id = ? AND kind = 'predict' AND state = 'committed'"
 
 _EVENTS = """
@@ -98,7 +103,7 @@ _OUTLOOK = """
 
 
 class _Group(NamedTuple):
-    """One row of `_board`: a fold, or the jobs of an experiment that belong to no fold."""
+    """One row of `_board`: the jobs of a fold, or an experiment's jobs without a fold."""
 
     experiment_id: int
     fold: int | None
@@ -124,12 +129,12 @@ class _Group(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
-    """What is left to do, for a worker whose claim found nothing.
+    """The remaining work, for a worker whose claim found no job.
 
     Attributes:
-        ready: jobs that could be claimed now, including jobs left to another session, but not paused jobs.
-        delayed: jobs that wait for a retry; the first is due at `next_at`.
-        leased: jobs that a session holds; the first of these leases expires at `lease_expires_at`.
+        ready: the number of ready jobs, including jobs reserved for another session, but not paused jobs.
+        delayed: the number of jobs that wait for a retry; the first is due at `next_at`.
+        leased: the number of jobs that a session holds; the first of these leases expires at `lease_expires_at`.
     """
 
     ready: int
@@ -140,16 +145,16 @@ class Outlook:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether only a person can make progress: nothing is claimable, and no running job could change that."""
+        """Whether the queue cannot continue without a person, because no job is ready, delayed or leased."""
         return self.ready + self.delayed + self.leased == 0
 
 
 class Reports(Part):
-    """Read jobs, events and the overview."""
+    """Reads jobs, events and the overview."""
 
     @repeatable
     def job(self, job_id: int) -> Job:
-        """The job with this id, which must exist."""
+        """Read the job with this id, which must exist."""
         with self.reading() as db:
             return Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (job_id,)).fetchone())
 
@@ -157,7 +162,10 @@ class Reports(Part):
     def jobs(
         self, *, experiment: str | None = None, fold: int | None = None, state: State | None = None
     ) -> tuple[Job, ...]:
-        """Jobs, optionally of an experiment, fold or state; by fold and epoch, `prepare` first, `record` last."""
+        """Read the jobs, optionally of one experiment, fold or state.
+
+        The jobs of an experiment are in this order: `prepare`, then each fold's epochs and `predict`, then `record`.
+        """
         query = (
             "SELECT * FROM job_rows WHERE (:experiment IS NULL OR experiment = :experiment) "
             "AND (:fold IS NULL OR fold = :fold) AND (:state IS NULL OR state = :state) "
@@ -169,7 +177,7 @@ class Reports(Part):
 
     @repeatable
     def finished_epochs(self) -> dict[tuple[str, int], int]:
-        """The last epoch that is committed or skipped, by (experiment, fold); other folds are left out."""
+        """Read the last committed or skipped epoch by (experiment, fold). Folds without such epochs are left out."""
         query = (
             "SELECT experiment, fold, max(epoch) AS epoch FROM job_rows "
             "WHERE kind = 'train' AND state IN ('committed', 'skipped') GROUP BY experiment, fold"
@@ -188,7 +196,7 @@ class Reports(Part):
         after: int = 0,
         limit: int = 100,
     ) -> tuple[Event, ...]:
-        """The newest `limit` events that match, oldest first; `after` is the id of the last event already seen."""
+        """Read the newest `limit` events that match, oldest first. Only events with an id above `after` match."""
         values = {"experiment": experiment, "fold": fold, "by": by, "since": since, "after": after, "limit": limit}
         with self.reading() as db:
             rows = db.execute(_EVENTS, values).fetchall()
@@ -196,21 +204,22 @@ class Reports(Part):
 
     @repeatable
     def outlook(self, *, now: float) -> Outlook:
-        """What is left to do, for a worker whose claim found nothing."""
+        """Read the remaining work, for a worker whose claim found no job."""
         with self.reading() as db:
             return Outlook(**dict(db.execute(_OUTLOOK, {"now": now}).fetchone()))
 
     @repeatable
     def overview(self, *, now: float, project: str = "", experiment: str | None = None) -> dict[str, Any]:
-        """The whole state at one instant, in the format described at the top of this module; ready for JSON.
+        """Read the state of the whole queue at one instant, in the JSON format that this module's docstring describes.
 
-        With `experiment`, `experiments` and `jobs` cover only that experiment; an unknown name leaves both empty.
+        If `experiment` is given, `experiments` and `jobs` cover only that experiment. For an unknown name, both are
+        empty.
         """
         with self.reading() as db:
             now = self.database.instant(db, now)
             query = "SELECT * FROM experiments WHERE :name IS NULL OR name = :name ORDER BY id"
             experiments = db.execute(query, {"name": experiment}).fetchall()
-            ids = [row["id"] for row in experiments]  # all experiments, or the named one
+            ids = [row["id"] for row in experiments]
             board = db.execute(_board, {"first": min(ids, default=0), "last": max(ids, default=0)})
             groups: dict[int, list[_Group]] = {row["id"]: [] for row in experiments}
             for row in board:
@@ -373,7 +382,7 @@ def _with_work(group: _Group, fold: int | None, progress: Mapping[str, Any]) -> 
 
 
 def _given_back(group: _Group, job: Row) -> _Group:
-    """A group of jobs as it will be once the next session has released a dead session's jobs."""
+    """The group of jobs as it will be after the next session has released a dead session's job."""
     if group.fold != job["fold"]:
         return group
     state = State.READY if job["lost_in_a_row"] + 1 < MAX_LOST_IN_A_ROW else State.FAILED

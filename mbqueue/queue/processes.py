@@ -1,4 +1,4 @@
-"""The identity of a process, distinct from every other one on this machine, and whether that process is alive."""
+"""Identify processes on this machine, and find out whether they are alive."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """One process.
+    """The identity of one process.
 
     Attributes:
-        boot_id: the machine's boot and the process namespace within which `pid` is valid; None if the system does not
-            reveal it.
-        pid_started: start of the process in clock ticks since boot, which a later process with the same pid does not
-            share.
+        boot_id: identifies the machine's boot and the process namespace in which `pid` is valid; None if unknown.
+        pid_started: start of the process in clock ticks since boot, which differs if another process reuses the pid.
     """
 
     host: str
@@ -31,12 +29,12 @@ def this_process() -> ProcessIdentity:
 
 
 def identity_of(pid: int) -> ProcessIdentity:
-    """The identity of the process with this pid, on this machine, now."""
+    """The identity of the process that now has this pid on this machine."""
     return ProcessIdentity(host=socket.gethostname(), boot_id=boot_id(), pid=pid, pid_started=_started(pid))
 
 
 def boot_id() -> str | None:
-    """The kernel's random id of this boot with the id of the process namespace (containers), or None."""
+    """The kernel's random id of this boot, with the id of the process namespace; None if they cannot be read."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = Path("/proc/self/ns/pid").readlink()
@@ -46,9 +44,10 @@ def boot_id() -> str | None:
 
 
 def is_known_dead(identity: ProcessIdentity) -> bool:
-    """Whether the process is certainly dead. Without proof (another machine, boot or container): False.
+    """Whether the process is certainly dead; False if unknown, as for another machine, boot or container.
 
-    Absence from /proc proves nothing: mounted with ``hidepid``, it hides other users' processes.
+    A process may be alive although /proc does not list it, because the mount option ``hidepid`` hides the processes of
+    other users.
     """
     if identity.boot_id is None or identity.boot_id != boot_id():
         return False
@@ -65,16 +64,16 @@ def is_known_dead(identity: ProcessIdentity) -> bool:
 
 
 def is_known_living(identity: ProcessIdentity) -> bool:
-    """Whether the process is certainly alive, even if stopped or hanging. Without proof: False."""
+    """Whether the process is certainly alive, even if it is suspended or hangs; False if unknown."""
     if identity.boot_id is None or identity.boot_id != boot_id() or identity.pid_started is None:
         return False
     return _started(identity.pid) == identity.pid_started
 
 
 def has_open(identity: ProcessIdentity, file: Path) -> bool | None:
-    """Whether a live process of this machine has a file open; None without proof (another user or machine).
+    """Whether a live process of this machine has a file open; None if unknown, as for another user or machine.
 
-    A copy of the file is a different file; a renamed file is the same.
+    A copy of the file counts as a different file, and a renamed file as the same file.
     """
     if not is_known_living(identity):
         return None
@@ -96,9 +95,9 @@ def has_open(identity: ProcessIdentity, file: Path) -> bool | None:
 
 
 def is_gone(identity: ProcessIdentity, queue_file: Path | None) -> bool:
-    """Whether a session's process certainly does not use this queue: it is dead, or uses another file.
+    """Whether a session's process is certainly not using this queue: it is dead, or uses another file.
 
-    The rows of a copied queue name the sessions of the original, whose processes may be alive.
+    A copied queue contains the sessions of the original queue, whose processes may be alive.
 
     Args:
         queue_file: the SQLite file; None for a queue on a server.
@@ -111,7 +110,7 @@ def is_gone(identity: ProcessIdentity, queue_file: Path | None) -> bool:
 
 
 def parent_of(pid: int) -> int | None:
-    """The parent of this process; None if it is gone or hidden."""
+    """The pid of a process's parent; None if the process is gone or hidden."""
     stat = _stat(pid)
     return None if stat is None else int(stat[1])
 
@@ -128,10 +127,10 @@ def _is_over(stat: list[str]) -> bool:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the state on (the third field in proc(5)); None if /proc has no such file."""
+    """Read the fields of /proc/PID/stat, beginning with the state (the third field); None if there is no such file."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The second field, the program's name in brackets, may itself contain blanks and brackets.
+    # The second field is the program's name in brackets. The name may itself contain spaces and brackets.
     return stat.rpartition(")")[2].split()

@@ -12,7 +12,7 @@ from mbqueue.queue.jobs import history_row
 from mbqueue.queue.notes import note
 
 _HELD = "SELECT 1 FROM jobs WHERE experiment_id = :experiment_id AND state = 'leased' LIMIT 1"
-# Puts the jobs of a pruned trial back; epochs that early stopping skipped stay skipped.
+# Makes the skipped jobs of a pruned trial waiting again, except epochs that early stopping skipped.
 _TAKE_UP = """
     UPDATE jobs SET state = 'waiting', changed_at = :now, changed_by = :by, changed_why = 'retried'
     WHERE experiment_id = :experiment_id AND state = 'skipped' AND substr(changed_why, 1, :length) = :pruned
@@ -32,13 +32,13 @@ class Pruning(Part):
 
     @repeatable
     def prune(self, experiment: str, *, why: str, now: float, by: str = "prune") -> int:
-        """Skip all unfinished jobs of a search's trial; do nothing while a session works on one of these jobs.
+        """Prune a trial: skip all its unfinished jobs. Do nothing while a session works on the trial.
 
         Args:
             why: the reason, which begins with `mbqueue.queue.edges.PRUNED`.
 
         Returns:
-            How many jobs were skipped.
+            The number of skipped jobs.
 
         Raises:
             UsageError: if there is no such experiment.
@@ -50,12 +50,12 @@ class Pruning(Part):
 
     @repeatable
     def give_up_checkpoints(self, experiment: str, *, now: float, by: str = "prune") -> bool:
-        """Give up the checkpoints of a pruned trial: its spec keeps its histories, and `retry` starts it again.
+        """Give up the checkpoints of a pruned trial, so that `retry` starts the trial from the beginning.
 
-        The caller then removes the files.
+        The trial's histories move into its spec. The caller must then remove the checkpoint files.
 
         Returns:
-            Whether this was a pruned trial that still had its checkpoints.
+            True if this was a pruned trial that still had its checkpoints, and no session was working on it.
 
         Raises:
             UsageError: if there is no such experiment.
@@ -73,12 +73,13 @@ class Pruning(Part):
             released = {"at": now, "why": pruned["changed_why"], "histories": histories}
             spec = {**found.spec, "trial": {**found.spec["trial"], "released": released}}
             db.execute(_SPEC, {**values, "spec": json.dumps(spec)})
-            note(db, "its checkpoints are given up; retry begins it anew", by=by, now=now, experiment_id=found.id)
+            given_up = "checkpoints given up; `mbqueue retry` trains the trial from the beginning"
+            note(db, given_up, by=by, now=now, experiment_id=found.id)
             return True
 
 
 def take_up(db: Statements, experiment_id: int, *, by: str, now: float) -> int:
-    """Resume a pruned trial, from the beginning if its checkpoints were given up; return how many jobs changed."""
+    """Resume a pruned trial, or restart it if its checkpoints were given up. Return the number of changed jobs."""
     values = {"experiment_id": experiment_id, "pruned": PRUNED, "length": len(PRUNED), "by": by, "now": now}
     changed = db.execute(_TAKE_UP, values).rowcount
     if not changed:

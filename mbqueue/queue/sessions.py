@@ -59,7 +59,7 @@ class Sessions(Part):
         deadline_at: float | None = None,
         identity: ProcessIdentity | None = None,
     ) -> str:
-        """Record a new session (by default of this process) and return its id, unique across machines.
+        """Record a new session, by default of this process. Return its id, which is unique across machines.
 
         A session counts as live for `alive_seconds` after its last heartbeat.
         """
@@ -94,23 +94,23 @@ class Sessions(Part):
         structures_per_second: float | None = None,
         deadline_at: float | None = None,
     ) -> None:
-        """Record that the session is alive, and optionally its speed and when it plans to stop.
+        """Record a heartbeat of the session, and optionally its training speed and its planned end.
 
         Raises:
-            QueueError: if the session has ended, perhaps because another session found it dead.
+            QueueError: if the session has ended, for example because another session considered it dead.
         """
         values = {"id": session, "now": now, "alive_seconds": alive_seconds}
         with self.writing() as db:
             ahead = self.database.instant(db, now) - now
             values["deadline_at"] = None if deadline_at is None else deadline_at + ahead
             if not db.execute(_HEARTBEAT, {**values, "structures_per_second": structures_per_second}).rowcount:
-                raise QueueError(f"Session {session} has ended or was never started. Start a new one: mbqueue work")
+                raise QueueError(f"Session {session} has ended or was never started. Start a new session: mbqueue work")
 
     @repeatable
     def end_session(self, session: str, *, reason: str, now: float, lost: bool = False) -> None:
         """End the session, and release its jobs as preempted; do nothing if it has already ended.
 
-        With ``lost``, the session's jobs count as lost by a session that died; a job that is lost repeatedly becomes
+        With ``lost``, the session counts as dead and its jobs as lost. A job that is lost too often in a row becomes
         `failed`.
         """
         with self.writing() as db:
@@ -120,11 +120,11 @@ class Sessions(Part):
     def reap_dead(
         self, *, by: str, now: float, is_dead: Callable[[ProcessIdentity], bool] | None = None
     ) -> tuple[SessionRow, ...]:
-        """End the sessions of this machine whose process is certainly dead, and release their jobs.
+        """End the sessions of this machine whose processes are certainly dead, and release their jobs.
 
-        Also end sessions whose process uses another queue file, since this queue is then a copy.
+        Also end sessions whose processes use another queue file, because this queue is then a copy.
 
-        Sessions of other machines, boots and containers are left alone: their leases expire.
+        Sessions of other machines, boots and containers stay unchanged; their leases expire.
 
         Returns:
             The ended sessions.
@@ -139,12 +139,12 @@ class Sessions(Part):
             with self.writing() as db:
                 for row in dead:
                     is_elsewhere = is_dead is None and is_known_living(row.identity)
-                    why = "works with the queue that this one was copied from" if is_elsewhere else "is gone"
+                    why = "uses the queue from which this one was copied" if is_elsewhere else "is gone"
                     _end(db, row.id, reason=f"process {row.pid} {why}", by=by, now=now, lost=not is_elsewhere)
         return tuple(dead)
 
     def is_gone(self, identity: ProcessIdentity) -> bool:
-        """Whether a process certainly does not use this queue (`mbqueue.queue.processes`)."""
+        """Whether a process is certainly not using this queue (`mbqueue.queue.processes`)."""
         return is_gone(identity, self.database.file)
 
     @repeatable
@@ -176,30 +176,30 @@ class Sessions(Part):
     def note(
         self, why: str, *, by: str, now: float, experiment_id: int | None = None, job_id: int | None = None
     ) -> None:
-        """Add a note to the events, such as a checkpoint set aside or a lost mount."""
+        """Add a note to the events, for example about a damaged checkpoint or a lost mount."""
         with self.writing() as db:
             note(db, why, by=by, now=now, experiment_id=experiment_id, job_id=job_id)
 
 
 def at_work(database: Database, db: Statements, *, now: float) -> SessionRow | None:
-    """The first session that may still write to a queue; None if the queue can be moved or replaced.
+    """Find a session that may still write to a queue. None means that the queue can be moved or replaced.
 
     Args:
-        now: by the database's clock.
+        now: the time by the database's clock, in seconds since the epoch.
     """
     rows = db.execute("SELECT * FROM sessions WHERE ended_at IS NULL ORDER BY id").fetchall()
     return next((row for row in map(SessionRow.from_row, rows) if may_be_at_work(row, now, database.file)), None)
 
 
 def may_be_at_work(row: SessionRow, now: float, queue_file: Path | None) -> bool:
-    """Whether a session may still write: its heartbeat is recent, or its process is alive, even if silent.
+    """Whether a session may still write, because its heartbeat is recent or its process is alive.
 
     Args:
         queue_file: as for `mbqueue.queue.processes.is_gone`.
     """
     if row.ended_at is not None or is_gone(row.identity, queue_file):
         return False  # a session that was killed a moment ago has a recent heartbeat but a dead process
-    # A session of the calling process is over, even if it could not record its end.
+    # A session of this process has already ended, even if its end could not be recorded.
     return row.is_live(now) or (is_known_living(row.identity) and row.pid != os.getpid())
 
 
@@ -207,6 +207,6 @@ def _end(db: Statements, session: str, *, reason: str, by: str, now: float, lost
     if db.execute(_END, {"id": session, "now": now, "reason": reason}).rowcount:
         why = f"session {session} ended: {reason}"
         limit = {"max_lost": MAX_LOST_IN_A_ROW, "lost_error": LOST_ERROR}
-        db.execute(_held, (session,))  # this waits for a running commit of the session, which may claim its next job
+        db.execute(_held, (session,))  # this waits for a running commit of the session, which may claim another job
         db.execute(_GIVE_BACK, {"id": session, "now": now, "by": by, "why": why, "lost": int(lost), **limit})
         note(db, why, by=by, now=now)

@@ -1,6 +1,6 @@
-"""User actions on jobs, and the rewind of a fold whose checkpoint is damaged.
+"""Pause, resume, cancel, retry and rewind jobs, and set their priorities.
 
-Each method takes an experiment, or one of its folds, and the user or command that acts (`by`, for the events).
+Each method changes an experiment or one of its folds. `by` names the user or command in the events.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mbqueue.queue.jobs import Lease
 from mbqueue.queue.notes import note
 from mbqueue.queue.pruning import take_up
 
-#: How often a job's holders may rewind it before it is committed or a person retries it.
+#: How often sessions may rewind a job until it is committed or a person retries it.
 MAX_REWINDS: Final = 5
 
 _PAUSE_JOBS = """
@@ -50,8 +50,8 @@ _HURRY = """
     WHERE experiment_id = :experiment_id AND (:fold IS NULL OR fold = :fold) AND state = 'ready' AND not_before > 0
 """
 
-# How often a job's holders have rewound it since the last commit or retry, and how often this session did so for this
-# reason.
+# Counts how often sessions have rewound a job since its last commit or retry (`times`), and how often this session did
+# so for this reason (`same`).
 _REWOUND = """
     SELECT count(*) AS times, coalesce(sum(CASE WHEN by = :session AND why = :why THEN 1 ELSE 0 END), 0) AS same
     FROM events
@@ -76,35 +76,35 @@ class _Scope(TypedDict):
 
 
 class Steering(Part):
-    """Pauses, resumes, cancels, retries, sets priorities, and rewinds."""
+    """Pauses, resumes, cancels, retries and rewinds jobs, and sets their priorities."""
 
     @repeatable
     def pause(self, experiment: str, *, now: float, fold: int | None = None, by: str = "pause") -> int:
-        """Hand out no more jobs of an experiment or fold.
+        """Pause an experiment or fold, so that no session claims its jobs.
 
         A running job continues; its session sees the pause when it renews the lease.
 
         Returns:
-            How many jobs this changed.
+            The number of changed jobs.
 
         Raises:
-            UsageError: if there is no such experiment or fold; the other methods here also raise this.
+            UsageError: if there is no such experiment or fold. The other methods of this class also raise this error.
         """
         return self._set_paused(experiment, fold, paused=True, by=by, now=now)
 
     @repeatable
     def resume(self, experiment: str, *, now: float, fold: int | None = None, by: str = "resume") -> int:
-        """Undo `pause`; returns how many jobs this changed."""
+        """Undo `pause`, and return the number of changed jobs."""
         return self._set_paused(experiment, fold, paused=False, by=by, now=now)
 
     @repeatable
     def set_priority(
         self, experiment: str, priority: int, *, now: float, fold: int | None = None, by: str = "priority"
     ) -> int:
-        """Set the priority: from the next claim on, higher is claimed first. Returns how many jobs this changed.
+        """Set the priority, and return the number of changed jobs. Jobs with a higher priority are claimed first.
 
         Raises:
-            UsageError: also if the priority is out of bounds.
+            UsageError: if the priority is out of bounds, or there is no such experiment or fold.
         """
         require_priority(priority)
         with self.writing() as db:
@@ -118,23 +118,23 @@ class Steering(Part):
 
     @repeatable
     def cancel(self, experiment: str, *, now: float, fold: int | None = None, by: str = "cancel") -> int:
-        """Cancel all unfinished jobs of an experiment or fold; sessions that work on them lose their leases.
+        """Cancel all unfinished jobs of an experiment or fold. Sessions lose their leases on these jobs.
 
         Returns:
-            How many jobs were cancelled.
+            The number of cancelled jobs.
         """
         with self.writing() as db:
             return db.execute(_CANCEL, {**_scope(db, experiment, fold), "now": now, "by": by}).rowcount
 
     @repeatable
     def retry(self, experiment: str, *, now: float, fold: int | None = None, by: str = "retry") -> int:
-        """Give failed and cancelled jobs all their attempts again, and let jobs that wait for a retry run at once.
+        """Retry failed and cancelled jobs with all their attempts, and end the delay of jobs that wait for a retry.
 
         A pruned trial resumes as a whole, and is not pruned again. A trial whose checkpoints were given up
         (`Pruning.give_up_checkpoints`) starts from the beginning.
 
         Returns:
-            How many jobs this changed.
+            The number of changed jobs.
         """
         with self.writing() as db:
             scope = _scope(db, experiment, fold)
@@ -157,18 +157,19 @@ class Steering(Part):
     ) -> int:
         """Rewind `folds` to `to_epoch` (0 for the start), because their files are damaged.
 
-        Every later epoch, finished, skipped or running, and the folds' `predict` and the `record` become waiting; the
-        epoch after `to_epoch` becomes ready. Sessions that hold one of these jobs lose their leases. A worker that
-        finds the damage passes its own `lease` on one of these jobs. The worker must still hold that lease, which this
-        call gives up. If the worker's next claim passes the fold as `loaded`, it gets epoch `to_epoch + 1`. Failed and
-        cancelled jobs stay as they are. If a session finds the same damage again, training again does not help, so this
-        call refuses. It also refuses a job that its holders have rewound `MAX_REWINDS` times without committing it.
+        All later epochs, the folds' `predict` jobs and the `record` job become waiting, and sessions lose their leases
+        on these jobs. The epoch after `to_epoch` becomes ready. Failed and cancelled jobs stay as they are.
+
+        A worker that finds the damage passes its `lease` on one of these jobs. The worker must still hold the lease,
+        which ends with this call. If the worker's next claim passes the fold as `loaded`, that claim gets epoch
+        `to_epoch + 1`. The call refuses if the same session finds the same damage again, because training again did not
+        help. The call also refuses if sessions have rewound the job `MAX_REWINDS` times without committing it.
 
         Args:
-            folds: the reason for each fold; if empty, nothing is done.
+            folds: the reason for the rewind of each fold; if empty, nothing changes.
 
         Returns:
-            How many jobs were put back.
+            The number of rewound jobs.
 
         Raises:
             LeaseLost: if `lease` is lost; then nothing was changed.
@@ -204,7 +205,9 @@ def _scope(db: Statements, experiment: str, fold: int | None) -> _Scope:
     if fold is not None:
         query = "SELECT 1 FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold LIMIT 1"
         if db.execute(query, scope).fetchone() is None:
-            raise UsageError(f"{experiment} has no fold {fold} in the queue. Add it: mbqueue enqueue --folds {fold}")
+            raise UsageError(
+                f"{experiment} has no fold {fold} in the queue. Add the fold: mbqueue enqueue --folds {fold}"
+            )
     return scope
 
 
@@ -219,13 +222,13 @@ def _require_progress(db: Statements, lease: Lease, why: str) -> None:
     rewound = db.execute(_REWOUND, {**scope, "session": lease.session, "why": why}).fetchone()
     if rewound["same"]:
         raise RewoundBefore(
-            f"{job.label}: {why} The same damage was found before, and remaking the files did not help. "
-            f"Fix the cause, then: mbqueue retry {job.experiment}"
+            f"{job.label}: {why} The same damage was found before, and making the files again did not help. "
+            f"Fix the cause, then run: mbqueue retry {job.experiment}"
         )
     if rewound["times"] >= MAX_REWINDS:
         raise RewoundBefore(
-            f"{job.label}: {why} Its input was damaged and remade {rewound['times']} times in a row. Check the "
-            f"disk, then: mbqueue retry {job.experiment}"
+            f"{job.label}: {why} The job's input was damaged and made again {rewound['times']} times in a row. Check "
+            f"the disk, then run: mbqueue retry {job.experiment}"
         )
 
 

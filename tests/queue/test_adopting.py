@@ -154,7 +154,7 @@ def test_a_preparation_of_other_crystals_is_refused(world):
             "UPDATE jobs SET state = 'waiting', result = NULL, changed_at = 0, changed_by = '', changed_why = '' "
             "WHERE kind = 'prepare'"
         )
-    with pytest.raises(QueueError, match="other crystals"):
+    with pytest.raises(QueueError, match="different crystals"):
         world.queue.adopt_result("full", Kind.PREPARE, result={"dataset_hash": "e"}, source="drive", now=world.now)
 
 

@@ -406,7 +406,7 @@ def test_a_commit_with_a_claim_for_no_time_or_too_long_does_nothing(world, secon
     world.prepared(session)
     lease = world.take(session)
     before = world.queue.jobs()
-    with pytest.raises(QueueError, match="not between 0 and"):
+    with pytest.raises(QueueError, match="must last between 0 and"):
         world.queue.commit_and_claim(lease, result={}, now=world.now, lease_seconds=seconds)
     assert world.queue.jobs() == before
 

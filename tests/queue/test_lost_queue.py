@@ -161,7 +161,7 @@ def test_commands_in_a_terminal_report_the_loss_once(whole: Project, state: str)
     assert done.returncode == 1
     assert done.stdout == ""
     assert STATES[state][1] in done.stderr
-    assert f"First bring them back: {TO_DO}" in done.stderr
+    assert f"First rebuild the missing parts: {TO_DO}" in done.stderr
 
 
 def test_an_experiment_that_is_not_lost_can_be_steered(whole: Project, caplog: pytest.LogCaptureFixture) -> None:

@@ -60,7 +60,7 @@ def test_the_copy_does_not_stop_wait_for_or_show_sessions_of_the_original(pair: 
     assert work(pair.copy.folder, WorkOptions(device="cpu", max_jobs=1), report=report).jobs_done == 1, report.lines
     with Queue(pair.copy.folder.queue_db, read_only=True) as queue:
         reasons = [row.end_reason or "" for row in queue.sessions()]
-        assert any("works with the queue that this one was copied from" in reason for reason in reasons)
+        assert any("uses the queue from which this one was copied" in reason for reason in reasons)
     assert pair.session.is_running
 
     pair.copy.recover(force=True)  # refused while a session uses this queue

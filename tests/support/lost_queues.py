@@ -89,7 +89,7 @@ def _other_settings_of_commits_alone(project: Project) -> None:
 #: Kind of loss → a function that causes it, and the text that every command then prints.
 STATES: dict[str, tuple[Callable[[Project], None], str]] = {
     "gone": (_is_gone, "There is no queue"),
-    "emptied": (_was_emptied, "its content was lost"),
+    "emptied": (_was_emptied, "content was lost"),
     "of another experiment": (_of_another_experiment, f"{LACKS} head_finetune."),
     "with fewer folds": (_with_fewer_folds, f"{LACKS} head_finetune fold 1."),
     "with other settings": (_with_other_settings, f"{LACKS} head_finetune with other settings than the queue's."),
