@@ -1,4 +1,4 @@
-"""Blobs: whole files under names, with one interface for a folder, a mount and an object store.
+"""Blobs are files that mbqueue writes and reads as a whole, in a folder, on a mount or in an object store.
 
 What each backend guarantees (tests/storage/test_blobs.py checks all of them):
 
@@ -8,17 +8,17 @@ What each backend guarantees (tests/storage/test_blobs.py checks all of them):
 | on a mount (`mbqueue.storage.mounted.Drive`) | can be read by this machine, and by others once it is uploaded |
 | in a store (`mbqueue.storage.objects.ObjectStore`) | can be read by every machine |
 
-| when two writers `create` one name … | |
+| when two writers `create` the same name … | |
 |---|---|
-| in a folder | one is refused, on all machines that share it; without hard links, almost always |
-| on a mount | one is refused on one machine; on two machines both may succeed, and the mount renames one |
-| in a store | one is refused by the store itself, on all machines |
+| in a folder | one fails, on all machines that share the folder; without hard links, both may rarely succeed |
+| on a mount | one fails on the same machine; on two machines, both may succeed, and the mount renames one file |
+| in a store | one fails on all machines, because the store refuses it |
 
-So use `create` for names that two writers may pick at once, and put a hash into names on a mount. Readers trust no
-content without a hash.
+So use `create` for names that two writers may choose at the same time, and put a hash into names on a mount. Readers
+check the hash of all content.
 
-Paths are relative, with slashes. A FileNotFoundError is about one file. Any other OSError, or a StoreError, means that
-the place fails, and proves nothing about the files in it. Backends do not wait, retry or keep copies.
+Paths are relative and use slashes. A FileNotFoundError concerns one file. Any other OSError, or a StoreError, means
+that the whole place fails; its files may be intact. Backends do not wait, retry or keep copies.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from mbqueue import files
 
 @dataclass(frozen=True)
 class Listed:
-    """A blob as a listing shows it.
+    """The entry of a blob in a listing.
 
     Attributes:
-        size: in bytes; -1 if it is slow to get.
+        size: in bytes; -1 if reading the size would be slow.
         tag: a value that changes with the content; empty if unknown.
-        modified: in seconds since the epoch, by the clock of the place; 0 if it is slow to get.
+        modified: in seconds since the epoch, by the clock of the place; 0 if reading the time would be slow.
     """
 
     size: int
@@ -47,7 +47,7 @@ class Listed:
 
 
 class Unreadable(FileNotFoundError):
-    """The name belongs to something other than a blob: a link, a folder, a file of another program."""
+    """The name belongs to something that mbqueue cannot read as a blob, such as a link or a folder."""
 
 
 class Blobs(Protocol):
@@ -55,7 +55,7 @@ class Blobs(Protocol):
 
     @property
     def url(self) -> str:
-        """The address, for messages, without secrets."""
+        """The address without secrets, for messages."""
 
     def listed(self, folder: str) -> dict[str, Listed]:
         """The entries of a folder by name, sorted; empty if there is no such folder.
@@ -64,27 +64,27 @@ class Blobs(Protocol):
         """
 
     def read(self, path: str, *, at_most: int) -> bytes:
-        """The bytes of a blob, cut off after ``at_most`` + 1.
+        """Read a blob. Return at most ``at_most`` + 1 bytes, so that callers recognise a blob that is too large.
 
         Raises:
             FileNotFoundError: if there is no readable blob of that name.
         """
 
     def put(self, path: str, content: bytes) -> None:
-        """Write a blob whose name belongs to this content, even if the blob exists."""
+        """Write a blob, even if it exists. Use this only if no other content can have the same name."""
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new blob, in one quick attempt; False if a blob of that name with other content exists.
+        """Write a new blob in one quick attempt. Return False if a blob of this name exists with other content.
 
-        A blob with the same content counts as an earlier attempt whose answer was lost, so two writers must write
-        different bytes.
+        An existing blob with the same content counts as an earlier attempt whose answer was lost. So two writers must
+        write different bytes.
         """
 
     def remove(self, path: str) -> None:
         """Remove a blob if it exists."""
 
     def move(self, path: str, target: str) -> bool:
-        """Rename a blob; False if it does not exist."""
+        """Rename a blob; return False if it does not exist."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,6 @@ class Folder:
         return True
 
     def sweep(self, folder: str) -> None:
-        """Remove half-written files of dead processes. Call this only where no other process writes to the folder."""
+        """Remove half-written files of dead processes. Call this only if no other process writes to the folder."""
         for path in (self.root / folder).glob(f"{files.TEMP_PREFIX}*"):
             path.unlink(missing_ok=True)

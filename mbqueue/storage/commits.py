@@ -1,11 +1,11 @@
-"""The commits of one fold in one place, each a checkpoint and its manifest.
+"""Read and copy the commits of one fold in one place. A commit is a checkpoint and its manifest.
 
-A commit exists once its manifest does. Staging writes the checkpoint durably, which is slow and may run in a background
-thread. Publishing creates the manifest, which is fast and happens inside the queue's fence, so a worker that lost its
-lease publishes nothing. Published files never change.
+A commit exists once its manifest exists. Staging writes the checkpoint durably, which is slow and may run in a
+background thread. Publishing creates the manifest, which is fast. A worker publishes inside the transaction that checks
+the fence, so a worker that lost its lease publishes nothing. Published files never change.
 
-Commits are opened for one identity (`mbqueue.storage.manifest.Identity`). A commit of another fold, experiment, spec or
-dataset counts as damaged, for example after files were moved by hand.
+`Commits` accepts commits of one identity only (`mbqueue.storage.manifest.Identity`). A commit of another fold,
+experiment, spec or dataset counts as damaged, for example after files were moved by hand.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from mbqueue.storage.manifest import LARGEST_MANIFEST, Damaged, Identity, Manife
 from mbqueue.storage.names import CommitFile, commit_file
 from mbqueue.storage.places import Place
 
-#: Receives the name of a skipped commit, and the reason.
+#: A function that takes the name of a skipped commit and the reason.
 OnWrong = Callable[[str, str], None]
 
 
 def passed_over(where: str, note: Callable[[str], None]) -> OnWrong:
-    """A callback that notes each skipped commit in a sentence."""
+    """Make a callback that writes a note about each skipped commit."""
     return lambda base, why: note(f"{where}/{base} is skipped: {why}")
 
 
@@ -44,7 +44,7 @@ class Commit:
 
 
 class Commits:
-    """The commits of one fold, read as untrusted files.
+    """Reads the commits of one fold, and checks every file.
 
     Args:
         place: where the commits are stored.
@@ -57,13 +57,13 @@ class Commits:
         self._on_wrong = on_wrong
         self._told: set[tuple[str, str]] = set()
         self._known: dict[str, tuple[str, Commit]] = {}
-        #: The last result of `commits`.
+        #: The files that the last call of `commits` found.
         self._listed: list[tuple[str, Listed, CommitFile]] = []
 
     # -- reading -------------------------------------------------------------------------------------------------
 
     def commits(self) -> list[Commit]:
-        """Every commit with an intact manifest of this identity, in the order of `Manifest.rank`."""
+        """Read every commit that has an intact manifest of this identity, in the order of `Manifest.rank`."""
         found: dict[str, Commit] = {}
         wrong: dict[str, CheckpointError] = {}
         self._listed = self._files()
@@ -88,19 +88,23 @@ class Commits:
         return [commit.manifest for commit in self.commits()]
 
     def newest(self, *, at_most_epoch: int | None = None) -> Commit | None:
-        """The intact commit with the most work, as `chain` finds it, or None."""
+        """The last commit of `chain`; None if no commit is intact."""
         chain = self.chain(at_most_epoch=at_most_epoch)
         return chain[-1] if chain else None
 
     def chain(self, *, at_most_epoch: int | None = None, above: Manifest | None = None) -> list[Commit]:
-        """The commits needed to resume: the intact one with the most work, preceded by that of its best epoch if it is
-        a different one. Empty if no commit is intact.
+        """Find the intact commit with the most work, and the commit of its best epoch.
 
-        A commit counts as intact only together with the commit of its best epoch: without that, the fold's result is
-        lost and must be trained again. Other commits are skipped and reported.
+        A commit counts as intact only if the commit of its best epoch is intact too, because that epoch gives the
+        fold's result. Other commits are skipped and reported.
 
         Args:
-            above: consider only commits that come after this commit in the order of commits.
+            at_most_epoch: consider only commits up to this epoch.
+            above: consider only commits with a higher rank than this commit.
+
+        Returns:
+            The commit of the best epoch and the commit with the most work, or one commit if both are the same. Empty if
+            no commit is intact.
         """
         found = self.commits()
         for commit in reversed(found):
@@ -128,15 +132,15 @@ class Commits:
         raise Damaged(f"{commit.base} lacks its best epoch: {best['commit']} is not in {self.place.name}.")
 
     def bases(self) -> list[str]:
-        """Names of all manifests without the suffix, damaged ones included."""
+        """The names of all manifests, including damaged manifests, without the suffix."""
         return list(dict.fromkeys(file.base for _, _, file in self._files() if self.place.is_manifest(file)))
 
     def checkpoint(self, commit: Commit) -> bytes:
-        """The bytes of a commit's checkpoint.
+        """Read the bytes of a commit's checkpoint.
 
         Raises:
             Damaged: if the bytes are missing or do not match the manifest.
-            OSError, StoreError: if the place fails, which proves nothing about the checkpoint.
+            OSError, StoreError: if the place fails. The checkpoint may still be intact.
         """
         manifest = commit.manifest
         base = self.place.checkpoint_base(manifest, commit.content)
@@ -151,16 +155,16 @@ class Commits:
                 continue
             if len(content) != manifest.size:
                 size = len(content) if len(content) < manifest.size else f"over {manifest.size}"
-                why = f"{self.place.name}/{name} has {size} bytes, its manifest says {manifest.size}."
+                why = f"{self.place.name}/{name} has {size} bytes, but its manifest says {manifest.size}."
             elif hashlib.sha256(content).hexdigest() != manifest.sha256:
-                why = f"{self.place.name}/{name} does not have the SHA-256 in its manifest."
+                why = f"{self.place.name}/{name} does not match the SHA-256 in its manifest."
             else:
                 return content
         raise Damaged(why)
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
         tag, known = self._known.get(name, ("", None))
-        # A name with a hash was checked against the content. Any other file may be the user's own.
+        # If the name contains a hash, the content cannot have changed. Otherwise a changed tag shows changed content.
         if known is not None and (file.digits or (tag and tag == listed.tag)):
             return known
         source = f"{self.place.name}/{name}"
@@ -172,7 +176,7 @@ class Commits:
         return commit
 
     def _files(self) -> list[tuple[str, Listed, CommitFile]]:
-        """(name, listing entry, parsed name) of every file of a commit."""
+        """List the files of all commits as (name, listing entry, parsed name)."""
         listed = self.place.blobs.listed(self.place.folder)
         return [(name, one, file) for name, one in listed.items() if (file := commit_file(name)) is not None]
 
@@ -190,13 +194,13 @@ class Commits:
     # -- copies --------------------------------------------------------------------------------------------------
 
     def put(self, commit: Commit, checkpoint: bytes) -> None:
-        """Copy a commit from another place, its manifest last; replace files of the same names."""
+        """Write a copy of a commit from another place, with the manifest last. Replace files of the same names."""
         base = self.place.base(commit.manifest, commit.content)
         self.put_checkpoint(commit, checkpoint)
         self.place.blobs.put(self.place.path(f"{base}.json"), commit.content)
 
     def remove(self, commit: Commit) -> None:
-        """Remove a commit, its manifest first: a commit without its checkpoint must not seem to exist."""
+        """Remove a commit. Remove its manifest first, so that no manifest remains without its checkpoint."""
         manifest, content = commit.manifest, commit.content
         files = [(self.place.base(manifest, content), "json"), (self.place.checkpoint_base(manifest, content), "pt")]
         for base, suffix in files:
@@ -205,12 +209,12 @@ class Commits:
                 self._known.pop(name, None)
 
     def clear(self) -> None:
-        """Remove every file of a commit, manifests first, damaged ones included."""
+        """Remove the files of all commits, including damaged files, manifests first."""
         for name, _, _ in sorted(self._files(), key=lambda one: one[2].suffix):
             self.place.blobs.remove(self.place.path(name))
         self._known.clear()
 
     def put_checkpoint(self, commit: Commit, checkpoint: bytes) -> None:
-        """Copy the checkpoint of a commit, before its manifest."""
+        """Write a copy of a commit's checkpoint, before the copy of its manifest."""
         base = self.place.checkpoint_base(commit.manifest, commit.content)
         self.place.blobs.put(self.place.path(f"{base}.pt"), checkpoint)

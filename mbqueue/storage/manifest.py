@@ -1,8 +1,8 @@
-"""The manifest of a commit: its fields, its identity, and reading it as an untrusted file. Needs no torch.
+"""The manifest of a commit: its fields, and how to read and check it as an untrusted file, without torch.
 
-Commits of a fold have one order, `Manifest.rank`: **further work first (epoch, finished, step), then the higher fence,
-then the smaller SHA-256 of the checkpoint**. Sessions that did not see each other may have trained the same fold, and
-all sessions that see the same commits choose the same commit.
+`Manifest.rank` orders the commits of a fold: **further work first (epoch, finished, step), then the higher fence, then
+the smaller SHA-256 of the checkpoint**. Sessions that could not see each other may have trained the same fold. Because
+of this order, all sessions that see the same commits choose the same commit.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from mbqueue.storage.names import HIGHEST_FENCE, is_stem, stem_of
 from mbqueue.task import N_FOLDS
 
 FORMAT = 1
-#: The largest manifest accepted: 10,000 epochs of history take 4 MB.
+#: The largest accepted manifest, in bytes. A history of 10,000 epochs takes 4 MB.
 LARGEST_MANIFEST = 16 << 20
-#: The largest checkpoint accepted. CHGNet's take 5 MB.
+#: The largest accepted checkpoint, in bytes. A checkpoint of CHGNet takes 5 MB.
 LARGEST_CHECKPOINT = 1 << 30
 
-#: Orders the commits of a fold; the greatest is accepted.
+#: Orders the commits of a fold. The commit with the greatest rank is accepted.
 Rank = tuple[int, bool, int, int, int]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -39,13 +39,13 @@ class Manifest:
     Attributes:
         best: epoch, val_mae and commit (stem) of the best finished epoch, or None.
         history: one row per finished epoch, with all columns of the history file.
-        fingerprint: device and versions on which byte-equality depends, when this commit was written.
-        fingerprint_changes: for every resume under another fingerprint: epoch, step, session, and what changed.
+        fingerprint: the device and the versions that wrote this commit; byte-equality depends on them.
+        fingerprint_changes: one entry for each resume with another fingerprint: epoch, step, session and the changes.
         epoch_sessions: the sessions that worked on the epoch so far.
         epoch_seconds: seconds of work in the epoch so far.
-        parent_sha256: hash of the checkpoint that this commit continues. Two sessions that do not see each other may
-            give two commits the same name.
-        enqueued: the experiment's entry in the queue, so that `mbqueue recover` can enqueue it again.
+        parent_sha256: hash of the checkpoint that this commit continues. The name of the checkpoint is not enough,
+            because two sessions that cannot see each other may give two commits the same name.
+        enqueued: the experiment's entry in the queue, so that `mbqueue recover` can enqueue the experiment again.
         absent_elements: atomic numbers missing from the fit of the element references.
     """
 
@@ -86,7 +86,7 @@ class Manifest:
 
     @property
     def work(self) -> tuple[int, bool, int]:
-        """The progress of the commit: epoch, whether it is finished, step."""
+        """The progress of the commit: epoch, whether the epoch is finished, step."""
         return self.epoch, self.complete, self.step
 
     @property
@@ -95,7 +95,7 @@ class Manifest:
         return (*self.work, self.fence, -int(self.sha256, 16))
 
     def continues(self, earlier: Manifest) -> bool:
-        """Whether this commit contains an earlier commit's work: the same rows of history and sessions of its epoch."""
+        """Whether this commit contains an earlier commit's work: its history rows and the sessions of its epoch."""
         rows = len(earlier.history)
         if earlier.spec_hash != self.spec_hash or earlier.rank > self.rank:
             return False
@@ -108,7 +108,7 @@ class Manifest:
         return self.epoch >= earlier.epoch and earlier.epoch_sessions == worked[: len(earlier.epoch_sessions)]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; ``file`` names the checkpoint, and ``checksum`` covers all other keys."""
+        """Return plain JSON values. ``file`` names the checkpoint, and ``checksum`` covers all other keys."""
         content = {**asdict(self), "file": f"{self.stem}.pt"}
         return {**content, "checksum": sha256_of_json(content)}
 
@@ -128,7 +128,7 @@ class Identity:
 
     @property
     def label(self) -> str:
-        """The fold, for messages."""
+        """The experiment and fold, for messages."""
         return f"{self.experiment} fold {self.fold}"
 
     def require(self, manifest: Manifest, *, source: str) -> None:
@@ -141,9 +141,9 @@ class Identity:
         if (manifest.experiment, manifest.fold) != (self.experiment, self.fold):
             why = f"belongs to {manifest.experiment} fold {manifest.fold}, not to {self.label}"
         elif self.spec_hash not in (None, manifest.spec_hash):
-            why = f"was trained with another spec of {self.experiment} than the one that is enqueued"
+            why = f"was trained with a different spec than {self.experiment} has in the queue"
         elif self.dataset_hash not in (None, manifest.dataset_hash):
-            why = f"was trained on other crystals than those of {self.experiment}"
+            why = f"was trained on different crystals than those of {self.experiment}"
         if why is not None:
             raise ForeignCommit(f"{source} {why}.")
 
@@ -158,7 +158,7 @@ def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity
     Raises:
         Damaged: if the content is not a manifest, or is the manifest of another commit.
         ForeignCommit: if the commit belongs to another experiment, spec, dataset or fold.
-        CheckpointMisfit: if its format is newer.
+        CheckpointMisfit: if a newer mbqueue wrote the manifest.
     """
     manifest = manifest_of(content, source=source)
     if manifest.stem != stem:
@@ -168,18 +168,18 @@ def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity
 
 
 def manifest_of(content: bytes, *, source: str) -> Manifest:
-    """Parse a manifest and check every field, so that nothing in it leads to another folder or breaks a reader.
+    """Parse a manifest and check every field, so that no value leads to another folder or crashes a reader.
 
     Raises:
         Damaged: if the content is not a manifest.
-        CheckpointMisfit: if its format is newer.
+        CheckpointMisfit: if a newer mbqueue wrote the manifest.
     """
     if len(content) > LARGEST_MANIFEST:
         raise Damaged(f"The manifest {source} is larger than any that mbqueue writes.")
     try:
         parts = json.loads(content)
         checksum, format_number = parts.pop("checksum"), int(parts["format"])
-        # Check this before using any field, even the format: one flipped bit changes a digit.
+        # Check the checksum before using any field, even the format, because a flipped bit can change a digit.
         is_whole = sha256_of_json(parts) == checksum
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"The manifest {source} cannot be read: {error!r:.200}.") from error
@@ -222,7 +222,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_rows(value: Any) -> bool:
-    """Whether these are rows of a history with the columns that the queue and this program read."""
+    """Whether a value is a list of history rows with all columns that mbqueue reads."""
     return isinstance(value, list) and all(
         isinstance(row, dict)
         and row.get("epoch") == number
@@ -233,7 +233,7 @@ def _are_rows(value: Any) -> bool:
 
 
 def _is_enqueued(value: Any) -> bool:
-    """Whether this is the record of an enqueued experiment; the spec itself is not checked."""
+    """Whether a value is an experiment's entry in the queue, or None. The spec itself is not checked."""
     if value is None:
         return True
     if not (isinstance(value, dict) and isinstance(value.get("spec"), dict)):

@@ -1,10 +1,10 @@
-"""Read and write files on an unreliable mount, with only the few operations that work there.
+"""Read and write files on an unreliable mount, with the few operations that work on every mount.
 
-Mounts like Google Drive in Colab keep a file on this machine's disk at first and upload it later, in any order. A
+A mount such as Google Drive in Colab first stores files on this machine's disk, and uploads them later, in any order. A
 cut-off upload leaves a truncated file, and a second file with the same name becomes `name (1)`. Locks, renames,
-symbolic links and changes in place cannot be trusted, and the mount can vanish at any moment. Therefore files are
-written once, under names that are never used again, and every reader checks the hash. After `write_new`, this machine
-reads back the same bytes. When other machines can read the file depends on the mount.
+symbolic links and changes in place cannot be trusted, and the mount can vanish at any moment. So mbqueue writes every
+file only once and never reuses a name, and every reader checks the hash. After `write_new`, this machine can read the
+file. Other machines can read the file once the mount has uploaded it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mbqueue.belonging import Belonging
 from mbqueue.files import fsync_dir
 from mbqueue.storage.blobs import Listed, Unreadable
 
-#: Bytes written between two checks for a stop.
+#: A write checks after this many bytes whether it must stop.
 PIECE_BYTES = 4 << 20
 #: The most copies of one file, numbered as `name (1)`. Another copy is written if all earlier ones are damaged.
 _MOST_DUPLICATES = 10
@@ -41,7 +41,7 @@ _ABOUT_ONE_FILE = {
 
 @contextlib.contextmanager
 def _about(path: str) -> Iterator[None]:
-    """Raise FileNotFoundError for an error about one file, and pass on any other error: the mount fails."""
+    """Turn an error about one file into a FileNotFoundError. Any other error means that the mount fails."""
     try:
         yield
     except FileNotFoundError:
@@ -53,17 +53,17 @@ def _about(path: str) -> Iterator[None]:
 
 
 def _go_on(_left: int) -> None:
-    """A check between two pieces that never stops a write."""
+    """The default check between two pieces, which never stops the write."""
 
 
 class Drive:
-    """A project's folder on a mount. Paths are relative to this folder, with slashes.
+    """A project's folder on a mount. Paths are relative to this folder and use slashes.
 
-    Every method raises OSError when the mount fails or is gone. The empty mount point, or another folder in its place,
+    Every method raises OSError when the mount fails or is gone. An empty mount point, or another folder in its place,
     would accept files that no other machine ever sees.
 
     Attributes:
-        belonging: the project that must be on the mount; None allows any.
+        belonging: the project that must be on the mount; None allows any project.
     """
 
     def __init__(self, root: Path, belonging: Belonging | None = None) -> None:
@@ -71,21 +71,21 @@ class Drive:
 
     @property
     def url(self) -> str:
-        """The address, for messages."""
+        """The path of the folder, for messages."""
         return str(self.root)
 
     def check(self) -> None:
         """Raise OSError if the project is not on the mount."""
         why = None
         if not ((self.root / "jobs").is_dir() and (self.root / "state").is_dir()):
-            why = "the project is not on the mount any more"
+            why = "the project is no longer on the mount"
         elif self.belonging is not None:
             why = self.belonging.missing(self.root / "state")
         if why is not None:
-            raise OSError(errno.ENOTCONN, f"{why}; is it still mounted?", str(self.root))
+            raise OSError(errno.ENOTCONN, f"{why}; is the drive still mounted?", str(self.root))
 
     def names(self, folder: str) -> list[str]:
-        """The names in a folder, sorted; empty if it does not exist or is a file."""
+        """The sorted names in a folder; empty if the folder does not exist or is a file."""
         self.check()
         try:
             return sorted(entry.name for entry in (self.root / folder).iterdir())
@@ -93,20 +93,23 @@ class Drive:
             return []
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """Like `names`, but with entries; sizes and times are left out because they are slow to read."""
+        """The entries of a folder by name, without sizes and times, which are slow to read."""
         return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
 
     def signature(self, path: str) -> tuple[int, int]:
-        """Size and time of a file, which counts as unchanged while both stay the same. Raises the errors of `read`."""
+        """The size and modification time of a file. A file with the same signature counts as unchanged.
+
+        Raises the same errors as `read`.
+        """
         with _about(path):
             found = (self.root / path).stat()
         return found.st_size, found.st_mtime_ns
 
     def read(self, path: str, *, at_most: int) -> bytes:
-        """The bytes of a plain file, cut off after ``at_most`` + 1.
+        """Read a plain file. Return at most ``at_most`` + 1 bytes.
 
         Raises:
-            Unreadable: if the name is a link or not a plain file, or may not be read.
+            Unreadable: if the name is not a plain file, such as a link, or if this user may not read it.
             FileNotFoundError: if there is no such file.
         """
         with _about(path):
@@ -115,7 +118,7 @@ class Drive:
                 return stream.read(at_most + 1)
 
     def write_new(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
-        """Write a new file and read it back; remove it if it was not written completely.
+        """Write a new file and read it back. Remove the file if it is not complete.
 
         Args:
             before_piece: called before each piece with the number of bytes left; an exception ends the write.
@@ -134,18 +137,18 @@ class Drive:
                     before_piece(len(content) - start)
                     stream.write(content[start : start + PIECE_BYTES])
                     stream.flush()
-                    os.fsync(stream.fileno())  # otherwise the last fsync would write all pieces
+                    os.fsync(stream.fileno())  # otherwise the last fsync would write all pieces at once
             fsync_dir(target.parent)
             if self.read(path, at_most=len(content)) != content:
-                raise OSError(errno.EIO, "what was read back is not what was written", str(target))  # noqa: TRY301
+                raise OSError(errno.EIO, "the bytes read back differ from the bytes written", str(target))  # noqa: TRY301
         except BaseException:
-            # Remove the file: on a full drive, each attempt would leave another truncated file.
+            # Otherwise, on a full drive, each attempt would leave another truncated file.
             with contextlib.suppress(OSError):
                 target.unlink()
             raise
 
     def _make_folder(self, folder: Path) -> None:
-        """Make a folder below the project, level by level, so that no folder is made once the mount has vanished."""
+        """Make a folder in the project level by level, and check the mount before making the first level."""
         if folder.is_dir():
             return
         if folder.parent == self.root:
@@ -155,10 +158,11 @@ class Drive:
         folder.mkdir(exist_ok=True)
 
     def put(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
-        """Write a file whose name follows from its content; ``before_piece`` as in `write_new`.
+        """Write a file whose name belongs only to this content; ``before_piece`` as in `write_new`.
 
-        If a file of that name has other content (the same file, cut off), that file stays. The new file gets a number,
-        as on a drive, and readers try all numbers. If too many files are damaged, the last one is replaced.
+        If a file of that name has other content, that file is a truncated copy and stays. Then a number is added to the
+        new file's name, as a drive would do, and readers try all numbers. If too many files are damaged, the last one
+        is replaced.
         """
         stem, dot, suffix = path.rpartition(".")
         names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]
@@ -169,7 +173,7 @@ class Drive:
         self.write_new(names[-1], content, before_piece=before_piece)
 
     def create(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> bool:
-        """Write a file unless this machine sees a file of that name; False if that file has other content."""
+        """Write a file unless this machine sees a file of that name. Return False if that file has other content."""
         try:
             self.write_new(path, content, before_piece=before_piece)
         except FileExistsError:
@@ -180,7 +184,7 @@ class Drive:
         return True
 
     def move(self, path: str, target: str) -> bool:
-        """Rename a file by writing a copy, because a mount may undo renames; False if it does not exist."""
+        """Rename a file by writing a copy, because a mount may undo renames. Return False if there is no such file."""
         try:
             content = self.read(path, at_most=_LARGEST_MOVED)
         except FileNotFoundError:

@@ -1,10 +1,10 @@
-"""Names of commit files; only this module makes and parses them.
+"""Make and parse the names of commit files. No other module depends on their format.
 
 e0012-done-f0003.json                 the end of epoch 12, written under fence 3
 e0013-s000040-f0003.pt                the checkpoint after 40 steps of epoch 13
-e0012-done-f0003-9f86d081884c.pt      the same, with the beginning of a hash: of its own SHA-256 in an object
-                                      store, of its manifest's on a mount
-e0012-done-f0003-9f86d081884c (1).pt  how a drive names a second file with the same name
+e0012-done-f0003-9f86d081884c.pt      the same, with the beginning of a SHA-256: of the checkpoint itself in an
+                                      object store, or of its manifest on a mount
+e0012-done-f0003-9f86d081884c (1).pt  the name that a drive gives to a second file with the same name
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-#: What a drive inserts between stem and suffix of a second file: ``name (1)``.
+#: Matches the number that a drive inserts into the name of a second file: ``name (1)``.
 DUPLICATE = r"(?: \(\d{1,4}\))?"
-#: Digits of a hash in a name.
+#: The number of digits of a hash in a name.
 HASH_DIGITS = 12
-#: The highest fence accepted. A fence counts the claims of one job, so only damage can give a higher number.
+#: The highest accepted fence. A fence counts the claims of one job, so a higher number must come from damage.
 HIGHEST_FENCE = 10**6
 
 _STEM = re.compile(r"e(?P<epoch>\d{4,9})-(?:done|s(?P<step>\d{6,12}))-f(?P<fence>\d{4,9})")
@@ -31,7 +31,7 @@ class CommitFile:
 
     Attributes:
         stem: the part of the name that all files of the commit share.
-        digits: beginning of a hash, or "" where names have none.
+        digits: the beginning of a hash; empty if the name has none.
         suffix: "json" for the manifest, "pt" for the checkpoint.
     """
 
@@ -47,7 +47,7 @@ class CommitFile:
 
     @property
     def base(self) -> str:
-        """The name without the suffix and without a drive's addition."""
+        """The name without the suffix, and without the number that a drive may add."""
         return f"{self.stem}-{self.digits}" if self.digits else self.stem
 
 
@@ -58,7 +58,7 @@ def stem_of(*, epoch: int, step: int | None, fence: int) -> str:
 
 
 def order_of(stem: str) -> tuple[int, bool, int, int]:
-    """The part of `mbqueue.storage.manifest.Manifest.rank` that is in the name."""
+    """The part of `mbqueue.storage.manifest.Manifest.rank` that the name contains."""
     match = _STEM.fullmatch(stem)
     assert match is not None
     epoch, step, fence = match.groups()
@@ -66,7 +66,7 @@ def order_of(stem: str) -> tuple[int, bool, int, int]:
 
 
 def is_stem(text: object) -> bool:
-    """Whether this is the name of a commit."""
+    """Whether a text is the name of a commit."""
     return isinstance(text, str) and _STEM.fullmatch(text) is not None
 
 

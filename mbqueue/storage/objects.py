@@ -1,10 +1,11 @@
-"""Objects in a bucket (S3, GCS, Azure) or in a shared folder, by the few operations that commits need.
+"""Read and write objects in a bucket (S3, GCS, Azure) or a shared folder, with the few operations that commits need.
 
-An object is written whole or not at all, under a name that no other bytes ever get. `put` is for names that contain
-the content's hash, where writing twice is harmless. The store refuses `create` if the name exists (If-None-Match: *),
-so one of two writers wins. If the answer is lost, `create` reads the object back.
+An object is written completely or not at all, and no name is reused for other content. `put` is for names that contain
+the content's hash, so that writing twice is harmless. The store refuses `create` if the name exists (If-None-Match: *),
+so only one of two writers wins. If the answer is lost, `create` reads the object back.
 
-An object counts as missing only if the store itself says so, because a proxy also answers 404 while the store restarts.
+A proxy may answer 404 while the store restarts. So an object counts as missing only if the error text comes from the
+store itself.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ FORMAT = 1
 LARGEST_MARKER = 1 << 16
 #: Larger objects get the time limit of `LASTING`.
 LARGE_BYTES = 16 << 20
-#: The number of attempts of a `create` while no session waits for it, and the pauses between attempts.
+#: The number of attempts of `create_patiently`, and the pause after the first attempt.
 _CREATE_TRIES = 3
 _PAUSE_SECONDS = 0.2
 
-#: Answers of stores whose bucket or container is missing.
+#: Matches the error texts of stores whose bucket or container is missing.
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist|container does not exist")
 _REFUSED = re.compile(r"status code: 40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken")
-#: Answers of stores for a missing object.
+#: Matches the error texts of stores for a missing object.
 _NO_OBJECT = re.compile(r"NoSuchKey|BlobNotFound|No such object|specified (key|blob) does not exist")
-#: Where obstore asks for credentials if the environment has none; only cloud machines get an answer there.
+#: Matches the addresses from which obstore requests credentials if the environment has none. Only cloud machines can
+#: reach these addresses.
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 
 Result = TypeVar("Result")
@@ -44,18 +46,18 @@ Result = TypeVar("Result")
 
 @dataclass
 class ObjectStore:
-    """An object store. Paths are relative to its prefix, with slashes.
+    """An object store. Paths are relative to the store's prefix and use slashes.
 
-    Every method raises StoreAway when the store does not answer, and StoreError when it refuses a request.
+    Every method raises StoreAway when the store does not answer, and StoreError when the store refuses a request.
 
     Attributes:
         url: the store's address, without secrets.
-        on_trouble: called with the reason when the store does not answer or refuses; from any thread.
+        on_trouble: called, from any thread, with the reason why the store does not answer or refuses a request.
         on_answer: called each time the store answers.
-        known_away: why the store does not answer, if another process has just found that out.
+        known_away: returns why the store does not answer, if another process has just found out; otherwise None.
         requests: number of operations, by kind.
-        put_seconds: duration of the last `put`.
-        id: identifies the store at any address or mount; empty until it was checked.
+        put_seconds: duration of the last `put`, in seconds.
+        id: identifies the store even if its address changes; empty until the store has been checked.
     """
 
     url: str
@@ -88,22 +90,21 @@ class ObjectStore:
         return self.large if size > LARGE_BYTES and self.large is not None else self.bulk
 
     def check(self) -> bool:
-        """Check that the store exists, can be written, and refuses to write a name twice; set ``id``.
+        """Check that the store exists, is writable and refuses to write a name twice. Set ``id``.
 
         Returns:
-            True if the store is new: mbqueue has never written to it.
+            True if the store is new, which means that mbqueue has never written to it.
 
         Raises:
-            StoreError: naming the check that failed.
+            StoreError: if a check fails; the message names the check.
         """
         mine = json.dumps({"format": FORMAT, "made_by": "mbqueue", "id": secrets.token_hex(8)}).encode()
         is_new = self.create_patiently(MARKER, mine)
         if is_new and self._put_new(MARKER, mine):
-            # A store that ignores the condition would let two machines overwrite each other's commits.
             raise StoreError(
-                f"{self.url} writes a name twice although the request forbids it (If-None-Match: *), so two machines "
+                f"{self.url} overwrites objects although the request forbids this (If-None-Match: *). Two machines "
                 "could overwrite each other's commits. Use a store that honours this condition: AWS S3, Cloudflare "
-                "R2, MinIO, GCS, Azure."
+                "R2, MinIO, GCS or Azure."
             )
         self.id = self._id_in(mine if is_new else self.read(MARKER, at_most=LARGEST_MARKER))
         return is_new
@@ -111,8 +112,8 @@ class ObjectStore:
     def is_the_one(self, known: str) -> bool:
         """Whether the store has this id; if so, set `id`.
 
-        Writes nothing: a different store must stay unchanged (it may be the empty folder of a share that is not
-        mounted), and readers need no permission to write.
+        This method writes nothing, because the address may lead to a different store, such as the empty folder of a
+        share that is not mounted. So readers need no permission to write.
 
         Raises:
             StoreError: if the store does not answer, or denies access.
@@ -146,17 +147,17 @@ class ObjectStore:
         def work() -> bytes:
             marker = bytes(self.brisk.get(MARKER).bytes())
             if self.id and self._id_in(marker) != self.id:
-                raise OSError(f"another store is there now, {self._id_in(marker)} and not {self.id}")
+                raise OSError(f"this address leads to another store now: {self._id_in(marker)} instead of {self.id}")
             return marker
 
         self._ask("get", work)
 
     def forget(self) -> None:
-        """Undo `check` for a new store that will not be used."""
+        """Remove what `check` wrote to a new store that will not be used."""
         self.remove(MARKER)
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """The entries below a folder ("" for all) by path, in order; empty if there is no such folder."""
+        """The entries below a folder ("" for all folders), sorted by path; empty if there is no such folder."""
         start = len(folder) + 1 if folder else 0
 
         def work() -> dict[str, Listed]:
@@ -170,11 +171,11 @@ class ObjectStore:
         return dict(sorted((found or {}).items()))
 
     def names(self, folder: str) -> list[str]:
-        """Paths of the objects below a folder, sorted."""
+        """The sorted paths of the objects below a folder."""
         return list(self.listed(folder))
 
     def read(self, path: str, *, at_most: int) -> bytes:
-        """The bytes of an object, cut off after ``at_most`` + 1.
+        """Read an object. Return at most ``at_most`` + 1 bytes.
 
         Raises:
             FileNotFoundError: if there is no such object.
@@ -190,31 +191,32 @@ class ObjectStore:
 
         content = self._ask("get", work, may_lack=True)
         if content is None:
-            raise FileNotFoundError(f"There is no {self.url}/{path}.")
+            raise FileNotFoundError(f"{self.url}/{path} does not exist.")
         return content
 
     def put(self, path: str, content: bytes) -> None:
-        """Write an object whose name belongs to this content, whether or not it exists."""
+        """Write an object, even if it exists. Use this only if no other content can have the same name."""
         began = time.monotonic()
         self._ask("put", lambda: self._for(len(content)).put(path, content, use_multipart=False) or True)
         self.put_seconds = time.monotonic() - began
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new object, in one attempt; False if an object of that name with other content exists.
+        """Write a new object in one attempt. Return False if an object of this name exists with other content.
 
-        An object with the same content counts as an earlier attempt whose answer was lost, so two writers must write
-        different bytes.
+        An existing object with the same content counts as an earlier attempt whose answer was lost. So two writers must
+        write different bytes.
 
-        Use this method inside the queue's fence, where other sessions wait. It sends at most two requests with the time
-        limit of `BRISK`, or none if another process of this machine has just found that the store does not answer. The
-        caller tries again with the same bytes outside the fence.
+        Use this method in the transaction that checks the fence, while other sessions wait. The method sends at most
+        two requests with the time limit of `BRISK`. If another process of this machine has just found that the store
+        does not answer, the method sends no request. After a failure, the caller tries again with the same bytes,
+        outside the transaction.
         """
         if why := self.known_away():
             raise StoreAway(why)
         return self._created(path, content)
 
     def create_patiently(self, path: str, content: bytes) -> bool:
-        """Like `create`, but with a few attempts; use this method while no session waits."""
+        """Write a new object as `create` does, but in several attempts. Use this method if no session is waiting."""
         for number in range(1, _CREATE_TRIES):
             try:
                 return self._created(path, content)
@@ -227,7 +229,7 @@ class ObjectStore:
             return True
         answer = self._ask("get", lambda: bytes(self.brisk.get(path).bytes()), may_lack=True)
         if answer is None:
-            raise StoreAway(f"{self.url}/{path} does not exist and cannot be written. Try again.")
+            raise StoreAway(f"{self.url} refused to create {path}, although no such object exists. Try again.")
         return answer == content
 
     def remove(self, path: str) -> None:
@@ -235,7 +237,7 @@ class ObjectStore:
         self._ask("delete", lambda: self.bulk.delete(path) or True, may_lack=True)
 
     def move(self, path: str, target: str) -> bool:
-        """Rename an object; False if it does not exist."""
+        """Rename an object; return False if it does not exist."""
         is_there = bool(self._ask("copy", lambda: self.bulk.copy(path, target) or True, may_lack=True))
         if is_there:
             self.remove(path)
@@ -249,7 +251,7 @@ class ObjectStore:
     def _ask(
         self, kind: str, work: Callable[[], Result], *, may_lack: bool = False, may_be_taken: bool = False
     ) -> Result | None:
-        """Return the result of ``work``, or None if the store says that the object is missing, or already exists."""
+        """Run ``work`` and return its result; None if the store says that the object is missing or already exists."""
         from obstore.exceptions import (  # noqa: PLC0415 - only projects with a store need it
             AlreadyExistsError,
             BaseError,
@@ -305,9 +307,9 @@ class ObjectStore:
 
 
 def store_of(topology: Topology) -> ObjectStore | None:
-    """The store with a project's commits; None if the commits are in folders.
+    """Open the store with a project's commits; None if the commits are in folders.
 
     Raises:
-        UsageError: as `ObjectStore.open`.
+        UsageError: as for `ObjectStore.open`.
     """
     return ObjectStore.open(topology.store) if topology.store else None

@@ -1,4 +1,4 @@
-"""The commits of one fold for the one process that works on it: write, repair, prune and set aside."""
+"""Write, repair, prune and set aside the commits of one fold, in the only process that works on the fold."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mbqueue.storage.names import CommitFile
 from mbqueue.storage.places import Place, in_folder
 
 _KEPT = 2
-#: If a checkpoint without a manifest is this much older than the newest file of its fold, its writer is dead or
-#: superseded. No upload takes this long.
+#: A checkpoint without a manifest can be removed if it is this much older than its fold's newest file. No upload takes
+#: this long.
 GARBAGE_SECONDS = 3600.0
 
 
@@ -40,8 +40,8 @@ class Staged:
         """Create the manifest durably. Call this while the lease is held; a second call changes nothing.
 
         Raises:
-            CommitTaken: if another writer was first.
-            StoreError: if an object store does not answer. The commit may exist nevertheless; publish it again to find
+            CommitTaken: if another worker has published a commit of this name.
+            StoreError: if an object store does not answer. The commit may exist all the same; publish it again to find
                 out.
         """
         self.commits.publish(self.commit)
@@ -49,21 +49,21 @@ class Staged:
         return self.manifest
 
     def discard(self) -> None:
-        """Remove the commit's files on this machine; does nothing after `publish`."""
+        """Remove the commit's files on this machine; do nothing after `publish`."""
         if not self.is_published:
             self.commits.discard(self.commit)
 
 
 class OwnCommits(Commits):
-    """The commits of one fold, for the one process that works on it.
+    """The commits of one fold, for the only process that works on the fold.
 
     Args:
         place, identity, on_wrong: as for `Commits`. Damaged or foreign commits are set aside (renamed to .damaged)
             before they are reported.
         near: a folder on this machine for copies, if the place is elsewhere. A copy saves a download, and is used only
             if it matches the manifest in the place.
-        mirror: a place with copies, from which damaged files here are replaced.
-        note: called with a sentence for each repair.
+        mirror: a place with copies that replace damaged files.
+        note: called with a message about each repair.
         enqueued: the experiment's entry in the queue, written into every manifest.
     """
 
@@ -102,7 +102,7 @@ class OwnCommits(Commits):
         return content
 
     def _keep_near(self, write: Callable[[OwnCommits], None]) -> None:
-        """Keep a copy on this machine. A failure is reported once and ignored, since the copy only saves a download."""
+        """Keep a copy on this machine. A failure is reported once and ignored, because a copy only saves a download."""
         if self.near is None:
             return
         try:
@@ -110,7 +110,10 @@ class OwnCommits(Commits):
         except OSError as error:
             if not self._is_near_told:
                 self._is_near_told = True
-                self._note(f"No copies are kept in {self.near.place.name} ({error}); they are downloaded when needed.")
+                self._note(
+                    f"mbqueue cannot keep copies of commits in {self.near.place.name} ({error}), and downloads commits "
+                    "when needed."
+                )
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
         try:
@@ -123,7 +126,7 @@ class OwnCommits(Commits):
         return Commit(file.base, copy.manifest, copy.content)
 
     def _copy_of_what_is_beside(self, file: CommitFile) -> Commit | None:
-        """The mirror's copy of the commit whose checkpoint is here. Names may repeat, so the hash decides."""
+        """Find the mirror's copy of the commit with this checkpoint. Compare hashes, because names may repeat."""
         path = self.place.path(f"{file.stem}.pt")
         try:
             sha256 = hashlib.sha256(self.place.blobs.read(path, at_most=LARGEST_CHECKPOINT)).hexdigest()
@@ -133,7 +136,7 @@ class OwnCommits(Commits):
 
     def _copy(self, is_it: Callable[[Commit], bool]) -> Commit | None:
         if self._mirror is not None:
-            with contextlib.suppress(OSError):  # a failing mount provides no copy
+            with contextlib.suppress(OSError):  # if the mount fails, there is no copy
                 return next(filter(is_it, self._mirror.commits()), None)
         return None
 
@@ -148,7 +151,7 @@ class OwnCommits(Commits):
 
     def _mend(self, name: str, content: bytes) -> None:
         self.place.blobs.put(self.place.path(name), content)
-        self._note(f"{self.place.name}/{name} was damaged; it was replaced by its published copy.")
+        self._note(f"{self.place.name}/{name} was damaged and has been replaced by its published copy.")
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -160,7 +163,7 @@ class OwnCommits(Commits):
             facts: fields of `Manifest` other than size and sha256.
 
         Raises:
-            CommitTaken: if another writer was first.
+            CommitTaken: if another worker has written a commit of this name.
         """
         given = {**facts, "enqueued": self._enqueued or facts.get("enqueued")}
         manifest = Manifest(**given, size=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -176,8 +179,8 @@ class OwnCommits(Commits):
             self.put_checkpoint(commit, content)
             self._sent = (manifest.stem, manifest.sha256)
         elif self._manifest_there(commit) not in (None, commit.content):
-            # A second attempt need not send the checkpoint again. If the store still does not answer, this read fails
-            # here, before the queue's transaction begins.
+            # An earlier attempt has already sent the checkpoint. If the store still does not answer, this read fails
+            # before the queue's transaction begins.
             raise self._taken(commit)
         self._keep_near(lambda near: near.put_checkpoint(commit, content))
         return Staged(self, commit)
@@ -192,7 +195,8 @@ class OwnCommits(Commits):
         """Remove the checkpoint of a commit that was certainly not published."""
         if self.near is not None:
             self.near.discard(commit)
-        # In a store the checkpoint stays: if an answer was lost, its manifest may exist. `prune` removes it later.
+        # In a store, the checkpoint stays, because its manifest may exist if an answer was lost. `prune` removes the
+        # checkpoint later.
         elif not self.place.has_hashed_checkpoints and self._manifest_there(commit) is None:
             self.place.blobs.remove(self.place.path(f"{commit.base}.pt"))
 
@@ -204,16 +208,16 @@ class OwnCommits(Commits):
 
     def _taken(self, commit: Commit) -> CommitTaken:
         return CommitTaken(
-            f"The commit {commit.base} of {self.identity.label} is in {self.place.blobs.url} already, written by "
-            "another worker. This worker drops its own and continues from that one."
+            f"Another worker has already written commit {commit.base} of {self.identity.label} to "
+            f"{self.place.blobs.url}. This worker drops its own commit and continues from the other worker's."
         )
 
     # -- removing ------------------------------------------------------------------------------------------------
 
     def prune(self) -> list[str]:
-        """Remove all commits except the newest two and those of their best epochs; return the removed stems.
+        """Remove all commits except the newest two and those of their best epochs. Return the removed commits' stems.
 
-        Checkpoints that no manifest names, and that no session is about to publish, are removed too.
+        Also remove checkpoints without a manifest, if they are so old that no session is about to publish them.
         """
         found = self.commits()
         newest = [commit.manifest for commit in found[-_KEPT:]]
@@ -236,8 +240,8 @@ class OwnCommits(Commits):
             self.near.sweep()
         elif isinstance(self.place.blobs, Folder):
             self.place.blobs.sweep(self.place.folder)
-            # A process that died while it published, removed or set aside a commit may have left this file. The name
-            # contains that writer's fence, so no other session writes to it.
+            # A process that died while it published, removed or set aside a commit may have left a checkpoint without a
+            # manifest. The name contains that process's fence, so no other session writes to this checkpoint.
             files = self._files()
             named = {file.base for _, _, file in files if self.place.is_manifest(file)}
             self._remove_unnamed(files, named, older_by=None)
@@ -253,17 +257,17 @@ class OwnCommits(Commits):
 
     def _wrong(self, base: str, error: CheckpointError) -> None:
         if not isinstance(error, Damaged):
-            raise error  # a commit of a newer format is intact, so leave it
+            raise error  # a commit of a newer format is intact, so do not set it aside
         if self._set_aside(base):
             self._on_wrong(base, str(error))
 
     def _set_aside(self, stem: str) -> bool:
-        """Rename a damaged commit to names that are never read; False if it does not exist."""
+        """Rename a damaged commit's files to names that are never read. Return False if the manifest is gone."""
         if self.near is not None:
             self.near._set_aside(stem)
         blobs, path = self.place.blobs, self.place.path
         if not blobs.move(path(f"{stem}.json"), path(f"{stem}.json.damaged")):
-            return False  # the fold's holder has just replaced it
+            return False  # the fold's session has just replaced or removed the commit
         for name, _, file in self._listed:
             if file.stem == stem and self.place.is_checkpoint(file):
                 blobs.move(path(name), path(f"{name}.damaged"))

@@ -6,8 +6,8 @@
 | an object store | STEM.json | STEM-HASH.pt, with its own hash, so no writer overwrites another |
 | a mount | STEM-HASH.json | STEM-HASH.pt, both with the manifest's hash |
 
-On a mount, `create` cannot refuse a second writer. With the hash, no two commits share a name, and a cut-off manifest
-is recognised.
+On a mount, `create` cannot refuse a second writer. The hash gives every commit a different name, and reveals a cut-off
+manifest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mbqueue.storage.names import HASH_DIGITS, CommitFile
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of blobs with the commits of one fold. Files named for another kind of place are ignored."""
+    """A folder of blobs with the commits of one fold. Files with another kind of name are ignored."""
 
     blobs: Blobs
     folder: str
@@ -33,11 +33,11 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The address, for messages."""
+        """The address of the folder, for messages."""
         return f"{self.blobs.url}/{self.folder}" if self.folder else self.blobs.url
 
     def path(self, name: str) -> str:
-        """The path of a file among the blobs."""
+        """The path under which ``blobs`` stores a file."""
         return f"{self.folder}/{name}" if self.folder else name
 
     def is_manifest(self, file: CommitFile) -> bool:
@@ -62,25 +62,25 @@ class Place:
 
 
 def in_folder(folder: Path) -> Place:
-    """A folder on this machine, or one that the machines of a cluster share."""
+    """A place in a folder, on this machine or shared by the machines of a cluster."""
     return Place(Folder(folder), "")
 
 
 def in_store(store: Blobs, identity: Identity) -> Place:
-    """The folder of a fold in an object store."""
+    """The place of a fold's commits in an object store."""
     return Place(store, fold_folder(STORED_CHECKPOINTS, identity), has_hashed_checkpoints=True)
 
 
 def on_mount(drive: Blobs, identity: Identity) -> Place:
-    """The folder of a fold on a mount."""
+    """The place of a fold's commits on a mount."""
     return Place(drive, fold_folder(PUBLISHED_CHECKPOINTS, identity), has_hashed_manifests=True)
 
 
 def fold_folder(top: str, identity: Identity) -> str:
-    """The path of a fold's folder in the folder of all checkpoints."""
+    """The path of a fold's folder below ``top``, the folder of all checkpoints."""
     return f"{top}/{identity.experiment}/fold_{identity.fold}"
 
 
 def named_after(folder: Path) -> Identity:
-    """The identity in the name of a folder EXPERIMENT/fold_i, without the hashes."""
+    """The identity of the fold whose folder is EXPERIMENT/fold_i, without the hashes."""
     return Identity(experiment=folder.parent.name, fold=int(folder.name.removeprefix("fold_")))

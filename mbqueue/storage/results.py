@@ -1,8 +1,7 @@
-"""Result files: check their bytes, and read them from any place for blobs.
+"""Check result files, and read them from a folder, a mount or an object store.
 
-Each place lists the files differently: `results.json` in a folder, a listing beside the commits on a mount, the job's
-row in the queue with an object store. The check of a listed file, and of a copy, is the same everywhere and is defined
-here.
+In a folder, `results.json` lists the files. On a mount, a listing beside the commits lists them. With an object store,
+the job's row in the queue lists them. This module defines the check of a listed file, which is the same for all three.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from mbqueue.storage.blobs import Blobs
 
 LARGEST_RESULT = 1 << 30
 
-# Listings come from mounts and servers that others write to, and no name may lead out of the results folder.
+# No listed name may lead out of the results folder, because other programs can write to mounts and servers.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HASH_DIGITS = 16
 
@@ -41,7 +40,7 @@ class ResultFile(NamedTuple):
 
     @classmethod
     def all_in(cls, facts: Mapping[str, Mapping[str, Any]]) -> list[ResultFile]:
-        """The files of a mapping from names to ``size`` and ``sha256``, without those that have an unsafe name."""
+        """Make result files from a mapping of names to ``size`` and ``sha256``. Leave out unsafe names and sizes."""
         found = [cls(name, fact["size"], fact["sha256"]) for name, fact in facts.items()]
         return [file for file in found if file.is_safe]
 
@@ -52,7 +51,7 @@ class ResultFile(NamedTuple):
 
     @property
     def is_safe(self) -> bool:
-        """Whether the file's name stays within a folder and its size is possible."""
+        """Whether the file's name cannot lead out of a folder, and its size is plausible."""
         return bool(_NAME.fullmatch(self.name)) and 0 <= self.size <= LARGEST_RESULT
 
     @property
@@ -61,21 +60,21 @@ class ResultFile(NamedTuple):
         return f"{self.sha256[:_HASH_DIGITS]}-{self.name}"
 
     def fits(self, content: bytes) -> bool:
-        """Whether these bytes are the file's."""
+        """Whether these bytes have the file's size and hash."""
         return len(content) == self.size and hashlib.sha256(content).hexdigest() == self.sha256
 
     def is_whole(self, path: Path) -> bool:
-        """Whether a local file has the same bytes."""
+        """Whether a local file has this file's size and hash."""
         try:
             return path.stat().st_size == self.size and files.sha256_of_file(path) == self.sha256
         except FileNotFoundError:
             return False
 
     def written_in(self, folder: Path) -> bytes:
-        """The file's bytes in the folder where the job wrote it, to be sent to another place.
+        """Read the file from the folder where its job wrote it, to send it to another place.
 
         Raises:
-            OSError: if the bytes have changed since, or the file is missing.
+            OSError: if the file has changed or is missing.
         """
         content = (folder / self.name).read_bytes()
         if not self.fits(content):
@@ -83,17 +82,17 @@ class ResultFile(NamedTuple):
         return content
 
     def read(self, blobs: Blobs, path: str) -> bytes:
-        """The file's bytes, read from a place.
+        """Read the file from a place, and check its size and hash.
 
         Raises:
-            FileNotFoundError: if the place has no such file, or only one with other bytes.
+            FileNotFoundError: if the place has no such file, or the file has other content.
         """
         content = blobs.read(path, at_most=self.size)
         if not self.fits(content):
-            raise FileNotFoundError(None, "it does not match its listing", path)
+            raise FileNotFoundError(None, "the file does not match its listing", path)
         return content
 
 
 def total_bytes(listed: Iterable[ResultFile]) -> int:
-    """The total size of the files."""
+    """The total size of the files in bytes."""
     return sum(file.size for file in listed)

@@ -70,7 +70,7 @@ def test_failed_copies_are_reported_once_and_cost_no_commit(tmp_path: Path) -> N
     (commit,) = commits.commits()
     assert commits.checkpoint(commit) == b"one"
     assert len(notes) == 1
-    assert "No copies are kept" in notes[0]
+    assert "cannot keep copies" in notes[0]
 
 
 def test_commits_sent_to_a_store_replace_no_others(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_of_two_writers_of_one_commit_one_wins_and_the_other_is_told(store: Obje
                 staged.publish()
                 ends[session] = "won"
             except CommitTaken as error:
-                ends[session] = "lost" if "written by another worker" in str(error) else str(error)
+                ends[session] = "lost" if "Another worker has already written" in str(error) else str(error)
             finally:
                 staged.discard()
 
