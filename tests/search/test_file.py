@@ -175,5 +175,5 @@ def test_options_that_a_search_does_not_take_are_refused(project, write):
 
 def test_an_experiment_file_cannot_say_that_it_is_a_trial(project, write):
     write('[trial]\nnumber = 3\n[data]\ndataset = "sample"\n', name="fake")
-    with pytest.raises(SpecError, match="which only commands of mbqueue write"):
+    with pytest.raises(SpecError, match="which only mbqueue's commands may write"):
         Project(project.root).enqueue("fake")

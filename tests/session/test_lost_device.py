@@ -55,7 +55,7 @@ def test_the_session_ends_and_its_job_counts_as_preempted(
     project = init_project(tmp_path)[0]
     enqueue(project, small_spec(project, "pretrained_infer"))
     broken(Kind.PREPARE)
-    with pytest.raises(DeviceLost, match=r"illegal memory access.*restart its kernel"):
+    with pytest.raises(DeviceLost, match=r"illegal memory access.*restart the kernel"):
         work(project, WorkOptions(device="cpu", forever=True), report=report)
     job = the_job(project, Kind.PREPARE)
     assert (job.state, job.failures, job.preemptions, job.lost_in_a_row) == (State.READY, 0, 1, 1)
