@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.triton_messages import TritonMessages
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import make_batch
 from mbqueue.data.datasets import load
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.train.gated import Gate, PlainMessages
-from mbqueue.train.triton_messages import TritonMessages
 
 
 def smallest_with_angles() -> Batch:

@@ -27,7 +27,7 @@ from mbqueue.train.kernels.triton_bases import Basis
 from mbqueue.train.kernels.triton_later import Later
 from mbqueue.train.kernels.triton_readout import energies_backward, energies_forward
 from mbqueue.train.kernels.triton_sums import by_number
-from mbqueue.train.triton_messages import Plan
+from mbqueue.train.triton_plan import Plan
 
 
 def formation_energies(model: CHGNet, batch: OrderedBatch) -> Tensor:

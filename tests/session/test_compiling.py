@@ -13,7 +13,7 @@ import torch
 from mbqueue.session import compiling, loaded
 from mbqueue.session.compiling import Compiling
 from mbqueue.train import gpu_path
-from mbqueue.train.triton_messages import products_in_use
+from mbqueue.train.triton_plan import products_in_use
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 

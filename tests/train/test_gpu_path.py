@@ -15,7 +15,7 @@ from mbqueue.train import arithmetic, forward, gpu_path, triton_forward
 from mbqueue.train.gpu_path import check_once, described, uses_kernels, using
 from mbqueue.train.kernels.launching import launch
 from mbqueue.train.kernels.tiles import TILES, tiles_of
-from mbqueue.train.triton_messages import Plan, fits
+from mbqueue.train.triton_plan import Plan, fits
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 

@@ -30,7 +30,7 @@ from mbqueue.train.kernels.triton_sums import angles_to_atoms_kernel, angles_to_
 
 if TYPE_CHECKING:
     from mbqueue.train.gated import Gate
-    from mbqueue.train.triton_messages import Plan
+    from mbqueue.train.triton_plan import Plan
 
 #: Number of columns of a message's partial sums: gradients of the first and second layer, bias, scale and shift.
 COLUMNS = 2 * 128 * 64 + 3 * 128

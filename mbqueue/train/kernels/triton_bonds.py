@@ -29,7 +29,7 @@ from mbqueue.train.kernels.triton_sums import bonds_to_atoms_kernel
 
 if TYPE_CHECKING:
     from mbqueue.train.gated import Gate
-    from mbqueue.train.triton_messages import Plan
+    from mbqueue.train.triton_plan import Plan
 
 #: Number of columns of the partial sums: gradients of the second layer, bias, scale and shift.
 COLUMNS = 128 * 64 + 3 * 128

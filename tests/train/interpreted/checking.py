@@ -11,11 +11,11 @@ from graph_making import graph_of
 from interpreted import quicken
 from torch import Tensor, nn
 
+from benchmarks.triton_messages import TritonMessages
 from mbqueue.data.batch import Batch
 from mbqueue.train.gated import Gate, PlainMessages
 from mbqueue.train.kernel_check import check
 from mbqueue.train.kernels import triton_bonds
-from mbqueue.train.triton_messages import TritonMessages
 
 BATCH = graph_of([(3, 20, 4), (2, 9, 2)], seed=8)
 

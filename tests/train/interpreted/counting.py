@@ -23,7 +23,7 @@ from mbqueue.data.batch import Batch
 from mbqueue.train.gated import Gate
 from mbqueue.train.kernels import triton_angles, triton_bonds
 from mbqueue.train.kernels.tiles import TILES
-from mbqueue.train.triton_messages import Plan
+from mbqueue.train.triton_plan import Plan
 
 
 class Counted:

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from interpreted import backwards, quicken
 from torch import Tensor
 
+from benchmarks.triton_messages import TritonMessages
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import make_batch
 from mbqueue.data.datasets import load
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.train.gated import Gate, PlainMessages
 from mbqueue.train.kernels.tiles import TILES, Tiles
-from mbqueue.train.triton_messages import TritonMessages
 
 EXACT = {torch.float64: 1e-13, torch.float32: 3e-6}
 
@@ -155,7 +155,7 @@ def test_the_order_of_programs_changes_no_byte() -> None:
 
 
 def test_more_tiles_than_partial_sums_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mbqueue.train.triton_messages.PARTIALS", 2)
+    monkeypatch.setattr("mbqueue.train.triton_plan.PARTIALS", 2)
     assert_same(graph_of([(3, 45, 9)], seed=4), torch.float64)
 
 

@@ -1,0 +1,76 @@
+"""How the Triton kernels of CHGNet's gated messages divide a batch, and the precision of their products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mbqueue.data.batch import Batch, OrderedBatch
+from mbqueue.errors import TrainingError
+from mbqueue.train.gated import PRODUCTS
+from mbqueue.train.kernels.tiles import PARTIALS, TILES, Tiles, tiles_of
+
+#: Number of columns of the widest array that has a row per atom or short bond, and of the widest array that has a row
+#: per directed bond or angle.
+_WIDEST, _WIDE = 640, 128
+
+
+def fits(batch: Batch) -> bool:
+    """Whether the kernels, which compute array positions in int32, can address the whole batch."""
+    many = max(len(batch.bond_center), len(batch.angle))
+    few = max(len(batch.atomic_numbers), len(batch.short_bond))
+    return max(many * _WIDE, few * _WIDEST) < 2**31
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batch that the kernels process, with their tile sizes and precision.
+
+    Attributes:
+        batch: the batch with its sorted orders, on the device.
+        tiles: the kernels' tile sizes.
+        precision: precision of matrix products: float32, tf32, bf16 or fp16; their sums are float32.
+    """
+
+    batch: OrderedBatch
+    tiles: Tiles
+    precision: str
+
+    @classmethod
+    def of(cls, batch: Batch, tiles: Tiles | None = None, precision: str | None = None) -> Plan:
+        """Make the plan for ``batch``, by default with the device's tiles and the precision of `products_in_use`.
+
+        Raises:
+            TrainingError: if the kernels cannot address the batch; see `fits`.
+        """
+        if not fits(batch):
+            raise TrainingError(
+                f"A batch of {len(batch.rows):,} crystals with {len(batch.bond_center):,} bonds and "
+                f"{len(batch.angle):,} angles is larger than the GPU kernels can address (2^31 numbers in an array). "
+                "Set train.batch_size to a smaller number."
+            )
+        device = batch.bond_center.device
+        if tiles is None and device.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(device)
+            tiles = tiles_of(10 * major + minor)
+        # Triton's interpreter on the CPU works with all tiles.
+        return cls(batch.ordered(), tiles or TILES[min(TILES)], precision or products_in_use())
+
+    def shares(self, n_rows: int, rows: int) -> tuple[int, int]:
+        """Divide ``n_rows`` among programs; return the number of programs and of tiles of ``rows`` rows in each.
+
+        The result depends only on ``n_rows`` and ``rows``.
+        """
+        tiles = -(-n_rows // rows)
+        per_program = max(1, -(-tiles // PARTIALS))
+        return -(-tiles // per_program), per_program
+
+
+def products_in_use() -> str:
+    """Return the precision of matrix products on a GPU, according to `PRODUCTS` and torch's setting."""
+    named = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    dtype = PRODUCTS.get()
+    if dtype is not None:
+        return named[dtype]
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
