@@ -11,16 +11,9 @@ from mbqueue.results.blending import enumerated, members_of
 from mbqueue.results.cells import markdown, markdown_code
 from mbqueue.results.choice import choice_note, marked
 from mbqueue.results.scores import leaderboard_measure, measures_of
-from mbqueue.results.tables import Predictions, is_blend
+from mbqueue.results.tables import FILE_NOTES, Predictions, is_blend
 from mbqueue.task import Target, target_of
 
-_FILE_NOTES = {
-    "history": "one row per epoch: losses, MAEs, learning rate, gradient norm, time, session, device",
-    "preds": "one row per test crystal: target, prediction, error",
-    "model": "weights of the best epoch; `CHGNet.from_file` loads them",
-    "matbench": "the submission file of matbench, validated by matbench 0.6",
-    "results": "everything on this page and more, in JSON",
-}
 _CLASS_SCORES = (
     "Targets are 0 or 1, and predictions are probabilities of class 1. Above 0.5, a crystal counts as class 1. The MAE "
     "compares the probability with the target. The rocauc of matbench 0.6 is the balanced accuracy here, because "
@@ -193,7 +186,7 @@ def _files(names: Sequence[str]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(name.split("_")[0].split(".")[0], []).append(f"`{name}`")
-    return [f"- {', '.join(sorted(group))}: {_FILE_NOTES[kind]}" for kind, group in kinds.items()]
+    return [f"- {', '.join(sorted(group))}: {FILE_NOTES[kind]}" for kind, group in kinds.items()]
 
 
 def _number(value: float | None) -> str:

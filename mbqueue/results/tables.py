@@ -38,6 +38,14 @@ HISTORY_TYPES: dict[str, type] = {
 HISTORY_COLUMNS = tuple(HISTORY_TYPES)
 #: Columns that may differ between equal runs. All other columns have equal values.
 TIMING_COLUMNS = ("seconds", "structures_per_second", "session", "device")
+#: The line of RESULTS.md about each kind of result file, by the beginning of the file's name.
+FILE_NOTES = {
+    "history": "one row per epoch: losses, MAEs, learning rate, gradient norm, time, session, device",
+    "preds": "one row per test crystal: target, prediction, error",
+    "model": "weights of the best epoch; `CHGNet.from_file` loads them",
+    "matbench": "the submission file of matbench, validated by matbench 0.6",
+    "results": "everything on this page and more, in JSON",
+}
 #: The advice in errors about a file that was damaged after mbqueue wrote it.
 RESTORE = "Restore it from a copy, or enqueue the experiment under another name."
 

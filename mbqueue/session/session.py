@@ -106,16 +106,6 @@ class Session:
 
     # -- the current job -------------------------------------------------------------------------------------------
 
-    def claim(self, loaded: tuple[int, int] | None) -> Lease | None:
-        """Claim the queue's next job, preferably of the loaded fold; return None if no job can be claimed now."""
-        return self.queue.claim(
-            self.id,
-            now=self.clock.now(),
-            lease_seconds=self.project.settings.lease_seconds,
-            loaded=loaded,
-            reap=self.heartbeat.may_reap(),
-        )
-
     def take_next(self) -> Lease | None:
         """Return and forget the lease that was claimed with the last commit; return None if there is none."""
         lease, self._next_lease = self._next_lease, None

@@ -292,7 +292,13 @@ def _claim(session: Session, loaded: Loaded) -> Lease | None:
         return lease
     begin_trials(session)
     release_pruned(session)
-    return session.claim(loaded.fold_key)
+    return session.queue.claim(
+        session.id,
+        now=session.clock.now(),
+        lease_seconds=session.project.settings.lease_seconds,
+        loaded=loaded.fold_key,
+        reap=session.heartbeat.may_reap(),
+    )
 
 
 def _idle_ending(session: Session) -> Ending:
