@@ -46,6 +46,7 @@ once.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -56,11 +57,14 @@ from mbqueue import files
 from mbqueue.belonging import Belonging, answer_within, live_dir_of
 from mbqueue.errors import ProjectNotFound, UsageError
 from mbqueue.settings import SETTINGS_FILE, Settings, load_settings
+from mbqueue.task import N_FOLDS
 from mbqueue.topology import LIVE_VARIABLE, Topology, live_folder
 
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
 #: The pattern of an experiment's name, which is also the name of its folders.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+#: The pattern of the name of a fold's folder, as a regular expression and as a glob; `fold_name` makes such names.
+FOLD_PATTERN = f"fold_[0-{N_FOLDS - 1}]"
 
 #: Seconds to wait for a drive before using only what this machine recorded about the project.
 LOOK_SECONDS = 20.0
@@ -204,11 +208,11 @@ class ProjectFolder:
 
     def checkpoints_dir(self, experiment: str, fold: int) -> Path:
         """The folder of one fold's checkpoints and manifests."""
-        return self.all_checkpoints / experiment / f"fold_{fold}"
+        return self.all_checkpoints / experiment / fold_name(fold)
 
     def fold_dirs(self) -> list[Path]:
         """The existing `checkpoints_dir` folders of all folds, sorted."""
-        return sorted(self.all_checkpoints.glob("*/fold_[0-4]"))
+        return sorted(self.all_checkpoints.glob(f"*/{FOLD_PATTERN}"))
 
     @property
     def wanted_dir(self) -> Path:
@@ -261,6 +265,16 @@ class ProjectFolder:
             return named
         known = ", ".join(sorted(p.stem for p in self.jobs_dir.glob("*.toml"))) or "none"
         raise UsageError(f"There is no experiment {name_or_file!r}. The experiments in {self.jobs_dir} are: {known}.")
+
+
+def fold_name(fold: int) -> str:
+    """The name of a fold's folder."""
+    return f"fold_{fold}"
+
+
+def fold_named(name: str) -> int | None:
+    """The fold of a folder; None if no fold has a folder of this name."""
+    return int(name[-1]) if re.fullmatch(FOLD_PATTERN, name) else None
 
 
 def find_project(given: Path | None = None, *, start: Path | None = None, while_away: bool = False) -> ProjectFolder:

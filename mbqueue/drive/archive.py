@@ -29,7 +29,7 @@ from mbqueue.drive.rebuilding import trained_by
 from mbqueue.drive.recover import move_queue_aside
 from mbqueue.drive.snapshots import check, take
 from mbqueue.errors import MbqueueError, QueueError, QueueLost, SpecError, UsageError
-from mbqueue.project import ProjectFolder
+from mbqueue.project import FOLD_PATTERN, ProjectFolder, fold_name
 from mbqueue.queue.lost import lost_parts, traces
 from mbqueue.queue.opening import RESTORING, cut_off_restore
 from mbqueue.queue.sqlite import settle
@@ -48,7 +48,8 @@ _TRIES = 5
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
 _MEMBER = re.compile(
-    rf"queue\.db|mbqueue\.toml|jobs/{_PART}\.toml|results(?:/{_PART}){{1,8}}|checkpoints/{_PART}/fold_[0-4]/{_PART}\.(?:pt|json)"
+    rf"queue\.db|mbqueue\.toml|jobs/{_PART}\.toml|results(?:/{_PART}){{1,8}}"
+    rf"|checkpoints/{_PART}/{FOLD_PATTERN}/{_PART}\.(?:pt|json)"
 )
 
 
@@ -121,7 +122,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
         try:
             found = _unpack(source, lambda name, content: files.write_bytes(staging / name, content))
             check(staging / "queue.db")
-            for folder in (staging / "checkpoints").glob("*/fold_[0-4]"):
+            for folder in (staging / "checkpoints").glob(f"*/{FOLD_PATTERN}"):
                 _require_whole(folder, source)
             now = clock.now()
             with Queue(staging / "queue.db") as queue:
@@ -129,7 +130,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
                 for experiment in queue.experiments():
                     # Once the checkpoints of a pruned trial are removed, its histories are in its spec.
                     for fold in () if experiment.is_released else experiment.spec["folds"]:
-                        folder = staging / "checkpoints" / experiment.name / f"fold_{fold}"
+                        folder = staging / "checkpoints" / experiment.name / fold_name(fold)
                         commits = Commits(in_folder(folder), experiment.identity(fold), passed_over(str(folder), note))
                         newest = commits.newest()
                         trained = trained_by(experiment, fold, None if newest is None else newest.manifest)

@@ -20,7 +20,7 @@ from mbqueue import files
 from mbqueue.drive.published import experiment_folders
 from mbqueue.drive.reading import NOT_OURS, Reader
 from mbqueue.drive.snapshots import check_enqueued
-from mbqueue.project import PUBLISHED_OUTCOMES
+from mbqueue.project import FOLD_PATTERN, PUBLISHED_OUTCOMES, fold_name
 from mbqueue.queue.edges import PRUNED
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.results.record import RESULTS_FILE, recorded_names
@@ -33,7 +33,7 @@ from mbqueue.task import N_FOLDS
 FORMAT = 1
 LARGEST_LISTING = 16 << 20
 
-_NAME = re.compile(rf"(?:prepare|record|fold_[0-4])-([0-9a-f]{{12}}){DUPLICATE}\.json")
+_NAME = re.compile(rf"(?:prepare|record|{FOLD_PATTERN})-([0-9a-f]{{12}}){DUPLICATE}\.json")
 
 
 def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class ResultListing:
     @property
     def stem(self) -> str:
         """The beginning of the listing's file name."""
-        return self.kind if self.fold is None else f"fold_{self.fold}"
+        return self.kind if self.fold is None else fold_name(self.fold)
 
     def is_another_in_the_folder_of(self, experiment: Experiment) -> bool:
         """Whether the listing is of an experiment with the same results folder but other settings.

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 
 from mbqueue.drive.retention import positions_to_keep
-from mbqueue.project import NAME_PATTERN, PUBLISHED_CHECKPOINTS
+from mbqueue.project import NAME_PATTERN, PUBLISHED_CHECKPOINTS, fold_named
 from mbqueue.storage.commits import Commit, Commits
 from mbqueue.storage.manifest import Damaged, Identity, Manifest
 from mbqueue.storage.mounted import Drive
@@ -87,6 +87,6 @@ def published_folds(drive: Drive) -> list[tuple[str, int]]:
     found = []
     for experiment in experiment_folders(drive, PUBLISHED_CHECKPOINTS):
         for name in drive.names(f"{PUBLISHED_CHECKPOINTS}/{experiment}"):
-            if re.fullmatch(r"fold_[0-4]", name):
-                found.append((experiment, int(name[-1])))  # noqa: PERF401 - reads better than one expression
+            if (fold := fold_named(name)) is not None:
+                found.append((experiment, fold))  # noqa: PERF401 - reads better than one expression
     return found

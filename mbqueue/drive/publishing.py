@@ -37,7 +37,7 @@ from mbqueue.drive.retention import SETTLED_SECONDS
 from mbqueue.drive.snapshots import Snapshots, take
 from mbqueue.drive.timed_drive import TimedDrive
 from mbqueue.errors import QueueError
-from mbqueue.project import ProjectFolder
+from mbqueue.project import ProjectFolder, fold_name
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.storage.commits import Commit, Commits
@@ -237,7 +237,7 @@ class Publisher:
                     newest, others = self._publish_fold(experiment, fold)
                     aside += others
                     if newest is not None:
-                        there[f"{name}/fold_{fold}"] = as_published(newest)
+                        there[f"{name}/{fold_name(fold)}"] = as_published(newest)
                 self._publish_outcomes(experiment, jobs[name], facts[name])
             with LiveState.changing(self._project.publishing_file) as state:
                 state.commits |= there

@@ -27,7 +27,7 @@ from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, tra
 from mbqueue.drive.snapshots import PublishedSnapshot, Snapshots
 from mbqueue.errors import QueueError
 from mbqueue.experiment import hash_of_spec
-from mbqueue.project import ProjectFolder
+from mbqueue.project import ProjectFolder, fold_name
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.opening import cut_off_restore
 from mbqueue.queue.store import Queue
@@ -245,7 +245,7 @@ class Reentry:
         )
         if taken:
             with LiveState.changing(self._project.publishing_file) as state:
-                state.commits[f"{experiment.name}/fold_{fold}"] = as_published(manifest)
+                state.commits[f"{experiment.name}/{fold_name(fold)}"] = as_published(manifest)
         return taken
 
     def _take_over(self, here: Commits, folder: Path, chain: list[tuple[Commit, bytes]]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mbqueue.errors import CheckpointError, QueueError
 from mbqueue.files import sha256_of_json
-from mbqueue.project import ProjectFolder
+from mbqueue.project import ProjectFolder, fold_named
 from mbqueue.queue.jobs import Experiment
 from mbqueue.queue.store import Queue
 from mbqueue.storage.manifest import manifest_of
@@ -24,7 +24,6 @@ from mbqueue.storage.names import CommitFile, commit_file, order_of
 
 #: Messages name at most this many lost parts.
 _NAMED = 8
-_FOLD = re.compile(r"fold_([0-4])")
 #: Matches the first keys of a manifest.
 _HEAD = re.compile(rb'"experiment": "([^"]*)",\s*"spec_hash": "([^"]*)",\s*"dataset_hash": "[^"]*",\s*"fold": (\d)')
 _HEAD_BYTES = 1024
@@ -85,8 +84,8 @@ def traces(project: ProjectFolder) -> list[Trace]:
             found += _of_note(note)
     for experiment in _entries(project.all_checkpoints):
         for folder in _entries(experiment):
-            if match := _FOLD.fullmatch(folder.name):
-                found += _of_commits(experiment.name, int(match[1]), folder)
+            if (fold := fold_named(folder.name)) is not None:
+                found += _of_commits(experiment.name, fold, folder)
     return found
 
 

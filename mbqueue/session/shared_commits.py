@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from mbqueue.project import STORED_CHECKPOINTS, ProjectFolder
+from mbqueue.project import STORED_CHECKPOINTS, ProjectFolder, fold_named
 from mbqueue.queue.jobs import Experiment
 from mbqueue.storage.commits import Commits, passed_over
 from mbqueue.storage.manifest import Identity
@@ -29,9 +28,8 @@ def epochs_named(names: Iterable[str]) -> dict[tuple[str, int], int]:
         commit = commit_file(last)
         if commit is None or (commit.suffix, commit.digits) != ("json", ""):
             continue
-        if re.fullmatch(r"fold_[0-4]", folder):
-            key = (experiment, int(folder[-1]))
-            found[key] = max(found.get(key, 0), commit.finished_epochs)
+        if (fold := fold_named(folder)) is not None:
+            found[experiment, fold] = max(found.get((experiment, fold), 0), commit.finished_epochs)
     return found
 
 

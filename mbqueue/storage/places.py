@@ -16,7 +16,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbqueue.project import PUBLISHED_CHECKPOINTS, STORED_CHECKPOINTS
+from mbqueue.project import PUBLISHED_CHECKPOINTS, STORED_CHECKPOINTS, fold_name, fold_named
 from mbqueue.storage.blobs import Blobs, Folder
 from mbqueue.storage.manifest import Identity, Manifest
 from mbqueue.storage.names import HASH_DIGITS, CommitFile
@@ -78,9 +78,11 @@ def on_mount(drive: Blobs, identity: Identity) -> Place:
 
 def fold_folder(top: str, identity: Identity) -> str:
     """The path of a fold's folder below ``top``, the folder of all checkpoints."""
-    return f"{top}/{identity.experiment}/fold_{identity.fold}"
+    return f"{top}/{identity.experiment}/{fold_name(identity.fold)}"
 
 
 def named_after(folder: Path) -> Identity:
     """The identity of the fold whose folder is EXPERIMENT/fold_i, without the hashes."""
-    return Identity(experiment=folder.parent.name, fold=int(folder.name.removeprefix("fold_")))
+    fold = fold_named(folder.name)
+    assert fold is not None
+    return Identity(experiment=folder.parent.name, fold=fold)
