@@ -18,7 +18,7 @@ import typer
 from mbqueue.cli.console import print_line
 from mbqueue.clock import format_duration
 from mbqueue.errors import MbqueueError
-from mbqueue.project import init_project
+from mbqueue.project import ProjectFolder, init_project
 
 EXPERIMENT = "full_finetune"
 FOLDS, EPOCHS, CRYSTALS = 5, 2, 300
@@ -132,10 +132,14 @@ class _Commands:
 
     def _is_far_enough(self) -> bool:
         """Whether the session has published a mid-epoch commit, so that a kill now loses only some steps."""
-        checkpoints = self.root / "state" / "checkpoints" / EXPERIMENT / f"fold_{KILLED_FOLD}"
+        from mbqueue.storage.commits import Commits
+        from mbqueue.storage.manifest import Identity
+        from mbqueue.storage.places import in_folder
+
+        folder = ProjectFolder(self.root).checkpoints_dir(EXPERIMENT, KILLED_FOLD)
         return any(
-            int(path.stem.split("-")[1][1:]) >= KILLED_AFTER_STEP
-            for path in checkpoints.glob(f"e{KILLED_EPOCH:04d}-s*.json")
+            manifest.epoch == KILLED_EPOCH and not manifest.complete and manifest.step >= KILLED_AFTER_STEP
+            for manifest in Commits(in_folder(folder), Identity(experiment=EXPERIMENT, fold=KILLED_FOLD)).manifests()
         )
 
     def _command(self, arguments: tuple[str, ...]) -> list[str]:

@@ -35,9 +35,10 @@ from mbqueue.queue.opening import RESTORING, cut_off_restore
 from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
 from mbqueue.settings import SETTINGS_FILE, load_settings
+from mbqueue.storage.blobs import Folder
 from mbqueue.storage.commits import Commits, passed_over
 from mbqueue.storage.manifest import Damaged
-from mbqueue.storage.names import order_of
+from mbqueue.storage.names import newest_plain_manifest
 from mbqueue.storage.places import in_folder, named_after
 
 FORMAT = 1
@@ -237,8 +238,8 @@ def _commits(folder: Path) -> dict[str, bytes]:
     wrong: dict[str, str] = {}
     commits = Commits(in_folder(folder), named_after(folder), wrong.__setitem__)
     for _ in range(_TRIES):
-        newest, chain = max(commits.bases(), key=order_of, default=None), commits.chain()
-        if newest != (chain[-1].base if chain else None):
+        newest, chain = newest_plain_manifest(Folder(folder).listed("")), commits.chain()
+        if (newest and newest.stem) != (chain[-1].base if chain else None):
             continue  # a session may have committed during the read
         with suppress(Damaged):
             return {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,14 +18,11 @@ from mbqueue.files import sha256_of_json
 from mbqueue.project import ProjectFolder, fold_named
 from mbqueue.queue.jobs import Experiment
 from mbqueue.queue.store import Queue
-from mbqueue.storage.manifest import manifest_of
-from mbqueue.storage.names import CommitFile, commit_file, order_of
+from mbqueue.storage.manifest import HEAD_BYTES, identity_in_head, manifest_of
+from mbqueue.storage.names import newest_plain_manifest
 
 #: Messages name at most this many lost parts.
 _NAMED = 8
-#: Matches the first keys of a manifest.
-_HEAD = re.compile(rb'"experiment": "([^"]*)",\s*"spec_hash": "([^"]*)",\s*"dataset_hash": "[^"]*",\s*"fold": (\d)')
-_HEAD_BYTES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,27 +182,25 @@ def _of_note(note: os.DirEntry[str]) -> list[Trace]:
 
 
 def _of_commits(experiment: str, fold: int, folder: os.DirEntry[str]) -> list[Trace]:
-    files = [file for entry in _entries(folder) if (file := commit_file(entry.name)) and _is_manifest(file)]
-    if not files:
+    newest = newest_plain_manifest(entry.name for entry in _entries(folder))
+    if newest is None:
         return []
-    newest = max(files, key=lambda file: order_of(file.stem))
     manifest = f"{folder.path}/{newest.stem}.json"
     try:
         with open(manifest, "rb", buffering=0) as stream:  # noqa: PTH123 - as above
-            head = _HEAD.search(stream.read(_HEAD_BYTES))
+            identity = identity_in_head(stream.read(HEAD_BYTES))
     except OSError:
-        head = None
-    if head is None:
+        identity = None
+    if identity is None:
         return [Trace(path=folder.path, experiment=experiment, fold=fold, spec_hash=None)]
-    name, spec_hash, number = (part.decode(errors="replace") for part in head.groups())
-    if (name, int(number)) != (experiment, fold):
+    if (identity.experiment, identity.fold) != (experiment, fold):
         return []  # commits that were moved here by hand; the fold's next session reports them
     return [
         Trace(
             path=folder.path,
             experiment=experiment,
             fold=fold,
-            spec_hash=spec_hash,
+            spec_hash=identity.spec_hash,
             epochs=newest.finished_epochs,
             manifest=manifest,
         )
@@ -222,7 +216,3 @@ def _is_damaged(trace: Trace) -> bool:
     except (OSError, CheckpointError):
         return True
     return False
-
-
-def _is_manifest(file: CommitFile) -> bool:
-    return file.suffix == "json" and not file.digits

@@ -14,6 +14,7 @@ from mbqueue.errors import QueueLost, QueueMissing, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.lost import Lost, described, lost_parts, traces
 from mbqueue.queue.store import Queue
+from mbqueue.storage.places import manifests_below
 
 #: The file in the live folder that names the archive while `mbqueue restore` replaces the folder's content.
 RESTORING = "restoring"
@@ -171,7 +172,7 @@ def _require_not_lost(project: ProjectFolder, *, wait: Callable[[float], bool] |
 
 def has_lost_content(project: ProjectFolder, queue: Queue) -> bool:
     """Whether a queue has lost its content: it is empty although the project has checkpoints or notes."""
-    return queue.is_empty() and bool(traces(project) or any(project.state_dir.glob("checkpoints/*/fold_*/e*.json")))
+    return queue.is_empty() and bool(traces(project) or any(manifests_below(project.unsplit.all_checkpoints)))
 
 
 def require_content(project: ProjectFolder, queue: Queue) -> None:

@@ -24,9 +24,10 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
-from mbqueue.session.shared_commits import epochs_named, finished_epochs, send_fold
+from mbqueue.session.shared_commits import epochs_of, finished_epochs, send_fold
 from mbqueue.session.shared_results import send_local_results
 from mbqueue.storage.objects import ObjectStore, store_of
+from mbqueue.storage.places import manifests_below
 
 FORMAT = 1
 #: The last finished epoch by (experiment, fold).
@@ -200,8 +201,7 @@ def known_epochs(queue: Queue) -> dict[tuple[str, int], int]:
 
 def local_epochs(project: ProjectFolder) -> dict[tuple[str, int], int]:
     """The last finished epoch in the project's own folder by (experiment, fold), read from file names."""
-    folder = project.all_checkpoints
-    return epochs_named(path.relative_to(folder).as_posix() for path in folder.glob("*/fold_*/e*.json"))
+    return epochs_of(manifests_below(project.all_checkpoints))
 
 
 def _enter_folder(

@@ -5,31 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from mbqueue.project import STORED_CHECKPOINTS, ProjectFolder, fold_named
+from mbqueue.project import STORED_CHECKPOINTS, ProjectFolder
 from mbqueue.queue.jobs import Experiment
 from mbqueue.storage.commits import Commits, passed_over
 from mbqueue.storage.manifest import Identity
-from mbqueue.storage.names import commit_file
+from mbqueue.storage.names import CommitFile, manifests_named
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.storage.places import in_folder, in_store, named_after
 
 
 def finished_epochs(store: ObjectStore) -> dict[tuple[str, int], int]:
     """The last finished epoch in the store by (experiment, fold), read from file names; 0 if none is finished."""
-    return epochs_named(store.names(STORED_CHECKPOINTS))
+    return epochs_of(manifests_named(store.names(STORED_CHECKPOINTS)))
 
 
-def epochs_named(names: Iterable[str]) -> dict[tuple[str, int], int]:
-    """The last finished epoch by (experiment, fold), from names of manifests like EXPERIMENT/fold_i/STEM.json."""
+def epochs_of(manifests: Iterable[tuple[str, int, CommitFile]]) -> dict[tuple[str, int], int]:
+    """The last finished epoch by (experiment, fold), from the names of manifests without a hash."""
     found: dict[tuple[str, int], int] = {}
-    for name in names:
-        experiment, _, rest = name.partition("/")
-        folder, _, last = rest.partition("/")
-        commit = commit_file(last)
-        if commit is None or (commit.suffix, commit.digits) != ("json", ""):
-            continue
-        if (fold := fold_named(folder)) is not None:
-            found[experiment, fold] = max(found.get((experiment, fold), 0), commit.finished_epochs)
+    for experiment, fold, file in manifests:
+        if file.is_plain_manifest:
+            found[experiment, fold] = max(found.get((experiment, fold), 0), file.finished_epochs)
     return found
 
 

@@ -29,6 +29,10 @@ LARGEST_CHECKPOINT = 1 << 30
 #: Orders the commits of a fold. The commit with the greatest rank is accepted.
 Rank = tuple[int, bool, int, int, int]
 
+#: `identity_in_head` needs this many bytes of a manifest.
+HEAD_BYTES = 1024
+#: The first keys of a manifest.
+_HEAD = re.compile(rb'"experiment": "([^"]*)",\s*"spec_hash": "([^"]*)",\s*"dataset_hash": "[^"]*",\s*"fold": (\d)')
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -150,6 +154,15 @@ class Identity:
 
 class ForeignCommit(Damaged):
     """A commit is in the folder of another experiment or fold. mbqueue sets it aside like a damaged one."""
+
+
+def identity_in_head(head: bytes) -> Identity | None:
+    """The identity in the first bytes of a manifest, unchecked and without the dataset; None if they have none."""
+    match = _HEAD.search(head)
+    if match is None:
+        return None
+    name, spec_hash, fold = (part.decode(errors="replace") for part in match.groups())
+    return Identity(experiment=name, fold=int(fold), spec_hash=spec_hash)
 
 
 def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity) -> Manifest:

@@ -10,7 +10,10 @@ e0012-done-f0003-9f86d081884c (1).pt  the name that a drive gives to a second fi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from mbqueue.project import fold_named
 
 #: Matches the number that a drive inserts into the name of a second file: ``name (1)``.
 DUPLICATE = r"(?: \(\d{1,4}\))?"
@@ -38,6 +41,11 @@ class CommitFile:
     stem: str
     digits: str
     suffix: str
+
+    @property
+    def is_plain_manifest(self) -> bool:
+        """Whether this is a manifest whose name has no hash, as in a folder and in an object store."""
+        return self.suffix == "json" and not self.digits
 
     @property
     def finished_epochs(self) -> int:
@@ -76,3 +84,19 @@ def commit_file(name: str) -> CommitFile | None:
     if match is None:
         return None
     return CommitFile(stem=match["stem"], digits=match["digits"] or "", suffix=match["suffix"])
+
+
+def newest_plain_manifest(names: Iterable[str]) -> CommitFile | None:
+    """The newest manifest without a hash among the names in a fold's folder, from names alone."""
+    manifests = [file for file in map(commit_file, names) if file is not None and file.is_plain_manifest]
+    return max(manifests, key=lambda file: order_of(file.stem), default=None)
+
+
+def manifests_named(paths: Iterable[str]) -> Iterator[tuple[str, int, CommitFile]]:
+    """Find the manifests among paths like EXPERIMENT/fold_i/NAME, as (experiment, fold, parsed name)."""
+    for path in paths:
+        experiment, _, rest = path.partition("/")
+        folder, _, name = rest.partition("/")
+        fold, file = fold_named(folder), commit_file(name)
+        if fold is not None and file is not None and file.suffix == "json":
+            yield experiment, fold, file

@@ -13,13 +13,14 @@ manifest.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbqueue.project import PUBLISHED_CHECKPOINTS, STORED_CHECKPOINTS, fold_name, fold_named
+from mbqueue.project import FOLD_PATTERN, PUBLISHED_CHECKPOINTS, STORED_CHECKPOINTS, fold_name, fold_named
 from mbqueue.storage.blobs import Blobs, Folder
 from mbqueue.storage.manifest import Identity, Manifest
-from mbqueue.storage.names import HASH_DIGITS, CommitFile
+from mbqueue.storage.names import HASH_DIGITS, CommitFile, manifests_named
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ def on_mount(drive: Blobs, identity: Identity) -> Place:
 def fold_folder(top: str, identity: Identity) -> str:
     """The path of a fold's folder below ``top``, the folder of all checkpoints."""
     return f"{top}/{identity.experiment}/{fold_name(identity.fold)}"
+
+
+def manifests_below(folder: Path) -> Iterator[tuple[str, int, CommitFile]]:
+    """Like `manifests_named`, for the files in a folder of all checkpoints."""
+    return manifests_named(path.relative_to(folder).as_posix() for path in folder.glob(f"*/{FOLD_PATTERN}/*"))
 
 
 def named_after(folder: Path) -> Identity:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbqueue.storage.names import commit_file, is_stem, order_of, stem_of
+from mbqueue.storage.names import commit_file, is_stem, manifests_named, newest_plain_manifest, order_of, stem_of
 
 
 @given(
@@ -48,3 +48,20 @@ def test_a_duplicate_made_by_the_drive_is_parsed_as_the_original_name() -> None:
 )
 def test_other_names_do_not_parse_as_commits(name: str) -> None:
     assert commit_file(name) is None
+
+
+def test_the_newest_manifest_of_a_folder_has_the_most_work_and_no_hash() -> None:
+    names = ["e0002-done-f0001.json", "e0003-s000040-f0002.json", "e0003-s000004-f0009.json"]
+    others = ["e0004-done-f0003.pt", "e0004-done-f0003-9f86d081884c.json", "e0005-done-f0001.json.damaged"]
+    newest = newest_plain_manifest([*names, *others])
+    assert newest is not None
+    assert newest.stem == "e0003-s000040-f0002"
+    assert newest_plain_manifest(others) is None
+
+
+def test_manifests_are_found_only_in_the_folders_of_folds() -> None:
+    file = "e0002-done-f0001.json"
+    paths = [f"a/fold_4/{file}", f"a/fold_5/{file}", f"a/fold_1/old/{file}", f"fold_1/{file}", "b/fold_0/notes.json"]
+    assert [(experiment, fold, found.stem) for experiment, fold, found in manifests_named(paths)] == [
+        ("a", 4, "e0002-done-f0001")
+    ]
