@@ -185,6 +185,24 @@ def test_only_project_names_folders_of_the_state() -> None:
     assert named == []
 
 
+def changed_fields_of_sessions(source: str) -> list[str]:
+    targets = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load)
+    ]
+    return [target for target in targets if re.fullmatch(r"(self\._)?session\.\w+", target)]
+
+
+def test_only_a_session_changes_its_fields() -> None:
+    assert len(changed_fields_of_sessions("session.a = self._session.b = 1; session.c += 1; del session.d")) == 4
+    changed = {
+        str(path.relative_to(ROOT)): changed_fields_of_sessions(path.read_text(encoding="utf-8"))
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert {path: fields for path, fields in changed.items() if fields} == {}
+
+
 QUESTIONS = (
     "commits named",
     "commits ordered",

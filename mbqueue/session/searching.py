@@ -18,52 +18,77 @@ from mbqueue.session.shared_commits import remove_released
 RELEASE_SECONDS = 600.0
 
 
-def begin_trials(session: Session) -> None:
-    """Enqueue the next trial of each search that wants one. If no trial can begin, the session still runs other jobs.
+class Searching:
+    """The searches of one session's queue, advanced between its jobs.
 
-    Sessions on one drive with different databases could give the same number to trials with different settings. To
-    avoid this, only the session that started first begins trials, and other sessions find the trials in its snapshots.
+    Attributes:
+        is_stuck: whether a search wants another trial but cannot begin it.
+        is_left_to_others: whether a search wants another trial that a session on another machine must begin.
     """
-    now = session.clock.now()
-    earlier = session.publisher is not None and any(one.session.id < session.id for one in session.publisher.others)
-    session.is_search_left_to_others = earlier and steps.wants_trial(session.queue, now=now)
-    if earlier:
-        return
-    day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
-    try:
-        begun = steps.begin_trials(
-            session.queue, results_dir=lambda name: session.project.results_folder(day, name), now=now, by=session.id
-        )
-    except (SearchUnavailable, SpecError) as error:
-        session.note_once(f"No trial can begin: {error}")
-        session.is_search_stuck = True
-        return
-    session.is_search_stuck = False
-    for name in begun:
-        _keep_wanted(session, name)
 
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.is_stuck = self.is_left_to_others = False
+        #: When the session last looked for trials whose checkpoints can be removed, in monotonic seconds.
+        self._released_at: float | None = None
 
-def release_pruned(session: Session) -> None:
-    """Every `RELEASE_SECONDS`, remove the checkpoints of trials that were pruned at least `pruned_hours` ago."""
-    now = session.clock.monotonic()
-    if session.released_at is not None and now - session.released_at < RELEASE_SECONDS:
-        return
-    session.released_at = now
-    after = session.project.settings.pruned_hours * 3600
-    for name in steps.release_pruned(session.queue, after_seconds=after, now=session.clock.now(), by=session.id):
-        _keep_wanted(session, name)
-    released = [trial for trial in session.queue.trials() if trial.is_released]
-    with suppress(StoreError):  # the next call tries again
-        remove_released(session.project, released, session.store)
+    def advance(self) -> None:
+        """Begin the trials that searches want, and remove the checkpoints of trials that were pruned long ago."""
+        self._begin_trials()
+        self._release_pruned()
 
+    def _begin_trials(self) -> None:
+        """Enqueue the next trial of each search that wants one; if none can begin, the session runs other jobs.
 
-def _keep_wanted(session: Session, name: str) -> None:
-    try:
-        keep_wanted(session.project, session.queue, name)
-    except OSError as error:
-        session.report.note(
-            f"{session.project.wanted_dir} cannot be written ({error}), so mbqueue recover would not restore {name}."
-        )
+        Sessions on one drive with different databases could give the same number to trials with different settings.
+        To avoid this, only the session that started first begins trials, and other sessions find the trials in its
+        snapshots.
+        """
+        session = self._session
+        now = session.clock.now()
+        earlier = session.publisher is not None and any(one.session.id < session.id for one in session.publisher.others)
+        self.is_left_to_others = earlier and steps.wants_trial(session.queue, now=now)
+        if earlier:
+            return
+        day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
+        try:
+            begun = steps.begin_trials(
+                session.queue,
+                results_dir=lambda name: session.project.results_folder(day, name),
+                now=now,
+                by=session.id,
+            )
+        except (SearchUnavailable, SpecError) as error:
+            session.note_once(f"No trial can begin: {error}")
+            self.is_stuck = True
+            return
+        self.is_stuck = False
+        for name in begun:
+            self._keep_wanted(name)
+
+    def _release_pruned(self) -> None:
+        """Every `RELEASE_SECONDS`, remove the checkpoints of trials that were pruned at least `pruned_hours` ago."""
+        session = self._session
+        now = session.clock.monotonic()
+        if self._released_at is not None and now - self._released_at < RELEASE_SECONDS:
+            return
+        self._released_at = now
+        after = session.project.settings.pruned_hours * 3600
+        for name in steps.release_pruned(session.queue, after_seconds=after, now=session.clock.now(), by=session.id):
+            self._keep_wanted(name)
+        released = [trial for trial in session.queue.trials() if trial.is_released]
+        with suppress(StoreError):  # the next call tries again
+            remove_released(session.project, released, session.store)
+
+    def _keep_wanted(self, name: str) -> None:
+        session = self._session
+        try:
+            keep_wanted(session.project, session.queue, name)
+        except OSError as error:
+            session.report.note(
+                f"{session.project.wanted_dir} cannot be written ({error}), so mbqueue recover would not restore "
+                f"{name}."
+            )
 
 
 def verdict(session: Session, spec: Spec, fold: int, history: Sequence[Mapping[str, Any]]) -> str | None:

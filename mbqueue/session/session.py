@@ -46,9 +46,6 @@ class Session:
         max_jobs: number of jobs after which the session stops; None for no limit.
         jobs_done: number of jobs that the session committed.
         has_saved: whether the session saved any part of a job.
-        is_search_stuck: whether a search wants another trial but cannot begin it.
-        is_search_left_to_others: whether a search wants another trial that a session on another machine must begin.
-        released_at: when the session last looked for trials whose checkpoints can be removed, in monotonic seconds.
     """
 
     id: str
@@ -65,9 +62,6 @@ class Session:
     max_jobs: int | None = None
     jobs_done: int = field(default=0, init=False)
     has_saved: bool = field(default=False, init=False)
-    is_search_stuck: bool = field(default=False, init=False)
-    is_search_left_to_others: bool = field(default=False, init=False)
-    released_at: float | None = field(default=None, init=False)
     _next_lease: Lease | None = field(default=None, init=False)
     _given_back: set[tuple[int, str]] = field(default_factory=set, init=False)
     _noted: set[str] = field(default_factory=set, init=False)
@@ -205,6 +199,11 @@ class Session:
             self.report.note(str(lost))
             return
         self.report.job_failed(lease.job, error, None if job.state is State.FAILED else job.not_before)
+
+    def job_done(self, job: Job, summary: str) -> None:
+        """Count and report a job that was committed."""
+        self.jobs_done += 1
+        self.report.job_finished(job, summary)
 
     def saved(self, seconds: float) -> None:
         """Record that a commit took ``seconds`` after it was staged."""

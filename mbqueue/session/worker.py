@@ -49,7 +49,7 @@ from mbqueue.session.options import WorkOptions
 from mbqueue.session.originals import require_original
 from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
-from mbqueue.session.searching import begin_trials, release_pruned
+from mbqueue.session.searching import Searching
 from mbqueue.session.session import SHORTEST_JOB_SECONDS, STORE_AWAY, Rewound, Session, Stopped
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
@@ -237,7 +237,7 @@ def _meet_others(session: Session, loaded: Loaded) -> None:
 
 
 def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Ending, StopCause]:
-    queue, stop, clock = session.queue, session.stop, session.clock
+    queue, stop, clock, searching = session.queue, session.stop, session.clock, Searching(session)
     idle_since: float | None = None
     while True:
         if not session.deadline.allows(SHORTEST_JOB_SECONDS):
@@ -248,12 +248,12 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
         if options.max_jobs is not None and session.jobs_done >= options.max_jobs:
             left = not queue.outlook(now=clock.now()).is_exhausted
             done = StopCause(StopKind.LIMIT, f"reached the limit of {counted(session.jobs_done, 'job')}")
-            return (Ending.STOPPED if left else _idle_ending(session)), done
+            return (Ending.STOPPED if left else _idle_ending(session, searching)), done
         if not session.await_store():
             continue  # a stop was requested in the meantime
         queue.reap_dead(by=session.id, now=clock.now())
         _meet_others(session, loaded)
-        lease = _claim(session, loaded)
+        lease = _claim(session, loaded, searching)
         if lease is not None:
             _do(session, loaded, lease)
             idle_since = None
@@ -261,13 +261,13 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
         outlook = queue.outlook(now=clock.now())
         idle_since = clock.monotonic() if idle_since is None else idle_since
         active = session.publisher.active_others if session.publisher is not None else []
-        is_exhausted = outlook.is_exhausted and not session.is_search_left_to_others
+        is_exhausted = outlook.is_exhausted and not searching.is_left_to_others
         if active and not (options.forever or outlook.leased or outlook.delayed or is_exhausted):
             names = ", ".join(other.session.id for other in active)
             why = f"other sessions run the remaining jobs: {names}"
             return Ending.STOPPED, StopCause(StopKind.OTHERS, why)
         if is_exhausted and not options.forever:
-            ending = _idle_ending(session)
+            ending = _idle_ending(session, searching)
             return ending, StopCause(StopKind.EXHAUSTED, ending.value)
         if options.idle_seconds is not None and clock.monotonic() - idle_since >= options.idle_seconds:
             idle = format_duration(options.idle_seconds)
@@ -285,13 +285,12 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
         queue.wait(POLL_SECONDS, stop.wait)
 
 
-def _claim(session: Session, loaded: Loaded) -> Lease | None:
+def _claim(session: Session, loaded: Loaded, searching: Searching) -> Lease | None:
     """Return the job claimed with the last commit; else let searches add trials, and claim a job from the queue."""
     lease = session.take_next()
     if lease is not None:
         return lease
-    begin_trials(session)
-    release_pruned(session)
+    searching.advance()
     return session.queue.claim(
         session.id,
         now=session.clock.now(),
@@ -301,11 +300,11 @@ def _claim(session: Session, loaded: Loaded) -> Lease | None:
     )
 
 
-def _idle_ending(session: Session) -> Ending:
+def _idle_ending(session: Session, searching: Searching) -> Ending:
     """Return BLOCKED if unfinished jobs or a search wait for the user, else DONE. Cancelled jobs count as done."""
     counts = session.queue.overview(now=session.clock.now())["jobs"]
     unfinished = sum(n for state, n in counts.items() if state not in {"committed", "skipped", "cancelled"})
-    return Ending.BLOCKED if unfinished or session.is_search_stuck else Ending.DONE
+    return Ending.BLOCKED if unfinished or searching.is_stuck else Ending.DONE
 
 
 def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
@@ -359,8 +358,7 @@ def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
         return
     finally:
         session.heartbeat.let_go()
-    session.jobs_done += 1
-    session.report.job_finished(lease.job, summary)
+    session.job_done(lease.job, summary)
 
 
 def _ends_session(project: ProjectFolder, device: torch.device, error: Exception) -> tuple[MbqueueError, str] | None:
