@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from mbqueue.api.opened import LOADING, OpenedProject, tell
-from mbqueue.clock import parse_duration
-from mbqueue.errors import UsageError
 from mbqueue.project import working_folder
 
 if TYPE_CHECKING:
     from mbqueue.session.background import BackgroundSession, StoppedSession
     from mbqueue.session.devices import DevicesOutcome
-    from mbqueue.session.options import WorkOptions
+    from mbqueue.session.options import WorkArguments, WorkOptions
     from mbqueue.session.outcome import SessionOutcome
     from mbqueue.session.report import Report
     from mbqueue.session.stop import StopRequest
@@ -24,33 +22,14 @@ if TYPE_CHECKING:
 class Working(OpenedProject):
     """The methods work, work_on_devices, work_in_background, stop and log."""
 
-    def session_seconds(self, session: str | None) -> float | None:
-        """Convert the length of a session, like ``1h50m``, to seconds; return None if there is no deadline.
-
-        Args:
-            session: a duration, or ``none`` for no deadline; None takes the length in mbqueue.toml.
-
-        Raises:
-            UsageError: if the text is not a duration.
-        """
-        from mbqueue.session.options import NO_DEADLINE  # noqa: PLC0415
-
-        if session == NO_DEADLINE:
-            return None
-        return self.folder.settings.session_seconds if session is None else parse_duration(session)
-
     def work(
         self,
         *,
-        session: str | None = None,
-        max_jobs: int | None = None,
-        forever: bool = False,
         device: str | None = None,
-        max_idle: str | None = None,
-        tensorboard: bool = False,
         end_command: bool = True,
         report: Report | None = None,
         stop: StopRequest | None = None,
+        **arguments: Unpack[WorkArguments],
     ) -> SessionOutcome:
         """Run a session in this process until no job is left or the session's time is up.
 
@@ -76,15 +55,7 @@ class Working(OpenedProject):
         """
         working_folder()
         began = self._clock.monotonic()
-        options = self._options(
-            session=session,
-            max_jobs=max_jobs,
-            forever=forever,
-            max_idle=max_idle,
-            device=device,
-            tensorboard=tensorboard,
-            end_command=end_command,
-        )
+        options = self._options(arguments, device=device, end_command=end_command)
 
         from mbqueue.session.notify import Notifier  # noqa: PLC0415
         from mbqueue.session.report import Relay, Report  # noqa: PLC0415
@@ -100,7 +71,7 @@ class Working(OpenedProject):
                 self.folder.settings.notify, project=str(self.folder.root), on_trouble=Relay(report).note
             )
             heard: list[Report] = [report, listeners.enter_context(notifier)]
-            if tensorboard:
+            if options.tensorboard:
                 heard.append(listeners.enter_context(TensorBoardReport(self.folder.logs_dir / "tensorboard")))
 
             from mbqueue.session.worker import work  # noqa: PLC0415
@@ -122,13 +93,9 @@ class Working(OpenedProject):
         self,
         devices: Sequence[str],
         *,
-        session: str | None = None,
-        max_jobs: int | None = None,
-        forever: bool = False,
-        max_idle: str | None = None,
-        tensorboard: bool = False,
         report_for: Callable[[str], Report] | None = None,
         stop: StopRequest | None = None,
+        **arguments: Unpack[WorkArguments],
     ) -> DevicesOutcome:
         """Run one session on each device at once, each in its own process; return when all have ended.
 
@@ -148,13 +115,10 @@ class Working(OpenedProject):
         from mbqueue.session.report import Report  # noqa: PLC0415
         from mbqueue.session.stop import StopRequest, graceful_signals  # noqa: PLC0415
 
-        options = self._options(
-            session=session, max_jobs=max_jobs, forever=forever, max_idle=max_idle, tensorboard=tensorboard
-        )
         crew = Crew(
             self.folder,
             parse_devices(devices),
-            options,
+            self._options(arguments),
             report_for=report_for or (lambda _label: Report()),
             clock=self._clock,
         )
@@ -165,13 +129,9 @@ class Working(OpenedProject):
     def work_in_background(
         self,
         *,
-        session: str | None = None,
-        max_jobs: int | None = None,
-        forever: bool = False,
-        max_idle: str | None = None,
         device: str | None = None,
         devices: Sequence[str] | None = None,
-        tensorboard: bool = False,
+        **arguments: Unpack[WorkArguments],
     ) -> BackgroundSession:
         """Start a session in its own process, which outlives this one; return once it is running.
 
@@ -184,38 +144,14 @@ class Working(OpenedProject):
         """
         from mbqueue.session import background  # noqa: PLC0415
 
-        options = self._options(
-            session=session,
-            max_jobs=max_jobs,
-            forever=forever,
-            max_idle=max_idle,
-            device=device,
-            devices=devices,
-            tensorboard=tensorboard,
-        )
+        options = self._options(arguments, device=device, devices=None if devices is None else tuple(devices))
         return background.start(self.folder, options, clock=self._clock)
 
-    def _options(
-        self,
-        *,
-        session: str | None,
-        forever: bool,
-        max_idle: str | None,
-        devices: Sequence[str] | None = None,
-        **further: Any,
-    ) -> WorkOptions:
-        """Convert the arguments of `work` to a session's options; ``further`` are other fields of `WorkOptions`."""
-        from mbqueue.session.options import NO_DEADLINE, WorkOptions  # noqa: PLC0415
+    def _options(self, arguments: WorkArguments, **others: Any) -> WorkOptions:
+        """Convert the arguments of `work` to a session's options; ``others`` are other fields of `WorkOptions`."""
+        from mbqueue.session.options import WorkOptions  # noqa: PLC0415
 
-        if forever and session not in (None, NO_DEADLINE):
-            raise UsageError("--forever runs without a deadline, so leave out --session.")
-        return WorkOptions(
-            session_seconds=None if forever else self.session_seconds(session),
-            forever=forever,
-            idle_seconds=None if max_idle is None else parse_duration(max_idle),
-            devices=None if devices is None else tuple(devices),
-            **further,
-        )
+        return replace(WorkOptions.of(self.folder.settings, **arguments), **others)
 
     def stop(self, *, session: str | None = None, wait_seconds: float = 60.0) -> list[StoppedSession]:
         """Ask this project's sessions on this machine to save their work and end; wait until they have ended.

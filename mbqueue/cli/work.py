@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +15,7 @@ from mbqueue.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from mbqueue.api import Project
+    from mbqueue.session.options import WorkArguments
     from mbqueue.session.outcome import Ending, SessionOutcome
 
 #: The exit code 75 is EX_TEMPFAIL in sysexits.h. Here it means that the session ended, but work is left.
@@ -64,43 +67,35 @@ def work(
     wanted = None if devices is None else devices.split(",")
     if wanted is not None and (device is not None or as_json or not end_command):
         raise UsageError("--devices cannot be combined with --device, --json or --no-end-command.")
-    if background:
-        if as_json or not end_command:
-            raise UsageError("--background cannot be combined with --json or --no-end-command.")
-        started = project.work_in_background(
-            session=session,
-            max_jobs=max_jobs,
-            forever=forever,
-            max_idle=max_idle,
-            device=device,
-            devices=wanted,
-            tensorboard=tensorboard,
-        )
-        names = " and ".join(started.sessions) or "starting"
-        print_line(f"session {names} in the background, as process {started.process.pid}")
-        say(f"Log: {started.log}\nFollow the log with: mbqueue logs -f. Stop the session with: mbqueue stop")
-        return
-
-    options = {
+    options: WorkArguments = {
         "session": session,
         "max_jobs": max_jobs,
         "forever": forever,
         "max_idle": max_idle,
         "tensorboard": tensorboard,
     }
+    if background:
+        if as_json or not end_command:
+            raise UsageError("--background cannot be combined with --json or --no-end-command.")
+        started = project.work_in_background(device=device, devices=wanted, **options)
+        names = " and ".join(started.sessions) or "starting"
+        print_line(f"session {names} in the background, as process {started.process.pid}")
+        say(f"Log: {started.log}\nFollow the log with: mbqueue logs -f. Stop the session with: mbqueue stop")
+        return
+
     with outliving_readers():
         if wanted is not None:
-            _work_on_devices(project, wanted, **options)
+            _work_on_devices(project, wanted, options)
         else:
-            working = _work_in_json if as_json else _work_and_tell
-            _exit_with(working(project, device=device, end_command=end_command, **options).ending)
+            working = partial(project.work, device=device, end_command=end_command, **options)
+            _exit_with((_in_json(working) if as_json else _on_screen(working)).ending)
 
 
-def _work_on_devices(project: Project, devices: list[str], **options: Any) -> None:
+def _work_on_devices(project: Project, devices: list[str], options: WorkArguments) -> None:
     from mbqueue.cli.progress import Screen
 
     with Screen() as screen:
-        together = project.work_on_devices(devices, **options, report_for=screen.report)
+        together = project.work_on_devices(devices, report_for=screen.report, **options)
     for one in together.sessions:
         _tell_end(one)
     for failure in together.failures:
@@ -110,23 +105,23 @@ def _work_on_devices(project: Project, devices: list[str], **options: Any) -> No
     _exit_with(together.ending)
 
 
-def _work_and_tell(project: Project, **options: Any) -> SessionOutcome:
+def _on_screen(work: Callable[..., SessionOutcome]) -> SessionOutcome:
     from mbqueue.cli.progress import Screen
 
     with Screen() as screen:
-        outcome = project.work(**options, report=screen.report())
+        outcome = work(report=screen.report())
     _tell_end(outcome)
     return outcome
 
 
-def _work_in_json(project: Project, **options: Any) -> SessionOutcome:
+def _in_json(work: Callable[..., SessionOutcome]) -> SessionOutcome:
     from mbqueue.session.messages import JsonLines
     from mbqueue.session.stop import StopRequest
 
     stop = StopRequest()
     with open(STANDARD_OUTPUT, "wb", buffering=0, closefd=False) as stream:
         report = JsonLines(stream, on_gone=lambda: stop.request("the program that read its output has ended"))
-        return project.work(**options, report=report, stop=stop)
+        return work(report=report, stop=stop)
 
 
 def _tell_end(outcome: SessionOutcome) -> None:

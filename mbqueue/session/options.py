@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
+
+from mbqueue.clock import parse_duration
+from mbqueue.errors import UsageError
+from mbqueue.settings import Settings
 
 NO_DEADLINE = "none"
+
+
+class WorkArguments(TypedDict, total=False):
+    """The arguments that every way to start sessions takes: see `mbqueue.Project.work`."""
+
+    session: str | None
+    max_jobs: int | None
+    forever: bool
+    max_idle: str | None
+    tensorboard: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +47,36 @@ class WorkOptions:
     devices: tuple[str, ...] | None = None
     tensorboard: bool = False
     end_command: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        *,
+        session: str | None = None,
+        max_jobs: int | None = None,
+        forever: bool = False,
+        max_idle: str | None = None,
+        tensorboard: bool = False,
+    ) -> WorkOptions:
+        """Convert the arguments of `Project.work` to options; by default, a session has the length in the settings.
+
+        Raises:
+            UsageError: if a text is not a duration, or a session is given both a length and ``forever``.
+        """
+        if forever and session not in (None, NO_DEADLINE):
+            raise UsageError("--forever runs without a deadline, so leave out --session.")
+        if forever or session == NO_DEADLINE:
+            seconds = None
+        else:
+            seconds = settings.session_seconds if session is None else parse_duration(session)
+        return cls(
+            session_seconds=seconds,
+            max_jobs=max_jobs,
+            forever=forever,
+            idle_seconds=None if max_idle is None else parse_duration(max_idle),
+            tensorboard=tensorboard,
+        )
 
     def arguments(self) -> list[str]:
         """These options as arguments of `mbqueue work`."""
