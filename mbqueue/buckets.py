@@ -39,15 +39,16 @@ def wrong_address(text: str) -> str | None:
     try:
         parts = urlsplit(text)
     except ValueError:
-        return "must be an address like s3://bucket/prefix"
+        return "must have the form s3://bucket/prefix"
     is_folder = parts.scheme == "file"
     folders = parts.path.strip("/").split("/") if parts.path.strip("/") else []
     wrong = {
         "must begin with s3://, gs://, az:// or file:///": parts.scheme not in _SCHEMES,
         "must not contain credentials or parameters (@, ?, #): set keys in the environment (AWS_ACCESS_KEY_ID …), "
         "see docs/how-to/many-machines.md": "@" in parts.netloc or bool(parts.query or parts.fragment),
-        "must give a folder's absolute path, like file:///folder": is_folder and (bool(parts.netloc) or not folders),
-        "must name a bucket, like s3://bucket/prefix": not is_folder and not _NAME.fullmatch(parts.netloc),
+        "must give a folder's absolute path, for example file:///folder": is_folder
+        and (bool(parts.netloc) or not folders),
+        "must name a bucket, for example s3://bucket/prefix": not is_folder and not _NAME.fullmatch(parts.netloc),
         "must have a prefix that contains only letters, digits, dots, dashes, underscores and slashes": not is_folder
         and not all(_NAME.fullmatch(folder) for folder in folders),
     }

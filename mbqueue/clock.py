@@ -61,10 +61,10 @@ def parse_duration(text: str) -> float:
     compact = text.strip().lower().replace(" ", "")
     parts = _PART.findall(compact)
     if not parts or "".join(number + unit for number, unit in parts) != compact:
-        raise UsageError(f"{text!r} is not a duration. Write it like 1h50m, 90m, 45s or 2d.")
+        raise UsageError(f"{text!r} is not a duration. Write, for example, 1h50m, 90m, 45s or 2d.")
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if seconds <= 0:
-        raise UsageError(f"The duration {text!r} is zero. Give a longer one, like 1h50m.")
+        raise UsageError(f"The duration {text!r} is zero. Give a longer one, for example 1h50m.")
     return seconds
 
 

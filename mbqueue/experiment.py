@@ -67,7 +67,10 @@ class TargetSpec(Section):
     """[target]: the property to predict."""
 
     name: str = Field(
-        min_length=1, max_length=80, pattern=_PLAIN, description="Name of the property in reports, like `band gap`."
+        min_length=1,
+        max_length=80,
+        pattern=_PLAIN,
+        description="Name of the property in reports, for example `band gap`.",
     )
     unit: str = Field(
         "",
@@ -273,8 +276,9 @@ class Spec(Section):
             raise ValueError(
                 f"mbqueue does not know the property in column {said['column']!r}: it knows only the energy columns "
                 f"{', '.join(ENERGY_COLUMNS)}. Describe the property under [target] or with --set. For energies per "
-                'atom: --set target.name="formation energy" --set target.unit=eV/atom --set target.kind=energy. For '
-                'another property, like: --set target.name="band gap" --set target.unit=eV --set target.kind=scalar'
+                'atom: --set target.name="formation energy" --set target.unit=eV/atom --set target.kind=energy. For a '
+                'different property, such as a band gap: --set target.name="band gap" --set target.unit=eV '
+                "--set target.kind=scalar"
             )
         return content
 

@@ -52,7 +52,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
         key, equals, text = assignment.partition("=")
         key, text = key.strip(), text.strip()
         if not equals or not key or not text:
-            raise SpecError(f"--set {assignment!r} is not KEY=VALUE. Write it like --set train.lr=3e-4.")
+            raise SpecError(f"--set {assignment!r} is not KEY=VALUE. Write, for example, --set train.lr=3e-4.")
         try:
             overrides[key] = tomllib.loads(f"value = {text}")["value"]
         except (tomllib.TOMLDecodeError, RecursionError):

@@ -29,7 +29,7 @@ def require_writable(
     """
     there = from_here(target).resolve()
     if target.is_dir():
-        raise UsageError(f"{target} is a folder. Give the file to write, like {target / example}.")
+        raise UsageError(f"{target} is a folder. Give the file to write, for example {target / example}.")
     if not target.parent.is_dir():
         raise UsageError(_no_folder(target))
     for read in reads:

@@ -41,7 +41,7 @@ def wrong_queue_url(text: str) -> str | None:
     """Describe what is wrong with a queue's URL, or return None. The URL is never repeated: it may contain a
     password."""
     fits = not text or text.startswith(("postgresql://", "postgres://"))
-    return None if fits else "must be a URL like postgresql://USER@HOST/DATABASE"
+    return None if fits else "must have the form postgresql://USER@HOST/DATABASE"
 
 
 #: Matches USER:PASSWORD@ after the slashes, even if the password contains a question mark. Does not match HOST:PORT
@@ -104,12 +104,12 @@ class NotifySettings:
 class Settings:
     """All settings in mbqueue.toml."""
 
-    session: str = _setting("1h50m", "Length of a session, unless `mbqueue work` gets --session.", check=_duration)
+    session: str = _setting("1h50m", "Length of a session. `mbqueue work --session` takes precedence.", check=_duration)
     checkpoint_minutes: float = _setting(5.0, "Minutes between checkpoints within an epoch.", gt=0)
-    pruned_hours: float = _setting(24.0, "How many hours to keep the checkpoints of a search's pruned trials.", ge=0)
+    pruned_hours: float = _setting(24.0, "Hours to keep the checkpoints of pruned trials.", ge=0)
     lease_seconds: float = _setting(120.0, "Seconds after which a silent session loses its job.", ge=1)
     live_dir: str = _setting(
-        "", "Local folder for the live state of a project on a drive; by default a folder in ~/.cache."
+        "", "Local folder for the live state of a project on a drive; the default is a folder in ~/.cache."
     )
     queue: str = _setting(
         "",

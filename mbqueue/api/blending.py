@@ -129,7 +129,7 @@ class Blending(Queueing, Results):
         if is_blend(spec):
             raise UsageError(f"{name} is a blend, which has no models. Name its members instead.")
         if not is_recorded:
-            raise ResultsError(f"{name} is not recorded yet. To see what is missing: mbqueue status {name}")
+            raise ResultsError(f"{name} has not been recorded yet. To see what is missing: mbqueue status {name}")
         if is_pruned:
             raise ResultsError(f"{name} was pruned, so it has no results. To train it to the end: mbqueue retry {name}")
         return self.results(name)

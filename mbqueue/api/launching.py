@@ -158,7 +158,7 @@ class Launching(OpenedProject):
     def _require_work(self) -> None:
         with self._reading_queue(None) as queue:
             if queue.outlook(now=self._clock.now()).is_exhausted:
-                raise UsageError("No job in the queue can run: all jobs are done or wait for you. See: mbqueue status")
+                raise UsageError("No job can run: each job is done or needs your attention. See: mbqueue status")
 
     def _slurm_executor(
         self, session: LaunchedSession, *, with_gpu: bool, setup: Sequence[str], options: Mapping[str, str]
@@ -177,7 +177,7 @@ class Launching(OpenedProject):
             name = key.strip().lstrip("-").replace("-", "_")
             if not _KEY.fullmatch(name) or name in _OWN:
                 raise UsageError(
-                    f"{key!r} is not an sbatch option that you can set. Write options like --set qos=high. "
+                    f"{key!r} is not an sbatch option that you can set. Write, for example, --set qos=high. "
                     f"mbqueue itself sets these options: {', '.join(sorted(_OWN)).replace('_', '-')}."
                 )
             further[name] = value

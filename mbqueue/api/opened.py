@@ -102,7 +102,7 @@ class OpenedProject:
         if names:
             raise QueueLost(
                 f"{store.url} has commits of {names[0]}{' and others' * (len(names) > 1)}, and this queue is new, so "
-                "an earlier queue was lost. Nothing was changed. First rebuild the earlier queue: "
+                "a previous queue was lost. Nothing was changed. First rebuild the previous queue: "
                 f"{how_to_recover(self.folder)}. For a new project, set another prefix as `store`."
             )
 

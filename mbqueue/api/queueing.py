@@ -105,7 +105,7 @@ class Queueing(OpenedProject):
         if "seed" in overrides:
             raise UsageError("The setting `seed` and a list of seeds are both given. Leave out one of them.")
         if not numbers or len(set(numbers)) != len(numbers):
-            raise UsageError(f"{numbers} are not distinct seeds. Give each seed once, like 0-4 or 0,2,5.")
+            raise UsageError(f"{numbers} are not distinct seeds. Give each seed once, for example 0-4 or 0,2,5.")
         base = load_spec(path, overrides=_named(overrides, name))
         specs = []
         for seed in numbers:

@@ -87,7 +87,7 @@ class Results(Searches):
 
         recorded = self.results(experiment)
         if not recorded.folds:
-            raise ResultsError(f"No fold of {experiment} is predicted yet. See the progress with: mbqueue status")
+            raise ResultsError(f"No fold of {experiment} has predictions yet. See the progress with: mbqueue status")
         frames = [
             pd.DataFrame(
                 {

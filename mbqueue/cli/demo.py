@@ -35,14 +35,14 @@ class DemoFailed(MbqueueError):
 def demo(
     folder: Annotated[
         Path | None,
-        typer.Option("--dir", help="Folder of the project, which the demo keeps; by default a temporary folder."),
+        typer.Option("--dir", help="Folder for the project; the default is a temporary folder that the demo deletes."),
     ] = None,
     crystals: Annotated[int, typer.Option(help="Number of crystals to use from the sample.", min=50)] = CRYSTALS,
 ) -> None:
     """Run a five-fold CHGNet finetune on the sample, kill a session, and show that the results do not change.
 
     Takes a few minutes on two CPU cores. Trains the fold of the killed session again without interruption, and checks
-    that both results are byte-for-byte equal. At the end, prints the results folder and the scores per fold.
+    that both results are byte-for-byte identical. At the end, prints the results folder and the scores per fold.
 
     Example: mbqueue demo --dir my-demo
     """
@@ -86,7 +86,7 @@ def _run(root: Path, crystals: int) -> None:
     straight.run("work")
     killed_folder, straight_folder = project.results(), straight.results()
     for what, same in _comparison(killed_folder, straight_folder):
-        print_line(f"{'byte-for-byte equal' if same else 'DIFFERENT':<22}{what}")
+        print_line(f"{'identical bytes' if same else 'DIFFERENT':<22}{what}")
         if not same:
             raise DemoFailed(f"{what} of fold {KILLED_FOLD} differs between the killed and the uninterrupted training.")
 

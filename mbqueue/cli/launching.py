@@ -22,9 +22,9 @@ launch = typer.Typer(
 
 GpusOption = Annotated[int | None, typer.Option(help="Number of sessions, one GPU each.", min=1)]
 WorkersOption = Annotated[int | None, typer.Option(help="Number of sessions without a GPU.", min=1)]
-TimeOption = Annotated[str, typer.Option(help="Time limit of a job, like 2h.")]
+TimeOption = Annotated[str, typer.Option(help="Time limit of a job, for example 2h.")]
 IdleOption = Annotated[
-    str, typer.Option(help="End a job that has had no work for this long, like 10m; none sets no limit.")
+    str, typer.Option(help="End a job that has had no work for this long, for example 10m; none sets no limit.")
 ]
 
 
@@ -36,11 +36,11 @@ def slurm(
     workers: WorkersOption = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     account: Annotated[str | None, typer.Option(help="Slurm account to charge.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="Required node features, like a100.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Required node features, for example a100.")] = None,
     cpus_per_task: Annotated[int | None, typer.Option(help="CPU cores per job.", min=1)] = None,
-    mem: Annotated[str | None, typer.Option(help="Memory per job, like 32G.")] = None,
+    mem: Annotated[str | None, typer.Option(help="Memory per job, for example 32G.")] = None,
     setup: Annotated[
-        list[str] | None, typer.Option(help="Shell command to run before the session, like 'module load cuda'.")
+        list[str] | None, typer.Option(help="Shell command to run before the session, for example 'module load cuda'.")
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other sbatch option.")
@@ -97,7 +97,7 @@ def _settings(texts: list[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set {text!r} is not KEY=VALUE. Write it like --set qos=high")
+            raise UsageError(f"--set {text!r} is not KEY=VALUE. Write, for example, --set qos=high")
         found[key] = value
     return found
 

@@ -61,7 +61,7 @@ def _numbers(text: str, what: str, *, digits: int) -> tuple[int, ...]:
         match = re.fullmatch(rf"([0-9]{{1,{digits}}})(?:\s*-\s*([0-9]{{1,{digits}}}))?", part.strip())
         numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
         if not numbers:
-            raise UsageError(f"{text!r} is not a list of {what}. Write it like 0,1,2 or 0-2.")
+            raise UsageError(f"{text!r} is not a list of {what}. Write, for example, 0,1,2 or 0-2.")
         if len(found) + len(numbers) > _MOST_NUMBERS:
             raise UsageError(f"{text!r} has more than {_MOST_NUMBERS} {what}. Give fewer.")
         found.extend(numbers)

@@ -34,14 +34,15 @@ def enqueue(
     experiment: Annotated[
         str, typer.Argument(metavar="NAME|FILE", help="Name of an experiment in jobs/, or a TOML file.")
     ],
-    folds: Annotated[str | None, typer.Option(help="Folds to run, like 0,1 or 0-4.")] = None,
+    folds: Annotated[str | None, typer.Option(help="Folds to run, for example 0,1 or 0-4.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs per fold.", min=0)] = None,
     dataset: Annotated[str | None, typer.Option(help="A matbench task, `sample`, or the path of your data.")] = None,
     priority: Annotated[
         int | None, typer.Option(help="Experiments with a higher priority run first; 0 by default.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key, like train.lr=3e-4.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one key, for example train.lr=3e-4."),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the experiment in the queue, and of its results folder.")
@@ -50,7 +51,7 @@ def enqueue(
         bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and list them.")
     ] = False,
     seeds: Annotated[
-        str | None, typer.Option(help="Enqueue one experiment per seed, like 0-4, named NAME.seed0 and so on.")
+        str | None, typer.Option(help="Seeds, for example 0-4; enqueues NAME.seed0, NAME.seed1 and so on.")
     ] = None,
     id_column: IdColumnOption = "",
     target_column: TargetColumnOption = "",
@@ -140,8 +141,8 @@ def promote(
 def events(
     context: typer.Context,
     experiment: Annotated[str | None, typer.Argument(help="Only this experiment.")] = None,
-    since: Annotated[str | None, typer.Option(help="Show only events since this long ago, like 2h.")] = None,
-    limit: Annotated[int, typer.Option(help="Maximum number of events; the newest are shown.", min=1, max=10**9)] = 50,
+    since: Annotated[str | None, typer.Option(help="Show only events newer than this, for example 2h.")] = None,
+    limit: Annotated[int, typer.Option(help="Show at most this many events, the newest ones.", min=1, max=10**9)] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """List all changes of job states, oldest first, with the session and reason of each.

@@ -39,7 +39,7 @@ def report(
         if summary["state"] != "done":
             say(f"{experiment} has not finished: the report covers only its results so far.", style="yellow")
     elif not project.results(experiment).is_complete:
-        say(f"{experiment} is not recorded yet: the report covers only its results so far.", style="yellow")
+        say(f"{experiment} has not finished: the report covers only its results so far.", style="yellow")
     for path in project.report(experiment, output=output, png=png, force=force):
         print_line(str(path))
 
@@ -52,14 +52,14 @@ def compare(
     html: Annotated[Path | None, typer.Option(help="Also write the comparison to this HTML file.")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Compare experiments crystal by crystal, and show their scores beside the matbench leaderboard.
+    """Compare experiments crystal by crystal, and show their scores next to the matbench leaderboard.
 
     Example: mbqueue compare full_finetune head_finetune pretrained_infer
     """
     from mbqueue.dashboard.comparison import render_comparison
 
     if len(experiments) < 2:
-        raise UsageError("Give at least two experiments, like: mbqueue compare full_finetune pretrained_infer")
+        raise UsageError("Give at least two experiments, for example: mbqueue compare full_finetune pretrained_infer")
     comparison = open_project(context).compare(experiments, html=html, force=force)
     Console().print(render_comparison(comparison))
     if html is not None:
@@ -73,7 +73,7 @@ def export(
     authors: Annotated[str, typer.Option(help="Authors' names for info.json.")] = "",
     algorithm: Annotated[str, typer.Option(help="Name of the algorithm on the leaderboard.")] = "",
     notes: Annotated[str, typer.Option(help="Free text for info.json.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a previous export.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a submission for the matbench leaderboard, or explain why the results do not qualify.

@@ -27,7 +27,9 @@ def work(
     context: typer.Context,
     session: Annotated[
         str | None,
-        typer.Option(help="Length of the session, like 1h50m, or none for no limit; by default as in mbqueue.toml."),
+        typer.Option(
+            help="Length of the session, for example 1h50m, or none for no limit; the default is in mbqueue.toml."
+        ),
     ] = None,
     max_jobs: Annotated[int | None, typer.Option(help="End the session after this many jobs.", min=1)] = None,
     forever: Annotated[
@@ -35,14 +37,16 @@ def work(
     ] = False,
     max_idle: Annotated[
         str | None,
-        typer.Option(help="End the session after this long without a job, like 10m; by default, it keeps waiting."),
+        typer.Option(
+            help="End the session after this long without a job, for example 10m; by default, it keeps waiting."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU or, without a GPU, the CPU.")
     ] = None,
     devices: Annotated[
         str | None,
-        typer.Option(help="Run one session per device, like 0,1,2 or cuda:0,cuda:1 or cpu,cpu."),
+        typer.Option(help="Run one session per device, for example 0,1,2 or cuda:0,cuda:1 or cpu,cpu."),
     ] = None,
     background: Annotated[
         bool, typer.Option("--background", help="Keep the session running when this terminal or notebook cell closes.")

@@ -40,8 +40,8 @@ def removing(folder: Path) -> Iterator[bool]:
             return
         except OSError as error:
             raise CacheError(
-                f"Cannot tell whether a session is building in {folder}: its file system has no locks ({error}). If no "
-                "session is running, remove the folder by hand."
+                f"Cannot tell whether a session is building {folder}, because the file system does not support locks "
+                f"({error}). If no session is running, remove the folder by hand."
             ) from error
         yield True
 

@@ -160,7 +160,7 @@ class Columns:
         for name in (self._wanted.id, self._wanted.target):
             if name and name not in names:
                 raise DataError(
-                    f"{source} has no heading, so it has no column {name}. Its columns are {', '.join(names)}."
+                    f"{source} has no header, so it has no column {name}. Its columns are {', '.join(names)}."
                 )
 
     def names_id(self, heading: Iterable[str]) -> bool:

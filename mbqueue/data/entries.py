@@ -179,7 +179,7 @@ def _likeness(name: str, other: str) -> str:
         return "the id occurs twice"
     if name.split() == other.split():
         return f"the id differs from {other!r} only in whitespace"
-    return f"the id {name!a} is the same text as the id {other!a}, in another form of Unicode"
+    return f"the id {name!a} is the same text as the id {other!a}, in a different Unicode form"
 
 
 def _writable(text: str) -> str:

@@ -190,9 +190,9 @@ def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
             write_wanted(project, one)
         elif _is_other(before, one):
             note(
-                f"{name} has other settings in the replaced queue than in its "
+                f"{name} has different settings in the replaced queue than in its "
                 f"{'checkpoints' if name in trained else 'record'} ({_differences(before, one)}). The replaced queue "
-                f"is kept as {project.queue_db.name}.replaced-TIME beside the new one. To use its settings, "
+                f"is kept as {project.queue_db.name}.replaced-TIME next to the new one. To use its settings, "
                 f"enqueue them under another name: mbqueue enqueue {name} --name {name}-2 --set KEY=VALUE"
             )
         elif not _is_other(noted.get(name), one):
@@ -265,7 +265,7 @@ def _leave_aside(
                 identity = known[trace.experiment].identity(lost.fold)
                 OwnCommits(in_folder(path), identity, _set_aside_in(trace.path, note)).newest()
             elif lost.is_of_other_spec:
-                take(path, f"{trace.experiment} was restored with other settings")
+                take(path, f"{trace.experiment} was restored with different settings")
             else:
                 take(path, f"{trace.experiment} could not be enqueued from it")
         for name in known:

@@ -302,7 +302,7 @@ class Snapshots:
         def parse(content: bytes) -> PublishedSnapshot:
             listing = _listing(json.loads(content), path)
             if not base.startswith(f"{PUBLISHED_SNAPSHOTS}/{listing.number:08d}-{listing.database}-"):
-                raise QueueError(f"{path} is the manifest of another snapshot.")
+                raise QueueError(f"{path} is the manifest of a different snapshot.")
             return PublishedSnapshot(base, listing, content)
 
         return self._reader.parsed(path, digits, parse, at_most=LARGEST_LISTING)
@@ -346,6 +346,6 @@ def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
     except DamagedSnapshot:
         raise
     except NOT_OURS as error:
-        raise DamagedSnapshot(f"{source} has an unreadable record of an experiment: {what_is_wrong(error)}") from error
+        raise DamagedSnapshot(f"{source} contains an unreadable experiment record: {what_is_wrong(error)}") from error
     if not is_known:
-        raise DamagedSnapshot(f"{source} has an invalid record of an experiment.")
+        raise DamagedSnapshot(f"{source} contains an invalid experiment record.")

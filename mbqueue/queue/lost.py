@@ -139,7 +139,7 @@ def described(lost: Sequence[Lost]) -> str:
 
 def _part(one: Lost, folds: dict[str, list[int]]) -> str:
     if one.is_of_other_spec:
-        return f"{one.experiment} with other settings than the queue's"
+        return f"{one.experiment} with its previous settings"
     if one.ahead:
         return f"{one.ahead} finished epochs of {one.experiment} fold {one.fold}"
     if one.fold is None:

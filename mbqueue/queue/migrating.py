@@ -187,7 +187,7 @@ def _is_copied(path: Path, old: Statements) -> bool:
     except QueueMoved:
         return False
     raise UsageError(
-        f"{path} already contains another queue. First rename this file and the files beside it that begin with "
+        f"{path} already contains another queue. First rename this file and all files next to it that begin with "
         f"{path.name}."
     )
 

@@ -206,7 +206,7 @@ def _require_whole(
     if not lost:
         return
     lacking = (
-        f"The queue lacks {described(lost)}. An earlier queue was lost or replaced: {project.live_dir} still has its "
+        f"The queue lacks {described(lost)}. A previous queue was lost or replaced: {project.live_dir} still has its "
         "checkpoints or notes."
     )
     if any(map(refuses, lost)):

@@ -249,7 +249,7 @@ class SqliteFile(Database):
 
     def _damaged(self, why: object) -> QueueDamaged:
         return QueueDamaged(
-            f"{self.path} is damaged ({why}). Stop all workers. Rename this file and the files beside it that begin "
+            f"{self.path} is damaged ({why}). Stop all workers. Rename this file and all files next to it that begin "
             f"with {self.path.name}. Then rebuild the queue from the checkpoints: mbqueue recover"
         )
 

@@ -145,7 +145,7 @@ def _add_steps(
 def _require_comparable(recorded: Recorded) -> None:
     reasons = list(recorded.content["leaderboard"]["reasons_against"])
     if not recorded.is_complete:
-        reasons.append("the experiment is not recorded yet")
+        reasons.append("the experiment has not been recorded yet")
     if reasons:
         why = "\n".join(f"  - {reason}" for reason in reasons)
         raise ResultsError(

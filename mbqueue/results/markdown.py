@@ -75,13 +75,13 @@ def results_markdown(
         if (rest := len(dataset["dropped"]) - _DROPPED_LISTED) > 0:
             lines.append(f"- … and {rest:,} more in results.json")
         lines.append("")
-    lines += ["## How it was made", ""]
+    lines += ["## Method", ""]
     lines += _how(content, target)
     lines += ["", "## Files", ""]
     lines += _files(file_names)
     lines += [
         "",
-        f"Spec hash `{content['spec_hash'][:16]}`, data hash `{dataset['hash'][:16]}`, recorded {run['recorded_at']}.",
+        f"Recorded {run['recorded_at']}; spec hash `{content['spec_hash'][:16]}`, data hash `{dataset['hash'][:16]}`.",
         "",
     ]
     return "\n".join(lines)

@@ -22,7 +22,7 @@ def promoted(queue: Queue, search: str, *, name: str, now: float) -> Spec:
     best = best_of(trials)
     if best is None:
         raise UsageError(
-            f"No trial of {search} is fully trained yet. To see its progress, run: mbqueue status {search}"
+            f"No trial of {search} has been fully trained yet. To see its progress, run: mbqueue status {search}"
         )
     found = Search.model_validate(queue.experiment(best.experiment).spec["trial"]["search"])
     return found.spec_with(

@@ -69,7 +69,7 @@ def _head(search: Search, trials: Sequence[Trial], summary: Mapping[str, Any], t
     lines.append(f"<p>Search, {summary['state']}: {len(trials)}{wanted} trials ({counts}). {spent}.</p>")
     best = best_of(trials)
     if best is None:
-        return [*lines, "<p>No trial is fully trained yet.</p>"]
+        return [*lines, "<p>No trial has been fully trained yet.</p>"]
     folds = ", ".join(map(str, search.folds))
     unit = f" {escape(target.unit)}" if target.unit else ""
     return [

@@ -108,7 +108,7 @@ def opened_store(project: ProjectFolder, queue: Queue) -> ObjectStore | None:
         elif place.kind == "store":
             raise elsewhere(place, "this project has no store")
         elif project.topology.queue_url and place.id != folder_id(project):
-            raise elsewhere(place, f"this project uses another folder, {project.live_dir}")
+            raise elsewhere(place, f"this project uses a different folder, {project.live_dir}")
     return store
 
 
@@ -172,7 +172,7 @@ def folder_id(project: ProjectFolder) -> str:
         return ""
     except (ValueError, KeyError, TypeError) as error:
         raise QueueError(
-            f"{project.commits_file} is damaged ({error}). If the checkpoints beside this file are intact, remove the "
+            f"{project.commits_file} is damaged ({error}). If the checkpoints next to it are intact, remove the "
             "file, then run: mbqueue move-commits"
         ) from error
 

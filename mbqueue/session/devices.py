@@ -105,7 +105,7 @@ def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
     """
     names = [name.strip() for name in names]
     if not any(names):
-        raise UsageError("--devices names no device. Write --devices like 0,1,2 or cuda:0,cuda:1 or cpu,cpu.")
+        raise UsageError("--devices names no device. Give, for example, 0,1,2 or cuda:0,cuda:1 or cpu,cpu.")
     found: list[Device] = []
     for position, name in enumerate(names):
         if name == "cpu":
@@ -116,7 +116,7 @@ def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
             label = visible = name
         else:
             raise UsageError(
-                f"{name!r} is not a device. Write --devices like 0,1,2 or cuda:0,cuda:1 or cpu,cpu. You can also use a "
+                f"{name!r} is not a device. Give, for example, 0,1,2 or cuda:0,cuda:1 or cpu,cpu. You can also use a "
                 "GPU's UUID."
             )
         if names.count(name) > 1:

@@ -190,7 +190,7 @@ def _member(session: Session, member: Member, spec: Spec) -> _Found:
             f"{name} is recorded: mbqueue retry {spec.name}"
         )
     if left:
-        raise MembersNotRecorded(f"{spec.name} is made from {name}, which is not recorded yet.")
+        raise MembersNotRecorded(f"{spec.name} is made from {name}, which has not been recorded yet.")
     working = session.project.working_results(entry.results_dir)
     if session.store is not None:
         fetch_results(session.store, entry, jobs, working)

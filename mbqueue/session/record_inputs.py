@@ -32,7 +32,9 @@ def record_inputs(
     jobs = queue.jobs(experiment=experiment.name)
     (prepared,) = [job.result for job in jobs if job.kind is Kind.PREPARE]
     if prepared is None or experiment.dataset_hash is None:
-        raise ResultsError(f"The data of {experiment.name} are not prepared yet. Start a session with: mbqueue work")
+        raise ResultsError(
+            f"The data of {experiment.name} have not been prepared yet. Start a session with: mbqueue work"
+        )
     predicted = {job.fold: job.result for job in jobs if job.kind is Kind.PREDICT and job.fold is not None}
     return RecordInputs(
         experiment=experiment.name,

@@ -147,7 +147,7 @@ class Identity:
         elif self.spec_hash not in (None, manifest.spec_hash):
             why = f"was trained with a different spec than {self.experiment} has in the queue"
         elif self.dataset_hash not in (None, manifest.dataset_hash):
-            why = f"was trained on different crystals than those of {self.experiment}"
+            why = f"was not trained on the crystals of {self.experiment}"
         if why is not None:
             raise ForeignCommit(f"{source} {why}.")
 
@@ -175,7 +175,7 @@ def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity
     """
     manifest = manifest_of(content, source=source)
     if manifest.stem != stem:
-        raise Damaged(f"The manifest {source} describes another commit, {manifest.stem}.")
+        raise Damaged(f"The manifest {source} describes a different commit, {manifest.stem}.")
     identity.require(manifest, source=source)
     return manifest
 

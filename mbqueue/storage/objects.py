@@ -147,7 +147,9 @@ class ObjectStore:
         def work() -> bytes:
             marker = bytes(self.brisk.get(MARKER).bytes())
             if self.id and self._id_in(marker) != self.id:
-                raise OSError(f"this address leads to another store now: {self._id_in(marker)} instead of {self.id}")
+                raise OSError(
+                    f"this address now leads to a different store: {self._id_in(marker)} instead of {self.id}"
+                )
             return marker
 
         self._ask("get", work)

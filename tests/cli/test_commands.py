@@ -197,7 +197,7 @@ def test_doctor_continues_if_settings_and_matminer_cannot_be_used(
 def test_invalid_folds_are_refused(mbqueue: Command, folds: str) -> None:
     said = mbqueue("enqueue", "full_finetune", "--folds", folds)
     assert said.code == 2
-    assert "Write it like 0,1,2 or 0-2" in said.err
+    assert "Write, for example, 0,1,2 or 0-2" in said.err
 
 
 def test_an_experiment_is_enqueued_once_for_each_seed(mbqueue: Command, project: ProjectFolder) -> None:
@@ -232,7 +232,7 @@ def test_of_several_seeds_none_is_enqueued_when_the_name_of_one_is_taken(
 @pytest.mark.parametrize(
     ("seeds", "why"),
     [
-        ("3-1", "Write it like 0,1,2"),
+        ("3-1", "Write, for example, 0,1,2"),
         ("0,0", "not distinct"),
         ("0-5000000000", "more than 100"),
         ("²", "list of seeds"),

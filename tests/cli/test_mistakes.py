@@ -114,10 +114,10 @@ def test_the_traceback_is_shown_on_request_only(mbqueue: Command, project: Proje
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("report", "full_finetune"), ["not prepared yet", "mbqueue work"]),
+        (("report", "full_finetune"), ["not been prepared yet", "mbqueue work"]),
         (("report", "ful_finetune"), ["ful_finetune"]),
         (("compare", "full_finetune"), ["two experiments"]),
-        (("export", "full_finetune"), ["not prepared yet", "mbqueue work"]),
+        (("export", "full_finetune"), ["not been prepared yet", "mbqueue work"]),
         (("logs",), ["mbqueue work --background"]),
         (("work", "--background", "--session", "soon"), ["1h50m"]),
         (("work", "--device", "cuda:77"), ["no usable device 'cuda:77'", "mbqueue doctor"]),

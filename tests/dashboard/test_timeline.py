@@ -116,7 +116,7 @@ def test_after_a_death_only_repeated_work_counts_as_lost(queue):
     spans = timeline(queue.sessions(), queue.events(limit=1000), now=180.0, results={job.id: {"seconds": 130.0}})
     assert [(span.kind, span.start, span.end) for span in spans if span.session == dead] == [
         ("train", 20.0, 90.0),
-        ("lost to deaths", 90.0, 120.0),
+        ("repeated", 90.0, 120.0),
     ]
 
 

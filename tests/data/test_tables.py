@@ -65,7 +65,7 @@ def test_a_row_with_more_or_fewer_cells_than_the_heading_is_refused_by_its_numbe
         load(str(tmp_path / "t.csv"))
     found = reasons(caught)
     assert list(found) == ["row 1", "row 2", "row 4"]
-    assert found["row 1"].startswith("the row has 4 cells, but the heading has 3; write numbers with a decimal point")
+    assert found["row 1"].startswith("the row has 4 cells, but the header has 3; write numbers with a decimal point")
     kept = load(str(tmp_path / "t.csv"), drop_invalid=True).crystals
     assert (kept.ids, kept.targets.tolist()) == (["c"], [-1.9])
 
@@ -77,7 +77,7 @@ def test_a_decimal_comma_in_id_prop_is_refused_and_is_no_other_number(tmp_path):
     with pytest.raises(InvalidCrystals) as caught:
         load(str(tmp_path))
     found = reasons(caught)
-    assert found["row 1"].startswith("the row has 3 cells, but a file without a heading may have only 2")
+    assert found["row 1"].startswith("the row has 3 cells, but a file without a header may have only 2")
     assert found["c"].startswith("the target '-1,5' is not a number")
     assert list(found) == ["row 1", "c"]
 
@@ -318,7 +318,7 @@ def test_ids_that_are_one_text_in_two_forms_of_unicode_are_refused_with_both_nam
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(entry(name=name)) for name in (first, second, "a")))
     with pytest.raises(InvalidCrystals) as caught:
         load(str(tmp_path / "t.jsonl"))
-    told = f"the id {second!a} is the same text as the id {first!a}, in another form of Unicode"
+    told = f"the id {second!a} is the same text as the id {first!a}, in a different Unicode form"
     assert reasons(caught) == {second: told}
     assert load(str(tmp_path / "t.jsonl"), drop_invalid=True).crystals.ids == [first, "a"]
 

@@ -87,7 +87,7 @@ def test_after_recover_a_queue_lacks_nothing(whole: Project, state: str, caplog:
         assert lost_parts(whole.folder, queue) == []
         assert queue.experiment("head_finetune").spec["train"]["lr"] != 0.02
     if "other settings" in state:
-        assert "head_finetune has other settings in the replaced queue" in caplog.text
+        assert "head_finetune has different settings in the replaced queue" in caplog.text
         assert "(train.lr)" in caplog.text
     caplog.clear()
     whole.enqueue("pretrained_infer", dataset="sample")

@@ -433,7 +433,7 @@ def test_a_password_is_never_shown(postgres_server, tmp_path, caplog, monkeypatc
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("mysql://me:s3cr3t@host/db", "MBQUEUE_QUEUE must be a URL like postgresql://"),
+        ("mysql://me:s3cr3t@host/db", "MBQUEUE_QUEUE must have the form postgresql://"),
         # These passwords contain special characters that should be percent-encoded.
         ("postgresql://me:p@s3cr3t@host:5432/db", "cannot be read.*%40 for @"),
         ("postgresql://me:p/s3cr3t@host:5432/db", "cannot be read.*%2F for /"),

@@ -47,7 +47,7 @@ FOLDS = range(5)
 #: The parts of each session, as (kind, minutes). `publish` runs at the same time as the part before it.
 SESSION = (
     ("idle", 1), ("load", 2), ("train", 50), ("checkpoint", 1), ("publish", 3), ("train", 40), ("predict", 6),
-    ("lost to deaths", 4),
+    ("repeated", 4),
 )  # fmt: skip
 
 

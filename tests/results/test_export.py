@@ -110,7 +110,7 @@ def test_own_data_and_missing_folds_are_refused_with_every_reason(recorded_folde
 
 
 def test_an_unfinished_experiment_is_refused(official, tmp_path):
-    with pytest.raises(ResultsError, match="not recorded yet"):
+    with pytest.raises(ResultsError, match="not been recorded yet"):
         export_submission([dataclasses.replace(official, is_complete=False)], tmp_path, authors="A")
 
 

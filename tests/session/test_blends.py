@@ -136,7 +136,7 @@ def test_a_blend_waits_for_its_members_without_using_an_attempt(project, monkeyp
         queue.rewind("head.seed0", {0: "test"}, to_epoch=1, now=0.0)
     monkeypatch.setattr("mbqueue.session.worker.MEMBERS_SECONDS", 0.5)
     lines = finish(project.folder)
-    assert any("both is made from head.seed0, which is not recorded yet" in line for line in lines)
+    assert any("both is made from head.seed0, which has not been recorded yet" in line for line in lines)
     with open_queue(project.folder, read_only=True) as queue:
         jobs = queue.jobs(experiment="both")
     assert [(job.state.value, job.failures, job.preemptions) for job in jobs] == [("committed", 0, 0)] * len(jobs)
@@ -213,7 +213,7 @@ def test_experiments_of_other_crystals_folds_or_targets_are_refused(project):
     project.enqueue("head_finetune", name="one_fold", **{**given, "folds": [0]})
     target = {"target": {"name": "gap", "unit": "eV", "kind": "scalar", "column": "e_form"}}
     project.enqueue("head_finetune", name="gap", **{**given, "settings": {**SMALL["settings"], **target}})
-    refused(project, "fewer is not recorded yet", "head.seed0", "fewer", error=ResultsError)
+    refused(project, "fewer has not been recorded yet", "head.seed0", "fewer", error=ResultsError)
     finish(project.folder)
     refused(project, "have different crystals or targets", "head.seed0", "fewer")
     refused(project, "has the folds 0, 1, and one_fold has the folds 0", "head.seed0", "one_fold")

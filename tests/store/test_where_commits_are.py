@@ -136,7 +136,7 @@ def test_a_share_that_is_mounted_elsewhere_is_the_same_store(
 def test_another_store_at_the_same_address_is_refused(share: ObjectStore) -> None:
     share.check()
     share.put(MARKER, json.dumps({"format": 1, "id": "another"}).encode())
-    with pytest.raises(StoreAway, match="leads to another store now"):
+    with pytest.raises(StoreAway, match="now leads to a different store"):
         share.ping()
 
 

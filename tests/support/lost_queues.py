@@ -92,7 +92,7 @@ STATES: dict[str, tuple[Callable[[Project], None], str]] = {
     "emptied": (_was_emptied, "content was lost"),
     "of another experiment": (_of_another_experiment, f"{LACKS} head_finetune."),
     "with fewer folds": (_with_fewer_folds, f"{LACKS} head_finetune fold 1."),
-    "with other settings": (_with_other_settings, f"{LACKS} head_finetune with other settings than the queue's."),
-    "other settings, no note": (_other_settings_of_commits_alone, f"{LACKS} head_finetune with other settings"),
+    "with other settings": (_with_other_settings, f"{LACKS} head_finetune with its previous settings."),
+    "other settings, no note": (_other_settings_of_commits_alone, f"{LACKS} head_finetune with its previous settings"),
     "an older one": (_an_older_one, f"{LACKS} 4 finished epochs of head_finetune fold 0."),
 }

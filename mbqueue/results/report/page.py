@@ -83,7 +83,7 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
     body += [
         "<h2>Sessions</h2>",
         *_sessions(recorded, [plots[name] for name in ("timeline", "sessions") if name in plots], timeline),
-        "<h2>How it was made</h2>",
+        "<h2>Experiment</h2>",
         _how(content),
     ]
     files.write_text(path, page(recorded.name, body))
@@ -226,7 +226,7 @@ def _scores(recorded: Recorded) -> str:
         table(head, rows, foot=foot)
         + (f'<div class="note">{escape(choice)}</div>' if choice else "")
         + absent
-        + f'<p class="quiet">{told} The last line is the mean and population standard deviation over folds.</p>'
+        + f'<p class="quiet">{told} The last row shows the mean and the population standard deviation over folds.</p>'
     )
 
 
@@ -301,12 +301,12 @@ def _where_time_went(timeline: Sequence[sessions.Span]) -> str:
 _MEANING = {
     "checkpoint": "<b>checkpoint</b>: the time for saving checkpoints, drawn at the end of each finished epoch.",
     "idle": "<b>idle</b>: start-up, waiting, and jobs of other experiments.",
-    sessions.CUT_OFF: "<b>cut off</b>: attempts whose session died or lost its lease. How much of their work was saved "
-    "will be known after the next attempt.",
-    sessions.LOST: "<b>lost to deaths</b>: work and warm-up that were repeated because a session died or lost its "
+    sessions.CUT_OFF: "<b>cut off</b>: attempts whose session died or lost its lease. The next attempt shows how "
+    "much of their work was saved.",
+    sessions.LOST: "<b>repeated</b>: work and warm-up that had to be repeated because a session died or lost its "
     "lease, drawn at the end of the attempt. The rest of the attempt was saved, and counts as work.",
-    sessions.PUBLISH: "<b>publish</b>: copying commits to the drive. A separate thread does this, so the other columns "
-    "include the same time. At the end of a session, it is the time that the session waited for the copies.",
+    sessions.PUBLISH: "<b>publish</b>: the time for copying commits to the drive. A separate thread copies them, so "
+    "the other columns include the same time. At the end of a session, the session waits for the copies.",
 }
 
 

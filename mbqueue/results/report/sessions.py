@@ -13,7 +13,7 @@ from mbqueue.results.report.figures import FOLD_COLOURS, QUIET, styled
 
 #: The only kind of span that overlaps other spans.
 PUBLISH = "publish"
-CUT_OFF, LOST = "cut off", "lost to deaths"
+CUT_OFF, LOST = "cut off", "repeated"
 
 _KIND_COLOURS = {
     "prepare": "#56B4E9",
