@@ -184,7 +184,7 @@ def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -
             for name, way in ways.items():
                 begin, begin_cpu = time.perf_counter(), time.process_time()
                 way(rows)
-                if turn:  # the first turn only fills caches
+                if turn:  # the first round only fills caches
                     spent[name].append((time.process_time() - begin_cpu, time.perf_counter() - begin))
     torch.load = load
     assert not dataset.failed_idx, "GraphData read everything"

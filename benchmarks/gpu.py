@@ -68,7 +68,7 @@ from mbqueue.train.memory import OutOfMemory, is_out_of_memory
 from mbqueue.train.outcome import EpochOutcome
 
 WAYS = ("plain", "fused")
-SHARE = 0.5  # share of bandwidth and peak that kernels reach, as in benchmarks.gpu_model
+SHARE = 0.5  # share of the peak bandwidth and peak rate that kernels reach, as in benchmarks.gpu_model
 
 
 class Bench:
@@ -325,7 +325,7 @@ def _seconds_if_it_fits(work: Callable[[], object], device: torch.device) -> flo
     except (OutOfMemory, RuntimeError) as error:
         if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)):
             raise
-    torch.cuda.empty_cache()  # after the except block, in which the error keeps the tensors alive
+    torch.cuda.empty_cache()  # not in the except block, where the error keeps the tensors alive
     return None
 
 

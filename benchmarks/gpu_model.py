@@ -235,7 +235,7 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
         reads += gathered(s.directed, s.undirected, 128, l2) + gathered(s.directed, s.undirected, 64, l2)
         return reads + 3 * 4 * s.directed, s.directed * (2 * product(1, 64, 64) + 128 * ELEMENTWISE)
 
-    # The kernels sum over an atom's bonds, or a short bond's angles, by a product with 16 rows of zeros and ones.
+    # To sum over an atom's bonds or a short bond's angles, the kernels multiply by a matrix with 16 rows of 0 and 1.
     of_sum = product(1, 16, 64)
 
     def of_angles(with_second: bool) -> tuple[float, float]:

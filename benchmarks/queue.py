@@ -48,9 +48,9 @@ from benchmarks.postgres import is_installed, running_server
 
 #: A function that takes one job and finishes it; returns False if there is none.
 Step = Callable[[], bool]
-#: One prepare, five times 18 epochs and a prediction, and one record.
+#: One `prepare`, then 18 epochs and one `predict` for each of five folds, and one `record`.
 JOBS_OF_AN_EXPERIMENT = 97
-#: The processes together do this many jobs before the clock starts, after which the logs no longer grow.
+#: The processes together do this many jobs before the clock starts. By then, the logs no longer grow.
 WARM_UP_JOBS = 160
 #: Tables of at most this many jobs get more rounds, because they are soon empty and each round measures little.
 SMALL_TABLE = 10_000

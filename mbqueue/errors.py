@@ -96,7 +96,7 @@ class UsageError(MbqueueError):
 
 
 class ProjectNotFound(UsageError):
-    """mbqueue found no project, which is a folder that contains jobs/ and state/."""
+    """mbqueue found no project folder (a folder that contains jobs/ and state/)."""
 
 
 class SpecError(UsageError):

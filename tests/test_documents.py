@@ -433,7 +433,7 @@ QUOTED = re.findall(r"^### `(.*)`$", (ROOT / "docs" / "reference" / "errors.md")
 
 @pytest.mark.parametrize("quoted", QUOTED)
 def test_a_quoted_error_text_is_one_that_the_program_says(quoted: str) -> None:
-    # A blank beside an ellipsis may belong to the part that varies.
+    # A blank next to an ellipsis may belong to the part that varies.
     pieces = [re.escape(piece.strip()) for piece in quoted.split("…")]
     pattern = re.compile(".*?".join(pieces), re.DOTALL)
     assert any(pattern.search(text) for text in said_by_the_program()), quoted

@@ -66,7 +66,7 @@ class Keeping(OpenedProject):
             "The backup", "after moving the queue into a file: mbqueue migrate-queue sqlite"
         )
         if queue_exists(self.folder):
-            open_queue(self.folder, read_only=True).close()  # for example, raises an error if the queue was moved away
+            open_queue(self.folder, read_only=True).close()  # raises an error, for example if the queue was moved away
         self._fetch_commits()
         return back_up(self.folder, from_here(Path(file)), clock=self._clock)
 

@@ -18,7 +18,7 @@ from mbqueue.errors import ProjectNotFound
 from mbqueue.project import ENVIRONMENT_VARIABLE, working_folder
 from mbqueue.topology import LIVE_VARIABLE
 
-#: The sections of `mbqueue --help`. Each command has the name of its module in this package, and a summary line.
+#: The sections of `mbqueue --help`: for each command, the name of its module in this package and its summary line.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Get started": {
         "demo": ("demo", "Train on the shipped sample, kill the session, and resume."),

@@ -93,7 +93,8 @@ def _kept(kind: Kind | None, result: Mapping[str, Any]) -> float | None:
     """Seconds of work that a finished job kept from all its attempts; None if unknown."""
     if kind is Kind.TRAIN:
         return result.get("seconds")
-    # A new attempt to predict or record keeps nothing. Preparing keeps whole shards, but their time is unknown.
+    # A new attempt to predict or record starts over. A new attempt to prepare keeps complete shards, but the time
+    # that they took is unknown.
     return None if kind is Kind.PREPARE else 0.0
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Atomic weight by Z, g/mol: a zero, then the standard values for H to Pu (IUPAC 2005). An element without a standard
-#: value has that of its longest-lived isotope.
+#: value has the weight of its longest-lived isotope.
 # fmt: off
 _MASSES = np.array(
     [

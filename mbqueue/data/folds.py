@@ -40,7 +40,7 @@ def check_folds(targets: NDArray[np.float64], share: float, *, is_class: bool = 
         validation_split(train_rows(n, fold, classes=classes), share, 0, fold, classes=classes)
 
 
-def test_rows(  # despite its name, not a pytest test
+def test_rows(  # despite its name, this is not a pytest test
     n: int,
     fold: int,
     *,

@@ -341,7 +341,7 @@ class GraphCache:
                 os.link(twin, link)
                 link.replace(path)
             except (CacheError, OSError):
-                continue  # the shard is for other crystals or is being removed, or the disk has no hard links
+                continue  # the shard is for different crystals or is being removed, or the disk has no hard links
             return True
         return False
 

@@ -31,11 +31,11 @@ _DEEPEST = 1000
 
 
 class NotJson(Exception):
-    """A document is not JSON; the error's message is the reason."""
+    """The document is not valid JSON; the message gives the reason."""
 
 
 class CutShort(NotJson):
-    """A document ends before it is complete."""
+    """The document ends too early."""
 
 
 @compiled

@@ -48,7 +48,7 @@ def _fractional(cart: Any, m: Any) -> Any:
     )
     frac = np.empty_like(cart)
     for column in range(3):
-        # (x, y, z) is this column of the inverse matrix.
+        # Compute one column (x, y, z) of the inverse matrix.
         b, c = (column + 1) % 3, (column + 2) % 3
         x = (m[b, 1] * m[c, 2] - m[b, 2] * m[c, 1]) * factor
         y = (m[b, 2] * m[c, 0] - m[b, 0] * m[c, 2]) * factor

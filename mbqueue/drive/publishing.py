@@ -211,7 +211,7 @@ class Publisher:
             self._begun.set()
             self._wake.wait(pause)
             if self._failures:
-                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # even if a new commit woke the thread
+                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # even after a new commit woke the thread
             self._wake.clear()
         self.round(ended="the session is over")
         with contextlib.suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:
@@ -295,7 +295,8 @@ class Publisher:
         if experiment.is_released:
             # Remove the files only after the snapshot with the trial's histories has had time to upload.
             if self._clock.now() - experiment.spec["trial"]["released"]["at"] >= SETTLED_SECONDS:
-                # This keeps the commits of another machine's trial with the same name but other settings.
+                # Remove only this trial's commits: another machine may have a trial with the same name but
+                # different settings.
                 for commit in published.commits():
                     published.remove(commit)
             return None, []

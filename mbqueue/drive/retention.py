@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 #: Seconds after which a file on a mount counts as uploaded. Drives take seconds to minutes for small files.
 SETTLED_SECONDS = 1800.0
-#: The number of newest files to keep among those that may not be uploaded yet.
+#: The number of newest files to keep among those that may not have been uploaded yet.
 NEWEST = 8
-#: The largest number of older files to keep among those that may not be uploaded yet, spread over time.
+#: The largest number of older files to keep, spread over time, among those that may not have been uploaded yet.
 SPACED = 6
 
 
@@ -27,7 +27,7 @@ def positions_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady
     """
     before = now - SETTLED_SECONDS
     settled = [position for position, at in enumerate(seen_at) if max(at, steady_since) <= before]
-    # If no file is settled yet, keep the oldest files, because they are the most likely to be uploaded.
+    # If no file has settled yet, keep the oldest files, because they are the most likely to have been uploaded.
     keep = set(settled[-kept:] or range(min(kept, len(seen_at))))
     newer = range(max(keep, default=-1) + 1, len(seen_at))
     last = seen_at[max(keep)] if keep else now

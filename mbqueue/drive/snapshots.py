@@ -290,7 +290,7 @@ class Snapshots:
         kept, oldest = {ours[position].base for position in positions}, ours[positions[0]].listing.number
         replaced = {one.base for one in ours} - kept
         names = self._drive.names(PUBLISHED_SNAPSHOTS)
-        for suffix in ("json", "db"):  # first the manifests, so that each listed snapshot has its database
+        for suffix in ("json", "db"):  # remove manifests first, so that each listed snapshot has its database
             for match in filter(None, map(_NAME.fullmatch, names)):
                 base = f"{PUBLISHED_SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}"
                 is_before = int(match[1]) < oldest and newest.knew(int(match[1]), match[2])

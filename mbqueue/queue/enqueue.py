@@ -39,7 +39,7 @@ _REOPEN_RECORD = """
 
 _EXPERIMENT = "SELECT * FROM experiments WHERE name = ?"
 
-#: Priorities lie between -MOST_URGENT and MOST_URGENT, so every database can store them in 32 bits.
+#: Priorities are between -MOST_URGENT and MOST_URGENT, so every database can store them in 32 bits.
 MOST_URGENT = 2**31 - 1
 
 # Keys that may differ between two specs of one experiment, because they do not change a fold's result.

@@ -77,7 +77,7 @@ def _board(sql: Dialect) -> str:
     """
 
 
-#: Finds the jobs that were started and then released. Paused jobs have a query of their own, because they are missing
+#: Finds the jobs that were started and then released. Paused jobs need a separate query, because they are missing
 #: from the index.
 _BEGUN = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 0 AND progress IS NOT NULL"
 _BEGUN_AND_PAUSED = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 1 AND progress IS NOT NULL"

@@ -1,4 +1,4 @@
-"""Compare experiments side by side, with differences paired by crystal.
+"""Compare experiments by their scores, and by the difference between their errors on each crystal.
 
 For crystals that two experiments both predicted, d = |error of B| − |error of A|, which is negative if B is better. The
 interval is mean(d) ± t · s / √n, with Student's t at n − 1 degrees of freedom for the 95 % level. The interval accounts

@@ -32,7 +32,7 @@ class Recorded:
     """A results folder: the content of results.json, and the tables of its folds, read on demand.
 
     Attributes:
-        is_complete: False for the results so far of an unfinished experiment (``read_unfinished``).
+        is_complete: False if the experiment is unfinished, so that results are missing (``read_unfinished``).
     """
 
     folder: Path
@@ -142,7 +142,7 @@ def _content_of(path: Path) -> dict[str, Any]:
 
 
 def read_unfinished(folder: Path, inputs: RecordInputs) -> Recorded:
-    """Read the results so far of an experiment that is not recorded yet.
+    """Read the existing results of an experiment that has not been recorded yet.
 
     Raises:
         ResultsError: if a table is damaged.

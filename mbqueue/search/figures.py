@@ -17,7 +17,7 @@ from mbqueue.task import Target
 
 _FAINT = "rgba(154, 154, 154, 0.45)"
 _BEST, _KEPT, _OPEN = FOLD_COLOURS[1], FOLD_COLOURS[0], FOLD_COLOURS[2]
-#: The most labels on an axis of the parallel-coordinates plot.
+#: The maximum number of labels on an axis of the parallel-coordinates plot.
 _TICKS = 5
 
 

@@ -163,11 +163,11 @@ class Search(Section):
         return parse_spec(content, source=f"{self.base} with {shown or 'its own settings'}")
 
     def base_value(self, key: str) -> Any:
-        """The base's value of a dotted key such as train.lr."""
+        """The base experiment's value for a dotted key such as train.lr."""
         return _at(self.base_spec, key)
 
     def is_integer(self, key: str) -> bool:
-        """Whether the base's value is an integer, so that the range has only integers."""
+        """Whether the base experiment's value for ``key`` is an integer, so that a range contains only integers."""
         value = self.base_value(key)
         return isinstance(value, int) and not isinstance(value, bool)
 
@@ -343,6 +343,6 @@ def reasons(error: SpecError) -> str:
 
 
 def wrong_search(path: Path, problems: list[str]) -> SpecError:
-    """Make the error for an invalid search file. Each problem begins with its key."""
+    """Return an error that lists the problems of a search file, each of which begins with a key."""
     lines = "\n".join(f"  {problem}" for problem in problems)
     return SpecError(f"{path} is not a valid search:\n{lines}\nNothing was enqueued. Fix the file.")

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 #: The number of random trials before TPE learns from results: a third of all trials, at most ten.
 _STARTUP_TRIALS, _STARTUP_SHARE = 10, 3
-#: The most draws of settings for one trial while the spec rejects them. After `_STUBBORN_DRAWS`, settings are drawn at
-#: random, because a sampler with few results may repeat rejected settings. A grid sampler never repeats settings.
+#: The maximum number of draws for one trial if the spec rejects the settings. After `_STUBBORN_DRAWS`, settings are
+#: drawn at random, because a sampler with few results may repeat rejected settings. A grid sampler never repeats
+#: settings.
 _MOST_DRAWS, _STUBBORN_DRAWS = 50, 25
 #: Samplers whose next draw depends on the number of earlier draws, so their study must repeat all draws in order.
 _COUNTING = {"qmc", "cmaes"}
@@ -179,7 +180,7 @@ def _sampler(optuna: Any, search: Search, seed: int) -> Any:
     if search.sampler == "cmaes":
         return samplers.CmaEsSampler(seed=search.seed, independent_sampler=apart, warn_independent_sampling=False)
     if search.sampler == "grid":
-        return samplers.BruteForceSampler(seed=seed)  # unlike Optuna's GridSampler, it supports conditional keys
+        return samplers.BruteForceSampler(seed=seed)  # GridSampler does not support conditional keys
     return apart
 
 

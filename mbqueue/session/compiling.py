@@ -66,7 +66,7 @@ class Compiling:
         if not before:
             self._tried = self._prepared()
         if self._tried is None:
-            return  # the note has announced that the first batch compiles the kernels
+            return  # a note has already said that the first batch compiles the kernels
         model, batch = self._tried
         try:
             with calculating(self._device, precision), gpu_path.using(kernels=True):

@@ -225,7 +225,7 @@ class Crew:
             self._workers[0].report.note(text)
 
     def _started(self, device: Device) -> _Worker:
-        # Keep the number of threads, because another number would change the last bits of results on the CPU.
+        # Keep the number of threads, because a different number would change the last bits of results on the CPU.
         environment = dict(os.environ)
         if device.visible is not None:
             environment[VISIBLE_GPUS] = device.visible

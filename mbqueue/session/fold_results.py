@@ -77,7 +77,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
         def publish() -> None:
             for path in sorted(fold_files(staging, fold, spec), key=lambda path: path.name.startswith("preds")):
                 path.replace(folder / path.name)
-            staging.rmdir()  # before the commit, so that a crash after it leaves no folder behind
+            staging.rmdir()  # remove the folder before the commit, because a crash may follow the commit
             fsync_dir(folder)
 
         target = target_of(spec)

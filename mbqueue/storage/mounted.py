@@ -21,7 +21,7 @@ from mbqueue.storage.blobs import Listed, Unreadable
 
 #: A write checks after this many bytes whether it must stop.
 PIECE_BYTES = 4 << 20
-#: The most copies of one file, numbered as `name (1)`. Another copy is written if all earlier ones are damaged.
+#: The maximum number of copies of one file, named `name (1)` and so on. A write adds a copy if all others are damaged.
 _MOST_DUPLICATES = 10
 _LARGEST_MOVED = 1 << 30
 

@@ -32,10 +32,10 @@ LARGE_BYTES = 16 << 20
 _CREATE_TRIES = 3
 _PAUSE_SECONDS = 0.2
 
-#: Matches the error texts of stores whose bucket or container is missing.
+#: Matches a store's error text if the bucket or container is missing.
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist|container does not exist")
 _REFUSED = re.compile(r"status code: 40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken")
-#: Matches the error texts of stores for a missing object.
+#: Matches a store's error text if an object is missing.
 _NO_OBJECT = re.compile(r"NoSuchKey|BlobNotFound|No such object|specified (key|blob) does not exist")
 #: Matches the addresses from which obstore requests credentials if the environment has none. Only cloud machines can
 #: reach these addresses.

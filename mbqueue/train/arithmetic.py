@@ -70,7 +70,7 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
         deterministic.fill_uninitialized_memory,
     )
     settings.allow_tf32 = precision == "tf32"
-    # Sum in float32.
+    # Matrix products in bf16 must sum in float32.
     settings.allow_bf16_reduced_precision_reduction = False
     # Only warn, because some versions of torch may lack a deterministic form of an operation. A resumed run could then
     # differ in its last bits, but that is no reason to refuse to train.

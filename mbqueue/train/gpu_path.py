@@ -49,7 +49,7 @@ def uses_kernels(device: torch.device) -> bool:
 
 @contextmanager
 def using(*, kernels: bool) -> Iterator[None]:
-    """Make this thread use the kernels, or not use them, within a ``with`` block; no check is made."""
+    """Make this thread use the GPU kernels, or plain torch, within a ``with`` block; do not check the kernels."""
     token = _chosen.set(kernels)
     try:
         yield

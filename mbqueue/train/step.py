@@ -59,7 +59,7 @@ class Guard:
 
     def see(self, figures: Tensor) -> None:
         """Set the flag permanently if one of ``figures`` is not finite."""
-        # Zero times the sum is NaN if a figure is not finite. This form needs few kernel launches.
+        # If a figure is not finite, zero times the sum is NaN. This form needs few kernel launches.
         torch.maximum(self._is_raised, (figures.sum() * 0).ne(0), out=self._is_raised)
 
 

@@ -49,7 +49,7 @@ def test_bonds_lengths_and_angles_are_those_of_chgnet(some_crystals, some_graphs
         assert torch.equal(batch.bond_neighbor, theirs.atom_graph[:, 1].long())
         assert torch.equal(batch.bond_undirected, theirs.directed2undirected.long())
         torch.testing.assert_close(batch.bond_length, lengths.float(), rtol=2e-7, atol=0)
-        # CHGNet's angles have another order than ours, so compare angles by their two directed bonds.
+        # CHGNet lists angles in a different order, so compare angles by their two directed bonds.
         ours = graph(convert(some_crystals, row, row + 1), 0, int(batch.n_atoms[0])).bond_graph
         assert torch.equal(batch.angle_center, torch.tensor(ours[:, 0]))
         assert torch.equal(batch.short_bond[batch.angle_bond_i], torch.tensor(ours[:, 1]))

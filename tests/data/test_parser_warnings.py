@@ -29,7 +29,7 @@ CIF_WARNINGS = {
     "Pauling file corrections applied.": REFUSED,
     "Keys changed to match new magCIF specification.": HARMLESS,
     "… fractional coordinates rounded to ideal values": HARMLESS,
-    "…": REFUSED,  # pymatgen also warns with the text of an exception, such as for an unknown crystal system
+    "…": REFUSED,  # pymatgen may warn with an exception's message, for example about an unknown crystal system
     "A 1-line symmetry op P1 CIF is detected!": HARMLESS,
     "No _symmetry_equiv_pos_as_xyz type key found. Spacegroup from {} used.": HARMLESS,
     "No _symmetry_equiv_pos_as_xyz type key found. Defaulting to P1.": REFUSED,
@@ -51,8 +51,8 @@ POSCAR_WARNINGS = {
     "Selective dynamics toggled with Fluorine element detected.": HARMLESS,
     "Ignoring selective dynamics tag, as no ionic degrees of freedom were fixed.": HARMLESS,
 }
-#: Warnings in the modules of ase 3.29 that read extended XYZ and databases → their effect. Those not given concern
-#: writing, plugins or ase's own code. mbqueue refuses an entry with any other warning.
+#: The effect of each warning in the modules of ase 3.29 that read extended XYZ and databases. The warnings with the
+#: effect `NOT_GIVEN` are about writing, plugins or ase's own code. mbqueue rejects entries with any unlisted warning.
 ASE_WARNINGS = {
     "Skipping unhashable information ": NOT_GIVEN,
     "Failed to register external IO format ": NOT_GIVEN,

@@ -105,7 +105,7 @@ class Schedule:
         except UsageError as error:
             if "Nothing is enqueued" not in str(error):
                 raise
-            # This machine sees no snapshot yet, and is taken away.
+            # This machine is lost before it has seen a snapshot.
             self.drive.kill(client)
             shutil.rmtree(live)
         return -1 if number == 1 else number
@@ -187,7 +187,7 @@ def check_chain(schedule: Schedule, folder: Path, fold: int) -> None:
     assert len(lineage) == EPOCHS * STEPS
     for number, row in enumerate(newest.history):
         trained = dict.fromkeys(schedule.sessions[one] for one in lineage[number * STEPS : (number + 1) * STEPS])
-        # A session that only validated is named too.
+        # The row also names sessions that only validated.
         named = [session for session in row["session"].split("+") if session in trained]
         assert named == list(trained), "the history is of another line than the checkpoint"
     assert newest.best is not None

@@ -99,7 +99,7 @@ def test_after_recover_a_queue_lacks_nothing(whole: Project, state: str, caplog:
 @pytest.mark.parametrize("is_noted", [True, False])
 @pytest.mark.parametrize("has_commits", [True, False])
 def test_recover_merges_the_folds_of_two_queues(whole: Project, is_noted: bool, has_commits: bool) -> None:
-    if has_commits:  # then `recover` must do without the lost queue's note
+    if has_commits:  # remove the lost queue's note, so that `recover` uses the commits
         (whole.folder.wanted_dir / "head_finetune.json").unlink()
     else:
         (whole.folder.checkpoints_dir("head_finetune", 0) / "e0001-done-f0001.json").unlink()
@@ -120,7 +120,7 @@ def test_recover_says_what_it_leaves_aside_and_where(whole: Project, caplog: pyt
     second = spec_of(whole, folds=[0, 1], **FIVE, **{"train.lr": 0.02})
     begin_second(whole, second)
     with Queue(whole.folder.queue_db) as queue:
-        keep_wanted(whole.folder, queue, "head_finetune")  # earlier versions replaced the lost queue's note like this
+        keep_wanted(whole.folder, queue, "head_finetune")  # replaces the lost queue's note, as earlier versions did
     commit(whole.folder, spec_of(whole, "full_finetune"), 0, epoch=1)
     (whole.folder.wanted_dir / "broken.json").write_text("{")
     whole.recover()

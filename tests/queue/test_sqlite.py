@@ -100,7 +100,7 @@ def test_the_definitions_of_every_version_are_known(tmp_path, version):
 
 
 def test_the_table_of_transitions_in_the_newest_fixture_is_the_one_in_the_code(tmp_path):
-    # If you change the table, raise SCHEMA_VERSION: otherwise existing databases keep the old table.
+    # If you change the table, increase SCHEMA_VERSION; otherwise existing databases keep the old table.
     path = tmp_path / "queue.db"
     connection = sqlite3.connect(path)
     connection.executescript((FIXTURES / f"schema_{schema.SCHEMA_VERSION}.sql").read_text(encoding="utf-8"))

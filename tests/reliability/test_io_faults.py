@@ -14,7 +14,7 @@ from warm import Warm
 from .conftest import EXPERIMENT, SEED, SHARE, SHARES, WORK, Lab, Straight, points_of, tell
 
 FAILURE = 1
-#: The operations on files, which fail while the database (perhaps on another disk) keeps working.
+#: The operations on files that a test lets fail. The database, perhaps on another disk, keeps working.
 FILES = ("open", "write", "fsync", "rename", "unlink")
 FAULTS = {
     "EIO once": {"number": errno.EIO},

@@ -35,7 +35,8 @@ CODES = {
     "SIGKILL": {-signal.SIGKILL},
     "lost mount": {FAILURE, WORK_LEFT, -signal.SIGTERM, 0},
 }
-#: Operations of the shortest and the longest session. On a drive, a new machine needs 100 operations before it trains.
+#: The number of operations in the shortest and the longest session. On a drive, a new machine needs 100 operations
+#: before it trains.
 SHORTEST, LONGEST = 8, 60 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
 #: Limit in operations for each of the first sessions, so that the run does not finish before all of them have ended.

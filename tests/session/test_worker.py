@@ -347,7 +347,7 @@ def test_a_session_that_lost_its_lease_removes_no_file_of_its_successor(
 def test_recording_reports_a_damaged_commit_and_leaves_it_in_place(tmp_path: Path, report: RememberedReport) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
     enqueue(project, small_spec(project, "head_finetune"))
-    work(project, WorkOptions(device="cpu", max_jobs=4), report=report)  # all but the record
+    work(project, WorkOptions(device="cpu", max_jobs=4), report=report)  # all jobs except `record`
     newest = max(project.state_dir.glob("checkpoints/*/fold_0/*.json"))
     newest.write_text("{}")
     assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE, report.lines

@@ -22,7 +22,7 @@ from mbqueue.storage.blobs import Blobs, Folder
 from mbqueue.storage.mounted import Drive
 
 KINDS = ["folder", "folder without links", "mount", "s3", "shared folder"]
-#: A new, empty place of one kind.
+#: A function that returns a new, empty place for blobs.
 Make = Callable[[], Blobs]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-#: Functions that import what their first argument names.
+#: Functions whose first argument names a module to import.
 _IMPORTERS = {"import_module", "__import__", "reload", "find_spec", "run_module"}
 
 

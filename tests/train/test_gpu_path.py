@@ -124,7 +124,7 @@ def test_a_batch_whose_places_pass_int32_is_refused_and_never_computed_another_w
     assert fits(batch(most - 1))
     with pytest.raises(TrainingError, match=r"larger than the GPU kernels can address.*train\.batch_size"):
         Plan.of(batch(most))
-    # The fingerprint says that the kernels are used, so nothing may leave them out for one batch.
+    # The fingerprint says that training uses the kernels, so every batch must use them.
     model: Any = SimpleNamespace(model_args={"n_conv": 4})
     large = SimpleNamespace(**vars(batch(most)), bond_length=torch.empty(1))
     with using(kernels=True):

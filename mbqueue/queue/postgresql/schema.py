@@ -166,7 +166,7 @@ def version_of(connection: Connection[Any], schema: str) -> int:
     """The schema version of the queue in a schema; 0 if the schema contains no queue."""
     from psycopg import sql  # noqa: PLC0415 - optional package
 
-    # to_regclass would miss tables that another process created while this one waited for the lock.
+    # to_regclass would miss tables that another process created while this process waited for the lock.
     if connection.execute(_IS_THERE, (schema,)).fetchone() is None:
         return 0
     table = sql.Identifier(schema, "mbqueue_schema")

@@ -30,8 +30,8 @@ LOCK_SECONDS = 30
 #: After this time, the server rolls back the transaction of a silent worker, and so releases the lock on its job. A
 #: worker that is frozen for longer while it publishes loses its transaction.
 SILENCE_SECONDS = 300
-#: For this long after the server's start, expired leases are not taken back. The sessions could not renew their leases
-#: while the server was down.
+#: For this long after the server's start, mbqueue does not release expired leases. The sessions could not renew their
+#: leases while the server was down.
 GRACE_SECONDS = 60.0
 
 # Sequential scans are off, because every statement finds its few rows through an index. Without statistics, as on a new

@@ -19,7 +19,7 @@ from mbqueue.results.report.markup import number, page, plot, spread, table
 from mbqueue.results.scores import Measure
 from mbqueue.task import N_FOLDS, Target
 
-#: The width of the names beside the plot, in characters.
+#: The width of the names next to the plot, in characters.
 _NAME_COLUMNS = 28
 
 
