@@ -6,7 +6,7 @@ is the name of a file that never changes. If two machines publish for the first 
 each machine checks the id that it created.
 
 The live folder's path is in mbqueue.toml or derived from the project's resolved path, and both require the drive. So
-each machine also records the path, beside the default live folders.
+each machine also records the path, next to the default live folders.
 """
 
 from __future__ import annotations

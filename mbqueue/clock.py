@@ -69,7 +69,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration in seconds, like ``1h50m``, ``4m05s`` or ``12s``; a negative duration becomes ``0s``."""
+    """Format a duration in seconds, for example ``1h50m``, ``4m05s`` or ``12s``; a negative duration becomes ``0s``."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     minutes, secs = divmod(rest, 60)
@@ -81,5 +81,5 @@ def format_duration(seconds: float) -> str:
 
 
 def utc_text(timestamp: float) -> str:
-    """Format a timestamp as ISO 8601 in UTC, to the second, like ``2026-11-23T04:29:00Z``."""
+    """Format a timestamp as ISO 8601 in UTC, to the second, for example ``2026-11-23T04:29:00Z``."""
     return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -4,7 +4,7 @@
     ├── UsageError               the command or its arguments are wrong (exit code 2)
     │   ├── ProjectNotFound      there is no project folder
     │   ├── SpecError            an experiment file or an override is wrong
-    │   ├── ExperimentExists     the queue has an experiment of this name with another spec
+    │   ├── ExperimentExists     the queue has an experiment of this name with a different spec
     │   └── SearchUnavailable    Optuna, which searches need, is not installed
     ├── DataError                a dataset cannot be read
     │   ├── InvalidCrystals      some entries are invalid; has their ids and reasons
@@ -34,7 +34,7 @@
     ├── DiskFull                 the disk of the live state is full; committed work is safe
     ├── StoreError               the object store is missing, denies access, or lacks a needed feature
     │   └── StoreAway            the object store does not answer; committed work is safe
-    ├── MembersNotRecorded       a member of a blend is not recorded yet
+    ├── MembersNotRecorded       a member of a blend has not been recorded yet
     └── ResultsError             result files are missing, incomplete or contradictory
 
 Only ``mbqueue.cli`` turns these errors into exit codes. A message consists of full sentences. It names the file, job
@@ -79,7 +79,7 @@ def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseExcept
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """Combine a number with a noun, like ``1 job`` or ``2 jobs``.
+    """Combine a number with a noun, for example ``1 job`` or ``2 jobs``.
 
     Args:
         plural: the plural of the noun; by default the noun with an s.
@@ -104,7 +104,7 @@ class SpecError(UsageError):
 
 
 class ExperimentExists(UsageError):
-    """The queue already has an experiment of this name, with another spec."""
+    """The queue already has an experiment of this name, with a different spec."""
 
 
 class SearchUnavailable(UsageError):
@@ -258,7 +258,7 @@ class StoreAway(StoreError):
 
 
 class MembersNotRecorded(MbqueueError):
-    """A member of a blend is not recorded yet; a session can still finish it."""
+    """A member of a blend has not been recorded yet; a session can still finish it."""
 
 
 class ResultsError(MbqueueError):

@@ -37,7 +37,7 @@ def why_limited(error: BaseException) -> LimitReached | None:
 
 
 def size_of_files() -> str:
-    """This process's limit on the size of a file, like ``500 MB``; empty if there is none."""
+    """This process's limit on the size of a file, for example ``500 MB``; empty if there is none."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     return "" if soft == resource.RLIM_INFINITY else _bytes(soft)
 

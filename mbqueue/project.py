@@ -176,7 +176,7 @@ class ProjectFolder:
 
     @property
     def logs_dir(self) -> Path:
-        """The folder of the logs of background sessions and of TensorBoard event files."""
+        """The folder for background sessions' logs and TensorBoard event files."""
         return self.live_dir / "logs"
 
     @property

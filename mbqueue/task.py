@@ -28,8 +28,8 @@ class Target:
     """A property that models predict.
 
     Attributes:
-        name: name of the property, like ``formation energy``.
-        unit: unit of targets, predictions and errors, like ``eV/atom``; empty if there is none.
+        name: name of the property, such as ``formation energy``.
+        unit: unit of targets, predictions and errors, such as ``eV/atom``; empty if there is none.
         kind: determines how models are initialised, trained and scored.
         column: name of the target column in the data; empty if the data reader should choose one of `columns`.
     """
@@ -51,12 +51,12 @@ class Target:
 
     @property
     def axis(self) -> str:
-        """The label of a figure's axis: the target's name and unit, like ``PBE band gap (eV)``."""
+        """The label of a figure's axis: the target's name and unit, for example ``PBE band gap (eV)``."""
         return self.name + self.in_unit
 
     @property
     def in_unit(self) -> str:
-        """A suffix for the name of a quantity, like `` (eV)``; empty if the target has no unit."""
+        """A suffix for the name of a quantity, for example `` (eV)``; empty if the target has no unit."""
         return f" ({self.unit})" if self.unit else ""
 
     def with_unit(self, number: str) -> str:
@@ -90,7 +90,7 @@ class Task:
     target: Target
 
     def id_of(self, index: int) -> str:
-        """The id that matbench gives the crystal at ``index`` (from 0), like ``mb-mp-e-form-000001``."""
+        """The id that matbench gives the crystal at ``index`` (from 0), for example ``mb-mp-e-form-000001``."""
         prefix = self.dataset.replace("matbench", "mb").replace("_", "-")
         return f"{prefix}-{index + 1:0{len(str(self.n))}d}"
 

@@ -223,7 +223,7 @@ def test_the_shape_of_a_line_keeps_its_words_and_drops_its_numbers() -> None:
 
 
 def check_shown(block: Block, command: str, printed: str) -> None:
-    """Check that each line below a command was printed; an ellipsis stands for further lines."""
+    """Check that each line below a command was printed; an ellipsis may replace any lines."""
     lines = block.text.splitlines()
     start = lines.index(f"$ {command}") + 1
     shown = list(takewhile(lambda line: not line.startswith("$ "), lines[start:]))

@@ -41,7 +41,7 @@ class Blending(Queueing, Results):
                 or if the experiments differ in crystals, target or folds.
             ResultsError: if a member is not recorded, or its files are damaged; or if the members share too few
                 validation crystals to fit weights.
-            ExperimentExists: if an experiment with another spec has the name.
+            ExperimentExists: if an experiment with a different spec has the name.
         """
         from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
         from mbqueue.results.blending import enumerated  # noqa: PLC0415
@@ -85,7 +85,7 @@ class Blending(Queueing, Results):
             UsageError: if the experiment is not in the queue or is a blend, or if `test_strains` is 0.
             SpecError: if there are more than 100 pairs, or the name is invalid.
             ResultsError: if the experiment is not recorded, or its files are damaged.
-            ExperimentExists: if an experiment with another spec has the name.
+            ExperimentExists: if an experiment with a different spec has the name.
         """
         from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 

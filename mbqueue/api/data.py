@@ -35,7 +35,7 @@ class Data(OpenedProject):
         can come from an experiment in the queue that was prepared with it.
 
         Args:
-            data: the crystals to prepare, like ``DataSpec(dataset="sample", limit=40)``.
+            data: the crystals to prepare, such as ``DataSpec(dataset="sample", limit=40)``.
             target_column: the target's column in your own table; by default a column with a known name.
             seed: the seed for drawing crystals if ``data`` has a limit.
 

@@ -25,7 +25,7 @@ class Keeping(OpenedProject):
     """The methods recover, back_up, restore, migrate_queue and move_commits."""
 
     def recover(self, *, force: bool = False) -> Recovered:
-        """Rebuild the queue from the manifests of the checkpoints. The old queue is kept beside the new queue.
+        """Rebuild the queue from the manifests of the checkpoints. The old queue is kept next to the new queue.
 
         With an object store, this method reads the manifests from the store.
 
@@ -71,7 +71,7 @@ class Keeping(OpenedProject):
         return back_up(self.folder, from_here(Path(file)), clock=self._clock)
 
     def restore(self, file: str | Path, *, force: bool = False) -> Backup:
-        """Replace this project's state with that of an archive; the old state is kept beside the new state.
+        """Replace this project's state with that of an archive; the old state is kept next to the new state.
 
         Raises:
             DamagedArchive: if the archive differs from what `back_up` wrote; nothing was changed.

@@ -59,13 +59,13 @@ class Launching(OpenedProject):
         saves its work and returns to Slurm's queue as long as work is left.
 
         Args:
-            time: limit of a job, like ``2h``.
+            time: limit of a job, such as ``2h``.
             gpus: number of jobs with one GPU each; or
             workers: number of jobs without a GPU.
             max_idle: end a job that finds nothing to claim for this long while other jobs work; None makes the job
                 wait.
             setup: shell lines to run before the session (``module load …``).
-            options: options of sbatch, like ``{"partition": "gpu", "cpus-per-task": "8"}``.
+            options: options of sbatch, such as ``{"partition": "gpu", "cpus-per-task": "8"}``.
 
         Raises:
             UsageError: if Slurm or submitit is missing, no job is left, several machines cannot share the queue, or an

@@ -45,12 +45,12 @@ class Queueing(OpenedProject):
             experiment: the experiment's name in jobs/, or a TOML file.
             folds, epochs, dataset, drop_invalid: values that replace those in the file.
             priority: higher runs first.
-            settings: values for other keys of the file, like ``{"train.lr": 3e-4}``.
+            settings: values for other keys of the file, such as ``{"train.lr": 3e-4}``.
             name: another name for the queue and the results folder.
 
         Raises:
             SpecError: if the file or a key is wrong.
-            ExperimentExists: if an experiment with another spec has the name; the message lists the differences.
+            ExperimentExists: if an experiment with a different spec has the name; the message lists the differences.
             UsageError, DataError: if the experiment or its dataset does not exist, or a restore was interrupted.
             QueueLost: if the queue, or a part of it, was lost.
         """
@@ -93,7 +93,7 @@ class Queueing(OpenedProject):
 
         Raises:
             SpecError, UsageError, DataError: for the same reasons as in `enqueue`, or if the file describes a search.
-            ExperimentExists: if an experiment with another spec has one of the names; nothing was enqueued.
+            ExperimentExists: if an experiment with a different spec has one of the names; nothing was enqueued.
         """
         from mbqueue.experiment import load_spec  # noqa: PLC0415
         from mbqueue.search.file import is_search  # noqa: PLC0415

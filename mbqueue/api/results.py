@@ -27,7 +27,7 @@ class Results(Searches):
     """The methods results, history, predictions and model; report, compare and export."""
 
     def results(self, experiment: str) -> Recorded:
-        """Return an experiment's results: verified if they are recorded, otherwise the results so far.
+        """Return an experiment's recorded and verified results or, if it is unfinished, the existing results.
 
         Raises:
             ResultsError: if there are no results, or a file is missing or differs from what was recorded.
@@ -108,7 +108,7 @@ class Results(Searches):
         """Load the model of a fold's best epoch on the CPU.
 
         Raises:
-            ResultsError: if the fold is not predicted yet, or the experiment is a blend, which has no model.
+            ResultsError: if the fold has not been predicted yet, or the experiment is a blend, which has no model.
             CheckpointError: if the model's file is damaged.
             ProjectNotFound: if the working folder no longer exists.
         """
@@ -138,7 +138,7 @@ class Results(Searches):
 
         Args:
             output: the page, or a folder for report.html; by default, the results folder or, for a search, a folder
-                beside the results of its trials.
+                next to the results of its trials.
             png: a folder for a PNG file of each figure; by default, no PNG files are written.
             force: overwrite existing files even if they are not reports.
 

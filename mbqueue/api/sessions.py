@@ -38,11 +38,11 @@ class Working(OpenedProject):
         SIGINT ends the process at once.
 
         Args:
-            session: length of the session, like ``1h50m``, or ``none``; by default the length in mbqueue.toml.
+            session: length of the session, such as ``1h50m``, or ``none``; by default the length in mbqueue.toml.
             max_jobs: stop after this many jobs.
             forever: wait for new jobs when no job is left, without a deadline.
             device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
-            max_idle: end after finding nothing to claim for this long, like ``10m``; by default, keep waiting.
+            max_idle: end after finding nothing to claim for this long, such as ``10m``; by default, keep waiting.
             tensorboard: write TensorBoard event files to state/logs/tensorboard.
             end_command: whether to run the end command of mbqueue.toml.
             report: receives the events (see `mbqueue.session.report`); by default they are dropped.
@@ -99,13 +99,13 @@ class Working(OpenedProject):
     ) -> DevicesOutcome:
         """Run one session on each device at once, each in its own process; return when all have ended.
 
-        Results equal those of a single session byte for byte, as long as every session uses the same number of threads.
+        Results are byte-for-byte identical to a single session's if all sessions use the same number of threads.
         Signals are forwarded to all sessions; a second SIGINT ends all sessions at once. If a session dies, its report
         gets a note and the others keep running. The other arguments are the same as in `work`, and apply to each
         session.
 
         Args:
-            devices: names like ``["0", "1"]``, ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``.
+            devices: names such as ``["0", "1"]``, ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``.
             report_for: called with a device's label; returns the report for this device's session.
 
         Raises:

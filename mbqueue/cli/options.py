@@ -41,7 +41,7 @@ def parse_folds(text: str) -> tuple[int, ...]:
     """Parse fold numbers such as ``0,2,4`` or ``0-2``. The spec checks later whether the folds exist.
 
     Raises:
-        UsageError: if the text has another form.
+        UsageError: if the text has a different form.
     """
     return _numbers(text, "folds", digits=2)
 
@@ -50,7 +50,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Parse seeds such as ``0,2,5`` or ``0-4``.
 
     Raises:
-        UsageError: if the text has another form, or gives more than 100 seeds.
+        UsageError: if the text has a different form, or gives more than 100 seeds.
     """
     return _numbers(text, "seeds", digits=10)
 

@@ -78,7 +78,7 @@ def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Te
 
 
 def _how_far(progress: Mapping[str, Any] | None) -> str:
-    """Describe a job's progress and the time left, like ``, graphs 20/100, about 3m00s left``; empty if unknown."""
+    """Describe a job's progress and time left, for example ``, graphs 20/100, about 3m00s left``; empty if unknown."""
     if not progress or not progress.get("total"):
         return ""
     left = progress.get("seconds_left")

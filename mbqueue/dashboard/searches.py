@@ -66,7 +66,7 @@ def _cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Format a trial's settings in one line, like ``train.lr=0.0003, train.batch_size=32``."""
+    """Format a trial's settings in one line, for example ``train.lr=0.0003, train.batch_size=32``."""
     return ", ".join(
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
     )

@@ -286,7 +286,7 @@ def _left(job: Mapping[str, Any] | None) -> str:
 
 
 def _progress(job: Mapping[str, Any] | None) -> str:
-    """Format a job's progress, like `` 49 %``; empty if unknown."""
+    """Format a job's progress, for example `` 49 %``; empty if unknown."""
     progress = job and job["progress"]
     if not progress or not progress.get("total"):
         return ""
@@ -294,7 +294,7 @@ def _progress(job: Mapping[str, Any] | None) -> str:
 
 
 def _hours(seconds: float) -> str:
-    """Format a time in seconds as hours, like ``1.5 h``; below one hour, as minutes and seconds."""
+    """Format a time in seconds as hours, for example ``1.5 h``; below one hour, as minutes and seconds."""
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else format_duration(seconds)
 
 

@@ -63,7 +63,7 @@ def read_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, Any], dic
     """Open a file; return its metadata and its memory-mapped arrays. With ``verify``, compare every checksum.
 
     Raises:
-        CacheError: if the file is missing, truncated, damaged or in another format.
+        CacheError: if the file is missing, truncated, damaged or in a different format.
     """
     header, start = _read_header(path)
     arrays: dict[str, NDArray[Any]] = {}

@@ -1,7 +1,7 @@
 """Lock a cache folder: builders share the lock, but a process that removes the folder locks it exclusively.
 
-The lock file is in ``locks/``, beside the folder, so that it outlives the folder. The system releases the lock when the
-process ends.
+The lock file is in ``locks/``, next to the folder, so that the file outlives the folder. The system releases the lock
+when the process ends.
 """
 
 from __future__ import annotations

@@ -76,10 +76,10 @@ class Columns:
         self._seen: dict[Any, None] = {}  # column names in the order of their first appearance
 
     def choose(self, names: Sequence[Any], source: str, *, structures: Sequence[str] = STRUCTURE_NAMES) -> None:
-        """Choose the columns from a table's heading.
+        """Choose the columns from a table's header.
 
         Args:
-            names: the heading.
+            names: the header.
             source: the table's name, for messages.
             structures: candidate names of the structure column, in order of preference; empty if none is needed.
 
@@ -105,7 +105,7 @@ class Columns:
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
         """Id, structure and target of a row.
 
-        In a table without a heading, the first row that has a suitable column chooses this column for all rows.
+        In a table without a header, the first row that has a suitable column chooses this column for all rows.
 
         Raises:
             DataError: if the row has an id but earlier rows have none.
@@ -150,7 +150,7 @@ class Columns:
             )
 
     def take(self, names: Collection[str], source: str, *, chosen: tuple[str | None, str | None, str | None]) -> None:
-        """Choose the columns of a table without a heading; the user's choice takes precedence over ``chosen``.
+        """Choose the columns of a table without a header; the user's choice takes precedence over ``chosen``.
 
         Raises:
             DataError: if the user has named a column that is not in ``names``.
@@ -164,7 +164,7 @@ class Columns:
                 )
 
     def names_id(self, heading: Iterable[str]) -> bool:
-        """Whether a row can be a heading, because it contains the name of an id column."""
+        """Whether a row can be a header, because it contains the name of an id column."""
         return _chosen(self._wanted.id, ID_NAMES, set(heading)) is not None
 
     def described(self, targets: NDArray[np.float64]) -> str:

@@ -135,7 +135,7 @@ class Crystals:
         """Open a file that ``save`` wrote, and compare every checksum; return memory-mapped crystals and metadata.
 
         Raises:
-            CacheError: if the file is missing, damaged or in another format.
+            CacheError: if the file is missing, damaged or in a different format.
         """
         meta, arrays = read_arrays(path)
         if meta.get("format") != FORMAT:

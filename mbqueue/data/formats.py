@@ -80,7 +80,7 @@ def read_json_lines(gatherer: Gatherer, columns: Columns, path: Path, progress: 
 
 
 def read_csv(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Read a CSV table with a heading and a column of structures in CIF, POSCAR or JSON format."""
+    """Read a CSV table with a header and a column of structures in CIF, POSCAR or JSON format."""
     with opened(path, progress) as stream:
         decoded = (
             line.decode("utf-8-sig" if not number else "utf-8") for number, line in enumerate(lines_of(stream, path))
@@ -104,7 +104,7 @@ def read_csv(gatherer: Gatherer, columns: Columns, path: Path, progress: Progres
 def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
     """Id, target and problem (empty if there is none) of each row of an ``id_prop.csv``.
 
-    The file has either two columns without a heading, or a heading and any columns.
+    The file has either two columns without a header, or a header and any columns.
     """
     with opened(path) as stream:
         lines = decoded_text(b"".join(lines_of(stream, path))).splitlines(keepends=True)

@@ -115,7 +115,7 @@ class GraphCache:
         """Open an existing, complete cache.
 
         Raises:
-            CacheError: if a shard is missing or truncated, has a damaged index, or was made for other crystals or
+            CacheError: if a shard is missing or truncated, has a damaged index, or was made for different crystals or
                 cut-offs or by another version of the converter. ``build`` replaces such shards.
         """
         cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)

@@ -48,7 +48,7 @@ class JsonTable:
         """Yield each row of the table, in order.
 
         Raises:
-            DataError: if the file is damaged, is not a table, or has another layout.
+            DataError: if the file is damaged, is not a table, or has a different layout.
             SourceAway: if the system cannot read the file.
         """
         try:

@@ -23,7 +23,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def compiled(function: Function, **options: Any) -> Function:
     """Compile ``function`` at its first call, cache the code on disk, and run it without the GIL.
 
-    Numba stores the code beside the source or, if that folder is read-only, in the user's cache folder, and recompiles
+    Numba stores the code next to the source or, if that folder is read-only, in the user's cache folder, and recompiles
     when the source file has changed. Numba does not notice changes in other files; see ``compiled_with``. ``options``
     are passed to ``numba.njit``.
     """

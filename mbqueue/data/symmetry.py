@@ -196,9 +196,9 @@ def _keys(rotations: NDArray[np.int64], shifts: NDArray[np.int64]) -> NDArray[np
 
 
 def _check_setting(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Sites, *, is_confirmed: bool) -> None:
-    """Check that no other setting of the space group would give another crystal.
+    """Check that no other setting of the space group would give a different crystal.
 
-    If the number of atoms is confirmed, settings with another number of atoms are ignored.
+    If the number of atoms is confirmed, settings with a different number of atoms are ignored.
     """
     applied = _orbits((symmetry.rotations, symmetry.translations), lattice, sites)
     for setting in symmetry.settings:

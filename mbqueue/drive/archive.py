@@ -102,7 +102,7 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
 def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable[[str], None], clock: Clock) -> Backup:
     """Replace the project's state with the state in an archive, after checking the whole archive.
 
-    The replaced state is kept beside the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archive's
+    The replaced state is kept next to the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archive's
     settings would run other commands than the present settings, mbqueue saves them in a separate file, and reports this
     to ``note``.
 

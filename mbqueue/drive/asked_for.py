@@ -1,4 +1,4 @@
-"""Record your requests for each experiment in a file beside the queue.
+"""Record your requests for each experiment in a file next to the queue.
 
 The file says how the experiment was enqueued, what is paused or cancelled, and which priorities it has. Every command
 that changes a request updates the file. From the files, `mbqueue recover` restores requests that no commit contains.

@@ -1,4 +1,4 @@
-"""Publish result files to the mount, and listings beside the checkpoints that verify them.
+"""Publish result files to the mount, and listings next to the checkpoints that verify them.
 
 Result files have fixed names (preds_fold_0.csv), so they are the only files on a mount that may be replaced. A listing
 is written once, under a unique name, and contains the size and hash of every file. If a result file matches no listing,
@@ -83,7 +83,7 @@ class ResultListing:
         return self.kind if self.fold is None else fold_name(self.fold)
 
     def is_another_in_the_folder_of(self, experiment: Experiment) -> bool:
-        """Whether the listing is of an experiment with the same results folder but other settings.
+        """Whether the listing is of an experiment with the same results folder but different settings.
 
         Two machines that do not see each other may begin trials with the same name and different settings.
         """

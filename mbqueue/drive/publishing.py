@@ -288,8 +288,8 @@ class Publisher:
         """Publish a fold's newest commit and the commit of its best epoch.
 
         Returns:
-            The manifest of the newest published commit, or None. Also the paths of all commits on the mount that belong
-            to other training of the same fold.
+            The manifest of the newest published commit, or None; and the paths of all commits on the mount that belong
+            to a different training of the same fold.
         """
         published = self._reentry.published_fold(experiment.identity(fold))
         if experiment.is_released:

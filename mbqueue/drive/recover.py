@@ -238,7 +238,7 @@ def _leave_aside(
 
     Args:
         asked: names of experiments whose recorded requests were used.
-        overruled: names of experiments whose commits have another spec than their recorded requests.
+        overruled: names of experiments whose commits have a different spec than their recorded requests.
     """
     stamp = utc_text(now).replace(":", "")
     aside = next(

@@ -1,8 +1,8 @@
 """Decide which superseded files to keep on a mount that uploads and removes files in any order.
 
-A file that this machine reads back may not be uploaded yet, while the removal of an older file may already have reached
-the drive. If the machine is lost at that moment, both files are gone. So a file counts as settled (uploaded) only after
-some time on the mount, and the files that it supersedes stay until then.
+A file that this machine reads back may not have been uploaded yet, while the removal of an older file may already have
+reached the drive. If the machine is lost at that moment, both files are gone. So a file counts as settled (uploaded)
+only after some time on the mount, and the files that it supersedes stay until then.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def list_of(self, number: str, *, order: str, where: str) -> str:
-        """SQL that joins the numbers of a group, in order and without rounding, into text like ``1.5,null,2.0``."""
+        """SQL that joins the numbers of a group, in order and without rounding, into text such as ``1.5,null,2.0``."""
 
 
 class _Sqlite(Dialect):

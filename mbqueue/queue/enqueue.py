@@ -86,8 +86,8 @@ class Enqueueing(Part):
         added, `record` becomes waiting again, so that it covers all folds.
 
         Raises:
-            ExperimentExists: if the queue has an experiment of this name with another spec. The message lists the keys
-                that differ.
+            ExperimentExists: if the queue has an experiment of this name with a different spec. The message lists the
+                keys that differ.
             UsageError: if another experiment already writes to `results_dir`, or the priority is out of bounds.
         """
         require_priority(priority)

@@ -51,8 +51,8 @@ class Lost:
 
     Attributes:
         fold: None if the whole experiment is missing.
-        is_of_other_spec: whether the queue has an experiment of the same name with another spec.
-        is_of_known_search: whether a search in the queue would give this name to another trial.
+        is_of_other_spec: whether the queue has an experiment of the same name with a different spec.
+        is_of_known_search: whether a search in the queue would give this name to a different trial.
         ahead: the number of finished epochs that the queue does not count as done.
     """
 

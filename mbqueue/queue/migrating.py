@@ -127,7 +127,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
 
 
 def _require_another(source: Queue, old: Statements, target: Queue, new: Statements) -> None:
-    """Refuse to move a queue onto itself, for example through another spelling of its address.
+    """Refuse to move a queue onto itself, for example through a different spelling of its address.
 
     Raises:
         UsageError: if both are the same queue, or another process is moving one of them.

@@ -229,7 +229,7 @@ def how_to_recover(project: ProjectFolder) -> str:
 def open_on_server(
     url: str, *, read_only: bool = False, even_moved: bool = False, wait: Callable[[float], bool] | None = None
 ) -> Queue:
-    """Open the queue at a URL like ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as for `open_queue`.
+    """Open the queue at a URL such as ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as for `open_queue`.
 
     With ``even_moved``, also open a queue that was moved to another database, so that `mbqueue.queue.migrating` can
     move it back.

@@ -101,7 +101,7 @@ def read_recorded(folder: Path, *, verify: bool = True) -> Recorded:
         verify: compare every file with the size and SHA-256 in results.json.
 
     Raises:
-        ResultsError: if the folder is incomplete, has another format, or a file differs from its record.
+        ResultsError: if the folder is incomplete, has a different format, or a file differs from its record.
     """
     path = folder / RESULTS_FILE
     content = _content_of(path)

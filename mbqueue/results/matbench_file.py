@@ -29,7 +29,7 @@ _SILENT = logging.CRITICAL + 1
 def write_matbench_file(
     path: Path, predictions: Mapping[int, Predictions], task: Task, *, parameters: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
-    """Validate all five official folds with matbench, and write them gzipped, like ``MatbenchBenchmark.to_file``.
+    """Validate all five official folds with matbench, and write them gzipped, as ``MatbenchBenchmark.to_file`` does.
 
     The bytes depend only on the inputs and on matbench's date stamp, which matbench's hash includes.
 

@@ -49,7 +49,7 @@ class Measure:
 
     Attributes:
         key: key in results.json.
-        label: column heading.
+        label: the score's column header.
         is_error: whether lower values are better.
     """
 

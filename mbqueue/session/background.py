@@ -245,7 +245,7 @@ def _ended_early(
 
     Args:
         before: ids of earlier sessions. Start times cannot identify earlier sessions, because a queue's server may have
-            another clock.
+            a different clock.
     """
     here = this_process()
     # The parent of an ended process is unknown, so compare only the host and the boot id.

@@ -1,9 +1,9 @@
 """Make every session use the commits in the place that the queue records. Imports no torch.
 
-Each place stores its own id: an object store in its marker, a folder in ``commits.json`` beside the checkpoints. The
-first session records that id in the queue (`mbqueue.queue.commits_place`). A session with another place is refused,
+Each place stores its own id: an object store in its marker, a folder in ``commits.json`` next to the checkpoints. The
+first session records that id in the queue (`mbqueue.queue.commits_place`). A session with a different place is refused,
 because it would find no commits, train from the start and overwrite rows of the queue. A queue in a SQLite file without
-a store needs no check, because the commits are beside that file.
+a store needs no check, because the commits are next to that file.
 
 A session may change the recorded place from a folder to a store or another folder if no commits can be lost. No commits
 can be lost if no other session runs and the new place has every epoch that the queue counts as done. Any other change
@@ -84,7 +84,7 @@ def require_same(queue: Queue, place: CommitsPlace | None) -> None:
     """Check that the commits were not moved while a session was starting.
 
     Raises:
-        QueueError: if the queue now records another place.
+        QueueError: if the queue now records a different place.
     """
     now = queue.commits_place()
     if (now and now.id) != (place and place.id):
@@ -98,7 +98,7 @@ def opened_store(project: ProjectFolder, queue: Queue) -> ObjectStore | None:
     """Open the project's store for reading; None if the project keeps commits and results in its folder.
 
     Raises:
-        StoreError: if the queue records another place for its commits.
+        StoreError: if the queue records a different place for its commits.
     """
     place = queue.commits_place()
     store = store_of(project.topology)

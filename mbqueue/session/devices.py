@@ -96,7 +96,7 @@ class DevicesOutcome:
 
 
 def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
-    """Parse devices like ``0``, ``cuda:1``, ``cpu`` or a GPU's UUID; a device named twice gets two sessions.
+    """Parse devices such as ``0``, ``cuda:1``, ``cpu`` or a GPU's UUID; a device named twice gets two sessions.
 
     A number is an index among the GPUs visible to this process, as in CUDA.
 

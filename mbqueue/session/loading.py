@@ -195,7 +195,7 @@ def _from_cache(project: ProjectFolder, dataset_hash: str, note: Note) -> _Found
 
 
 def _opened(path: Path, dataset_hash: str, note: Note, otherwise: str) -> _Found | None:
-    """Read the crystals in a file; return None if the file is damaged or the crystals have another hash."""
+    """Read the crystals in a file; return None if the file is damaged or the crystals have a different hash."""
     try:
         crystals, meta = Crystals.open(path)
     except CacheError as error:

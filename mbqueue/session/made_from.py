@@ -47,7 +47,7 @@ def prepare(session: Session, spec: Spec) -> dict[str, Any]:
     """Return the result of the `prepare` job, copied from the members, which all have the same crystals.
 
     Raises:
-        MembersNotRecorded: if a member is not recorded yet, but sessions can finish it.
+        MembersNotRecorded: if a member has not been recorded yet, but sessions can finish it.
         ResultsError: if a member's results are damaged, or members have different crystals.
     """
     found = _members(session, spec)

@@ -24,10 +24,10 @@ def record_inputs(
     """Collect the facts about an experiment for its results, such as its dataset, sessions and library versions.
 
     Args:
-        fingerprint_changes: where training resumed with another device or library, as listed by `fingerprint_changes`.
+        fingerprint_changes: where training resumed with a different device or library, as in `fingerprint_changes`.
 
     Raises:
-        ResultsError: if the experiment's data are not prepared yet.
+        ResultsError: if the experiment's data have not been prepared yet.
     """
     jobs = queue.jobs(experiment=experiment.name)
     (prepared,) = [job.result for job in jobs if job.kind is Kind.PREPARE]

@@ -71,10 +71,10 @@ class Blobs(Protocol):
         """
 
     def put(self, path: str, content: bytes) -> None:
-        """Write a blob, even if it exists. Use this only if no other content can have the same name."""
+        """Write a blob, even if it exists. Use this only if the name determines the content."""
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new blob in one quick attempt. Return False if a blob of this name exists with other content.
+        """Write a new blob in one quick attempt. Return False if a blob of this name exists with different content.
 
         An existing blob with the same content counts as an earlier attempt whose answer was lost. So two writers must
         write different bytes.

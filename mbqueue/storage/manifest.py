@@ -43,8 +43,9 @@ class Manifest:
     Attributes:
         best: epoch, val_mae and commit (stem) of the best finished epoch, or None.
         history: one row per finished epoch, with all columns of the history file.
-        fingerprint: the device and the versions that wrote this commit; byte-equality depends on them.
-        fingerprint_changes: one entry for each resume with another fingerprint: epoch, step, session and the changes.
+        fingerprint: the device and the versions that wrote this commit; a different fingerprint can change the bytes
+            of results.
+        fingerprint_changes: one entry for each resume with a different fingerprint: epoch, step, session, changes.
         epoch_sessions: the sessions that worked on the epoch so far.
         epoch_seconds: seconds of work in the epoch so far.
         parent_sha256: hash of the checkpoint that this commit continues. The name of the checkpoint is not enough,

@@ -125,7 +125,7 @@ class Drive:
 
         Raises:
             FileExistsError: if the name exists.
-            OSError: if the file cannot be written, or other bytes are read back.
+            OSError: if the file cannot be written, or different bytes are read back.
         """
         self.check()
         target = self.root / path
@@ -160,9 +160,9 @@ class Drive:
     def put(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
         """Write a file whose name belongs only to this content; ``before_piece`` as in `write_new`.
 
-        If a file of that name has other content, that file is a truncated copy and stays. Then a number is added to the
-        new file's name, as a drive would do, and readers try all numbers. If too many files are damaged, the last one
-        is replaced.
+        If a file of that name has different content, that file is a truncated copy and stays. Then a number is added
+        to the new file's name, as a drive would do, and readers try all numbers. If too many files are damaged, the
+        last one is replaced.
         """
         stem, dot, suffix = path.rpartition(".")
         names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]
@@ -173,7 +173,7 @@ class Drive:
         self.write_new(names[-1], content, before_piece=before_piece)
 
     def create(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> bool:
-        """Write a file unless this machine sees a file of that name. Return False if that file has other content."""
+        """Write a file unless this machine sees one of that name. Return False if that file has different content."""
         try:
             self.write_new(path, content, before_piece=before_piece)
         except FileExistsError:

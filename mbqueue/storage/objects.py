@@ -1,8 +1,8 @@
 """Read and write objects in a bucket (S3, GCS, Azure) or a shared folder, with the few operations that commits need.
 
-An object is written completely or not at all, and no name is reused for other content. `put` is for names that contain
-the content's hash, so that writing twice is harmless. The store refuses `create` if the name exists (If-None-Match: *),
-so only one of two writers wins. If the answer is lost, `create` reads the object back.
+An object is written completely or not at all, and no name is reused for different content. `put` is for names that
+contain the content's hash, so that writing twice is harmless. The store refuses `create` if the name exists
+(If-None-Match: *), so only one of two writers wins. If the answer is lost, `create` reads the object back.
 
 A proxy may answer 404 while the store restarts. So an object counts as missing only if the error text comes from the
 store itself.
@@ -197,13 +197,13 @@ class ObjectStore:
         return content
 
     def put(self, path: str, content: bytes) -> None:
-        """Write an object, even if it exists. Use this only if no other content can have the same name."""
+        """Write an object, even if it exists. Use this only if the name determines the content."""
         began = time.monotonic()
         self._ask("put", lambda: self._for(len(content)).put(path, content, use_multipart=False) or True)
         self.put_seconds = time.monotonic() - began
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new object in one attempt. Return False if an object of this name exists with other content.
+        """Write a new object in one attempt. Return False if an object of this name exists with different content.
 
         An existing object with the same content counts as an earlier attempt whose answer was lost. So two writers must
         write different bytes.

@@ -25,7 +25,7 @@ from mbqueue.storage.names import HASH_DIGITS, CommitFile, manifests_named
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of blobs with the commits of one fold. Files with another kind of name are ignored."""
+    """A folder of blobs with the commits of one fold. Files with names of a different kind are ignored."""
 
     blobs: Blobs
     folder: str

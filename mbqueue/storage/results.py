@@ -1,6 +1,6 @@
 """Check result files, and read them from a folder, a mount or an object store.
 
-In a folder, `results.json` lists the files. On a mount, a listing beside the commits lists them. With an object store,
+In a folder, `results.json` lists the files. On a mount, a listing next to the commits lists them. With an object store,
 the job's row in the queue lists them. This module defines the check of a listed file, which is the same for all three.
 """
 
@@ -71,7 +71,7 @@ class ResultFile(NamedTuple):
             return False
 
     def written_in(self, folder: Path) -> bytes:
-        """Read the file from the folder where its job wrote it, to send it to another place.
+        """Read the file from the folder where its job wrote it, before it is sent to a different place.
 
         Raises:
             OSError: if the file has changed or is missing.
@@ -85,7 +85,7 @@ class ResultFile(NamedTuple):
         """Read the file from a place, and check its size and hash.
 
         Raises:
-            FileNotFoundError: if the place has no such file, or the file has other content.
+            FileNotFoundError: if the place has no such file, or the file has different content.
         """
         content = blobs.read(path, at_most=self.size)
         if not self.fits(content):

@@ -58,7 +58,7 @@ class Plan:
         return cls(batch.ordered(), tiles or TILES[min(TILES)], precision or products_in_use())
 
     def shares(self, n_rows: int, rows: int) -> tuple[int, int]:
-        """Divide ``n_rows`` among programs; return the number of programs and of tiles of ``rows`` rows in each.
+        """Divide ``n_rows`` among programs; return the number of programs, and of tiles with ``rows`` rows in each.
 
         The result depends only on ``n_rows`` and ``rows``.
         """

@@ -1,4 +1,4 @@
-"""Reading tables: the choice of columns, rows that do not fit the heading, and the layouts that programs write."""
+"""Reading tables: the choice of columns, rows that do not fit the header, and the layouts that programs write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file that a parser would misread as another crystal is rejected with the reason."""
+"""A file that a parser would misread as a different crystal is rejected with the reason."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ SOURCE = "mine.jsonl"
 
 @pytest.fixture
 def split(tmp_path: Path) -> ProjectFolder:
-    """A split project with its own dataset beside it."""
+    """A split project with its own dataset next to it."""
     root = make_project(tmp_path / "mount").root
     lines = gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines(keepends=True)
     (root / SOURCE).write_bytes(b"".join(lines[:12]))

@@ -1,4 +1,4 @@
-"""The holder of a lease may write; a former holder may not."""
+"""The holder of a lease may write; a previous holder may not."""
 
 from __future__ import annotations
 

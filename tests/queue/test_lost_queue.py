@@ -1,4 +1,4 @@
-"""If the queue is lost but its work exists, each command reports it, none begins another, recover rebuilds it."""
+"""Each command reports a lost queue whose work exists. No command creates a new queue, and `recover` rebuilds it."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(self.held(lease) for lease in self.given))
     @rule(data=st.data())
     def take_over(self, data):
-        """The holder falls silent, another session takes the job, and the first wakes up and tries every write."""
+        """The holder freezes, another session claims the job, then the old holder wakes up and tries every write."""
         old = data.draw(st.sampled_from([lease for lease in self.given if self.held(lease)]))
         self.now = self.held(old).expires
         job, place = self.model.jobs[key_of(old.job)], (old.job.experiment, old.job.fold)

@@ -82,7 +82,7 @@ KEEPINGS = [
 
 
 class Templates:
-    """Half-trained projects to copy, each made once, and beside each an archive that is one job older."""
+    """Half-trained projects to copy, each made once, and next to each an archive that is one job older."""
 
     def __init__(self, warm: Warm, base: Path) -> None:
         self._warm, self._base = warm, base

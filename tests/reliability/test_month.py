@@ -91,7 +91,7 @@ def straight(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab,
 
 
 def check(endings: list[str], month: Lab, straight: Lab) -> None:
-    """Check that every kind of ending occurred, and that results are those of an uninterrupted run."""
+    """Check that every kind of ending occurred, and that results equal those of an uninterrupted run."""
     counted = Counter(endings)
     assert len(endings) >= LEAST_SESSIONS, counted
     assert set(counted) == set(ENDINGS), counted

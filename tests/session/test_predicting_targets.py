@@ -22,7 +22,7 @@ MODULUS = Target(name="bulk modulus", unit="GPa", kind="scalar", column="K")
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """A project, and a table of two crystals without targets beside it."""
+    """A project, and a table of two crystals without targets next to it."""
     crystals = [Structure(Lattice.cubic(side), ["Fe"], [[0, 0, 0]]).as_dict() for side in (2.8, 3.1)]
     rows = [json.dumps({"id": str(number), "structure": crystal}) for number, crystal in enumerate(crystals)]
     (tmp_path / "new.jsonl").write_text("\n".join(rows))

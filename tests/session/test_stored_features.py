@@ -1,4 +1,4 @@
-"""A frozen backbone's outputs are part of the fingerprint, and a session that finds other bytes reports it."""
+"""A frozen backbone's outputs are part of the fingerprint, and a session that finds different bytes reports it."""
 
 from __future__ import annotations
 

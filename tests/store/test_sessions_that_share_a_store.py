@@ -66,7 +66,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProjectFolder, Path
 
 
 class Machine:
-    """A machine: a project folder of its own, and the queue that all share."""
+    """One machine, with its own project folder and the queue that all machines share."""
 
     def __init__(self, folder: Path, queue_db: Path, *, minutes: float = 1e-6) -> None:
         self.project = make_project(folder, checkpoint_minutes=minutes)

@@ -1,4 +1,4 @@
-"""The queue knows the place of its commits, and refuses a session that would use another place."""
+"""The queue knows the place of its commits, and refuses a session that would use a different place."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_another_store_at_the_same_address_is_refused(share: ObjectStore) -> Non
 def test_commands_look_for_results_only_in_the_queues_place(
     project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If commands looked in another place, `retry` would treat the files as lost and predict again."""
+    """If commands looked in a different place, `retry` would treat the files as lost and predict again."""
     done(project, jobs=2, files={"predictions_fold_0.csv": {"size": 1, "sha256": "0" * 64}})
     (tmp_path / "other").mkdir()
     for address in ("", (tmp_path / "other").as_uri()):
@@ -232,7 +232,7 @@ def test_machines_that_share_only_a_queue_cannot_both_work_with_it(
 
 
 def test_a_file_that_was_copied_from_a_server_works_beside_its_commits_and_nowhere_else(tmp_path: Path) -> None:
-    """The copied queue names the folder of the former machine."""
+    """The copied queue names the folder of the previous machine."""
     project = make_project(tmp_path)
     with open_queue(project) as queue:
         before = CommitsPlace(id="another folder", kind="folder", address="host:/elsewhere/state")

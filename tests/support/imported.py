@@ -15,7 +15,7 @@ def imported(tree: ast.AST, package: str) -> Iterator[str]:
     ``from a import b`` counts as an import of a.b. Of an f-string, only the constant start counts.
 
     Args:
-        package: the package of the module, like ``mbqueue.queue``, to which relative imports refer.
+        package: the package of the module, such as ``mbqueue.queue``, to which relative imports refer.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -50,7 +50,7 @@ class Client:
             self.is_mounted = False
 
     def remount(self) -> None:
-        """Mount again, with the former content."""
+        """Mount again, with the previous content."""
         if not self.is_mounted:
             assert not any(self.folder.iterdir()), "something was written to a mount that is gone"
             self.folder.rmdir()

@@ -97,7 +97,7 @@ class PostgresServer(Database):
     Lost connections are opened again. A transaction that was interrupted before its COMMIT was sent has changed
     nothing. Each write transaction updates its client's row in ``receipts``. If the connection is lost during COMMIT,
     this row shows whether the transaction took effect. Transactions leave no settings, locks or prepared statements on
-    a connection, so a pooler may give each transaction another connection.
+    a connection, so a pooler may give each transaction a different connection.
 
     Args:
         even_moved: also open a queue that was moved to another database, so that a queue can be moved back into it.
