@@ -64,7 +64,7 @@ class Queueing(OpenedProject):
             if overrides:
                 raise UsageError(
                     f"{path} describes a search, which sets the space and the folds, and takes all other settings from "
-                    "its base. You can only add --name and --priority."
+                    "its base. The only options for a search are --name and --priority."
                 )
             return self._enqueue_search(path, name=name, priority=priority)
         return self._put(load_spec(path, overrides=_named(overrides, name)), priority=priority)

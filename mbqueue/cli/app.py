@@ -56,10 +56,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Maintain": {
         "recover": ("keeping", "Rebuild a lost queue from the checkpoints."),
-        "backup": ("keeping", "Write the whole state to one archive."),
+        "backup": ("keeping", "Write the project's whole state to an archive."),
         "restore": ("keeping", "Restore the project's state from an archive."),
         "migrate-queue": ("keeping", "Move the queue to PostgreSQL, or back to a file."),
-        "move-commits": ("keeping", "Move commits to another store or to the project's folder."),
+        "move-commits": ("keeping", "Move commits to a different store or to the project's folder."),
         "cache": ("datasets", "List, verify or prune converted data."),
     },
 }
@@ -135,14 +135,15 @@ def _root(
     project: Annotated[
         Path | None,
         typer.Option(
-            help="The project's folder; by default $MBQUEUE_PROJECT, else the nearest project at or above this folder."
+            help="The project's folder. The default is $MBQUEUE_PROJECT or, if it is not set, the nearest project at "
+            "or above the current folder."
         ),
     ] = None,
     live_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Local folder for the live state; by default $MBQUEUE_LIVE_DIR. Without it, state/ or, on a drive, a "
-            "folder in ~/.cache."
+            help="Local folder for the live state. The default is $MBQUEUE_LIVE_DIR or, if it is not set, state/ (for "
+            "a project on a drive, a folder in ~/.cache)."
         ),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,

@@ -35,7 +35,7 @@ def prepare(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(metavar="[DATASET]", help="Name or path of a dataset.")] = OFFICIAL_DATASET,
     limit: Annotated[int, typer.Option(help="Use at most this many random crystals; 0 uses all.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Random seed of --limit.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for --limit.", min=0)] = 0,
     drop_invalid: Annotated[
         bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and list them.")
     ] = False,

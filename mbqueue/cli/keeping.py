@@ -12,7 +12,7 @@ from mbqueue.cli.options import open_project
 from mbqueue.errors import counted
 
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="Replace even an undamaged queue; mbqueue keeps a copy of it.")
+    bool, typer.Option("--force", help="Replace the queue even if it is undamaged; mbqueue keeps a copy.")
 ]
 
 

@@ -176,7 +176,7 @@ def stop(
     for one in stopped:
         name = one.session or f"process {one.pid}"
         if one.is_refused:
-            print_line(f"session {name}: process {one.pid} belongs to another user, so only this user can end it")
+            print_line(f"session {name}: process {one.pid} belongs to another user, so only that user can end it")
         elif one.reason is None:
             print_line(
                 f"session {name}: still saving after {wait:g} s. Follow the log with: mbqueue logs -f. If the session "

@@ -29,7 +29,7 @@ HARMLESS = (
     (r"No data available for electronegativity for ", "as above"),
     (
         r"Ignoring selective dynamics tag, as no ionic degrees of freedom were fixed\.",
-        "the crystal does not depend on which atoms VASP may move",
+        "the flags that let VASP move atoms do not change the crystal",
     ),
     (
         r"Selective dynamics toggled with Fluorine element detected\.",

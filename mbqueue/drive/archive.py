@@ -78,7 +78,7 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
     if not project.queue_db.exists():
         raise UsageError(f"There is no queue at {project.queue_db}, so there is nothing to back up.")
     if target.exists():
-        raise UsageError(f"{target} exists. Give another name, or remove it first.")
+        raise UsageError(f"{target} already exists. Choose a different name, or remove this file first.")
     snapshot = project.live_dir / f"{files.TEMP_PREFIX}backup.db"
     checksums: dict[str, dict[str, object]] = {}
     try:

@@ -337,7 +337,7 @@ class Publisher:
         histories = histories_of(jobs)
         published = self._outcomes.listed(experiment.name)
         if any(one.files and one.is_another_in_the_folder_of(experiment) for one in published):
-            why = "it contains another machine's results with other settings; this machine's results stay in"
+            why = "it contains another machine's results with different settings; this machine's results stay in"
             self._reentry.damaged(experiment.results_dir, f"{why} {self._project.live_dir}")
             return
         listed = {(one.kind, one.fold, one.chain) for one in published}

@@ -88,7 +88,7 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
     spec = parse_spec(facts["spec"], source="what is published")
     known = {one.name: one for one in queue.experiments()}
     if spec.name in known and not _is_of(known[spec.name], spec):
-        note(f"The published spec of {spec.name} differs from that in the queue, so its commits are ignored.")
+        note(f"The published spec of {spec.name} differs from the spec in the queue, so its commits are ignored.")
         return False
     if spec.name in known and set(spec.folds) <= set(known[spec.name].spec["folds"]):
         return False

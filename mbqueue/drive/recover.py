@@ -143,7 +143,7 @@ def move_queue_aside(
     if at_work := [row for row in sessions if may_be_at_work(row, now, path)]:
         first = at_work[0]
         raise UsageError(
-            f"Session {first.id} (process {first.pid} on {first.host}) works with {path}. End it first: mbqueue stop. "
+            f"Session {first.id} (process {first.pid} on {first.host}) is using {path}. End it first: mbqueue stop. "
             "If it hangs or is stopped (Ctrl-Z), wake it or end it with kill -9."
         )
     if is_whole and not force:

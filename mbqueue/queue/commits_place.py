@@ -70,7 +70,7 @@ class CommitsPlaces(Part):
             if is_same or found == place:
                 return  # another process has just recorded this place, perhaps under its own machine's address
             if found != instead_of:
-                where = "nowhere yet" if found is None else f"in {found.shown}"
+                where = "not stored anywhere yet" if found is None else f"in {found.shown}"
                 raise QueueError(
                     f"Another process has just recorded that the commits of {self.database.name} are {where}. Set "
                     "`store` to that place and start again, or see mbqueue move-commits --help"

@@ -279,9 +279,9 @@ def _difference(name: str, there: Mapping[str, Any], new: Mapping[str, Any], tak
         lines.append(f"  and {len(different) - _MOST_SHOWN} more")
     free = next(other for other in (f"{name[:60]}-{number}" for number in count(2)) if other not in taken)
     return (
-        f"{name} is already in the queue with another spec:\n"
+        f"{name} is already in the queue with a different spec:\n"
         + "\n".join(lines)
-        + f"\nNothing was changed. Even a cancelled experiment keeps its name. Enqueue this one with --name {free}"
+        + f"\nNothing was changed. The name of a cancelled experiment stays taken. Enqueue this one with --name {free}"
     )
 
 

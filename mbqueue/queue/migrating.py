@@ -149,7 +149,7 @@ def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
     live = at_work(source.database, old, now=now)
     if live is not None:
         raise UsageError(
-            f"Session {live.id} on {live.host} works with {source.database.name}. End this session first: mbqueue stop"
+            f"Session {live.id} on {live.host} is using {source.database.name}. End this session first: mbqueue stop"
         )
     mark_moved(old, source.database.dialect, COLUMNS, target=target, now=now)
 

@@ -138,7 +138,7 @@ class SqliteFile(Database):
             # SQLite accepts any definition that it can parse, so a flipped bit could rename a column.
             there = sqlite_schema.definitions(db.connection)
             if found == "ok" and there != sqlite_schema.expected_definitions(SCHEMA_VERSION):
-                found = "its tables are not those of a queue"
+                found = "it does not have the tables of a queue"
         if found != "ok":
             raise self._damaged(found)
 

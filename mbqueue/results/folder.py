@@ -137,7 +137,7 @@ def _content_of(path: Path) -> dict[str, Any]:
             "mbqueue."
         )
     if any(Path(name).name != name for name in run["files"]):
-        raise ResultsError(f"{path} names files outside its folder, which mbqueue never does. {RESTORE}")
+        raise ResultsError(f"{path} lists files outside its folder, so mbqueue did not write it. {RESTORE}")
     return dict(content)
 
 

@@ -151,8 +151,8 @@ def _made(content: dict[str, Any]) -> list[str]:
     if not is_blend(content["spec"]):
         strains = content["spec"]["train"]["test_strains"]
         return [
-            f"- the models of {members[0]}; each prediction is a mean over the crystal and {strains} pairs of small, "
-            "opposite strains"
+            f"- the models of {members[0]}; each prediction is a mean over the crystal and {strains} pairs of "
+            "opposite small strains"
         ]
     head = ["Fold", *members]
     lines = [f"- the weighted mean of the predictions of {enumerated(members)}; the time below is for the blend alone"]

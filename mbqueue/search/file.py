@@ -106,13 +106,13 @@ class Search(Section):
     """
 
     name: str = Field(pattern=NAME_PATTERN, description="Name in the queue; by default the file's name.")
-    description: str = Field("", description="One line for reports.")
+    description: str = Field("", description="One-line description for reports.")
     base: str = Field(min_length=1, description="The experiment to vary: its name in jobs/, or a TOML file.")
     base_spec: dict[str, Any] = Field(default_factory=dict)
-    space: dict[str, Setting] = Field(min_length=1, description="Key of the experiment → the values to try.")
+    space: dict[str, Setting] = Field(min_length=1, description="The values to try for each key.")
     trials: int = Field(0, ge=0, le=MOST_TRIALS, description="Number of trials; 0 for as many as `gpu_hours` allows.")
     gpu_hours: float = Field(
-        0.0, ge=0, strict=False, description="Start no trial after this many GPU-hours; 0 is no limit."
+        0.0, ge=0, strict=False, description="Start no more trials after this many GPU-hours; 0 sets no limit."
     )
     folds: Annotated[list[int], AfterValidator(_folds)] = Field([0], description="The folds that each trial runs on.")
     sampler: Literal["tpe", "qmc", "grid", "random", "cmaes"] = Field(
@@ -120,7 +120,7 @@ class Search(Section):
     )
     pruner: Literal["none", "halving", "hyperband", "wilcoxon"] = Field(
         "halving",
-        description="How Optuna chooses which trials to end early: by successive halving or Hyperband over epochs, or "
+        description="How Optuna chooses which trials to prune: by successive halving or Hyperband over epochs, or "
         "by the Wilcoxon test over folds.",
     )
     min_epochs: int = Field(1, ge=1, description="`halving` and `hyperband` end no trial before this epoch.")
@@ -143,8 +143,8 @@ class Search(Section):
                 choices = self.space[other].choices if other in before else None
                 if choices is None or any(value not in choices for value in values):
                     raise ValueError(
-                        f"space.{key}.when: {other} must come before {key} in the space, and its choices must contain "
-                        f"{values}"
+                        f"space.{key}.when: {other} must come before {key} in the space, and the choices of "
+                        f"{other} must contain {values}"
                     )
         return self
 

@@ -122,8 +122,9 @@ def require_store(place: CommitsPlace, store: ObjectStore) -> None:
         return
     if store.url == place.address:
         raise StoreError(
-            f"The commits of this queue are in {place.shown}, but that address now has a different store or none. If "
-            f"the store is on a share, mount the share. If the store was deleted, restore it from a copy. {_HOW}"
+            f"The commits of this queue are in {place.shown}, but there is now a different store, or none, at that "
+            f"address. If the store is on a share, mount the share. If the store was deleted, restore it from a copy. "
+            f"{_HOW}"
         )
     raise elsewhere(place, f"{store.url} is a different store, or nothing is mounted there")
 

@@ -186,7 +186,7 @@ def _member(session: Session, member: Member, spec: Spec) -> _Found:
     left = [job for job in jobs if job.state not in {State.COMMITTED, State.SKIPPED}]
     if entry.paused or any(job.paused or job.state in {State.FAILED, State.CANCELLED} for job in left):
         raise ResultsError(
-            f"{spec.name} is made from {name}, which is not recorded and waits for you (mbqueue status {name}). Once "
+            f"{spec.name} is made from {name}, which needs your attention (see mbqueue status {name}). Once "
             f"{name} is recorded: mbqueue retry {spec.name}"
         )
     if left:

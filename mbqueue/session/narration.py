@@ -47,7 +47,7 @@ class Narration(Report):
         self._last_said, self._is_waiting = time.monotonic(), False
         if job.progress:
             done, total = job.progress.get("done", 0), job.progress.get("total", 0)
-            self._say(f"{job.label}: resuming; {job.progress.get('what', 'part')} {done} of {total} is done", None)
+            self._say(f"{job.label}: resuming after {job.progress.get('what', 'part')} {done} of {total}", None)
         else:
             self._say(f"{job.label}: started", None)
 

@@ -53,7 +53,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
         session.commit(lease, result=result, publish=publish)
 
     def passed_over(stem: str, why: str) -> None:
-        lost = "If only this commit recorded a change of device or library, the results do not mention the change."
+        lost = "The results do not mention a change of device or library that only this commit recorded."
         session.damaged(lease, f"The commit {stem} is skipped: {why} {lost}")
 
     folds = [experiment.identity(fold) for fold in spec.folds]

@@ -146,7 +146,7 @@ class Identity:
         if (manifest.experiment, manifest.fold) != (self.experiment, self.fold):
             why = f"belongs to {manifest.experiment} fold {manifest.fold}, not to {self.label}"
         elif self.spec_hash not in (None, manifest.spec_hash):
-            why = f"was trained with a different spec than {self.experiment} has in the queue"
+            why = f"was trained with a spec that differs from the spec of {self.experiment} in the queue"
         elif self.dataset_hash not in (None, manifest.dataset_hash):
             why = f"was not trained on the crystals of {self.experiment}"
         if why is not None:

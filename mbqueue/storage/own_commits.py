@@ -209,7 +209,7 @@ class OwnCommits(Commits):
     def _taken(self, commit: Commit) -> CommitTaken:
         return CommitTaken(
             f"Another worker has already written commit {commit.base} of {self.identity.label} to "
-            f"{self.place.blobs.url}. This worker drops its own commit and continues from the other worker's."
+            f"{self.place.blobs.url}. This worker discards its own commit and continues from that one."
         )
 
     # -- removing ------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Conditions:
             if memory.limit < train.batch_size:
                 on_note(
                     f"{name} fits at most {memory.limit} crystals at once in {work}, so a batch of "
-                    f"{train.batch_size} is split into micro-batches. To make mbqueue try larger ones again, delete "
+                    f"{train.batch_size} is split into micro-batches. To make mbqueue try larger batches again, delete "
                     f"{memory.path}."
                 )
 

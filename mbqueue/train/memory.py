@@ -118,9 +118,13 @@ class DeviceMemory:
             self._learned = self.limit
             self._remember()
         self._on_note(
-            f"{device_name(device)} ran out of memory with {len(shortage.rows)} crystals at once. From now on, at most "
-            f"{self.limit} run at once, which changes only the last digits of results."
-            + ("" if is_free else f" Other processes use its memory ({held}), so the next job tries more crystals.")
+            f"{device_name(device)} ran out of memory with {len(shortage.rows)} crystals at once. From now on, "
+            f"mbqueue runs at most {self.limit} at once. Only the last digits of results change."
+            + (
+                ""
+                if is_free
+                else f" Because other processes use its memory ({held}), the next job tries larger batches."
+            )
         )
 
     def _remembered(self) -> int:

@@ -224,7 +224,7 @@ def test_of_several_seeds_none_is_enqueued_when_the_name_of_one_is_taken(
     assert mbqueue("enqueue", "head_finetune", "--dataset", "sample", *taken).code == 0
     said = mbqueue("enqueue", "head_finetune", "--dataset", "sample", "--seeds", "0-2")
     assert said.code != 0
-    assert "head_finetune.seed2 is already in the queue with another spec" in said.err
+    assert "head_finetune.seed2 is already in the queue with a different spec" in said.err
     with open_queue(project, read_only=True) as queue:
         assert [one.name for one in queue.experiments()] == ["head_finetune.seed2"]
 

@@ -97,14 +97,14 @@ def test_a_copied_queue_continues_with_new_ids_and_the_fences_it_had(used, url, 
 def test_a_queue_that_a_session_works_with_is_not_copied(used, url):
     with Queue(used.queue_db) as queue:
         session = queue.start_session(device="cpu", now=1.0, alive_seconds=1e12)
-    with pytest.raises(UsageError, match=f"Session {session} .* works with .*mbqueue stop"):
+    with pytest.raises(UsageError, match=f"Session {session} .* is using .*mbqueue stop"):
         Project(used.root).migrate_queue(url)
 
 
 def test_a_queue_whose_session_is_silent_but_lives_is_not_copied(used, url):
     with holding_open(used.queue_db) as pid, Queue(used.queue_db) as queue:
         session = queue.start_session(device="cpu", now=1.0, alive_seconds=0.0, identity=identity_of(pid))
-        with pytest.raises(UsageError, match=f"Session {session} .* works with .*mbqueue stop"):
+        with pytest.raises(UsageError, match=f"Session {session} .* is using .*mbqueue stop"):
             Project(used.root).migrate_queue(url)
 
 

@@ -125,7 +125,7 @@ def test_an_experiment_without_training_has_no_learning_curves(tmp_path, fill, i
     record_experiment(folder, inputs)
     page = report_of(read_recorded(folder), tmp_path)
     assert "plot-learning-curves" not in page.ids
-    assert "nothing was trained" in page.text
+    assert "no epoch was trained" in page.text
 
 
 @pytest.mark.parametrize("done", [(), (0,)])
@@ -308,7 +308,7 @@ def test_a_comparison_is_one_file_with_the_leaderboard_and_the_paired_plot(recor
     assert page.fetched == []
     assert "later against small" in page.text
     assert "MAE of the reference" in page.text
-    assert "A value below 0 is better than the reference" in page.text
+    assert "Below 0, the errors are smaller than those of the reference" in page.text
     assert all(row.name in page.text for row in leaderboard("matbench_mp_e_form"))
 
 

@@ -169,7 +169,9 @@ def test_a_space_that_the_experiment_always_refuses_is_an_error_with_file_and_re
 
 def test_options_that_a_search_does_not_take_are_refused(project, write):
     write()
-    with pytest.raises(UsageError, match=r"describes a search.*You can only add --name and --priority"):
+    with pytest.raises(
+        UsageError, match=r"describes a search.*The only options for a search are --name and --priority"
+    ):
         Project(project.root).enqueue("hunt", epochs=3)
 
 

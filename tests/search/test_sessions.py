@@ -152,7 +152,7 @@ def test_a_pruned_trial_cannot_be_blended_and_the_error_says_what_to_do(searched
 
 def test_an_experiment_with_a_trials_name_is_reported_in_few_lines(searched):
     told = run(searched.root, "promote", "rates", "--name", "rates.000")
-    assert (told.returncode, "already in the queue with another spec" in told.stderr) == (2, True)
+    assert (told.returncode, "already in the queue with a different spec" in told.stderr) == (2, True)
     assert len(told.stderr.splitlines()) <= 24
     assert max(map(len, told.stderr.splitlines())) < 250
 

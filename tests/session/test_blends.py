@@ -149,7 +149,7 @@ def test_a_blend_whose_member_failed_fails_with_advice(project):
     project.pause("head.seed0")
     report = RememberedReport()
     assert work(project.folder, WorkOptions(device="cpu"), report=report).ending is Ending.BLOCKED
-    assert any("waits for you" in line and "mbqueue retry both" in line for line in report.lines)
+    assert any("needs your attention" in line and "mbqueue retry both" in line for line in report.lines)
 
 
 def test_a_blend_survives_backup_and_restore(project, tmp_path):
@@ -197,7 +197,7 @@ def test_an_impossible_blend_is_refused_and_changes_nothing(project):
     refused(project, "There is no experiment other in the queue", "head.seed0", "other")
     refused(
         project,
-        "already in the queue with another spec",
+        "already in the queue with a different spec",
         "head.seed0",
         "head.seed1",
         error=ExperimentExists,
@@ -352,7 +352,7 @@ def test_recorded_models_predict_again_under_strains(project):
         whole = project.predict(CRYSTALS, [path], strains=2, device="cpu").predictions.mean
         np.testing.assert_allclose(after.predictions[fold].y_pred, whole[fold_rows(60, fold)], rtol=0, atol=1e-5)
     page = (after.folder / "RESULTS.md").read_text()
-    assert "the models of head.seed0; each prediction is a mean over the crystal and 2 pairs of small" in page
+    assert "the models of head.seed0; each prediction is a mean over the crystal and 2 pairs of opposite small" in page
     project.blend(["head.seed1", "strained"], name="mixed")
     finish(project.folder)
     assert project.results("mixed").folds == (0, 1)
@@ -367,7 +367,7 @@ def test_an_impossible_predict_again_is_refused_and_changes_nothing(project):
     ):
         with pytest.raises(error, match=why):
             project.predict_again(name, test_strains=strains, name="strained")
-    with pytest.raises(ExperimentExists, match=r"head.seed1 is already in the queue with another spec"):
+    with pytest.raises(ExperimentExists, match=r"head.seed1 is already in the queue with a different spec"):
         project.predict_again("head.seed0", test_strains=2, name="head.seed1")
     assert names(project) == before
 

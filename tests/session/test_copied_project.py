@@ -64,7 +64,7 @@ def test_the_copy_does_not_stop_wait_for_or_show_sessions_of_the_original(pair: 
     assert pair.session.is_running
 
     pair.copy.recover(force=True)  # refused while a session uses this queue
-    with pytest.raises(UsageError, match="works with"):
+    with pytest.raises(UsageError, match="is using"):
         pair.original.recover(force=True)
     (stopped,) = pair.original.stop()
     assert stopped.session == pair.session.session
@@ -90,7 +90,7 @@ def test_the_copy_has_a_background_session_of_its_own_and_says_whose_log_it_show
     archive = tmp_path / "archive.tar"
     pair.copy.back_up(archive)
     pair.copy.restore(archive, force=True)
-    with pytest.raises(UsageError, match=f"Session {pair.session.session} .* works with"):
+    with pytest.raises(UsageError, match=f"Session {pair.session.session} .* is using"):
         pair.original.restore(archive, force=True)
     assert pair.session.is_running
 

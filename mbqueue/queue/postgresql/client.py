@@ -37,7 +37,7 @@ _LOST = (
 _CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
 Result = TypeVar("Result")
 _REMEDIES: dict[type[psycopg.Error], str] = {
-    errors.InsufficientPrivilege: " This role lacks a right. docs/how-to/many-machines.md lists the rights that "
+    errors.InsufficientPrivilege: " This role lacks a privilege. docs/how-to/many-machines.md lists the rights that "
     "sessions need. Only the owner of the tables can move a queue (migrate-queue).",
     errors.UndefinedTable: " The schema no longer contains a queue. Check schema= in the URL, or restore the database.",
     errors.DiskFull: " The server's disk is full. Free some space on the server.",

@@ -60,7 +60,7 @@ def verdict(fold: int, history: Sequence[Mapping[str, Any]]) -> Verdict:
     """
     best = best_epoch(history)
     if best is None:
-        return Verdict(fold, "untrained", "nothing was trained, so there is nothing to overfit.")
+        return Verdict(fold, "untrained", "no epoch was trained, so the model cannot overfit.")
     epoch, val_mae = best
     last, at_best = history[-1], next(row for row in history if row["epoch"] == epoch)
     since = last["epoch"] - epoch
@@ -118,7 +118,7 @@ def _gap(ratio: float) -> str:
 
 
 def _since(epochs: int) -> str:
-    return "its last" if epochs == 0 else f"{epochs} epoch{'s' * (epochs > 1)} before the end"
+    return "the last epoch" if epochs == 0 else f"{epochs} epoch{'s' * (epochs > 1)} before the end"
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
         ),
         "<h2>Differences paired by crystal</h2>",
         "<p>Mean of |error| − |error of the reference| over the crystals that both predicted, with its 95 % interval. "
-        "A value below 0 is better than the reference. In “A against B”, B is the reference. The interval accounts for "
-        "the choice of test crystals, but not for other training seeds.</p>",
+        "Below 0, the errors are smaller than those of the reference. In “A against B”, B is the "
+        "reference. The interval accounts for the choice of test crystals, but not for other training seeds.</p>",
         paired_plot,
         table(
             ["", "Crystals", "MAE", "MAE of the reference", "Difference", "95 % interval", "Better on", ""],

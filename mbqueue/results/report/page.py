@@ -58,24 +58,25 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
         ]
     body += [
         f'<div class="note">{escape(content["notes"]["pretraining_overlap"])}</div>',
-        "<h2>Does it overfit?</h2>",
+        "<h2>Overfitting</h2>",
         _verdicts(recorded.histories),
     ]
     if "learning-curves" in plots:
         body += [
             "<h2>Learning curves</h2>",
-            "<p>Solid: validation. Dotted: training, the running mean over each epoch. Star: the best epoch, whose "
-            "weights are kept. Click a name to hide its fold.</p>",
+            "<p>Solid lines show the validation MAE, and dotted lines the training MAE as a running mean over each "
+            "epoch. A star marks the best epoch, whose weights are kept. Click a name to hide its fold.</p>",
             plots["learning-curves"],
         ]
     if recorded.folds:
         body += [
             *(_classes(plots) if target.is_class else _numbers(plots)),
-            "<h2>Where the errors are large</h2>",
+            "<h2>Error by crystal property</h2>",
             f'<div class="row three">{"".join(plots[name] for name in _FAILS_ON if name in plots)}</div>',
             "<h2>Error by element</h2>",
-            f"<p>Mean absolute error{target.fine[1].in_unit} over the test crystals that contain the element; their "
-            "number is in italics. The colour scale leaves out the outer 5 % of the elements on either side.</p>",
+            f"<p>Mean absolute error{target.fine[1].in_unit} over the test crystals that contain the element. The "
+            "number of these crystals is in italics. The colour scale ignores the highest and lowest 5 % of the "
+            "elements.</p>",
             plots["periodic-table"],
             "<h2>The 50 worst crystals</h2>",
             _worst(analysis.worst(recorded.predictions), target),
