@@ -167,7 +167,7 @@ def test_a_timeline_is_drawn_when_its_spans_are_known(recorded, tmp_path):
     # Check the table of time by session, and its note that publishing runs at the same time as other work.
     assert "1. L4 10m00s 1m00s –" in page.text
     assert "all 10m00s 1m00s 1m40s" in page.text
-    assert "A separate thread does this" in page.text
+    assert "A separate thread copies them" in page.text
 
 
 def test_the_worst_crystals_are_linked_by_their_own_id_or_formula():
