@@ -143,7 +143,7 @@ def test_a_queue_is_not_moved_to_its_own_address(used, url, monkeypatch):
 def test_an_empty_queue_is_not_mistaken_for_one_moved_into_a_file(used, url, monkeypatch):
     open_on_server(url).close()
     monkeypatch.setenv("MBQUEUE_QUEUE", url)
-    with pytest.raises(UsageError, match="rename this file and the files beside it"):
+    with pytest.raises(UsageError, match="rename this file and all files next to it"):
         Project(used.root).migrate_queue("sqlite")
     with open_on_server(url) as queue:
         assert queue.experiments() == ()
@@ -156,7 +156,7 @@ def test_a_file_that_is_there_is_not_overwritten(used, url, make_spec, monkeypat
         queue.enqueue(make_spec("another"), results_dir="r", now=1.0)
     before = used.queue_db.read_bytes()
     monkeypatch.setenv("MBQUEUE_QUEUE", url)
-    with pytest.raises(UsageError, match="rename this file and the files beside it"):
+    with pytest.raises(UsageError, match="rename this file and all files next to it"):
         Project(used.root).migrate_queue("sqlite")
     assert used.queue_db.read_bytes() == before
     with open_on_server(url, read_only=True) as queue:
