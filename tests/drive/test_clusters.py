@@ -46,6 +46,7 @@ def test_recovering_without_the_server_finds_the_commits_of_its_sessions(
     assert sum(epochs for _, _, epochs in found.folds) >= 2
     with Queue(project.folder.queue_db, read_only=True) as queue:
         done = {(job.fold, job.epoch) for job in queue.jobs(state=State.COMMITTED) if job.epoch}
+    assert done
     for fold, epoch in done:
         folder = project.folder.checkpoints_dir("tiny", fold or 0)
         assert list(folder.glob(f"e{epoch:04d}-done-*.pt")), "the queue speaks of a commit that is not in its folder"
@@ -58,7 +59,9 @@ def test_recovering_finds_commits_of_the_live_folder_that_never_reached_the_moun
     Project(shared.project.root).recover()
     project = Project(shared.project.root)
     before = project.recover(force=True).folds
-    for path in (shared.project.state_dir / "checkpoints").rglob("*.*"):
+    on_the_mount = list((shared.project.state_dir / "checkpoints").rglob("*.*"))
+    assert on_the_mount
+    for path in on_the_mount:
         path.unlink()
     project.folder.queue_db.write_bytes(b"garbage" * 1000)
     assert project.recover().folds == before

@@ -101,7 +101,9 @@ def test_recover_uses_the_newest_intact_commit_and_requeues_the_rest(local: Loca
 
 def test_manifests_without_a_spec_are_read_with_the_experiment_file(local: LocalProject) -> None:
     local.train(4).end()
-    for path in local.project.checkpoints_dir("tiny", 0).glob("*.json"):
+    manifests = list(local.project.checkpoints_dir("tiny", 0).glob("*.json"))
+    assert manifests
+    for path in manifests:
         content = json.loads(path.read_text())
         for key in ("enqueued", "parent_sha256", "checksum"):
             del content[key]

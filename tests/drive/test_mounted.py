@@ -96,9 +96,10 @@ def test_files_of_the_drive_program_are_ignored(root: Path, tmp_path: Path, cloc
     for _ in range(4):
         session.step()
     session.end()
-    for folder in ["", *(str(path.relative_to(root / "state")) for path in (root / "state").rglob("*"))]:
-        if (root / "state" / folder).is_dir():
-            (root / "state" / folder / name).write_bytes(b"[.ShellClassInfo]")
+    folders = [path for path in (root / "state").rglob("*") if path.is_dir()]
+    assert {path.name for path in folders} >= {"fold_0", "snapshots"}
+    for folder in [root / "state", *folders]:
+        (folder / name).write_bytes(b"[.ShellClassInfo]")
     clock.advance(1000.0)
     next_one = SteppedSession(root, tmp_path / "live2", clock)
     assert not any("is skipped" in note for note in next_one.notes)

@@ -12,6 +12,7 @@ import pytest
 from processes import PATIENCE_SECONDS, freeze, kill, outcome, run, start, until
 from small_project import enqueue, make_project, small_spec
 
+from mbqueue.files import TEMP_PREFIX
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
@@ -36,7 +37,7 @@ def commits(project: ProjectFolder) -> int:
 
 def files_being_written(project: ProjectFolder) -> int:
     """The temporary files of a commit of fold 0 that is being staged."""
-    return len(list(project.checkpoints_dir("full_finetune", 0).glob(".tmp-*")))
+    return len(list(project.checkpoints_dir("full_finetune", 0).glob(f"{TEMP_PREFIX}*")))
 
 
 def until_a_new_commit(project: ProjectFolder, process: subprocess.Popen[bytes]) -> None:
@@ -142,7 +143,7 @@ def _everything(project: ProjectFolder, folder: Path) -> tuple[object, ...]:
     with Queue(project.queue_db, read_only=True) as queue:
         jobs = queue.jobs()
     places = (project.checkpoints_dir("full_finetune", 0), folder)
-    named = [p for place in places for p in sorted(place.iterdir()) if not p.name.startswith(".tmp-")]
+    named = [p for place in places for p in sorted(place.iterdir()) if not p.name.startswith(TEMP_PREFIX)]
     return jobs, {path: path.read_bytes() for path in named}
 
 

@@ -72,7 +72,9 @@ def test_a_killed_prediction_resumes_with_the_same_bytes(tmp_path: Path, monkeyp
     assert sum(sizes) == 120 - told[2][0]
     assert told[-1] == (120, 120)
 
-    for file in project.folder.predictions_dir("predict").iterdir():
+    stored = list(project.folder.predictions_dir("predict").iterdir())
+    assert stored
+    for file in stored:
         os.utime(file, (0, file.stat().st_mtime - kept.FORGET_SECONDS - 60))
     sizes.clear()
     anew = project.predict(small, [model], strains=1, device="cpu")

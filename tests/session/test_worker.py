@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,12 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import read_history, read_predictions
-from mbqueue.session import record
+from mbqueue.session import fold_results, record
 from mbqueue.session.loaded import Loaded
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import Ending, SessionOutcome, work
+from mbqueue.storage.own_commits import OwnCommits
 from mbqueue.train.fold import FoldRun
 
 
@@ -211,7 +214,9 @@ def test_damaged_checkpoints_are_set_aside_and_their_epochs_trained_again(
     folder = enqueue(project, small_spec(project))
     work(project, WorkOptions(device="cpu", max_jobs=3), report=report)  # `prepare` and both epochs
     checkpoints = project.checkpoints_dir("full_finetune", 0)
-    for path in checkpoints.glob("*.pt"):
+    written = list(checkpoints.glob("*.pt"))
+    assert len(written) == 2
+    for path in written:
         path.write_bytes(path.read_bytes()[:-1])
     report.lines.clear()
     assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE, report.lines
@@ -315,32 +320,61 @@ def test_a_session_that_lost_its_lease_does_not_rebuild_missing_files(
         assert {job.state for job in queue.jobs()} == {State.COMMITTED}
 
 
-@pytest.mark.parametrize("slow", [(Loaded, "data_for"), (FoldRun, "predict_test")])
+@pytest.mark.parametrize(
+    ("jobs", "slow", "staging"),
+    [
+        pytest.param(1, (Loaded, "data_for"), (OwnCommits, "stage"), id="train"),
+        pytest.param(2, (FoldRun, "predict_test"), (fold_results, "write_history"), id="predict"),
+    ],
+)
 def test_a_session_that_lost_its_lease_removes_no_file_of_its_successor(
-    tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch, slow: tuple[type, str]
+    tmp_path: Path,
+    report: RememberedReport,
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: int,
+    slow: tuple[Any, str],
+    staging: tuple[Any, str],
 ) -> None:
-    project, act = make_project(tmp_path, checkpoint_minutes=60.0), getattr(*slow)
+    project, act, stage = make_project(tmp_path, checkpoint_minutes=60.0), getattr(*slow), getattr(*staging)
     folder = enqueue(project, small_spec(project, "head_finetune", train__epochs=1))
-    work(project, WorkOptions(device="cpu", max_jobs=1), report=report)
-    if slow[0] is FoldRun:
-        work(project, WorkOptions(device="cpu", max_jobs=1), report=report)  # train, so that the next job predicts
-        staged = folder / ".tmp-fold_0-fence_2" / "preds_fold_0.csv"
-    else:
-        staged = project.checkpoints_dir("head_finetune", 0) / ".tmp-0-e0001-done-f0002.pt"
+    work(project, WorkOptions(device="cpu", max_jobs=jobs), report=report)
+    is_staged, may_go_on = threading.Event(), threading.Event()
+    successor: list[Future[SessionOutcome]] = []
+    staged: set[Path] = set()
+
+    def written() -> set[Path]:
+        places = (project.checkpoints_dir("head_finetune", 0), folder)
+        return {path for place in places for path in place.rglob("*") if path.is_file()}
 
     def slowly(*arguments: Any, **options: Any) -> Any:
         done = act(*arguments, **options)
-        with Queue(project.queue_db) as queue:
-            for row in queue.sessions():
-                queue.end_session(row.id, reason="was silent", now=row.heartbeat_at, lost=True)
-        staged.parent.mkdir(parents=True, exist_ok=True)
-        staged.touch()
+        if not successor:
+            with Queue(project.queue_db) as queue:
+                for row in queue.sessions():
+                    queue.end_session(row.id, reason="was silent", now=row.heartbeat_at, lost=True)
+            before = written()
+            successor.append(pool.submit(work, project, WorkOptions(device="cpu"), report=RememberedReport()))
+            assert is_staged.wait(60)
+            staged.update(written() - before)
+        return done
+
+    def halfway(*arguments: Any, **options: Any) -> Any:
+        done = stage(*arguments, **options)
+        is_staged.set()
+        assert may_go_on.wait(60)
         return done
 
     monkeypatch.setattr(*slow, slowly)
-    with pytest.raises(QueueError, match="has ended"):
-        work(project, WorkOptions(device="cpu"), report=report)
-    assert staged.exists()
+    monkeypatch.setattr(*staging, halfway)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            with pytest.raises(QueueError, match="has ended"):
+                work(project, WorkOptions(device="cpu"), report=report)
+            assert staged
+            assert staged <= written()
+        finally:
+            may_go_on.set()
+        assert successor[0].result().ending is Ending.DONE
     assert any("no longer holds" in line for line in report.lines)
 
 

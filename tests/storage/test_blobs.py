@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from s3_server import S3Server, new_store
 
+from mbqueue.files import temp_beside
 from mbqueue.project import init_project
 from mbqueue.storage.blobs import Blobs, Folder
 from mbqueue.storage.mounted import Drive
@@ -225,7 +226,8 @@ def test_a_death_in_a_folder_leaves_no_blob_of_that_name(tmp_path: Path, died_wh
 def test_half_written_files_are_not_listed_and_are_removed(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.put("state/a.json", b"whole")
-    (tmp_path / "state" / ".tmp-123-b.json").write_bytes(b"ha")
+    half = temp_beside(tmp_path / "state" / "b.json")
+    half.write_bytes(b"ha")
     assert names(folder, "state") == ["a.json"]
     folder.sweep("state")
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["a.json"]
