@@ -130,7 +130,7 @@ def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
 
 
 def uneven(found: int, expected: int, *, headless: bool = False) -> str:
-    """Describe a row whose number of cells differs from the heading's."""
+    """Describe a row whose number of cells differs from the header's."""
     limit = "a file without a header may have only" if headless else "the header has"
     return (
         f"the row has {found} cells, but {limit} {expected}; write numbers with a decimal point, and put quotation "

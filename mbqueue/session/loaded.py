@@ -52,7 +52,7 @@ class Loaded:
         Raises:
             Stopped: if asked to stop while the crystals are read or converted.
         """
-        # With a limit, crystals also depend on the seed, so compare their hash too, which is known after `prepare`.
+        # With a limit, the crystals also depend on the seed, so compare their hash, known after `prepare`.
         data = self._data
         if data is None or data.wanted != spec.data or data.crystals.hash != experiment.dataset_hash:
             self._fold, self._data = None, None

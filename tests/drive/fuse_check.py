@@ -127,7 +127,7 @@ def check(base: Path) -> None:
     shutil.rmtree(project.root)
     mount.mount()
     assert session.wait() == 0, log.read_text()
-    # The next session publishes what this one could not.
+    # The next session publishes the work that this session could not publish.
     assert run(project.root, "work", "--device", "cpu").returncode == 0
     told = status(project.root)
     assert told["state"] == "published", told

@@ -210,7 +210,7 @@ def test_a_queue_can_be_moved_back_and_forth_any_number_of_times(used, url, make
             queue.verify()
     aside = list(used.queue_db.parent.glob("queue.db.moved-*"))
     assert aside
-    assert not [path for path in aside if path.name.endswith(("-wal", "-shm"))]  # each queue is intact
+    assert not [path for path in aside if path.name.endswith(("-wal", "-shm"))]  # no write-ahead log is left behind
 
 
 @pytest.mark.parametrize("source", ["file", "server"])
