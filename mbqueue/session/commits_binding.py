@@ -187,6 +187,23 @@ def lacking(queue: Queue, there: Epochs) -> str:
     )
 
 
+def send_missing(
+    project: ProjectFolder, queue: Queue, store: ObjectStore, there: Epochs, *, note: Callable[[str], None]
+) -> str:
+    """Send the store the epochs that only this machine has; then list the epochs that the store lacks (`lacking`).
+
+    Args:
+        there: the epochs that the store has.
+    """
+    sent = {
+        (experiment, fold): known
+        for (experiment, fold), known in known_epochs(queue).items()
+        if there.get((experiment, fold), 0) < known
+        and send_fold(project, store, queue.experiment(experiment), fold, known, note)
+    }
+    return lacking(queue, {**there, **sent})
+
+
 def known_epochs(queue: Queue) -> dict[tuple[str, int], int]:
     """The last epoch that the queue counts as done, by (experiment, fold).
 
@@ -229,8 +246,8 @@ def _enter_folder(
 
 
 def _compare(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: Callable[[str], None]) -> str:
-    """Send the store the epochs that only this machine has; then list the epochs that the store lacks (`lacking`)."""
-    there = dict(finished_epochs(store))
+    """Like `send_missing`, but refuse a store that has epochs of an earlier queue."""
+    there = finished_epochs(store)
     for (experiment, fold), known in known_epochs(queue).items():
         found = there.get((experiment, fold), 0)
         if found > known + 1:
@@ -239,6 +256,4 @@ def _compare(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: 
                 "To use the epochs in the store: mbqueue recover --force. To train again from the start, set "
                 "another prefix as `store`, or enqueue under another name."
             )
-        if found < known and send_fold(project, store, queue.experiment(experiment), fold, known, note):
-            there[experiment, fold] = known
-    return lacking(queue, there)
+    return send_missing(project, queue, store, there, note=note)

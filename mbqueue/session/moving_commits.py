@@ -18,13 +18,13 @@ from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.store import Queue
 from mbqueue.session.commits_binding import (
     folder_place,
-    known_epochs,
     lacking,
     local_epochs,
     require_store,
+    send_missing,
     store_place,
 )
-from mbqueue.session.shared_commits import fetch_commits, finished_epochs, send_fold
+from mbqueue.session.shared_commits import fetch_commits, finished_epochs
 from mbqueue.session.shared_results import fetch_results, send_local_results
 from mbqueue.storage.objects import ObjectStore, store_of
 
@@ -71,9 +71,11 @@ def move_commits(
     copied = 0
     if before is not None and before.id != target.id:
         copied = _bring(project, queue, before, store, note=note)
-    if store is not None:
-        _send_local(project, queue, store, note=note)
-    missing = lacking(queue, local_epochs(project) if store is None else finished_epochs(store))
+    if store is None:
+        missing = lacking(queue, local_epochs(project))
+    else:
+        missing = send_missing(project, queue, store, finished_epochs(store), note=note)
+        send_local_results(project, queue, store)
     if missing and not lost:
         if is_new and store is not None and store.names("") == [MARKER]:
             store.forget()
@@ -140,11 +142,3 @@ def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
             target.put(name, content)
         if not is_there:
             yield True
-
-
-def _send_local(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: Callable[[str], None]) -> None:
-    there = finished_epochs(store)
-    for (experiment, fold), known in known_epochs(queue).items():
-        if there.get((experiment, fold), 0) < known:
-            send_fold(project, store, queue.experiment(experiment), fold, known, note)
-    send_local_results(project, queue, store)
