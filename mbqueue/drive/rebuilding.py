@@ -14,7 +14,7 @@ from typing import Any
 from mbqueue import files
 from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.errors import QueueError
-from mbqueue.experiment import Spec, parse_spec
+from mbqueue.experiment import parse_spec
 from mbqueue.history import is_out_of_patience
 from mbqueue.project import ProjectFolder
 from mbqueue.provenance import Released
@@ -87,7 +87,7 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
     """
     spec = parse_spec(facts["spec"], source="what is published")
     known = {one.name: one for one in queue.experiments()}
-    if spec.name in known and not _is_of(known[spec.name], spec):
+    if spec.name in known and not known[spec.name].is_of(spec):
         note(f"The published spec of {spec.name} differs from the spec in the queue, so its commits are ignored.")
         return False
     if spec.name in known and set(spec.folds) <= set(known[spec.name].spec["folds"]):
@@ -100,11 +100,6 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
     if spec.trial is not None and spec.trial.released is not None:
         _take_over_released(queue, spec.name, spec.trial.released, now=now, by=by)
     return True
-
-
-def _is_of(experiment: Experiment, spec: Spec) -> bool:
-    is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # the spec's hash ignores the key `trial`
-    return not is_other_kind and experiment.spec_hash == spec.hash
 
 
 def _take_over_released(queue: Queue, name: str, released: Released, *, now: float, by: str) -> None:

@@ -21,7 +21,7 @@ from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
 from mbqueue.experiment import hash_of_spec, load_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.enqueue import different_keys
-from mbqueue.queue.jobs import Kind, SessionRow, State
+from mbqueue.queue.jobs import Kind, SessionRow, State, told_apart_by
 from mbqueue.queue.lost import lost_parts, lost_traces
 from mbqueue.queue.opening import has_lost_content, require_no_cut_off_restore
 from mbqueue.queue.sessions import may_be_at_work
@@ -223,8 +223,7 @@ def _is_other(before: Mapping[str, Any] | None, one: Mapping[str, Any]) -> bool:
     """Whether two records with the same name are of different experiments."""
     if before is None:
         return False
-    is_other_kind = ("trial" in before["spec"]) != ("trial" in one["spec"])  # the spec's hash ignores the key `trial`
-    return is_other_kind or bool(before["spec_hash"] != one["spec_hash"])
+    return told_apart_by(before["spec"], before["spec_hash"]) != told_apart_by(one["spec"], one["spec_hash"])
 
 
 def _differences(before: Mapping[str, Any], one: Mapping[str, Any]) -> str:

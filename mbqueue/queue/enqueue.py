@@ -97,8 +97,7 @@ class Enqueueing(Part):
             if row is None:
                 return self._create(db, spec, results_dir=results_dir, priority=priority, by=by, now=now)
             experiment = Experiment.from_row(row)
-            is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # the hash ignores `trial`
-            if is_other_kind or experiment.spec_hash != spec.hash:
+            if not experiment.is_of(spec):
                 taken = {row["name"] for row in db.execute("SELECT name FROM experiments")}
                 from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 

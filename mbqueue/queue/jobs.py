@@ -13,6 +13,7 @@ from mbqueue.queue.database import Row
 from mbqueue.queue.processes import ProcessIdentity
 
 if TYPE_CHECKING:
+    from mbqueue.experiment import Spec
     from mbqueue.storage.manifest import Identity
 
 #: The note that a worker adds to a job once data and model are on the device and work begins.
@@ -173,6 +174,11 @@ class Lease:
     expires_at: float
 
 
+def told_apart_by(spec: Mapping[str, Any], spec_hash: str) -> tuple[str, bool]:
+    """The values by which two experiments with the same name differ: the spec's hash, and whether this is a trial."""
+    return spec_hash, "trial" in spec  # the hash ignores this key
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One experiment in the queue.
@@ -198,6 +204,10 @@ class Experiment:
     def is_released(self) -> bool:
         """Whether the experiment is a pruned trial whose checkpoints were given up."""
         return bool((self.spec.get("trial") or {}).get("released"))
+
+    def is_of(self, spec: Spec) -> bool:
+        """Whether the experiment was enqueued with this spec, or with the same spec and other folds."""
+        return told_apart_by(self.spec, self.spec_hash) == told_apart_by(spec.to_json(), spec.hash)
 
     def identity(self, fold: int) -> Identity:
         """The identity that every commit of a fold of this experiment must have."""
