@@ -34,9 +34,7 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.recover import recover  # noqa: PLC0415
 
-        self.folder.topology.require_queue_file(
-            "Recovering", "then move it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL"
-        )
+        self.folder.topology.require_queue_file("Recovering", _TO_SERVER)
         self._fetch_commits()
         recovered = recover(self.folder, force=force, note=tell, clock=self._clock)
         self._judge_again()
@@ -62,9 +60,7 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.archive import back_up  # noqa: PLC0415
 
-        self.folder.topology.require_queue_file(
-            "The backup", "after moving the queue into a file: mbqueue migrate-queue sqlite"
-        )
+        self.folder.topology.require_queue_file("The backup", _FROM_SERVER)
         if queue_exists(self.folder):
             open_queue(self.folder, read_only=True).close()  # raises an error, for example if the queue was moved away
         self._fetch_commits()
@@ -79,9 +75,7 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.archive import restore  # noqa: PLC0415
 
-        self.folder.topology.require_queue_file(
-            "Restoring", "then move it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL"
-        )
+        self.folder.topology.require_queue_file("Restoring", _TO_SERVER)
         return restore(self.folder, from_here(Path(file)), force=force, note=tell, clock=self._clock)
 
     def migrate_queue(self, to: str) -> Migrated:

@@ -124,18 +124,18 @@ def sparkline(values: Sequence[float], length: int, *, low: float, high: float, 
     return "".join(marks)
 
 
-def bar(done: int, total: int, length: int = _BAR, *, ascii_only: bool = False) -> str:
-    """Draw a progress bar of ``length`` characters. Despite rounding, only finished work fills the bar, and only
+def bar(done: int, total: int, *, ascii_only: bool = False) -> str:
+    """Draw a progress bar of `_BAR` characters. Despite rounding, only finished work fills the bar, and only
     work that has not begun leaves it empty."""
     full, empty = ("#", ".") if ascii_only else ("█", "░")
     if total <= 0:
-        return empty * length
-    filled = round(length * done / total)
+        return empty * _BAR
+    filled = round(_BAR * done / total)
     if done < total:
-        filled = min(filled, length - 1)
+        filled = min(filled, _BAR - 1)
     if done > 0:
         filled = max(filled, 1)
-    return full * filled + empty * (length - filled)
+    return full * filled + empty * (_BAR - filled)
 
 
 def _tested(entry: Mapping[str, Any], plain: bool) -> str:

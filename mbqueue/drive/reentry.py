@@ -162,7 +162,7 @@ class Reentry:
 
     def _reconcile(self, queue: Queue, at_start: bool, by: str, on_taken: Callable[[tuple[int, int]], None]) -> None:
         for facts in self._known_experiments():
-            self._enqueue(queue, facts, by)
+            enqueue_again(queue, facts, now=self._clock.now(), by=by, note=self._note)
         pruned = self._pruned_elsewhere()
         for experiment in queue.experiments():
             for outcome in self._outcomes.listed(experiment.name):
@@ -207,9 +207,6 @@ class Reentry:
                         assert commit.manifest.enqueued is not None
                         found[name] = commit.manifest.enqueued
         return sorted(found.values(), key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
-
-    def _enqueue(self, queue: Queue, facts: Mapping[str, Any], by: str) -> None:
-        enqueue_again(queue, facts, now=self._clock.now(), by=by, note=self._note)
 
     def _prepared(self, queue: Queue, experiment: Experiment, result: Mapping[str, Any], by: str) -> None:
         with contextlib.suppress(QueueError):  # this machine's `prepare` job reports crystals that differ

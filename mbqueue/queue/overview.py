@@ -87,8 +87,8 @@ _PREDICTED = "SELECT fold, result FROM jobs WHERE experiment_id = ? AND kind = '
 
 _EVENTS = """
     SELECT * FROM event_rows
-    WHERE (:experiment IS NULL OR experiment = :experiment) AND (:fold IS NULL OR fold = :fold)
-      AND (:by IS NULL OR by = :by) AND at >= :since AND id > :after
+    WHERE (:experiment IS NULL OR experiment = :experiment) AND (:by IS NULL OR by = :by)
+      AND at >= :since AND id > :after
     ORDER BY id DESC LIMIT :limit
 """
 
@@ -97,8 +97,7 @@ _OUTLOOK = """
         (SELECT count(*) FROM jobs WHERE state = 'leased') AS leased,
         (SELECT count(*) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before <= :now) AS ready,
         (SELECT count(*) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before > :now) AS delayed,
-        (SELECT min(not_before) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before > :now) AS next_at,
-        (SELECT min(lease_expires_at) FROM jobs WHERE state = 'leased') AS lease_expires_at
+        (SELECT min(not_before) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before > :now) AS next_at
 """
 
 
@@ -134,14 +133,13 @@ class Outlook:
     Attributes:
         ready: the number of ready jobs, including jobs reserved for another session, but not paused jobs.
         delayed: the number of jobs that wait for a retry; the first is due at `next_at`.
-        leased: the number of jobs that a session holds; the first of these leases expires at `lease_expires_at`.
+        leased: the number of jobs that a session holds.
     """
 
     ready: int
     delayed: int
     leased: int
     next_at: float | None
-    lease_expires_at: float | None
 
     @property
     def is_exhausted(self) -> bool:
@@ -190,14 +188,13 @@ class Reports(Part):
         self,
         *,
         experiment: str | None = None,
-        fold: int | None = None,
         by: str | None = None,
         since: float = 0.0,
         after: int = 0,
         limit: int = 100,
     ) -> tuple[Event, ...]:
         """Read the newest `limit` events that match, oldest first. Only events with an id above `after` match."""
-        values = {"experiment": experiment, "fold": fold, "by": by, "since": since, "after": after, "limit": limit}
+        values = {"experiment": experiment, "by": by, "since": since, "after": after, "limit": limit}
         with self.reading() as db:
             rows = db.execute(_EVENTS, values).fetchall()
         return tuple(Event.from_row(row) for row in reversed(rows))
@@ -424,15 +421,7 @@ def _error(row: Row) -> dict[str, Any]:
 
 
 def _counts(group: _Group) -> dict[str, int]:
-    return {
-        "waiting": group.waiting,
-        "ready": group.ready,
-        "leased": group.leased,
-        "committed": group.committed,
-        "skipped": group.skipped,
-        "failed": group.failed,
-        "cancelled": group.cancelled,
-    }
+    return {name: getattr(group, name) for name in _STATES}
 
 
 def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:

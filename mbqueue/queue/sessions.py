@@ -24,7 +24,6 @@ _START = """
 
 _HEARTBEAT = """
     UPDATE sessions SET heartbeat_at = :now, alive_until = :now + :alive_seconds,
-        deadline_at = coalesce(:deadline_at, deadline_at),
         structures_per_second = coalesce(:structures_per_second, structures_per_second)
     WHERE id = :id AND ended_at IS NULL
 """
@@ -92,18 +91,20 @@ class Sessions(Part):
         now: float,
         alive_seconds: float,
         structures_per_second: float | None = None,
-        deadline_at: float | None = None,
     ) -> None:
-        """Record a heartbeat of the session, and optionally its training speed and its planned end.
+        """Record that the session is alive, and optionally its speed.
 
         Raises:
             QueueError: if the session has ended, for example because another session considered it dead.
         """
-        values = {"id": session, "now": now, "alive_seconds": alive_seconds}
+        values = {
+            "id": session,
+            "now": now,
+            "alive_seconds": alive_seconds,
+            "structures_per_second": structures_per_second,
+        }
         with self.writing() as db:
-            ahead = self.database.instant(db, now) - now
-            values["deadline_at"] = None if deadline_at is None else deadline_at + ahead
-            if not db.execute(_HEARTBEAT, {**values, "structures_per_second": structures_per_second}).rowcount:
+            if not db.execute(_HEARTBEAT, values).rowcount:
                 raise QueueError(f"Session {session} has ended or was never started. Start a new session: mbqueue work")
 
     @repeatable

@@ -23,6 +23,7 @@ from mbqueue.train.frozen import FrozenBackbone
 
 Rows = NDArray[np.int64]
 T = TypeVar("T")
+_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +160,13 @@ def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_co
     return parts
 
 
-def ahead(make: Callable[[int], T], n: int, *, depth: int = 2) -> Generator[T, None, None]:
-    """Yield ``make(0)`` … ``make(n − 1)``, which a thread computes up to ``depth`` items ahead.
+def ahead(make: Callable[[int], T], n: int) -> Generator[T, None, None]:
+    """Yield ``make(0)`` … ``make(n − 1)``, which a thread computes up to `_AHEAD` items ahead.
 
     If ``make`` fails, the error is raised in place of the item. Close the iterator, for example with
     ``contextlib.closing``, to end the thread early.
     """
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=_AHEAD)
     stopped = threading.Event()
 
     def offer(item: tuple[T | None, BaseException | None]) -> None:

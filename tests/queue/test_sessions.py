@@ -169,7 +169,6 @@ def test_events_can_be_narrowed_and_followed(world):
     world.now += 10
     world.enqueue("b")
     assert {event.experiment for event in world.queue.events(experiment="b")} == {"b"}
-    assert {event.fold for event in world.queue.events(experiment="a", fold=1)} == {1}
     assert {event.experiment for event in world.queue.events(since=world.now)} == {"b"}
     last = world.queue.events()[-1].id
     assert world.queue.events(after=last) == ()

@@ -19,6 +19,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 #: Smaller errors are drawn at this value, because float32 predictions are no more precise than that.
 SMALLEST_ERROR = 1e-5
 _PARITY_BINS = 160
+_TARGET_BINS = 30
 _ROC_POINTS = 400
 
 # The validation MAE counts as risen if it exceeds the best epoch's by the first factor. A fold whose training MAE fell
@@ -243,13 +244,13 @@ def by_atoms(predictions: Predictions) -> Trend:
     return trend(predictions.n_atoms, predictions.abs_error, np.array(edges, dtype=np.float64))
 
 
-def by_target(predictions: Predictions, bins: int = 30) -> Trend:
+def by_target(predictions: Predictions) -> Trend:
     """Compute errors against the target, in equal bins over the middle 99.8 % of the crystals.
 
     The first and the last bin include the remaining crystals.
     """
     low, high = np.quantile(predictions.y_true, (0.001, 0.999))
-    edges = np.linspace(low, high if high > low else low + 1e-9, bins + 1)
+    edges = np.linspace(low, high if high > low else low + 1e-9, _TARGET_BINS + 1)
     return trend(predictions.y_true, predictions.abs_error, edges)
 
 
