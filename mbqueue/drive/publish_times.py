@@ -37,7 +37,7 @@ class NoTime(Exception):
     """A file was not written, because the session would have ended before the write."""
 
 
-class Pace:
+class WriteTime:
     """Estimates the time to write a file to the mount: a fixed time plus a time per byte."""
 
     def __init__(self) -> None:

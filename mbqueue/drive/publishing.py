@@ -31,7 +31,7 @@ from mbqueue.drive.outcomes import (
     result_files,
     why_pruned,
 )
-from mbqueue.drive.publish_times import NoTime, Pace, Rounds
+from mbqueue.drive.publish_times import NoTime, Rounds, WriteTime
 from mbqueue.drive.reentry import Reentry
 from mbqueue.drive.retention import SETTLED_SECONDS
 from mbqueue.drive.snapshots import Snapshots, take
@@ -104,7 +104,7 @@ class Publisher:
         self._failures = 0
         self._steady_since = clock.monotonic()
         self._wrote = False
-        self._pace = Pace()
+        self._write_time = WriteTime()
         self._rounds = Rounds(session)
         self._wake, self._over, self._begun = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mbqueue-publish", daemon=True)
@@ -264,7 +264,7 @@ class Publisher:
     def _publish_snapshot(self, last_event: int, experiments: list[dict[str, Any]]) -> None:
         state = LiveState.load(self._project.publishing_file)  # only this thread changes the fields used below
         began, size = self._clock.monotonic(), self._sealed.stat().st_size
-        self._pace.require(size, self._remaining())
+        self._write_time.require(size, self._remaining())
         published = self._snapshots.publish(
             self._sealed,
             {
@@ -311,7 +311,7 @@ class Publisher:
                     checkpoint = here.checkpoint(commit)
                 except Damaged:
                     continue  # a session has removed the commit as superseded, or has set it aside as damaged
-                self._pace.require(manifest.size, self._remaining())
+                self._write_time.require(manifest.size, self._remaining())
                 began = self._clock.monotonic()
                 published.put(there, checkpoint)
                 self._written(manifest.size, began)
@@ -353,7 +353,7 @@ class Publisher:
                 continue  # the session will notice that files are missing, and recreate them
             if (job.kind, job.fold, chain) in listed and self._outcomes.are_whole(experiment.results_dir, found):
                 continue
-            self._pace.require(total_bytes(found), self._remaining())
+            self._write_time.require(total_bytes(found), self._remaining())
             outcome = ResultListing(
                 kind=job.kind.value,
                 experiment=experiment.name,
@@ -370,7 +370,7 @@ class Publisher:
 
     def _written(self, size: int, began: float) -> None:
         self._wrote = True
-        self._pace.learn(size, self._clock.monotonic() - began)
+        self._write_time.learn(size, self._clock.monotonic() - began)
 
     def _trouble(self, why: str) -> None:
         self._steady_since = self._clock.monotonic()

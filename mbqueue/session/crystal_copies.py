@@ -18,7 +18,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from mbqueue.drive.crystals import SharedCrystals, publish_crystals
-from mbqueue.drive.publish_times import NoTime, Pace
+from mbqueue.drive.publish_times import NoTime, WriteTime
 from mbqueue.project import ProjectFolder
 from mbqueue.storage.objects import ObjectStore
 
@@ -94,7 +94,7 @@ class CrystalCopies:
         return True
 
     def _keep(self, shared: SharedCrystals, file: Path, dataset_hash: str) -> None:
-        pace, before = Pace(), (0, 0.0)
+        write_time, before = WriteTime(), (0, 0.0)
 
         def go_on(left: int) -> None:
             nonlocal before
@@ -102,8 +102,8 @@ class CrystalCopies:
                 raise NoTime("the session ends")
             now = time.monotonic()
             if before[0]:
-                pace.learn(before[0] - left, now - before[1])
-            pace.require(left, self._spare())
+                write_time.learn(before[0] - left, now - before[1])
+            write_time.require(left, self._spare())
             before = left, now
 
         lock = FileLock(self._project.crystals_lock)
