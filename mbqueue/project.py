@@ -215,7 +215,7 @@ class ProjectFolder:
         return sorted(self.all_checkpoints.glob(f"*/{FOLD_PATTERN}"))
 
     @property
-    def wanted_dir(self) -> Path:
+    def notes_dir(self) -> Path:
         """The folder that records each enqueued experiment, so that `mbqueue recover` can rebuild the queue."""
         return self.live_dir / "wanted"
 

@@ -67,22 +67,20 @@ class OpenedProject:
         with open_queue(self.folder) as queue:
             yield queue
             for name in experiments_of(queue, experiment):
-                self._keep_wanted(queue, name)
+                self._keep_note(queue, name)
         self._publish()
 
-    def _keep_wanted(self, queue: Queue, experiment: str) -> None:
+    def _keep_note(self, queue: Queue, experiment: str) -> None:
         """Save the user's requests for an experiment, so that `recover` can restore them.
 
         If the requests cannot be written, the user only gets a note.
         """
-        from mbqueue.drive.asked_for import keep_wanted  # noqa: PLC0415 - reading commands need not wait for it
+        from mbqueue.drive.notes import keep_note  # noqa: PLC0415 - reading commands need not wait for it
 
         try:
-            keep_wanted(self.folder, queue, experiment)
+            keep_note(self.folder, queue, experiment)
         except OSError as error:
-            tell(
-                f"{self.folder.wanted_dir} cannot be written ({error}), so mbqueue recover cannot restore this change."
-            )
+            tell(f"{self.folder.notes_dir} cannot be written ({error}), so mbqueue recover cannot restore this change.")
 
     def _require_no_earlier_commits(self, queue: Queue) -> None:
         """With an object store, refuse to begin a queue if the store has the commits of an earlier queue.

@@ -187,7 +187,7 @@ class Queueing(OpenedProject):
                 )
             self._require_no_earlier_commits(queue)
             outcome = queue.enqueue(spec, results_dir=results_dir, priority=priority, now=now)
-            self._keep_wanted(queue, spec.name)
+            self._keep_note(queue, spec.name)
         self._publish()
         return outcome
 

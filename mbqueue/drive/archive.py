@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from mbqueue import __version__, files
 from mbqueue.clock import Clock, utc_text
-from mbqueue.drive.asked_for import keep_wanted
+from mbqueue.drive.notes import keep_note
 from mbqueue.drive.rebuilding import trained_by
 from mbqueue.drive.recover import move_queue_aside
 from mbqueue.drive.snapshots import check, take
@@ -343,10 +343,10 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
             shutil.copyfile(settings, replaced / settings.name)
         files.write_bytes(settings, (staging / SETTINGS_FILE).read_bytes())
     (staging / "wanted").mkdir()
-    put(staging / "wanted", project.wanted_dir, "wanted")
+    put(staging / "wanted", project.notes_dir, "wanted")
     with Queue(staging / "queue.db", read_only=True) as queue:
         for experiment in queue.experiments():
-            keep_wanted(project, queue, experiment.name)
+            keep_note(project, queue, experiment.name)
     # Put the queue in place last. If the restore is interrupted earlier, you can simply run it again.
     (staging / "queue.db").replace(project.queue_db)
     files.fsync_dir(project.live_dir)

@@ -42,9 +42,9 @@ def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Calla
                         f"{there.place.name}/{commit.base}.json differs from the commit of that name in {folder}, and "
                         "was left unchanged."
                     )
-    for path in source.wanted_dir.glob("*.json"):
-        if not (target.wanted_dir / path.name).exists():
-            files.write_bytes(target.wanted_dir / path.name, path.read_bytes())
+    for path in source.notes_dir.glob("*.json"):
+        if not (target.notes_dir / path.name).exists():
+            files.write_bytes(target.notes_dir / path.name, path.read_bytes())
 
 
 def take_results(source: ProjectFolder, target: ProjectFolder) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 from filelock import FileLock
 
 from mbqueue.clock import Clock, utc_text
-from mbqueue.drive.asked_for import keep_wanted, merged, requests_of, steer_as_wanted, wanted, write_wanted
 from mbqueue.drive.moving import take_commits
+from mbqueue.drive.notes import keep_note, merged, read_notes, requests_of, steer_as_noted, write_note
 from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
 from mbqueue.drive.reentry import Reentry
 from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
@@ -55,13 +55,13 @@ def recover(
 ) -> Recovered:
     """Make a new queue from the manifests in the live folder and, for a project on a drive, on the mount.
 
-    Every experiment is enqueued again, with its finished epochs, priorities, pauses and cancellations (see `wanted`),
-    even if it has no commit. Sessions repeat predictions and records, unless the mount has their files intact. If the
-    live folder is lost, the pauses are lost too.
+    Every experiment is enqueued again, with its finished epochs, priorities, pauses and cancellations (see
+    `read_notes`), even if it has no commit. Sessions repeat predictions and records, unless the mount has their files
+    intact. If the live folder is lost, the pauses are lost too.
 
     If the replaced queue can be read, experiments and folds that only this queue contains are also restored. You may
     have started the replaced queue after the real one was lost. If two experiments have the same name, the one with
-    checkpoints is restored; if neither has any, the one that `wanted` returns. Before a file is set aside, ``note``
+    checkpoints is restored; if neither has any, the one that `read_notes` returns. Before a file is set aside, ``note``
     gets the reason and the new path.
 
     If the project has a live folder, commits in state/ are first copied to the live folder. Sessions leave commits in
@@ -81,7 +81,7 @@ def recover(
         )
         if project.topology.is_split:
             take_commits(project.unsplit, project, differs=note)
-        noted, trained = wanted(project, note), _trained(project)
+        noted, trained = read_notes(project, note), _trained(project)
         asked = [one for one in noted if not _is_other(trained.get(one["spec"]["name"]), one)]
 
         def fill(queue: Queue) -> None:
@@ -92,7 +92,7 @@ def recover(
                 if (folder.parent.name, named_after(folder).fold) not in known:
                     _restore_fold(project, queue, folder, note, clock.now())
             for one in asked:
-                steer_as_wanted(queue, one, now=clock.now())
+                steer_as_noted(queue, one, now=clock.now())
 
         if project.topology.is_mirrored:
             reentry = Reentry(project, drive or Drive(project.root), note=note, clock=clock)
@@ -171,7 +171,7 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
 
 def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
     """Copy users' requests from the queue that is being replaced to their files, or report why this is not possible."""
-    noted, trained = {one["spec"]["name"]: one for one in wanted(project, lambda _text: None)}, _trained(project)
+    noted, trained = {one["spec"]["name"]: one for one in read_notes(project, lambda _text: None)}, _trained(project)
     try:
         with Queue(project.queue_db, read_only=True) as queue:
             queue.verify()  # copy nothing from a damaged queue
@@ -187,7 +187,7 @@ def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
         if hash_of_spec(one["spec"]) != one["spec_hash"]:
             note(f"The spec of {name} in the replaced queue is damaged, so it was not used.")
         elif before is None:
-            write_wanted(project, one)
+            write_note(project, one)
         elif _is_other(before, one):
             note(
                 f"{name} has different settings in the replaced queue than in its "
@@ -196,7 +196,7 @@ def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
                 f"enqueue them under another name: mbqueue enqueue {name} --name {name}-2 --set KEY=VALUE"
             )
         elif not _is_other(noted.get(name), one):
-            write_wanted(project, merged(noted.get(name, before), one))
+            write_note(project, merged(noted.get(name, before), one))
 
 
 def _trained(project: ProjectFolder) -> dict[str, dict[str, Any]]:
@@ -252,7 +252,7 @@ def _leave_aside(
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
 
-    for path in project.wanted_dir.glob("*.json"):
+    for path in project.notes_dir.glob("*.json"):
         if path.stem not in asked:
             is_of_others = path.stem in overruled
             take(path, "its settings differ from those of the checkpoints" if is_of_others else "it is damaged")
@@ -268,7 +268,7 @@ def _leave_aside(
             else:
                 take(path, f"{trace.experiment} could not be enqueued from it")
         for name in known:
-            keep_wanted(project, queue, name)
+            keep_note(project, queue, name)
 
 
 def _set_aside_in(where: str, note: Callable[[str], None]) -> OnWrong:

@@ -75,7 +75,7 @@ class Lost:
 def traces(project: ProjectFolder) -> list[Trace]:
     """Find the traces of experiments: the notes and commits in the live folder."""
     found: list[Trace] = []
-    for note in _entries(project.wanted_dir):
+    for note in _entries(project.notes_dir):
         if note.name.endswith(".json"):
             found += _of_note(note)
     for experiment in _entries(project.all_checkpoints):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from mbqueue.drive.asked_for import keep_wanted
+from mbqueue.drive.notes import keep_note
 from mbqueue.errors import SearchUnavailable, SpecError, StoreError
 from mbqueue.experiment import Spec
 from mbqueue.search import steps
@@ -64,7 +64,7 @@ class Searching:
             return
         self.is_stuck = False
         for name in begun:
-            self._keep_wanted(name)
+            self._keep_note(name)
 
     def _release_pruned(self) -> None:
         """Every `RELEASE_SECONDS`, remove the checkpoints of trials that were pruned at least `pruned_hours` ago."""
@@ -75,19 +75,18 @@ class Searching:
         self._released_at = now
         after = session.project.settings.pruned_hours * 3600
         for name in steps.release_pruned(session.queue, after_seconds=after, now=session.clock.now(), by=session.id):
-            self._keep_wanted(name)
+            self._keep_note(name)
         released = [trial for trial in session.queue.trials() if trial.is_released]
         with suppress(StoreError):  # the next call tries again
             remove_released(session.project, released, session.store)
 
-    def _keep_wanted(self, name: str) -> None:
+    def _keep_note(self, name: str) -> None:
         session = self._session
         try:
-            keep_wanted(session.project, session.queue, name)
+            keep_note(session.project, session.queue, name)
         except OSError as error:
             session.report.note(
-                f"{session.project.wanted_dir} cannot be written ({error}), so mbqueue recover would not restore "
-                f"{name}."
+                f"{session.project.notes_dir} cannot be written ({error}), so mbqueue recover would not restore {name}."
             )
 
 

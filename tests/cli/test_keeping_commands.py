@@ -94,7 +94,7 @@ def test_a_damaged_or_hostile_record_of_an_experiment_is_skipped(
 ) -> None:
     assert mbqueue("enqueue", "full_finetune", *SMALL).code == 0
     assert mbqueue("enqueue", "head_finetune", *SMALL).code == 0
-    path = project.wanted_dir / "head_finetune.json"
+    path = project.notes_dir / "head_finetune.json"
     content = json.loads(path.read_text())
     del content["checksum"]
     content = hostile(content)

@@ -38,7 +38,7 @@ def test_recovering_without_the_server_finds_the_commits_of_its_sessions(
 ) -> None:
     monkeypatch.setenv(QUEUE_VARIABLE, "sqlite")
     if with_wanted:
-        (shared.project.wanted_dir).mkdir()
+        (shared.project.notes_dir).mkdir()
     project = Project(shared.project.root)
     assert project.folder.topology.is_split
     assert "mbqueue recover" in caplog.text

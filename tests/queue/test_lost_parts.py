@@ -12,7 +12,7 @@ from small_project import ManualClock, make_project
 
 from mbqueue.api import Project
 from mbqueue.buckets import STORE_VARIABLE
-from mbqueue.drive.asked_for import keep_wanted
+from mbqueue.drive.notes import keep_note
 from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.recover import recover
 from mbqueue.drive.reentry import enter
@@ -56,7 +56,7 @@ def put(folder: ProjectFolder, name: str, clock: ManualClock) -> None:
     spec = load_spec(folder.experiment_file(name), overrides={"data.dataset": "sample"})
     with open_queue(folder) as queue:
         queue.enqueue(spec, results_dir=f"results/daily/2026-01-01/{name}", now=clock.now())
-        keep_wanted(folder, queue, name)
+        keep_note(folder, queue, name)
 
 
 def ignored(_text: str) -> None:
@@ -100,14 +100,14 @@ def test_after_recover_a_queue_lacks_nothing(whole: Project, state: str, caplog:
 @pytest.mark.parametrize("has_commits", [True, False])
 def test_recover_merges_the_folds_of_two_queues(whole: Project, is_noted: bool, has_commits: bool) -> None:
     if has_commits:  # remove the lost queue's note, so that `recover` uses the commits
-        (whole.folder.wanted_dir / "head_finetune.json").unlink()
+        (whole.folder.notes_dir / "head_finetune.json").unlink()
     else:
         (whole.folder.checkpoints_dir("head_finetune", 0) / "e0001-done-f0001.json").unlink()
     begin_second(whole, spec_of(whole, folds=[2, 3], **FIVE))
     with Queue(whole.folder.queue_db) as queue:
         queue.set_priority("head_finetune", 7, fold=3, now=0.0)
         if is_noted and has_commits:
-            keep_wanted(whole.folder, queue, "head_finetune")
+            keep_note(whole.folder, queue, "head_finetune")
     whole.recover(force=True)
     assert folds_of(whole.folder) == {"head_finetune": [0, 1, 2, 3]}
     with open_queue(whole.folder, refuses=anything) as queue:
@@ -120,9 +120,9 @@ def test_recover_says_what_it_leaves_aside_and_where(whole: Project, caplog: pyt
     second = spec_of(whole, folds=[0, 1], **FIVE, **{"train.lr": 0.02})
     begin_second(whole, second)
     with Queue(whole.folder.queue_db) as queue:
-        keep_wanted(whole.folder, queue, "head_finetune")  # replaces the lost queue's note, as earlier versions did
+        keep_note(whole.folder, queue, "head_finetune")  # replaces the lost queue's note, as earlier versions did
     commit(whole.folder, spec_of(whole, "full_finetune"), 0, epoch=1)
-    (whole.folder.wanted_dir / "broken.json").write_text("{")
+    (whole.folder.notes_dir / "broken.json").write_text("{")
     whole.recover()
     with open_queue(whole.folder, refuses=anything) as queue:
         assert queue.experiment("head_finetune").spec_hash == first.hash
@@ -164,7 +164,7 @@ def test_a_search_of_many_trials_lacks_nothing_until_some_are_lost(whole: Projec
     with open_queue(whole.folder) as queue:
         for spec in specs:
             queue.enqueue(spec, results_dir=f"results/daily/2026-01-01/{spec.name}", now=0.0)
-            keep_wanted(whole.folder, queue, spec.name)
+            keep_note(whole.folder, queue, spec.name)
             commit(whole.folder, spec, 0, epoch=1)
         assert lost_parts(whole.folder, queue) == []
     begin_second(whole, *specs[:-12])

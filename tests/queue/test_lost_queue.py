@@ -176,9 +176,9 @@ def test_a_session_does_not_give_the_names_of_lost_trials_to_others(whole: Proje
     whole.recover(force=True)
     whole.enqueue(_search(whole))
     with open_queue(whole.folder) as queue:
-        facts = json.loads((whole.folder.wanted_dir / "rates.000.json").read_bytes())
+        facts = json.loads((whole.folder.notes_dir / "rates.000.json").read_bytes())
         assert [one.name for one in queue.trials()] == ["rates.000"]
-    lost_note = whole.folder.wanted_dir / "rates.001.json"
+    lost_note = whole.folder.notes_dir / "rates.001.json"
     lost_note.write_text(json.dumps(facts))
     with pytest.raises(QueueLost, match=r"rates\.001"):
         whole.work(device="cpu", max_jobs=0)
@@ -206,7 +206,7 @@ def test_recover_restores_the_lost_queue_after_another_was_started(lost: Project
     spec = load_spec(lost.folder.experiment_file("full_finetune"), overrides={"data.dataset": "sample"})
     with Queue(lost.folder.queue_db) as queue:
         queue.enqueue(spec, results_dir="results/full", now=0.0)
-        lost._keep_wanted(queue, "full_finetune")
+        lost._keep_note(queue, "full_finetune")
     lost.recover()
     names = {one["name"] for one in lost.status().overview["experiments"]}
     assert names == {"head_finetune", "full_finetune"}
@@ -239,7 +239,7 @@ def test_an_interrupted_recover_loses_nothing_of_a_second_queue(lost: Project, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("mbqueue.drive.recover.write_wanted", full)
+        patched.setattr("mbqueue.drive.recover.write_note", full)
         with pytest.raises(OSError, match="No space"):
             lost.recover()
     lost.recover()

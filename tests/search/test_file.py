@@ -164,7 +164,7 @@ def test_a_space_that_the_experiment_always_refuses_is_an_error_with_file_and_re
     ) as caught:
         Project(project.root).enqueue("hunt")
     assert len(str(caught.value).splitlines()) == 3
-    assert not list(project.wanted_dir.glob("*"))
+    assert not list(project.notes_dir.glob("*"))
 
 
 def test_options_that_a_search_does_not_take_are_refused(project, write):

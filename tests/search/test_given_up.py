@@ -13,7 +13,7 @@ from small_project import ManualClock
 from stepped_session import LocalProject, SteppedSession, tiny_spec
 
 from mbqueue import Project
-from mbqueue.drive.asked_for import keep_wanted
+from mbqueue.drive.notes import keep_note
 from mbqueue.drive.recover import recover
 from mbqueue.drive.retention import SETTLED_SECONDS
 from mbqueue.experiment import Spec
@@ -70,7 +70,7 @@ def give_up(project: ProjectFolder, queue: Queue, clock: ManualClock, store: Obj
     clock.advance(3600.0)
     names = steps.release_pruned(queue, after_seconds=3600.0, now=clock.now(), by="test")
     assert names == NAMES[:1]
-    keep_wanted(project, queue, NAMES[0])
+    keep_note(project, queue, NAMES[0])
     remove_released(project, [queue.experiment(NAMES[0])], store)
 
 
@@ -98,7 +98,7 @@ def folders(project: ProjectFolder) -> list[str]:
 def test_local_checkpoints_are_removed_and_recover_still_restores_the_trial(local, clock):
     project, session = local
     for name in NAMES:
-        keep_wanted(project, session.queue, name)
+        keep_note(project, session.queue, name)
     assert folders(project) == NAMES
     give_up(project, session.queue, clock)
     assert folders(project) == NAMES[1:]

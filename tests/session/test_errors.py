@@ -16,7 +16,7 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 from mbqueue.api import Project
 from mbqueue.cli import main
 from mbqueue.data import datasets, source
-from mbqueue.drive.asked_for import keep_wanted
+from mbqueue.drive.notes import keep_note
 from mbqueue.errors import (
     CacheError,
     CheckpointError,
@@ -199,7 +199,7 @@ def _worked_with_another_spec(
             connection.execute("UPDATE experiments SET spec_hash = ?", (hash_of_spec(json.loads(spec)),))
     if not is_damage:
         with Queue(project.folder.queue_db) as queue:
-            keep_wanted(project.folder, queue, "pretrained_infer")
+            keep_note(project.folder, queue, "pretrained_infer")
     with pytest.raises(SystemExit) as ended:
         main(["--project", str(root), "work", "--device", "cpu"])
     assert ended.value.code == 1

@@ -12,7 +12,7 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue.clock import SystemClock
 from mbqueue.drive.archive import back_up, restore
-from mbqueue.drive.asked_for import keep_wanted
+from mbqueue.drive.notes import keep_note
 from mbqueue.drive.recover import recover
 from mbqueue.errors import MbqueueError
 from mbqueue.project import ProjectFolder, init_project
@@ -49,7 +49,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert work(project, WorkOptions(device="cpu"), report=RememberedReport()).ending is Ending.DONE
     with Queue(project.queue_db) as queue:
         for one in queue.experiments():
-            keep_wanted(project, queue, one.name)
+            keep_note(project, queue, one.name)
     return project.root
 
 

@@ -385,7 +385,7 @@ def test_a_retry_while_the_store_is_away_is_done_and_remembered(
     project = Project(make_project(tmp_path).root)
     done(project.folder, jobs=4, files={"predictions_fold_0.csv": {"size": 1, "sha256": "0" * 64}})
     assert project.cancel("full_finetune") == 1
-    wanted = project.folder.wanted_dir / "full_finetune.json"
+    wanted = project.folder.notes_dir / "full_finetune.json"
     assert json.loads(wanted.read_text())["cancelled"]
     backend.away = True
     with caplog.at_level(logging.WARNING):

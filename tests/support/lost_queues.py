@@ -83,7 +83,7 @@ def _an_older_one(project: Project) -> None:
 
 def _other_settings_of_commits_alone(project: Project) -> None:
     _with_other_settings(project)
-    (project.folder.wanted_dir / "head_finetune.json").unlink()
+    (project.folder.notes_dir / "head_finetune.json").unlink()
 
 
 #: Kind of loss → a function that causes it, and the text that every command then prints.

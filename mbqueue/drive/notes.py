@@ -1,7 +1,7 @@
-"""Record your requests for each experiment in a file next to the queue.
+"""Record your requests for each experiment in a note, a file next to the queue.
 
-The file says how the experiment was enqueued, what is paused or cancelled, and which priorities it has. Every command
-that changes a request updates the file. From the files, `mbqueue recover` restores requests that no commit contains.
+The note says how the experiment was enqueued, what is paused or cancelled, and which priorities it has. Every command
+that changes a request updates the note. From the notes, `mbqueue recover` restores requests that no commit contains.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ LARGEST = 1 << 20
 _OVER = {State.COMMITTED, State.SKIPPED, State.CANCELLED}
 
 
-def keep_wanted(project: ProjectFolder, queue: Queue, name: str) -> None:
+def keep_note(project: ProjectFolder, queue: Queue, name: str) -> None:
     """Copy the requests for an experiment from the queue to their file."""
-    write_wanted(project, requests_of(queue, name))
+    write_note(project, requests_of(queue, name))
 
 
 def requests_of(queue: Queue, name: str) -> dict[str, Any]:
@@ -62,10 +62,10 @@ def merged(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]
     return {**later, **first, "spec": spec, "folds": folds, "cancelled": is_over and not adds}
 
 
-def write_wanted(project: ProjectFolder, content: Mapping[str, Any]) -> None:
+def write_note(project: ProjectFolder, content: Mapping[str, Any]) -> None:
     """Write requests to the experiment's file, unless the file already contains them."""
     text = json.dumps({**content, "checksum": files.sha256_of_json(content)}, indent=2, ensure_ascii=False) + "\n"
-    path = project.wanted_dir / f"{content['spec']['name']}.json"
+    path = project.notes_dir / f"{content['spec']['name']}.json"
     try:
         if path.read_text(encoding="utf-8") == text:
             return
@@ -74,10 +74,10 @@ def write_wanted(project: ProjectFolder, content: Mapping[str, Any]) -> None:
     files.write_text(path, text)
 
 
-def wanted(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str, Any]]:
+def read_notes(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str, Any]]:
     """Read the requests for all experiments, the earliest first. Damaged files are skipped and reported to ``note``."""
     found = []
-    for path in project.wanted_dir.glob("*.json"):
+    for path in project.notes_dir.glob("*.json"):
         try:
             found.append(_read(path))
         except (OSError, *NOT_OURS) as error:
@@ -86,7 +86,7 @@ def wanted(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str
     return sorted(found, key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
 
 
-def steer_as_wanted(queue: Queue, one: Mapping[str, Any], *, now: float) -> None:
+def steer_as_noted(queue: Queue, one: Mapping[str, Any], *, now: float) -> None:
     """Restore an experiment's pauses, cancellations and priorities in a queue that already has all finished work."""
     name = one["spec"]["name"]
     found = {experiment.name: experiment for experiment in queue.experiments()}
