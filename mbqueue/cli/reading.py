@@ -52,7 +52,7 @@ def compare(
     html: Annotated[Path | None, typer.Option(help="Also write the comparison to this HTML file.")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Compare experiments crystal by crystal, and show their scores next to the matbench leaderboard.
+    """Compare experiments crystal by crystal. For a complete matbench dataset, also show the leaderboard.
 
     Example: mbqueue compare full_finetune head_finetune pretrained_infer
     """

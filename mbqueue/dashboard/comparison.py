@@ -58,7 +58,7 @@ def _scores(comparison: Comparison, sign: str, dash: str, mark: str, width: int)
         )
         for label, one in zip(comparison.labels, comparison.recorded, strict=True)
     ]
-    board = [(row[measure.key], row["name"]) for row in first.content["leaderboard"]["rows"]]
+    board = [(row[measure.key], row["name"]) for row in comparison.board]
     rows += [(score, Text(name, "dim"), [""] * len(shown), f"{score:.4f}") for score, name in board]
     for _, label, folds, mean in sorted(rows, key=lambda row: row[0], reverse=not measure.is_error):
         table.add_row(label, *folds, mean)
@@ -71,8 +71,11 @@ def _notes(comparison: Comparison, mark: str) -> Iterable[RenderableType]:
             yield Text(f"{label}: {note}", "yellow")
         if reasons := one.content["leaderboard"]["reasons_against"]:
             yield Text(f"{label} cannot be compared with the leaderboard: {'; '.join(reasons)}.", "yellow")
-    if comparison.recorded[0].content["leaderboard"]["rows"]:
-        yield Text("CHGNet was pretrained on most of these crystals; the other models were not.", "dim")
+    overlaps = [one.content["notes"]["pretraining_overlap"] for one in comparison.recorded]
+    if len(set(overlaps)) == 1:
+        yield Text(overlaps[0], "dim")
+    else:
+        yield from (Text(f"{label}: {told}", "dim") for label, told in zip(comparison.labels, overlaps, strict=True))
 
 
 def _pair(pair: PairedDifference, target: Target) -> Iterable[RenderableType]:

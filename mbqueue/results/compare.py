@@ -9,9 +9,10 @@ the comparison also shows the difference on each fold.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,12 @@ class Comparison:
     recorded: tuple[Recorded, ...]
     labels: tuple[str, ...]
     pairs: tuple[PairedDifference, ...]
+
+    @property
+    def board(self) -> list[Mapping[str, Any]]:
+        """The rows of the leaderboard; empty unless all experiments used the complete dataset of a matbench task."""
+        is_official = all(one.content["dataset"]["official"] for one in self.recorded)
+        return list(self.recorded[0].content["leaderboard"]["rows"]) if is_official else []
 
 
 def compare(recorded: Sequence[Recorded]) -> Comparison:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mbqueue.task import N_FOLDS, TASKS, Target
+from mbqueue.task import FORMATION_ENERGY, N_FOLDS, TASKS, Target
 
 #: The published scores and their source, in a file that you can update.
 FILE = Path(__file__).with_name("leaderboards.toml")
@@ -20,24 +20,26 @@ _ENERGY_NOTE = (
     "on the leaderboard were trained only on the fold's training part. A better score from pretrained weights is "
     "therefore not evidence of better generalisation. Mention this wherever you show it."
 )
-_OTHER_NOTE = (
+_MAY_HAVE_SEEN = (
     "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project. It may have seen many of "
-    "these crystals, including test crystals, with their energies, forces, stresses and magnetic moments, but never "
-    "with this target. Models trained only on the fold's training part did not have this advantage. Mention this "
-    "wherever you show a score."
+    "these crystals, including test crystals, with their energies, forces, stresses and magnetic moments"
 )
-
-
+_ADVANTAGE = (
+    "Models trained only on the fold's training part did not have this advantage. Mention this wherever you show a "
+    "score."
+)
+_OWN_ENERGY_NOTE = f"{_MAY_HAVE_SEEN}. These energies may be closely related to the target. {_ADVANTAGE}"
+_OTHER_NOTE = f"{_MAY_HAVE_SEEN}, but never with this target. {_ADVANTAGE}"
 _COMPOSITION_NOTE = (
     "This model uses only the composition of a crystal. It was fitted on the fold's training part alone, without "
     "CHGNet's pretrained weights."
 )
 
 
-def overlap_note(target: Target, spec: Mapping[str, Any]) -> str:
-    """Describe which crystals and targets CHGNet saw in its pretraining."""
+def overlap_note(target: Target, spec: Mapping[str, Any], *, dataset: str) -> str:
+    """Describe which crystals and targets CHGNet saw in its pretraining, as far as the dataset's name tells."""
     if target.kind == "energy":
-        return _ENERGY_NOTE
+        return _ENERGY_NOTE if dataset == FORMATION_ENERGY.dataset else _OWN_ENERGY_NOTE
     members = (spec.get("made_from") or {}).get("members", ())
     trainables = {one["model"]["trainable"] for one in ([member["spec"] for member in members] or [spec])}
     return _COMPOSITION_NOTE if trainables == {"none"} else _OTHER_NOTE

@@ -294,7 +294,10 @@ def _content(
             "reasons_against": against,
             "rows": [{"name": row.name, board_measure.key: row.score} for row in _published(dataset.name, target)],
         },
-        "notes": {"pretraining_overlap": overlap_note(target, inputs.spec), **({"choice": choice} if choice else {})},
+        "notes": {
+            "pretraining_overlap": overlap_note(target, inputs.spec, dataset=dataset.name),
+            **({"choice": choice} if choice else {}),
+        },
         "run": {
             "recorded_at": utc_text(inputs.recorded_at),
             "enqueued_on": inputs.enqueued_on,

@@ -15,10 +15,12 @@ from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
 
 
-def recorded(name, maes, reasons=()):
+def recorded(name, maes, reasons=(), *, official=True, overlap="Seen in pretraining."):
     content = {
         "experiment": name,
         "spec": {},
+        "dataset": {"official": official},
+        "notes": {"pretraining_overlap": overlap},
         "folds": {str(fold): {"scores": {"mae": mae}} for fold, mae in maes.items()},
         "summary": {"mae": {"mean": float(np.mean(list(maes.values()))), "std": 0.0004}},
         "leaderboard": {"rows": [{"name": "coGN", "mae": 0.017}], "reasons_against": list(reasons)},
@@ -50,6 +52,22 @@ def test_experiments_and_leaderboard_are_listed_best_first(comparison):
     lines = draw(comparison).splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["second", "coGN", "first"]
     assert lines[3].split() == ["first", "0.0200", "0.0300", "–", "–", "–", "0.0250", "±", "0.0004"]
+
+
+def test_crystals_that_are_not_a_whole_matbench_dataset_are_not_ranked_with_the_leaderboard(comparison):
+    own = recorded("second", {0: 0.01}, ["the crystals are not from the official file"], official=False)
+    for both in ((own, own), (comparison.recorded[0], own), (own, comparison.recorded[0])):
+        drawn = draw(dataclasses.replace(comparison, recorded=both), width=120)
+        assert "coGN" not in drawn
+        assert "cannot be compared with the leaderboard: the crystals" in drawn
+
+
+def test_what_is_known_about_the_overlap_with_pretraining_is_shown_once(comparison):
+    assert draw(comparison).count("Seen in pretraining.") == 1
+    other = recorded("second", {0: 0.01}, overlap="Not seen.")
+    drawn = draw(dataclasses.replace(comparison, recorded=(comparison.recorded[0], other)))
+    assert "first: Seen in pretraining." in drawn
+    assert "second: Not seen." in drawn
 
 
 @pytest.mark.parametrize("width", [40, 60, 70, 80])

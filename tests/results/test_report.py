@@ -301,8 +301,9 @@ def test_an_epoch_that_two_sessions_shared_counts_half_for_each(history):
 
 
 def test_a_comparison_is_one_file_with_the_leaderboard_and_the_paired_plot(recorded, tmp_path):
-    later = Recorded(recorded.folder, {**recorded.content, "experiment": "later"})
-    path = write_comparison(compare([recorded, later]), tmp_path / "c.html")
+    official = {**recorded.content, "dataset": {**recorded.content["dataset"], "official": True}}
+    both = [Recorded(recorded.folder, {**official, "experiment": name}) for name in ("small", "later")]
+    path = write_comparison(compare(both), tmp_path / "c.html")
     page = Page(path.read_text(encoding="utf-8"))
     assert page.ids.count("plot-paired") == 1
     assert page.fetched == []
@@ -310,6 +311,13 @@ def test_a_comparison_is_one_file_with_the_leaderboard_and_the_paired_plot(recor
     assert "MAE of the reference" in page.text
     assert "Below 0, the errors are smaller than those of the reference" in page.text
     assert all(row.name in page.text for row in leaderboard("matbench_mp_e_form"))
+
+
+def test_a_comparison_on_own_crystals_leaves_the_leaderboard_out(recorded, tmp_path):
+    later = Recorded(recorded.folder, {**recorded.content, "experiment": "later"})
+    page = Page(write_comparison(compare([recorded, later]), tmp_path / "c.html").read_text(encoding="utf-8"))
+    assert "may have seen many of these crystals" in page.text
+    assert not any(row.name in page.text for row in leaderboard("matbench_mp_e_form"))
 
 
 def test_132752_crystals_make_a_file_of_the_size_of_a_few(recorded, tmp_path, predictions):

@@ -143,5 +143,14 @@ def test_only_models_with_pretrained_weights_are_said_to_have_seen_the_pretraini
     spec = {"model": {"trainable": trainable}}
     gap = Target(name="gap", unit="eV", kind="scalar")
     for one in (spec, {"model": {"trainable": "all"}, "made_from": {"members": [{"spec": spec}, {"spec": spec}]}}):
-        assert ("MPtrj" in overlap_note(gap, one)) is (trainable == "head")
-    assert "MPtrj" in overlap_note(FORMATION_ENERGY.target, spec), "energies start from CHGNet's own, untrained too"
+        assert ("MPtrj" in overlap_note(gap, one, dataset="own.csv")) is (trainable == "head")
+    told = overlap_note(FORMATION_ENERGY.target, spec, dataset="own.csv")
+    assert "MPtrj" in told, "energies start from CHGNet's own, untrained too"
+
+
+@pytest.mark.parametrize(("dataset", "is_known"), [("matbench_mp_e_form", True), ("sample", False), ("own.csv", False)])
+def test_only_matbench_crystals_are_known_to_be_in_the_pretraining_data(dataset: str, is_known: bool) -> None:
+    told = overlap_note(FORMATION_ENERGY.target, {"model": {"trainable": "head"}}, dataset=dataset)
+    assert ("has seen most crystals" in told) is is_known
+    assert ("may have seen many of these crystals" in told) is not is_known
+    assert "MPtrj" in told

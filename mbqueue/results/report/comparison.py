@@ -76,7 +76,7 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
             left=(0, 7),
             style="names words",
         ),
-        *_board(first["leaderboard"]["rows"], measure, target),
+        *_board(comparison.board, measure, target),
         f'<div class="note">{escape(first["notes"]["pretraining_overlap"])}</div>',
     ]
 
