@@ -115,6 +115,13 @@ class DataError(MbqueueError):
     """A dataset cannot be read."""
 
 
+#: How to change the options of an enqueued experiment whose `prepare` job failed.
+UNDER_A_NEW_NAME = (
+    "If the experiment is already enqueued, enqueue it again under a new name (--name NAME-2), because the options of "
+    "an enqueued experiment never change."
+)
+
+
 class InvalidCrystals(DataError):
     """Some entries of a dataset are invalid.
 
@@ -136,8 +143,8 @@ class InvalidCrystals(DataError):
         read = f"The columns were: {columns}.\n" if columns else ""
         super().__init__(
             f"{counted(len(self.offenders), 'entry', 'entries')} of {source} cannot be used:\n{listed}{more}\n{read}"
-            "Fix them, or leave them out and list them: drop_invalid = true in [data] of an experiment "
-            "(--drop-invalid of enqueue), or --drop-invalid of prepare and predict."
+            "Fix them, or leave them out and list them with --drop-invalid of enqueue, prepare or predict. "
+            + UNDER_A_NEW_NAME
         )
 
 

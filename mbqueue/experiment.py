@@ -20,7 +20,7 @@ from mbqueue.files import sha256_of_json
 from mbqueue.project import NAME_PATTERN
 from mbqueue.provenance import KEPT_BY_COMMANDS, Choice, MadeFrom, TrialOf
 from mbqueue.section import Section
-from mbqueue.task import ENERGY_COLUMNS, FORMATION_ENERGY, KINDS, N_FOLDS, TASKS, Kind, Target
+from mbqueue.task import ENERGY_COLUMNS, FORMATION_ENERGY, KINDS, N_FOLDS, TASKS, Kind, Target, options_for
 
 OFFICIAL_DATASET = FORMATION_ENERGY.dataset
 SAMPLE_DATASET = "sample"
@@ -273,12 +273,14 @@ class Spec(Section):
         if isinstance(said, Mapping) and said.keys() <= {"column"} and said.get("column", "e_form") in ENERGY_COLUMNS:
             return {**content, "target": {**_FIRST_TARGET, **said}}
         if isinstance(said, Mapping) and said.keys() == {"column"}:
+            column = str(said["column"])
+            energy = options_for(column, name="formation energy", unit="eV/atom", kind="energy")
+            gap = options_for(column, name="band gap", unit="eV", kind="scalar")
             raise ValueError(
-                f"mbqueue does not know the property in column {said['column']!r}: it knows only the energy columns "
-                f"{', '.join(ENERGY_COLUMNS)}. Describe the property under [target] or with --set. For energies per "
-                'atom: --set target.name="formation energy" --set target.unit=eV/atom --set target.kind=energy. For a '
-                'different property, such as a band gap: --set target.name="band gap" --set target.unit=eV '
-                "--set target.kind=scalar"
+                f"mbqueue does not know the property in column {column!r} (--target-column, or column in "
+                f"[target]): it knows only the energy columns {', '.join(ENERGY_COLUMNS)}. Describe the property under "
+                f"[target] or with --set. For energies per atom: {energy}. For a different property, such as a band "
+                f"gap: {gap}"
             )
         return content
 
@@ -371,7 +373,9 @@ def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec
         if key in content:
             raise SpecError(f"{path} has the key {key}, which only mbqueue's commands may write. Remove this key.")
     content.setdefault("name", path.stem)
-    return parse_spec(laid_over(content, overrides or {}), source=str(path))
+    options = ", ".join(f"{key} = {value}" for key, value in (overrides or {}).items())
+    source = f"{path} with {options}" if options else str(path)
+    return parse_spec(laid_over(content, overrides or {}), source=source)
 
 
 def _explain(error: ValidationError, source: str, advice: str) -> str:

@@ -7,6 +7,7 @@ name, unit and kind from this module.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -103,6 +104,13 @@ def _task(dataset: str, n: int, column: str, kind: Kind, name: str, unit: str = 
 FORMATION_ENERGY = _task("matbench_mp_e_form", 132_752, "", "energy", "formation energy", "eV/atom")
 #: Names of columns with energies per atom. If the user names no column, mbqueue uses the first of these that exists.
 ENERGY_COLUMNS = ("e_form", "target", "formation_energy_per_atom", "ef_per_atom", "energy_per_atom")
+
+
+def options_for(column: str, *, name: str, unit: str, kind: Kind) -> str:
+    """Format the options of `enqueue` that describe the property in a column, for messages."""
+    described = f'--set target.name="{name}" --set target.unit={unit} --set target.kind={kind}'
+    return f"--target-column {shlex.quote(column)} {described}"
+
 
 #: The matbench tasks by dataset. Sizes, columns and units are from the metadata of matminer and matbench.
 TASKS: dict[str, Task] = {

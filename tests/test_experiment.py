@@ -160,6 +160,8 @@ def test_a_column_that_is_not_known_to_hold_formation_energies_has_to_be_named()
         SpecError, match=r"does not know the property in column 'gap'.*target\.kind=energy.*target\.kind=scalar"
     ):
         parse_spec({"name": "a", "data": {"dataset": "mine.jsonl"}, "target": {"column": "gap"}}, source="a")
+    with pytest.raises(SpecError, match=r"--target-column 'E gap' --set target\.name=.*--target-column 'E gap' --set"):
+        parse_spec({"name": "a", "data": {"dataset": "mine.jsonl"}, "target": {"column": "E gap"}}, source="a")
     known = {"name": "a", "data": {"dataset": "mine.jsonl"}, "target": {"column": "formation_energy_per_atom"}}
     assert parse_spec(known, source="a").predicts.kind == "energy"
 

@@ -42,7 +42,7 @@ class Working(OpenedProject):
             max_jobs: stop after this many jobs.
             forever: wait for new jobs when no job is left, without a deadline.
             device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
-            max_idle: end after finding nothing to claim for this long, such as ``10m``; by default, keep waiting.
+            max_idle: end after finding nothing to claim for this long, such as ``10m``; by default, no limit.
             tensorboard: write TensorBoard event files to state/logs/tensorboard.
             end_command: whether to run the end command of mbqueue.toml.
             report: receives the events (see `mbqueue.session.report`); by default they are dropped.

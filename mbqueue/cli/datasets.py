@@ -174,23 +174,25 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """
     # Imported here, because the other commands in this module start faster without it.
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mbqueue.session.narration import amount_of
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _progress_line
         return
-    rate = TextColumn("{task.fields[rate]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    amount, rate = TextColumn("{task.fields[amount]}"), TextColumn("{task.fields[rate]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, rate, TimeRemainingColumn())
     with Progress(*columns, console=console) as bars:
 
         def start(what: str) -> Callable[[int, int], None]:
-            task = bars.add_task(what, rate="")
+            task = bars.add_task(what, amount="", rate="")
 
             def advanced(done: int, total: int) -> None:
-                bars.update(task, completed=done, total=total)
+                bars.update(task, completed=done, total=total, amount=amount_of(what, done, total))
                 speed = bars.tasks[task].speed
-                bars.update(task, rate=f"{speed:,.3g}/s" if speed else "")
+                bars.update(task, rate=f"{speed:,.3g}/s" if speed and what != "reading" else "")
 
             return advanced
 
@@ -198,6 +200,8 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 
 def _progress_line(what: str) -> Callable[[int, int], None]:
+    from mbqueue.session.narration import amount_of
+
     said = float("-inf")
     begin: tuple[float, int] | None = None  # when this run began, and how much an earlier run had done
 
@@ -212,7 +216,8 @@ def _progress_line(what: str) -> Callable[[int, int], None]:
             if begin is not None and begin[1] < done < total:
                 seconds = (now - begin[0]) / (done - begin[1]) * (total - done)
                 rate = (done - begin[1]) / (now - begin[0])
-                left = f", {rate:,.3g}/s, {format_duration(seconds)} left"
-            say(f"{what} {done}/{total}{left}")
+                speed = "" if what == "reading" else f", {rate:,.3g}/s"
+                left = f"{speed}, {format_duration(seconds)} left"
+            say(f"{what} {amount_of(what, done, total)}{left}")
 
     return advanced

@@ -48,6 +48,8 @@ def restore(
 ) -> None:
     """Check a whole archive, then replace the project's state with the archive's.
 
+    The command needs a project. On a new machine, run `mbqueue init` first.
+
     Example: mbqueue restore monday.tar
     """
     found = open_project(context).restore(file, force=force)

@@ -203,8 +203,7 @@ def cancel(
 def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
     """Retry failed and cancelled jobs, which get their full number of attempts again.
 
-    Jobs that wait after a failure no longer wait. mbqueue rebuilds missing or damaged result files from the
-    checkpoints.
+    Jobs that wait after a failure run at once. mbqueue rebuilds missing or damaged result files from the checkpoints.
 
     Example: mbqueue retry full_finetune --fold 3
     """

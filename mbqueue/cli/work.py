@@ -38,7 +38,7 @@ def work(
     max_idle: Annotated[
         str | None,
         typer.Option(
-            help="End the session after this long without a job, for example 10m; by default, it keeps waiting."
+            help="End the session when it has waited this long for a job, for example 10m; no limit by default."
         ),
     ] = None,
     device: Annotated[
@@ -60,6 +60,8 @@ def work(
     ] = True,
 ) -> None:
     """Run one session, which does the jobs in the queue until all are done or the session's time is up.
+
+    While other sessions run the last jobs, or failed jobs wait for a retry, the session waits.
 
     You can kill a session at any instant; the next session resumes. On SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 or
     SIGUSR2, the session finishes the step, writes a checkpoint and ends. A second Ctrl-C ends it at once. Exit code 75

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbqueue.errors import DataError
-from mbqueue.task import ENERGY_COLUMNS
+from mbqueue.errors import UNDER_A_NEW_NAME, DataError
+from mbqueue.task import ENERGY_COLUMNS, options_for
 
 ID_NAMES = ("id", "material_id", "mbid", "jid")
 STRUCTURE_NAMES = ("structure", "cif")
@@ -96,11 +96,14 @@ class Columns:
         there = f"Its columns are: {', '.join(told)}."
         for wanted, chosen, what in ((self._wanted.id, self.id, "id"), (self._wanted.target, self.target, "target")):
             if wanted and chosen is None:
-                raise DataError(f"{source} has no column {wanted}, which you named as the {what} column. {there}")
+                raise DataError(
+                    f"{source} has no column {wanted}, which you named as the {what} column. {there} Name one of these "
+                    f"with --{what}-column. {UNDER_A_NEW_NAME}"
+                )
         if structures and self.structure is None:
             separated = " Separate the columns by commas." if len(told) == 1 and re.search(r"[;\t|]", told[0]) else ""
             raise DataError(f"{source} has no column {' or '.join(structures)}. {there}{separated}")
-        self._require_target(f"{source} has no column", there)
+        self._require_target(f"{source} has no column", there, told)
 
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
         """Id, structure and target of a row.
@@ -135,18 +138,28 @@ class Columns:
             if wanted and chosen is None:
                 raise DataError(
                     f"No row of {source} has {wanted}, which you named as the {what} column. "
-                    f"The rows have: {', '.join(map(str, self._seen))}. Name one of these with --{what}-column. If the "
-                    "experiment is already enqueued, enqueue it again under another name (--name)."
+                    f"The rows have: {', '.join(map(str, self._seen))}. Name one of these with --{what}-column. "
+                    f"{UNDER_A_NEW_NAME}"
                 )
 
         if self._seen:
-            self._require_target(f"No row of {source} has", f"The rows have: {', '.join(map(str, self._seen))}.")
+            seen = [str(name) for name in self._seen]
+            self._require_target(f"No row of {source} has", f"The rows have: {', '.join(seen)}.", seen)
 
-    def _require_target(self, absent: str, there: str) -> None:
+    def _require_target(self, absent: str, there: str, names: Sequence[str]) -> None:
         if self.target is None and self.targets_required:
+            others = [name for name in names if name not in (self.id, self.structure)]
+            advice = UNDER_A_NEW_NAME
+            if self._target_names == ENERGY_COLUMNS:
+                column = others[0] if len(others) == 1 else "COLUMN"
+                gap = options_for(column, name="band gap", unit="eV", kind="scalar")
+                advice = (
+                    "An enqueued experiment never changes, so enqueue again, for example with: --name NAME-2 "
+                    f"{gap} (or energy, for energies per atom)"
+                )
             raise DataError(
-                f"{absent} {' or '.join(self._target_names)}. {there} Name the target column with --target-column, or "
-                "with the key column in [target] of the experiment."
+                f"{absent} {' or '.join(self._target_names)}. {there} Name the target column with --target-column. "
+                f"{advice}"
             )
 
     def take(self, names: Collection[str], source: str, *, chosen: tuple[str | None, str | None, str | None]) -> None:

@@ -54,16 +54,15 @@ class Narration(Report):
     def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
         pace = facts.get("per second")
         left = f", {format_duration((total - done) / pace)} left" if pace and done < total else ""
-        # Reading is counted in bytes, so show a percentage.
-        is_in_bytes = what == "reading" and total > 0
-        amount = f"{done / total:.0%}" if is_in_bytes else f"{done}/{total}"
-        rate = f", {_counted(pace)}/s" if pace and left and not is_in_bytes else ""
+        rate = f", {_counted(pace)}/s" if pace and left and what != "reading" else ""
         figures = ", ".join(
             f"{key.replace('_', ' ')} {value:.4g}" for key, value in facts.items() if key != "per second"
         )
         deadline = "" if self._end is None else f", {format_duration(self._end - time.monotonic())} to the deadline"
         is_new, self._last_what = what != self._last_what, what
-        self._go_on(f"{job.label}: {what} {amount}{rate}{left}{deadline}", figures, at_once=is_new)
+        self._go_on(
+            f"{job.label}: {what} {amount_of(what, done, total)}{rate}{left}{deadline}", figures, at_once=is_new
+        )
 
     def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
         best = ", best so far" if is_best else ""
@@ -99,6 +98,11 @@ class Narration(Report):
         elif at_once or time.monotonic() - self._last_said >= LOG_SECONDS:
             self._last_said = time.monotonic()
             self._say(f"{text}, {figures}" if figures else text, None)
+
+
+def amount_of(what: str, done: int, total: int) -> str:
+    """Format how much of a part of a job is done. Reading is counted in bytes, so it is shown as a percentage."""
+    return f"{done / total:.0%}" if what == "reading" and total > 0 else f"{done}/{total}"
 
 
 def _counted(rate: float) -> str:

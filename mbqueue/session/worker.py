@@ -34,8 +34,9 @@ from mbqueue.errors import (
 )
 from mbqueue.limits import why_limited
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.jobs import Kind, Lease
+from mbqueue.queue.jobs import Kind, Lease, State
 from mbqueue.queue.opening import open_queue, require_queue
+from mbqueue.queue.overview import Outlook
 from mbqueue.queue.store import Queue
 from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.commits_binding import enter_place, require_same
@@ -239,6 +240,7 @@ def _meet_others(session: Session, loaded: Loaded) -> None:
 def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Ending, StopCause]:
     queue, stop, clock, searching = session.queue, session.stop, session.clock, Searching(session)
     idle_since: float | None = None
+    is_hinted = False
     while True:
         if not session.deadline.allows(SHORTEST_JOB_SECONDS):
             stop.request(TIME_IS_UP)
@@ -273,16 +275,26 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
             idle = format_duration(options.idle_seconds)
             why = f"no job to claim for {idle}; other sessions hold {counted(outlook.leased, 'job')}"
             return Ending.STOPPED, StopCause(StopKind.IDLE, why)
-        if outlook.is_exhausted:
-            session.report.waiting("nothing is left to do; waiting for new jobs")
-        elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
-            rest = format_duration(outlook.next_at - clock.now())
-            session.report.waiting(
-                f"mbqueue will retry {counted(outlook.delayed, 'failed job')}, the next one in {rest}"
-            )
-        else:
-            session.report.waiting(f"the next jobs wait for {counted(outlook.leased, 'job')} in other sessions")
+        is_hinted = _report_waiting(session, outlook, is_hinted=is_hinted)
         queue.wait(POLL_SECONDS, stop.wait)
+
+
+def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> bool:
+    """Report what the session waits for. Return whether the session has said how to end the delay of a retry."""
+    if outlook.is_exhausted:
+        session.report.waiting("nothing is left to do; waiting for new jobs")
+    elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
+        now = session.clock.now()
+        if not is_hinted:
+            jobs = session.queue.jobs(state=State.READY)
+            name = next((job.experiment for job in jobs if job.not_before > now and not job.paused), "NAME")
+            session.report.note(f"to retry at once, run mbqueue retry {name} in another terminal")
+        rest = format_duration(outlook.next_at - now)
+        session.report.waiting(f"mbqueue will retry {counted(outlook.delayed, 'failed job')}, the next one in {rest}")
+        is_hinted = True
+    else:
+        session.report.waiting(f"the next jobs wait for {counted(outlook.leased, 'job')} in other sessions")
+    return is_hinted
 
 
 def _claim(session: Session, loaded: Loaded, searching: Searching) -> Lease | None:

@@ -43,6 +43,7 @@ def test_prepare_names_the_offenders_and_drops_them_only_when_asked(mbqueue: Com
     assert refused.code == FAILURE
     assert "flat-one" in refused.err
     assert "--drop-invalid" in refused.err
+    assert "enqueue it again under a new name (--name NAME-2)" in " ".join(refused.err.split())
     dropped = mbqueue("prepare", "mine.jsonl", "--drop-invalid")
     assert dropped.code == 0
     assert dropped.out.startswith("6 crystals")
@@ -112,6 +113,20 @@ def test_a_log_shows_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         "converting 300/600, 10/s, 30s left",
         "converting 600/600",
     ]
+
+
+def test_a_log_and_a_terminal_show_in_percent_how_much_of_a_file_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for is_terminal, percents in ((False, ["0%", "100%"]), (True, ["100%"])):
+        monkeypatch.setattr("rich.console.Console.is_terminal", is_terminal)
+        with progress_bars() as progress:
+            advanced = progress("reading")
+            for done in (8, 64_291):
+                advanced(done, 64_291)
+        said = capsys.readouterr().err
+        assert all(percent in said for percent in percents)
+        assert "64291" not in said
 
 
 def test_predict_gives_the_mean_and_the_spread_of_its_models(
@@ -193,7 +208,7 @@ def test_predict_accepts_missing_targets_and_drops_unusable_entries(
     write_bytes(model, model_bytes(load_pretrained("0.3.0")))
     call = ("predict", str(path), str(model), "--output", str(tmp_path / "table.csv"), "--device", "cpu")
     refused = mbqueue(*call)
-    assert (refused.code, "--drop-invalid of prepare and predict" in refused.err) == (FAILURE, True)
+    assert (refused.code, "--drop-invalid of enqueue, prepare or predict" in refused.err) == (FAILURE, True)
     said = mbqueue(*call, "--drop-invalid")
     assert (said.code, len((tmp_path / "table.csv").read_text().splitlines())) == (0, 4)
     assert "dropped empty: the structure is not in pymatgen's format" in said.err

@@ -6,6 +6,8 @@ import errno
 import gzip
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymatgen.core import Lattice, Structure
 
 from mbqueue.cli import main
 from mbqueue.project import ENVIRONMENT_VARIABLE, ProjectFolder
@@ -278,3 +281,23 @@ def test_make_with_an_old_python_says_which_version_it_needs(tmp_path: Path) -> 
     assert "3.11 or newer" in done.stdout
     assert "make PYTHON=python3.12 demo" in done.stdout
     assert not (tmp_path / ".venv").exists()
+
+
+def test_the_advice_on_a_table_without_a_known_target_leads_to_an_experiment_that_can_be_prepared(
+    mbqueue: Command, project: ProjectFolder
+) -> None:
+    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    rows = [f'c{number},"{salt.to(fmt="cif")}",{number}.5' for number in range(5)]
+    (project.root / "mine.csv").write_text("\n".join(["id,cif,band_gap", *rows]))
+    enqueue = ("enqueue", "head_finetune", "--dataset", "mine.csv")
+    refused = mbqueue(*enqueue, "--target-column", "band_gap")
+    assert refused.code == USAGE
+    assert "head_finetune.toml with " in refused.err
+    assert "target.column = band_gap" in refused.err
+    assert mbqueue(*enqueue).code == 0
+    said = mbqueue("work", "--max-jobs", "1", "--device", "cpu", "--no-end-command").err
+    advice = re.search(r"--name NAME-2 --target-column band_gap .*?target\.kind=scalar", " ".join(said.split()))
+    assert advice is not None
+    assert advice[0].removeprefix("--name NAME-2 ") in " ".join(refused.err.split())
+    assert mbqueue(*enqueue, *shlex.split(advice[0])).code == 0
+    assert mbqueue("prepare", "mine.csv", "--target-column", "band_gap").code == 0

@@ -99,6 +99,25 @@ def test_a_dataset_that_no_later_attempt_can_split_fails_at_once(tmp_path: Path,
     assert "3 crystals cannot be split into 5 folds" in (failed.error or "")
 
 
+def test_a_session_that_waits_for_a_retry_says_once_how_to_retry_at_once(
+    tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path)
+    enqueue(project, small_spec(project, "pretrained_infer"))
+
+    def fail(*_arguments: Any) -> str:
+        raise CacheError("c")
+
+    monkeypatch.setitem(worker._HANDLERS, Kind.PREPARE, fail)
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
+    stop, waits = StopRequest(), iter(range(3))
+    report.waiting = lambda _why: next(waits) == 2 and stop.request("three waits")  # type: ignore[method-assign]
+    work(project, WorkOptions(device="cpu"), report=report, stop=stop)
+    hints = [line for line in report.lines if "retry" in line]
+    name = the_prepare_job(project).experiment
+    assert hints == [f"note: to retry at once, run mbqueue retry {name} in another terminal"]
+
+
 @pytest.mark.parametrize(
     ("error", "is_final"),
     [
