@@ -10,7 +10,7 @@ from typing import Any
 
 from mbqueue.data.elements import symbol_of
 from mbqueue.errors import ResultsError
-from mbqueue.queue.jobs import Experiment, Job, Kind, SessionRow
+from mbqueue.queue.jobs import Experiment, Job, Kind, SessionRow, State
 from mbqueue.queue.store import Queue
 from mbqueue.results.record import DatasetFacts, RecordInputs, SessionFacts
 from mbqueue.storage.commits import Commits
@@ -27,14 +27,20 @@ def record_inputs(
         fingerprint_changes: where training resumed with a different device or library, as in `fingerprint_changes`.
 
     Raises:
-        ResultsError: if the experiment's data have not been prepared yet.
+        ResultsError: if the experiment's data are not prepared.
     """
     jobs = queue.jobs(experiment=experiment.name)
-    (prepared,) = [job.result for job in jobs if job.kind is Kind.PREPARE]
+    (prepare,) = [job for job in jobs if job.kind is Kind.PREPARE]
+    prepared = prepare.result
     if prepared is None or experiment.dataset_hash is None:
-        raise ResultsError(
-            f"The data of {experiment.name} have not been prepared yet. Start a session with: mbqueue work"
-        )
+        name = experiment.name
+        if prepare.state in (State.FAILED, State.CANCELLED):
+            how = "failed" if prepare.state is State.FAILED else "was cancelled"
+            raise ResultsError(
+                f"The data of {name} are not prepared, because the prepare job {how}. For details, run: mbqueue status "
+                f"{name}. To prepare the data again, run: mbqueue retry {name}"
+            )
+        raise ResultsError(f"The data of {name} have not been prepared yet. Start a session with: mbqueue work")
     predicted = {job.fold: job.result for job in jobs if job.kind is Kind.PREDICT and job.fold is not None}
     return RecordInputs(
         experiment=experiment.name,

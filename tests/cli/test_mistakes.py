@@ -20,6 +20,7 @@ from pymatgen.core import Lattice, Structure
 
 from mbqueue.cli import main
 from mbqueue.project import ENVIRONMENT_VARIABLE, ProjectFolder
+from mbqueue.queue.store import Queue
 
 Command = Callable[..., Any]
 FAILURE, USAGE = 1, 2
@@ -301,3 +302,25 @@ def test_the_advice_on_a_table_without_a_known_target_leads_to_an_experiment_tha
     assert advice[0].removeprefix("--name NAME-2 ") in " ".join(refused.err.split())
     assert mbqueue(*enqueue, *shlex.split(advice[0])).code == 0
     assert mbqueue("prepare", "mine.csv", "--target-column", "band_gap").code == 0
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_a_report_on_data_that_no_session_will_prepare_names_the_way_out(
+    mbqueue: Command, project: ProjectFolder, state: str
+) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0")
+    with Queue(project.queue_db) as queue:
+        if state == "failed":
+            session = queue.start_session(device="cpu", now=1.0, alive_seconds=60.0)
+            lease = queue.claim(session, now=1.0, lease_seconds=60.0)
+            assert lease is not None
+            queue.fail(lease, error="no crystal", now=2.0, final=True)
+        else:
+            queue.cancel("full_finetune", now=1.0)
+    answer = mbqueue("report", "full_finetune")
+    assert answer.code == FAILURE
+    told = " ".join(answer.err.split())
+    assert f"the prepare job {'failed' if state == 'failed' else 'was cancelled'}" in told
+    assert "mbqueue status full_finetune" in told
+    assert "mbqueue retry full_finetune" in told
+    assert "mbqueue work" not in told
