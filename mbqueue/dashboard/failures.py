@@ -86,7 +86,7 @@ def _what_next(group: Sequence[Mapping[str, Any]], now: float) -> str:
 
 
 def _is_over(error: Mapping[str, Any]) -> bool:
-    return error["state"] in ("failed", "cancelled")
+    return bool(error["state"] == "failed")
 
 
 def _rests(error: Mapping[str, Any], now: float) -> bool:

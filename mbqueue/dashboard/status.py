@@ -76,12 +76,14 @@ def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
     folds = experiment["folds"]
     used = float(experiment["seconds"])
     left = 0.0
-    if experiment["prepare"] not in ("committed", "cancelled"):
+    if experiment["prepare"] in ("failed", "cancelled"):
+        return used, left
+    if experiment["prepare"] != "committed":
         preparing = (experiment.get("preparing") or {}).get("seconds_left")
         if preparing is None and experiment.get("preparing"):
             return used, None
         left += preparing or 0.0
-    going_on = [fold for fold in folds if fold["state"] not in ("done", "cancelled")]
+    going_on = [fold for fold in folds if fold["state"] not in ("done", "failed", "cancelled")]
     epochs = sum(fold["epochs_total"] - fold["epochs_done"] - fold["epochs_skipped"] for fold in going_on)
     if epochs:
         done = sum(fold["epochs_done"] for fold in folds)

@@ -18,7 +18,8 @@ the unit of the target.
     jobs            {state: count}, over all experiments
     sessions[]      id, state (live, lost, died), host, pid, device, started_at, heartbeat_at, deadline_at,
                     structures_per_second, job {id, experiment, kind, fold, epoch, progress} or null
-    errors[]        job, experiment, kind, fold, epoch, state, failures, at, retry_at, error (one line)
+    errors[]        job, experiment, kind, fold, epoch, state, failures, at, retry_at, error (one line); cancelled jobs
+                    are left out
 
 The state of a fold is the first of these that applies: running, done (predictions committed), failed, cancelled,
 pruned, paused, ready, waiting. The state of an experiment is the first of these that applies: done (recorded), pruned,
@@ -237,7 +238,8 @@ class Reports(Part):
                 (now - _DAY_SECONDS,),
             ).fetchall()
             errors = db.execute(
-                "SELECT * FROM job_rows WHERE error IS NOT NULL AND (:name IS NULL OR experiment = :name) "
+                "SELECT * FROM job_rows WHERE error IS NOT NULL AND state <> 'cancelled' "
+                "AND (:name IS NULL OR experiment = :name) "
                 "ORDER BY changed_at DESC LIMIT :limit",
                 {"name": experiment, "limit": _ERRORS_SHOWN},
             ).fetchall()

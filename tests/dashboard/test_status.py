@@ -322,6 +322,7 @@ def test_noise_does_not_look_like_progress():
 def test_time_left_counts_experiments_of_which_none_is_known():
     overview = busy_overview()
     overview["experiments"][1]["folds"][0]["seconds"] = 80 * HOUR
+    overview["experiments"][2]["folds"][0]["state"] = "ready"
     assert "; the rest is estimated after the first epoch of an experiment" in " ".join(draw(overview).split())
 
 
@@ -358,6 +359,14 @@ def test_names_with_brackets_are_shown_as_they_are():
 
 def test_a_finished_experiment_names_its_folder():
     assert "results: results/daily/2026-11-20/" in draw(overview_of([fold_entry()], record="committed"))
+
+
+@pytest.mark.parametrize("prepare", ["committed", "failed", "cancelled"])
+def test_an_experiment_that_cannot_run_any_more_awaits_no_estimate(prepare):
+    state = "failed" if prepare == "committed" else "waiting"
+    entry = overview_of([fold_entry(state=state)], prepare=prepare)["experiments"][0]
+    assert gpu_seconds(entry) == (0.0, 0.0)
+    assert gpu_seconds({**entry, "folds": [fold_entry(), fold_entry(1, state="failed")], "prepare": "ready"})[1] is None
 
 
 def test_time_left_is_unknown_before_the_first_epoch():

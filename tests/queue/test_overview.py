@@ -254,6 +254,14 @@ def test_an_error_is_shown_with_its_whole_message_not_its_last_line(world):
     assert start in world.queue.events()[-1].why
 
 
+def test_the_error_of_a_cancelled_job_is_not_shown(world):
+    world.queue.fail(world.take(_trained(world)), error="ValueError: bang", now=world.now, final=True)
+    assert len(_overview(world)["errors"]) == 1
+    world.queue.cancel("full", now=world.now)
+    assert _overview(world)["errors"] == []
+    assert _overview(world, experiment="full")["errors"] == []
+
+
 def test_an_error_is_shown_until_its_job_is_committed(world):
     session = _trained(world)
     world.queue.fail(world.take(session), error="Traceback\n  deep\nValueError: bang\n", now=world.now)
