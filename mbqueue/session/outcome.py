@@ -12,7 +12,7 @@ class Ending(Enum):
 
     DONE = "nothing is left to do"
     STOPPED = "stopped with work left"
-    BLOCKED = "the remaining work needs your attention: jobs failed or are paused, or a search cannot begin a trial"
+    BLOCKED = "the remaining work needs your attention"
 
 
 class StopKind(Enum):

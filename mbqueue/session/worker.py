@@ -250,7 +250,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
         if options.max_jobs is not None and session.jobs_done >= options.max_jobs:
             left = not queue.outlook(now=clock.now()).is_exhausted
             done = StopCause(StopKind.LIMIT, f"reached the limit of {counted(session.jobs_done, 'job')}")
-            return (Ending.STOPPED if left else _idle_ending(session, searching)), done
+            return (Ending.STOPPED if left else _idle_ending(session, searching)[0]), done
         if not session.await_store():
             continue  # a stop was requested in the meantime
         queue.reap_dead(by=session.id, now=clock.now())
@@ -269,8 +269,8 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
             why = f"other sessions run the remaining jobs: {names}"
             return Ending.STOPPED, StopCause(StopKind.OTHERS, why)
         if is_exhausted and not options.forever:
-            ending = _idle_ending(session, searching)
-            return ending, StopCause(StopKind.EXHAUSTED, ending.value)
+            ending, reason = _idle_ending(session, searching)
+            return ending, StopCause(StopKind.EXHAUSTED, reason)
         if options.idle_seconds is not None and clock.monotonic() - idle_since >= options.idle_seconds:
             idle = format_duration(options.idle_seconds)
             why = f"no job to claim for {idle}; other sessions hold {counted(outlook.leased, 'job')}"
@@ -312,11 +312,23 @@ def _claim(session: Session, loaded: Loaded, searching: Searching) -> Lease | No
     )
 
 
-def _idle_ending(session: Session, searching: Searching) -> Ending:
-    """Return BLOCKED if unfinished jobs or a search wait for the user, else DONE. Cancelled jobs count as done."""
+def _idle_ending(session: Session, searching: Searching) -> tuple[Ending, str]:
+    """Return BLOCKED if unfinished jobs or a search wait for the user, else DONE; and the ending in words.
+
+    Cancelled jobs count as done.
+    """
     counts = session.queue.overview(now=session.clock.now())["jobs"]
     unfinished = sum(n for state, n in counts.items() if state not in {"committed", "skipped", "cancelled"})
-    return Ending.BLOCKED if unfinished or searching.is_stuck else Ending.DONE
+    if not unfinished and not searching.is_stuck:
+        return Ending.DONE, Ending.DONE.value
+    # The queue is exhausted, so a job that is still ready is paused.
+    causes = {
+        "jobs failed": counts["failed"],
+        "jobs are paused": counts["ready"],
+        "a search cannot begin a trial": searching.is_stuck,
+    }
+    why = ", and ".join(text for text, is_true in causes.items() if is_true) or "jobs wait for cancelled jobs"
+    return Ending.BLOCKED, f"{Ending.BLOCKED.value}: {why}"
 
 
 def _do(session: Session, loaded: Loaded, lease: Lease) -> None:

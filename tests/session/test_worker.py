@@ -198,6 +198,7 @@ def test_a_job_that_fails_keeps_its_traceback_and_the_session_continues_with_oth
     enqueue(project, small_spec(project, "pretrained_infer"))
     outcome = work(project, WorkOptions(device="cpu"), report=report)
     assert outcome.ending is Ending.BLOCKED
+    assert outcome.reason == "the remaining work needs your attention: jobs failed"
     with Queue(project.queue_db, read_only=True) as queue:
         (failed,) = queue.jobs(state=State.FAILED)
         assert failed.experiment == "broken"
@@ -205,6 +206,26 @@ def test_a_job_that_fails_keeps_its_traceback_and_the_session_continues_with_oth
         assert "Traceback" in failed.error
         assert "broken.jsonl" in failed.error
         assert {job.state for job in queue.jobs(experiment="pretrained_infer")} == {State.COMMITTED}
+
+
+def test_a_session_whose_remaining_work_waits_names_only_the_true_reasons(
+    tmp_path: Path, report: RememberedReport
+) -> None:
+    project = make_project(tmp_path)
+    spec = small_spec(project, "pretrained_infer")
+    name = spec.name
+    enqueue(project, spec)
+    with Queue(project.queue_db) as queue:
+        queue.pause(name, now=0.0)
+        outcome = work(project, WorkOptions(device="cpu"), report=report)
+        assert outcome.ending is Ending.BLOCKED
+        assert outcome.reason == "the remaining work needs your attention: jobs are paused"
+        queue.resume(name, now=0.0)
+        for fold in {job.fold for job in queue.jobs() if job.fold is not None}:
+            queue.cancel(name, fold=fold, now=0.0)
+    outcome = work(project, WorkOptions(device="cpu"), report=report)
+    assert outcome.ending is Ending.BLOCKED
+    assert outcome.reason == "the remaining work needs your attention: jobs wait for cancelled jobs"
 
 
 def test_damaged_checkpoints_are_set_aside_and_their_epochs_trained_again(
