@@ -83,7 +83,7 @@ LEFT_OUT = {
     "mbqueue export-study rates --output study.db": "tests/search/test_sessions.py",
     "mbqueue promote rates --name tuned": "tests/search/test_sessions.py",
     "mbqueue enqueue full_finetune --seeds 0-2": "tests/cli/test_commands.py",
-    "mbqueue enqueue scalar_head --seeds 0-2": "the same",
+    "mbqueue enqueue mine --seeds 0-2": "tests/cli/test_data_commands.py",
     "mbqueue blend full_finetune.seed0 full_finetune.seed1 full_finetune.seed2 --name blended": "run with two seeds of "
     "a small experiment in tests/session/test_blends.py",
     "mbqueue blend full_finetune.seed0 full_finetune.seed1 slower --weights fitted --name blended": "the same",
@@ -98,7 +98,10 @@ LEFT_OUT = {
     "the forms are tested in tests/data",
     "mbqueue enqueue scalar_head --dataset matbench_log_kvrh": "would download the file in the next session; run "
     "with a made one in tests/session/test_official_task.py",
-    "mbqueue predict data/new.jsonl results/daily/*/mine*/model_fold_*.pth": "needs files of the reader's own; "
+    'mbqueue enqueue scalar_head --name mine --dataset data/mine.csv --target-column gap --set target.name="band gap" '
+    "--set target.unit=eV --set target.kind=scalar": "needs a file of the reader's own; "
+    "tests/cli/test_data_commands.py",
+    "mbqueue predict data/new.csv results/daily/*/mine.seed*/model_fold_*.pth": "needs files of the reader's own; "
     "tests/cli/test_data_commands.py",
     "mbqueue report full_finetune --png pictures": "needs a browser; tests/results/test_pictures.py",
     "make demo": "run in CI by itself",
@@ -108,6 +111,7 @@ LEFT_OUT = {
 #: Commands that appear only in running text → the test that runs each, or the reason why none does.
 NAMED_IN_TEXT = {
     "mbqueue --project DIR status": "tests/cli/conftest.py",
+    "mbqueue enqueue mine": "tests/cli/test_data_commands.py",
     "mbqueue init project": "tests/test_project.py",
     "mbqueue launch local --workers 2 --time 2h": "tests/api/test_launching.py",
     "mbqueue board --read-only": "tests/web/test_access.py",

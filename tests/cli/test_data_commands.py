@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,8 @@ from mbqueue.queue.store import Queue
 from mbqueue.train.chgnet import load_pretrained, model_bytes
 
 Command = Callable[..., Any]
-FAILURE, USAGE = 1, 2
+FAILURE, USAGE, MORE_TO_DO = 1, 2, 75
+ROOT = Path(__file__).parents[2]
 
 
 def test_prepare_fills_the_cache_and_a_second_call_finds_it(mbqueue: Command, project: ProjectFolder) -> None:
@@ -188,6 +191,31 @@ def test_columns_can_be_named_and_are_printed(
     assert "target: E f, 6 values from −1.5 to −1.5 (not e_form; choose with --target-column); id: name" in caplog.text
     wrong = mbqueue("prepare", "mine.json", "--id-column", "name", "--target-column", "E_f")
     assert (wrong.code, "No row of" in wrong.err, "has E_f" in wrong.err) == (FAILURE, True, True)
+
+
+def test_the_commands_for_a_property_of_your_own_prepare_a_csv_as_the_page_says(
+    mbqueue: Command, project: ProjectFolder
+) -> None:
+    page = (ROOT / "docs/how-to/targets.md").read_text()
+    enqueue_one, enqueue_seeds = re.findall(
+        r"^    mbqueue (enqueue scalar_head --name.*|enqueue .* --seeds.*)$", page, re.M
+    )
+    crystals = load("sample", limit=12).crystals
+    (project.root / "data").mkdir()
+    with (project.root / "data/mine.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["id", "cif", "gap"])
+        table.writerows([crystals.ids[row], crystals.structure(row).to(fmt="cif"), row / 10] for row in range(12))
+    said = mbqueue(*shlex.split(enqueue_one))
+    assert (said.code, "band gap (eV), of kind scalar" in " ".join(said.out.split())) == (0, True)
+    assert mbqueue("work", "--device", "cpu", "--max-jobs", "1").code == MORE_TO_DO
+    assert json.loads(mbqueue("status", "--json").out)["experiments"][0]["jobs"]["committed"] == 1
+    file = (project.jobs_dir / "scalar_head.toml").read_text().replace("matbench_log_kvrh", "data/mine.csv")
+    file += '[target]\nname = "band gap"\nunit = "eV"\nkind = "scalar"\ncolumn = "gap"\n'
+    (project.jobs_dir / "mine.toml").write_text(file)
+    assert re.findall(r"mine\.seed\d: enqueued", mbqueue(*shlex.split(enqueue_seeds)).out) == [
+        f"mine.seed{seed}: enqueued" for seed in range(3)
+    ]
 
 
 def test_enqueueing_the_head_for_energies_for_another_target_names_the_one_that_fits(mbqueue: Command) -> None:
