@@ -52,6 +52,7 @@ RESULTS = "results/daily/2026-01-01/tiny"
 
 _numbers = count(1)
 _running: list[SteppedSession] = []
+_claim = worker._claim
 
 
 def tiny_spec(*, folds: tuple[int, ...] = (0, 1), epochs: int = 2) -> Spec:
@@ -177,6 +178,7 @@ class SteppedSession:
                 mock.patch.multiple(
                     worker,
                     Session=partial(_PausingSession, self),
+                    _claim=partial(_claim_between_pauses, self),
                     Publisher=partial(_QuietPublisher, self),
                     Heartbeat=_QuietHeartbeat,
                     CrystalCopies=_CopiesAtOnce,
@@ -192,20 +194,21 @@ class SteppedSession:
             yield
 
 
+def _claim_between_pauses(stepped: SteppedSession, session: Session, *arguments: Any) -> Lease | None:
+    if (lease := session.take_next()) is not None:
+        return lease
+    stepped.pause()
+    stepped.lease = _claim(session, *arguments)
+    if stepped.lease is not None:
+        stepped.pause()
+    return stepped.lease
+
+
 class _PausingSession(Session):
     def __init__(self, stepped: SteppedSession, **fields: Any) -> None:
         super().__init__(**fields)
         self._stepped = stepped
         stepped.session = self
-
-    def claim(self, loaded: tuple[int, int] | None) -> Lease | None:
-        stepped = self._stepped
-        stepped.lease = None
-        stepped.pause()
-        stepped.lease = super().claim(loaded)
-        if stepped.lease is not None:
-            stepped.pause()
-        return stepped.lease
 
     def take_next(self) -> Lease | None:
         self._stepped.lease = super().take_next()
