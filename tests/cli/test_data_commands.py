@@ -207,7 +207,7 @@ def test_the_commands_for_a_property_of_your_own_prepare_a_csv_as_the_page_says(
         table.writerow(["id", "cif", "gap"])
         table.writerows([crystals.ids[row], crystals.structure(row).to(fmt="cif"), row / 10] for row in range(12))
     said = mbqueue(*shlex.split(enqueue_one))
-    assert (said.code, "band gap (eV), of kind scalar" in " ".join(said.out.split())) == (0, True)
+    assert (said.code, "Target: band gap (eV), of kind scalar" in " ".join((said.out + said.err).split())) == (0, True)
     assert mbqueue("work", "--device", "cpu", "--max-jobs", "1").code == MORE_TO_DO
     assert json.loads(mbqueue("status", "--json").out)["experiments"][0]["jobs"]["committed"] == 1
     file = (project.jobs_dir / "scalar_head.toml").read_text().replace("matbench_log_kvrh", "data/mine.csv")
