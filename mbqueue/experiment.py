@@ -12,10 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticKnownError
 
 from mbqueue.errors import SpecError
 from mbqueue.experiment_file import laid_over, read_toml
+from mbqueue.families import pretrained_names
 from mbqueue.files import sha256_of_json
 from mbqueue.project import NAME_PATTERN
 from mbqueue.provenance import KEPT_BY_COMMANDS, Choice, MadeFrom, TrialOf
@@ -42,6 +44,13 @@ def _folds(folds: tuple[int, ...]) -> tuple[int, ...]:
     if sorted(set(folds)) != sorted(folds) or min(folds) < 0 or max(folds) >= N_FOLDS:
         raise ValueError(f"must be distinct numbers from 0 to {N_FOLDS - 1}")
     return tuple(sorted(folds))
+
+
+def _pretrained(value: Any) -> Any:
+    names = [repr(name) for name in pretrained_names()]
+    if repr(value) not in names:
+        raise PydanticKnownError("literal_error", {"expected": " or ".join([", ".join(names[:-1]), names[-1]])})
+    return value
 
 
 class DataSpec(Section):
@@ -95,7 +104,11 @@ class TargetSpec(Section):
 class ModelSpec(Section):
     """[model]: the pretrained weights, and which of them are trained."""
 
-    pretrained: Literal["0.3.0", "r2scan"] = Field("0.3.0", description="Version of CHGNet's pretrained weights.")
+    pretrained: Annotated[str, BeforeValidator(_pretrained)] = Field(
+        "0.3.0",
+        description="Version of CHGNet's pretrained weights.",
+        json_schema_extra={"enum": [*pretrained_names()]},
+    )
     trainable: Literal["none", "head", "all"] = Field(
         "all",
         description="Which weights to train. `none` only fits the element references. `head` trains `mlp`, "

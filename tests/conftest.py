@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from postgres_server import PostgresServer
 from s3_server import s3  # noqa: F401 - a fixture
 from small_project import ManualClock, RememberedReport
 
+from mbqueue import families
 from mbqueue.project import ProjectFolder, init_project
 
 
@@ -28,6 +31,16 @@ def _no_session_is_left() -> Iterator[None]:
     yield
     if "stepped_session" in sys.modules:
         sys.modules["stepped_session"].end_all()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny_models(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In modules with stepped sessions, let specs name the weights of the tiny model that these sessions train."""
+    with ExitStack() as stack:
+        if any(getattr(value, "__module__", "") == "stepped_session" for value in vars(request.module).values()):
+            known = (*families.FAMILIES, sys.modules["tiny_family"].FAMILY)
+            stack.enter_context(mock.patch.object(families, "FAMILIES", known))
+        yield
 
 
 @pytest.fixture

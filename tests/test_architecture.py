@@ -28,6 +28,7 @@ ROWS = [
     {
         "experiment",
         "experiment_file",
+        "families",
         "provenance",
         "section",
         "history",

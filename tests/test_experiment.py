@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mbqueue import families
 from mbqueue.errors import SpecError
 from mbqueue.experiment import Spec, hash_of_spec, load_spec, parse_spec
 from mbqueue.experiment_file import parse_overrides
@@ -47,6 +48,21 @@ def test_a_wrong_key_or_value_is_named_with_what_is_allowed(content: dict[str, A
     for text in ["jobs/x.toml", *said]:
         assert text in str(caught.value)
     assert caught.value.__suppress_context__  # pydantic's own wording does not help a user
+
+
+@pytest.mark.parametrize("value", ["0.2.0", 3, None, ["0.3.0"]])
+def test_an_unknown_model_is_refused_as_by_a_list_of_literals(value: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        spec(model={"pretrained": value})
+    assert f"  model.pretrained = {value!r}: input should be '0.3.0' or 'r2scan'\n" in str(caught.value)
+
+
+def test_a_spec_accepts_the_weights_of_every_registered_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = families.Family(name="Other", module="other", pretrained={"large": "", "small": ""})
+    monkeypatch.setattr(families, "FAMILIES", (families.CHGNET, other))
+    assert spec(model={"pretrained": "large"}).to_json()["model"]["pretrained"] == "large"
+    with pytest.raises(SpecError, match=r"'0\.3\.0', 'r2scan', 'large' or 'small'"):
+        spec(model={"pretrained": "9"})
 
 
 def test_all_mistakes_are_named_at_once() -> None:

@@ -89,8 +89,9 @@ def _is_section(field: FieldInfo) -> bool:
 
 
 def _type(field: FieldInfo) -> str:
-    bounds = ", ".join(_bounds(field))
-    return _escaped(" ".join(filter(None, [_name(field.annotation), bounds])))
+    bounds, choices = ", ".join(_bounds(field)), (field.json_schema_extra or {}).get("enum")
+    name = _name(Literal[*choices] if choices else field.annotation)
+    return _escaped(" ".join(filter(None, [name, bounds])))
 
 
 def _name(annotation: Any) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from chgnet.model import CHGNet
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mbqueue.data import batches
 from mbqueue.data.batch import Batch
 from mbqueue.errors import CheckpointError
+from mbqueue.families import CHGNET
 from mbqueue.task import FORMATION_ENERGY, Target, target_of
 from mbqueue.train.forward import (
     atom_features,
@@ -33,10 +34,6 @@ from mbqueue.train.forward import (
 )
 from mbqueue.train.references import References
 
-PRETRAINED = {
-    "0.3.0": "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
-    "r2scan": "r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
-}
 #: The advice in an error about a file that is not a model.
 _GIVE = "Use a model_fold_*.pth from a results folder, or copy the file again."
 _HEAD = ("mlp.", "readout_norm.", "composition_model.")
@@ -52,7 +49,7 @@ def load_pretrained(version: str) -> CHGNet:
     Raises:
         CheckpointError: if chgnet's file cannot be read.
     """
-    path = Path(str(resources.files("chgnet"))) / "pretrained" / PRETRAINED[version]
+    path = Path(str(resources.files("chgnet"))) / "pretrained" / CHGNET.pretrained[version]
     content = _read(path)
     # Pass the same arguments as CHGNet.load, because the pretrained weights were trained without mlp_out_bias.
     return _build(content, path, mlp_out_bias=False, version=version)
@@ -219,3 +216,10 @@ def _construct(model_args: Mapping[str, Any]) -> CHGNet:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return CHGNet(**model_args)
+
+
+if TYPE_CHECKING:  # mypy compares this module with the interface
+    from mbqueue.train import chgnet  # noqa: PLW0406
+    from mbqueue.train.family import ModelFamily
+
+    _: ModelFamily = chgnet

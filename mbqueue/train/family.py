@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,8 @@ from torch import Tensor, nn
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import Distortion
 from mbqueue.data.graph_cache import GraphCache
-from mbqueue.errors import UsageError
+from mbqueue.families import family_with
 from mbqueue.task import Target
-from mbqueue.train import chgnet
 from mbqueue.train.references import References
 
 
@@ -27,9 +27,6 @@ class ModelFamily(Protocol):
     Models are opaque to other modules, except for their parameters and ``state_dict``. Values of B crystals are [B],
     in the unit of the target; features of A atoms are [A, F].
     """
-
-    #: Path of each file of pretrained weights, by name.
-    PRETRAINED: dict[str, str]
 
     # -- model files ---------------------------------------------------------------------------------------------
 
@@ -95,17 +92,10 @@ class ModelFamily(Protocol):
         """
 
 
-FAMILIES: tuple[ModelFamily, ...] = (chgnet,)
-
-
 def family_of(pretrained: str) -> ModelFamily:
     """Return the family to which the pretrained weights of this name belong.
 
     Raises:
         UsageError: if no family has weights of this name.
     """
-    for family in FAMILIES:
-        if pretrained in family.PRETRAINED:
-            return family
-    known = ", ".join(name for family in FAMILIES for name in family.PRETRAINED)
-    raise UsageError(f"No pretrained weights are named {pretrained!r}. Use one of {known}.")
+    return cast(ModelFamily, import_module(family_with(pretrained).module))

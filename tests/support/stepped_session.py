@@ -40,7 +40,7 @@ from mbqueue.session.stop import StopRequest
 from mbqueue.storage.commits import Commits
 from mbqueue.storage.manifest import Identity, Manifest
 from mbqueue.storage.places import in_folder, named_after
-from mbqueue.train import family, learner, saver
+from mbqueue.train import learner, saver
 from mbqueue.train.state import deserialise
 
 #: Steps of an epoch of `tiny_spec`.
@@ -62,7 +62,7 @@ def tiny_spec(*, folds: tuple[int, ...] = (0, 1), epochs: int = 2) -> Spec:
             "name": "tiny",
             "folds": folds,
             "data": {"dataset": "sample", "limit": 12},
-            "model": {"trainable": "head"},
+            "model": {"pretrained": "tiny", "trainable": "head"},
             "train": {"epochs": epochs, "batch_size": 5},
         },
         source="test",
@@ -184,7 +184,6 @@ class SteppedSession:
                     CrystalCopies=_CopiesAtOnce,
                 )
             )
-            stack.enter_context(mock.patch.object(family, "FAMILIES", (tiny_family,)))
             stack.enter_context(mock.patch.object(saver, "ThreadPoolExecutor", _AtOnce))
             # Python's generator would add thousands of numbers to each checkpoint, and training does not use it.
             stack.enter_context(

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import make_batch
+from mbqueue.families import Family
 from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train.references import References
 
-#: The names of CHGNet's weights, because a spec accepts only these.
-PRETRAINED = {"0.3.0": "", "r2scan": ""}
+FAMILY = Family(name="Tiny", module=__name__, pretrained={"tiny": ""})
 WEIGHTS_HASH = "7" * 64
 #: The number of features that the frozen backbone gives per atom, F.
 FEATURES = 64

@@ -1,0 +1,56 @@
+"""The families of models: the names of their pretrained weights, and their modules.
+
+Specs and commands that only read use this module, so it imports no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mbqueue.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One kind of model.
+
+    Attributes:
+        name: the name in texts.
+        module: the module that implements `mbqueue.train.family.ModelFamily`.
+        pretrained: where the module finds each file of pretrained weights, by the name that experiments use.
+    """
+
+    name: str
+    module: str
+    pretrained: Mapping[str, str]
+
+
+CHGNET = Family(
+    name="CHGNet",
+    module="mbqueue.train.chgnet",
+    pretrained={
+        "0.3.0": "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
+        "r2scan": "r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
+    },
+)
+
+FAMILIES: tuple[Family, ...] = (CHGNET,)
+
+
+def pretrained_names() -> list[str]:
+    """The names of all pretrained weights."""
+    return [name for family in FAMILIES for name in family.pretrained]
+
+
+def family_with(pretrained: str) -> Family:
+    """Return the family to which the pretrained weights of this name belong.
+
+    Raises:
+        UsageError: if no family has weights of this name.
+    """
+    for family in FAMILIES:
+        if pretrained in family.pretrained:
+            return family
+    known = ", ".join(pretrained_names())
+    raise UsageError(f"No pretrained weights are named {pretrained!r}. Use one of {known}.")
