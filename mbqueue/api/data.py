@@ -83,7 +83,7 @@ class Data(OpenedProject):
 
         Raises:
             DataError: if the dataset cannot be used.
-            CheckpointError: if a file is not a CHGNet model.
+            CheckpointError: if a file is not a model.
             UsageError: if the device does not exist.
             ProjectNotFound: if the working folder no longer exists.
         """

@@ -15,7 +15,6 @@ from mbqueue.queue.opening import is_queue_there, open_queue
 
 if TYPE_CHECKING:
     import pandas as pd
-    from chgnet.model import CHGNet
 
     from mbqueue.results.compare import Comparison
     from mbqueue.results.folder import Recorded
@@ -104,8 +103,8 @@ class Results(Searches):
         ]
         return pd.concat(frames, ignore_index=True)
 
-    def model(self, experiment: str, fold: int) -> CHGNet:
-        """Load the model of a fold's best epoch on the CPU.
+    def model(self, experiment: str, fold: int) -> Any:
+        """Load the model of a fold's best epoch on the CPU; a `chgnet.model.CHGNet` if the weights are CHGNet's.
 
         Raises:
             ResultsError: if the fold has not been predicted yet, or the experiment is a blend, which has no model.
@@ -115,7 +114,7 @@ class Results(Searches):
         working_folder()
         from mbqueue.results.blending import enumerated, members_of  # noqa: PLC0415
         from mbqueue.results.tables import is_blend, model_file  # noqa: PLC0415
-        from mbqueue.train.chgnet import load_model  # noqa: PLC0415
+        from mbqueue.train.family import family_of  # noqa: PLC0415
 
         recorded = self.results(experiment)
         if is_blend(recorded.content["spec"]):
@@ -124,7 +123,8 @@ class Results(Searches):
         if fold not in recorded.folds:
             there = ", ".join(map(str, recorded.folds)) or "none"
             raise ResultsError(f"Fold {fold} of {experiment} has no model yet. Folds with a model: {there}.")
-        return load_model(model_file(recorded.folder, fold))
+        family = family_of(recorded.content["spec"]["model"]["pretrained"])
+        return family.load_model(model_file(recorded.folder, fold))
 
     def report(
         self,

@@ -23,7 +23,7 @@ from mbqueue.session.device_check import tested_device
 from mbqueue.session.loading import Progress, load_data
 from mbqueue.session.sources import DataRequest
 from mbqueue.task import FORMATION_ENERGY, Target
-from mbqueue.train import chgnet
+from mbqueue.train.family import ModelFamily, family_of_file
 from mbqueue.train.kept import forget_old
 from mbqueue.train.predict import EnsemblePredictions, predict_crystals
 
@@ -108,12 +108,13 @@ def predict_dataset(
 
     Raises:
         DataError: if the dataset cannot be used.
-        CheckpointError: if a file is not a CHGNet model.
-        UsageError: if the device does not exist, or the models predict different targets.
+        CheckpointError: if a file is not a model.
+        UsageError: if the device does not exist, or the models differ in kind or predict different targets.
     """
     where, paths = tested_device(device), [Path(model) for model in models]
-    loaded = [chgnet.load_model(path) for path in paths]
-    target = _one_target(paths)
+    family = _one_family(paths)
+    loaded = [family.load_model(path) for path in paths]
+    target = _one_target(family, paths)
     # If no column is named, look only for formation energies.
     compared = replace(target if target_column else FORMATION_ENERGY.target, column=target_column)
     request = DataRequest(data=wanted, target=compared, targets_required=False)
@@ -122,7 +123,7 @@ def predict_dataset(
     keep_in = project.predictions_dir("predict")
     forget_old(keep_in, now=SystemClock().now())
     found = predict_crystals(
-        chgnet,
+        family,
         loaded,
         data.graphs,
         device=where,
@@ -144,15 +145,31 @@ def predict_dataset(
     )
 
 
-def _one_target(models: Sequence[Path]) -> Target:
+def _one_family(models: Sequence[Path]) -> ModelFamily:
+    """The family that reads all models.
+
+    Raises:
+        UsageError: if the models' families differ.
+    """
+    first = family_of_file(models[0])
+    for path in models[1:]:
+        if family_of_file(path) is not first:
+            raise UsageError(
+                f"{models[0]} and {path} are models of different kinds, so they cannot be averaged. Use models with "
+                "weights of the same kind."
+            )
+    return first
+
+
+def _one_target(family: ModelFamily, models: Sequence[Path]) -> Target:
     """The target that all models predict.
 
     Raises:
         UsageError: if the models' targets differ.
     """
-    first = chgnet.target_of_model(models[0])
+    first = family.target_of_model(models[0])
     for path in models[1:]:
-        other = chgnet.target_of_model(path)
+        other = family.target_of_model(path)
         if (other.name, other.unit, other.kind) != (first.name, first.unit, first.kind):
             raise UsageError(
                 f"{models[0]} predicts the {first.axis}, but {path} predicts the {other.axis}, so they cannot be "

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mbqueue import families
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import Distortion
 from mbqueue.data.graph_cache import GraphCache
-from mbqueue.families import family_with
+from mbqueue.errors import CheckpointError
+from mbqueue.families import Family, family_with
 from mbqueue.task import Target
 from mbqueue.train.references import References
 
@@ -98,4 +100,26 @@ def family_of(pretrained: str) -> ModelFamily:
     Raises:
         UsageError: if no family has weights of this name.
     """
-    return cast(ModelFamily, import_module(family_with(pretrained).module))
+    return _implementation(family_with(pretrained))
+
+
+def family_of_file(path: Path) -> ModelFamily:
+    """Return the family that can read a model file.
+
+    Raises:
+        CheckpointError: if no family can read it; the error is that of the first family.
+    """
+    errors = []
+    for each in families.FAMILIES:
+        family = _implementation(each)
+        try:
+            family.target_of_model(path)
+        except CheckpointError as error:
+            errors.append(error)
+        else:
+            return family
+    raise errors[0]
+
+
+def _implementation(family: Family) -> ModelFamily:
+    return cast(ModelFamily, import_module(family.module))

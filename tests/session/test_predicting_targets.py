@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_family
 import torch
 from pymatgen.core import Lattice, Structure
 
+from mbqueue import families
 from mbqueue.api import Project
 from mbqueue.errors import UsageError
 from mbqueue.files import write_bytes
@@ -53,3 +55,18 @@ def test_models_of_different_targets_are_refused_as_an_ensemble(project: Project
     models = [saved(tmp_path / "a.pth", MODULUS), saved(tmp_path / "b.pth", CLASS)]
     with pytest.raises(UsageError, match=r"predicts the bulk modulus \(GPa\), but .* predicts the metallicity"):
         project.predict(tmp_path / "new.jsonl", models, device="cpu")
+
+
+def test_an_ensemble_is_predicted_by_the_family_that_reads_its_files(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families, "FAMILIES", (families.CHGNET, tiny_family.FAMILY))
+    monkeypatch.setattr(tiny_family, "worker", 0)
+    model, path = tiny_family.TinyModel(), tmp_path / "tiny.pth"
+    write_bytes(path, tiny_family.model_bytes(model, FORMATION_ENERGY.target))
+    found = project.predict(tmp_path / "new.jsonl", [path, path], device="cpu").predictions.each
+    iron = torch.sin(torch.full((1, 1), 26) * torch.arange(1, tiny_family.FEATURES + 1) / tiny_family.FEATURES)
+    assert found == pytest.approx(np.full((2, 2), model.read_out(iron).item()))
+    stock = saved(tmp_path / "a.pth", FORMATION_ENERGY.target)
+    with pytest.raises(UsageError, match=r"a\.pth and .*tiny\.pth are models of different kinds"):
+        project.predict(tmp_path / "new.jsonl", [stock, path], device="cpu")
