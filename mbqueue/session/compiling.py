@@ -9,25 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from chgnet.model import CHGNet
+from torch import nn
 
 from mbqueue.data.batch import Batch
 from mbqueue.data.datasets import load
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.data.machine_code import keep_gpu_code
 from mbqueue.experiment import SAMPLE_DATASET
-from mbqueue.train import chgnet, gpu_path
+from mbqueue.families import Family, family_with, pretrained_names
+from mbqueue.train import gpu_path
 from mbqueue.train.arithmetic import calculating, usable_precision
+from mbqueue.train.family import implementation
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.kernel_check import told
 
 
 class Compiling:
-    """Compiles a GPU's float32 kernels in a background thread. Does nothing on the CPU.
+    """Compiles a GPU's float32 kernels of the first family in a background thread. Does nothing on the CPU.
 
-    Once an experiment's precision is known, call `also` to compile the kernels for it. If a kernel does not compile,
-    the device uses plain PyTorch, and the user gets one note. If no sample batch can be made, the kernels are compiled
-    at the first training batch, and the user gets a note.
+    Once an experiment's precision and weights are known, call `also` to compile the kernels for them. If a kernel does
+    not compile, the device uses plain PyTorch, and the user gets one note. If no sample batch can be made, the kernels
+    are compiled at the first training batch, and the user gets a note.
 
     Args:
         device: the session's device.
@@ -36,23 +38,23 @@ class Compiling:
 
     def __init__(self, device: torch.device, note: Callable[[str], None]) -> None:
         self._device, self._note = device, note
-        self._threads: dict[str, threading.Thread] = {}
-        self._tried: tuple[CHGNet, Batch] | None = None
-        self.also("float32")
+        self._threads: dict[tuple[str, str], threading.Thread] = {}
+        self._tried: dict[str, tuple[nn.Module, Batch] | None] = {}
+        self.also("float32", pretrained_names()[0])
 
-    def also(self, precision: str) -> None:
-        """Compile the kernels for another precision, after those that are already being compiled."""
-        precision = usable_precision(self._device, precision)
-        if self._device.type != "cuda" or precision in self._threads:
+    def also(self, precision: str, pretrained: str) -> None:
+        """Compile the kernels for another precision or family, after those that are already being compiled."""
+        family, precision = family_with(pretrained), usable_precision(self._device, precision)
+        if self._device.type != "cuda" or (family.name, precision) in self._threads:
             return
         # Not a daemon thread: a process that exits while a compiler or a driver runs crashes.
         thread = threading.Thread(
             target=self._compile,
-            args=(precision, list(self._threads.values())),
+            args=(family, precision, list(self._threads.values())),
             name=f"mbqueue-gpu-kernels-{precision}",
             daemon=False,
         )
-        self._threads[precision] = thread
+        self._threads[family.name, precision] = thread
         thread.start()
 
     def wait(self) -> None:
@@ -60,21 +62,22 @@ class Compiling:
         for thread in self._threads.values():
             thread.join()
 
-    def _compile(self, precision: str, before: list[threading.Thread]) -> None:
+    def _compile(self, family: Family, precision: str, before: list[threading.Thread]) -> None:
         for thread in before:
             thread.join()
-        if not before:
-            self._tried = self._prepared()
-        if self._tried is None:
+        if family.name not in self._tried:
+            self._tried[family.name] = self._prepared(family)
+        tried = self._tried[family.name]
+        if tried is None:
             return  # a note has already said that the first batch compiles the kernels
-        model, batch = self._tried
+        model, batch = tried
         try:
             with calculating(self._device, precision), gpu_path.using(kernels=True):
-                chgnet.predict(model, batch).sum().backward()  # type: ignore[no-untyped-call]
+                implementation(family).predict(model, batch).sum().backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # noqa: BLE001  whatever Triton, its compiler or the driver raise
             gpu_path.leave_out(self._device, told(error), self._note)
 
-    def _prepared(self) -> tuple[CHGNet, Batch] | None:
+    def _prepared(self, family: Family) -> tuple[nn.Module, Batch] | None:
         """Return a model and a sample batch for trying the kernels; None, with a note, if that fails."""
         try:
             kept = keep_gpu_code()
@@ -83,7 +86,7 @@ class Compiling:
                     "Compiling the GPU kernels while the data load. Compiling takes up to a minute"
                     + ("." if kept is None else ", once per machine.")
                 )
-            return self._tried_on()
+            return self._tried_on(family)
         except Exception as error:  # noqa: BLE001  files, memory or the driver failed: the session continues without it
             self._note(
                 f"The GPU kernels could not be compiled while the data loaded ({told(error)}). mbqueue compiles them "
@@ -91,10 +94,11 @@ class Compiling:
             )
             return None
 
-    def _tried_on(self) -> tuple[CHGNet, Batch]:
+    def _tried_on(self, family: Family) -> tuple[nn.Module, Batch]:
         """Return a pretrained model and a batch of two crystals, on the device."""
+        made_by = implementation(family)
         with tempfile.TemporaryDirectory() as folder:
             cache = GraphCache.build(load(SAMPLE_DATASET, limit=2).crystals, Path(folder), workers=1)
             assert cache is not None
-            batch = GraphFeed(chgnet, cache).load(np.arange(2))
-        return chgnet.load_pretrained("0.3.0").to(self._device), batch.to(self._device)
+            batch = GraphFeed(made_by, cache).load(np.arange(2))
+        return made_by.load_pretrained(next(iter(family.pretrained))).to(self._device), batch.to(self._device)

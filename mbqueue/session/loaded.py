@@ -152,7 +152,7 @@ class Loaded:
         if self._fold is None or self._fold[0] != key:
             self._fold = None
             if spec.model.trainable != "head":
-                self._compiling.also(spec.train.precision)
+                self._compiling.also(spec.train.precision, spec.model.pretrained)
             data = self.data_for(job, experiment, spec)
             checkpoints = self._checkpoints(lease, experiment, job.fold)
             self._session.while_held(lease, checkpoints.sweep)

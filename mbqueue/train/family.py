@@ -100,7 +100,7 @@ def family_of(pretrained: str) -> ModelFamily:
     Raises:
         UsageError: if no family has weights of this name.
     """
-    return _implementation(family_with(pretrained))
+    return implementation(family_with(pretrained))
 
 
 def family_of_file(path: Path) -> ModelFamily:
@@ -111,7 +111,7 @@ def family_of_file(path: Path) -> ModelFamily:
     """
     errors = []
     for each in families.FAMILIES:
-        family = _implementation(each)
+        family = implementation(each)
         try:
             family.target_of_model(path)
         except CheckpointError as error:
@@ -121,5 +121,6 @@ def family_of_file(path: Path) -> ModelFamily:
     raise errors[0]
 
 
-def _implementation(family: Family) -> ModelFamily:
+def implementation(family: Family) -> ModelFamily:
+    """The module that implements a family."""
     return cast(ModelFamily, import_module(family.module))

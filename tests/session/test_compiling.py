@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_family
 import torch
 
-from mbqueue.session import compiling, loaded
+from mbqueue import families
+from mbqueue.session import loaded
 from mbqueue.session.compiling import Compiling
-from mbqueue.train import gpu_path
+from mbqueue.train import chgnet, gpu_path
 from mbqueue.train.triton_plan import products_in_use
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -31,7 +33,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A process whose GPU has checked no kernel, and the folder for kernels, which does not exist yet."""
     monkeypatch.setattr(gpu_path, "_verdicts", {})
     monkeypatch.setattr(gpu_path, "device_name", lambda _device: "NVIDIA L4")
-    monkeypatch.setattr(Compiling, "_tried_on", lambda _self: (Model(), torch.tensor([1.0, 3.0])))
+    monkeypatch.setattr(Compiling, "_tried_on", lambda *_: (Model(), torch.tensor([1.0, 3.0])))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "kernels"))
     return tmp_path / "kernels"
 
@@ -45,7 +47,7 @@ def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], 
             before()
             return batch * model.weight
 
-        monkeypatch.setattr(compiling.chgnet, "predict", predict)
+        monkeypatch.setattr(chgnet, "predict", predict)
 
     return put
 
@@ -77,14 +79,28 @@ def test_the_precision_of_an_experiment_is_compiled_too_once_and_after_float32(
     predicts(lambda: used.append(products_in_use()))
     begun = Compiling(CUDA, lambda _text: None)
     for precision in ("bf16", "float32", "bf16", "tf32"):
-        begun.also(precision)
+        begun.also(precision, "0.3.0")
     begun.wait()
     assert used == ["float32", "bf16", "tf32"]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
     begun = Compiling(CUDA, lambda _text: None)
-    begun.also("bf16")
+    begun.also("bf16", "r2scan")
     begun.wait()
     assert used[3:] == ["float32"], "a T4 has no bf16"
+
+
+def test_the_kernels_of_another_family_are_compiled_too_and_once(
+    predicts: Predicts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+    monkeypatch.setattr(families, "FAMILIES", (families.CHGNET, tiny_family.FAMILY))
+    monkeypatch.setattr(tiny_family, "predict", lambda model, batch: used.append("tiny") or batch * model.weight)
+    predicts(lambda: used.append("chgnet"))
+    begun = Compiling(CUDA, lambda _text: None)
+    for pretrained in ("r2scan", "tiny", "tiny"):
+        begun.also("float32", pretrained)
+    begun.wait()
+    assert used == ["chgnet", "tiny"]
 
 
 def test_the_cpu_has_nothing_to_compile(predicts: Predicts) -> None:
@@ -133,7 +149,7 @@ def test_without_a_sample_kernels_are_compiled_at_the_check_of_the_first_batch(
     (kept / "kernel").mkdir(parents=True)
     told: list[str] = []
 
-    def fail(_self: Compiling) -> Any:
+    def fail(*_: Any) -> Any:
         raise OSError("no space left")
 
     monkeypatch.setattr(Compiling, "_tried_on", fail)
@@ -148,8 +164,8 @@ def test_without_a_sample_kernels_are_compiled_at_the_check_of_the_first_batch(
 
 def test_kernels_are_tried_on_two_real_crystals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    model, batch = Compiling(CPU, pytest.fail)._tried_on()
-    energies = compiling.chgnet.predict(model, batch)
+    model, batch = Compiling(CPU, pytest.fail)._tried_on(families.CHGNET)
+    energies = chgnet.predict(model, batch)
     assert energies.shape == (2,)
     assert bool(torch.isfinite(energies).all())
 
@@ -180,7 +196,7 @@ def test_compiling_begins_before_a_fold_is_loaded_and_ends_before_it_is_put_on_t
     class Waited:
         """A stand-in that reports when a caller waits for it."""
 
-        def also(self, precision: Any) -> None:
+        def also(self, precision: Any, pretrained: Any) -> None:
             happened.append("begun")
 
         def wait(self) -> None:
