@@ -130,8 +130,8 @@ def test_retry_says_that_it_starts_from_the_beginning(local, clock, monkeypatch)
     monkeypatch.setattr("mbqueue.api.queueing.tell", told.append)
     assert Project(project.root).retry(NAMES[0])
     assert told == [
-        "The checkpoints of hunt.000 were removed after it was pruned (pruned_hours in mbqueue.toml), so it starts "
-        "from the beginning."
+        "The checkpoints of hunt.000 were removed after the trial was pruned (pruned_hours in mbqueue.toml), so the "
+        "trial starts from the beginning."
     ]
     assert committed(session.queue, NAMES[0]) == []
     assert Project(project.root).retry(NAMES[0]) == 0

@@ -155,7 +155,7 @@ def test_without_a_sample_kernels_are_compiled_at_the_check_of_the_first_batch(
     monkeypatch.setattr(Compiling, "_tried_on", fail)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 9))
     Compiling(CUDA, told.append).wait()
-    assert ["(OSError: no space left), so they are compiled at the first batch" in text for text in told] == [True]
+    assert ["(OSError: no space left). mbqueue compiles them at the first batch" in text for text in told] == [True]
     model, batch = Model(), torch.tensor([1.0, 3.0])
     gpu_path.check_once(CUDA, "float32", model, lambda m, b: b * m.weight, batch, told.append)  # type: ignore[operator]
     assert gpu_path.uses_kernels(CUDA)
