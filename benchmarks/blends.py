@@ -4,8 +4,8 @@
 
 FOLDER contains matbench_mp_e_form_joined_31073.jsonl.gz (crystals with their matbench ids and targets). The benchmark
 takes 1,500 of these crystals (every n-th line) and trains `head_finetune` with three seeds on five folds, in a
-temporary project. In the first round, each seed has its own validation part. In the second round, all seeds share one,
-which is 15 % of the training part, enough to fit weights. The benchmark prints the test MAE of every member and blend
+temporary project. In the first round, each seed has its own validation set. In the second round, all seeds share one,
+which is 15 % of the training set, enough to fit weights. The benchmark prints the test MAE of every member and blend
 on every fold. The MAEs are not leaderboard scores, because the crystals are not the whole dataset.
 """
 

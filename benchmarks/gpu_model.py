@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mbqueue.data.batch import Batch
 
 #: A full finetune uses all crystals of matbench_mp_e_form, five folds and 20 epochs, and validates on 5 % of the
-#: training part.
+#: training set.
 CRYSTALS, FOLDS, EPOCHS, VALIDATION = 132_752, 5, 20, 0.05
 SESSION_HOURS = 1 + 50 / 60
 #: Operations per element of a message, apart from matrix products: norms, SiLU, sigmoid, weights, and their gradients.
@@ -341,8 +341,8 @@ class Prediction:
 def predicted(step: float, forward: float, sizes: Sizes) -> Prediction:
     """Predict a full finetune from the seconds of a training step and of a forward pass over a batch.
 
-    Each epoch trains on the training part without the validation part, then predicts the validation part. Each fold
-    ends by predicting its test part.
+    Each epoch trains on the training set without the validation set, then predicts the validation set. Each fold
+    ends by predicting its test set.
     """
     train = CRYSTALS * (1 - 1 / FOLDS)
     trained = FOLDS * EPOCHS * train * (1 - VALIDATION)

@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=6000, help="number of crystals, drawn at random")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument(
-        "--validation", type=float, default=0.05, help="share of the training part to hold out for validation"
+        "--validation", type=float, default=0.05, help="share of the training set to hold out for validation"
     )
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2], help="seeds of the comparison with the base")
     parser.add_argument("--folds", type=int, nargs="*", default=[0, 1], help="folds of the comparison with the base")

@@ -63,7 +63,7 @@ def wide_gaps(source: Path, path: Path) -> None:
 
 
 def dummy(path: Path, column: str) -> float:
-    """Calculate the MAE of always predicting the mean of the training part, averaged over the folds."""
+    """Calculate the MAE of always predicting the mean of the training set, averaged over the folds."""
     with gzip.open(path, "rt") as rows:
         targets = np.array([json.loads(line)[column] for line in rows], np.float64)
     n = len(targets)

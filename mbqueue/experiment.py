@@ -143,7 +143,7 @@ class TrainSpec(Section):
     )
     clip_norm: float = Field(1.0, ge=0, description="Maximum gradient norm; 0 turns clipping off.")
     validation: float = Field(
-        0.05, gt=0, le=0.5, description="Fraction of a fold's training part that is held out to choose the best epoch."
+        0.05, gt=0, le=0.5, description="Fraction of a fold's training set that is held out to choose the best epoch."
     )
     validation_seed: int = Field(
         -1,
@@ -206,7 +206,7 @@ class TrainSpec(Section):
         0,
         ge=0,
         description="Maximum number of directed bonds on the device at once. A larger batch is split, and its "
-        "gradient is accumulated. 0 sets no limit.",
+        "gradient is accumulated. 0 means no limit.",
     )
     group_by_size: bool = Field(
         False,

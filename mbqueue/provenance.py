@@ -65,7 +65,7 @@ class MadeFrom(Section):
 
     Attributes:
         members: the experiments to blend, or the one experiment whose models predict again.
-        weights: how a blend weights its members: equally, or with weights fitted on their validation parts. None if
+        weights: how a blend weights its members: equally, or with weights fitted on their validation sets. None if
             the experiment is not a blend.
     """
 
@@ -86,7 +86,7 @@ class Choice(Section):
         search: name of the search that found these settings.
         trial: number of the best trial.
         trials: number of trials that were compared.
-        folds: the folds on whose validation parts the trials were compared.
+        folds: the folds on whose validation sets the trials were compared.
     """
 
     search: str

@@ -61,7 +61,7 @@ def take_dashboard(browser: Browser, project: Project) -> None:
             time.sleep(1)
         with serving(project) as address:
             page = opened(browser, address, height=900)
-            page.wait_for_timeout(5000)  # the page shows the time left after two updates
+            page.wait_for_timeout(5000)  # the page needs two updates before it shows the remaining time
             save(page, "dashboard.webp")
         project.stop()
         session.wait()

@@ -27,7 +27,7 @@ class Blending(Queueing, Results):
         """Enqueue a blend of recorded experiments: on each fold, the weighted mean of their predictions.
 
         A blend is an experiment like any other, but its jobs take only seconds. Fitting weights also needs the dataset,
-        and time to predict the validation parts. For a class target, a blend averages probabilities.
+        and time to predict the validation sets. For a class target, a blend averages probabilities.
 
         Args:
             experiments: two or more experiments with the same crystals, target and folds.
@@ -70,7 +70,7 @@ class Blending(Queueing, Results):
         return self._put(parse_spec(spec, source=f"the blend {name}"), priority=priority)
 
     def predict_again(self, experiment: str, *, test_strains: int, name: str, priority: int = 0) -> EnqueueOutcome:
-        """Enqueue new predictions of a recorded experiment's test parts, averaged over small strains.
+        """Enqueue new predictions of a recorded experiment's test sets, averaged over small strains.
 
         The new experiment trains nothing, and copies the models and histories of the recorded experiment.
 
@@ -169,7 +169,7 @@ def _require_alike(first: Recorded, other: Recorded) -> None:
 
 
 def _require_common_validation(found: Sequence[Recorded]) -> None:
-    """Refuse to fit weights if the members' validation parts share too few crystals.
+    """Refuse to fit weights if the members' validation sets share too few crystals.
 
     Raises:
         ResultsError: if the members share too few crystals; the message names the fold.

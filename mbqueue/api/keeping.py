@@ -166,4 +166,4 @@ class Keeping(OpenedProject):
 
 
 def _refuse(why: str) -> None:
-    raise UsageError(f"{why} Move the folder that you do not need to another place. Nothing was changed.")
+    raise UsageError(f"{why} Keep the folder that you need, and move the other one away. Nothing was changed.")

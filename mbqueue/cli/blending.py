@@ -28,7 +28,7 @@ def blend(
     name: Annotated[str, typer.Option(help="Name of the blend.")],
     weights: Annotated[
         BlendWeights,
-        typer.Option(help="mean uses equal weights; fitted fits the weights on the validation parts of each fold."),
+        typer.Option(help="mean uses equal weights; fitted fits the weights on the validation sets of each fold."),
     ] = BlendWeights.MEAN,
     priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
     as_json: JsonOption = False,

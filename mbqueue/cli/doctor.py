@@ -41,7 +41,7 @@ class Finding:
 
     Attributes:
         what: name of the check.
-        state: "warning" if mbqueue works with a restriction, "problem" if it does not.
+        state: "ok"; "warning" if mbqueue works with limitations; "problem" if it does not work.
         found: what the check found.
         remedy: what to do if ``state`` is not "ok".
     """

@@ -24,7 +24,7 @@ GpusOption = Annotated[int | None, typer.Option(help="Number of sessions, one GP
 WorkersOption = Annotated[int | None, typer.Option(help="Number of sessions without a GPU.", min=1)]
 TimeOption = Annotated[str, typer.Option(help="Time limit of a job, for example 2h.")]
 IdleOption = Annotated[
-    str, typer.Option(help="End a job that has had no work for this long, for example 10m; none sets no limit.")
+    str, typer.Option(help="End a job that has had no work for this long, for example 10m; `none` means no limit.")
 ]
 
 

@@ -101,7 +101,7 @@ def _kept(kind: Kind | None, result: Mapping[str, Any]) -> float | None:
 def _with_losses(spans: list[Span], work: str, kept: float) -> list[Span]:
     """Mark which work was lost in the attempts that were cut off, given the spans of a finished job.
 
-    Several attempts share the loss in proportion to their lengths.
+    The lost time is divided among the attempts that were cut off, in proportion to their lengths.
 
     Args:
         work: kind of the spans with kept work.

@@ -2,7 +2,7 @@
 
 pymatgen guesses where a file is unclear. Without symmetry operations, the asymmetric unit becomes the cell. The first
 letters of a label become the element. An occupancy of ``.`` becomes 0. So this module treats pymatgen's warnings as
-errors (``parser_warnings``), rejects unclear files, and compares the composition with the file's formula.
+errors (``parser_warnings``), rejects ambiguous files, and compares the composition with the file's formula.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
         return False
     z = _number(units, "_cell_formula_units_Z")
     if z < 1:
-        return False  # pymatgen writes 0 for a cell LiO, which is half a unit Li2O2
+        return False  # pymatgen writes 0 if the cell is LiO, half of the formula unit Li2O2
     expected = 1.0 if _is_of_whole_cell(formula, unit, z) else z
     if abs(ratios[0] - expected) > _FORMULA_TOLERANCE * expected:
         raise Unusable(

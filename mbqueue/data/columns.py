@@ -101,7 +101,7 @@ class Columns:
                     f"with --{what}-column. {UNDER_A_NEW_NAME}"
                 )
         if structures and self.structure is None:
-            separated = " Separate the columns by commas." if len(told) == 1 and re.search(r"[;\t|]", told[0]) else ""
+            separated = " Separate the columns with commas." if len(told) == 1 and re.search(r"[;\t|]", told[0]) else ""
             raise DataError(f"{source} has no column {' or '.join(structures)}. {there}{separated}")
         self._require_target(f"{source} has no column", there, told)
 

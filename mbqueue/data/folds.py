@@ -46,7 +46,7 @@ def test_rows(  # despite its name, this is not a pytest test
     *,
     classes: NDArray[np.float64] | None = None,  # noqa: PT028
 ) -> NDArray[np.int64]:
-    """Rows of the test part of ``fold`` (0–4) of a dataset of ``n`` crystals, ascending.
+    """Rows of the test set of ``fold`` (0–4) of a dataset of ``n`` crystals, ascending.
 
     Without ``classes``, the split is that of scikit-learn's ``KFold``: shuffle the rows with ``RandomState(seed)``, and
     cut them into five parts, of which the first n mod 5 have one more row. With ``classes`` [N], the split is that of
@@ -71,7 +71,7 @@ def test_rows(  # despite its name, this is not a pytest test
 
 
 def _stratified(classes: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The fold whose test part contains each crystal, [N]."""
+    """The fold whose test set contains each crystal, [N]."""
     values, firsts = np.unique(classes, return_index=True)
     generator = np.random.RandomState(_MATBENCH_SEED)
     in_order = values[np.argsort(firsts)]  # scikit-learn numbers classes by first appearance
@@ -86,16 +86,16 @@ def _stratified(classes: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def train_rows(n: int, fold: int, *, classes: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
-    """Rows of the training part of ``fold``: all rows outside its test part, ascending."""
+    """Rows of the training set of ``fold``: all rows outside its test set, ascending."""
     return np.setdiff1d(np.arange(n), test_rows(n, fold, classes=classes), assume_unique=True)
 
 
 def validation_split(
     rows: NDArray[np.int64], share: float, seed: int, fold: int, *, classes: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split a fold's training part into rows for training and rows for validation, both ascending.
+    """Split a fold's training set into rows for training and rows for validation, both ascending.
 
-    The validation part, a ``share`` of the rows, is for selecting the best epoch. Each part has at least one row. With
+    The validation set, a ``share`` of the rows, is for selecting the best epoch. Each set has at least one row. With
     ``classes``, which has a value for each row of the dataset, each class is split separately.
 
     Raises:
@@ -103,7 +103,7 @@ def validation_split(
     """
     if len(rows) < 2:
         raise DataError(
-            f"A training part of {len(rows)} crystals is too small to split off a validation part. Give more crystals."
+            f"A training set of {len(rows)} crystals is too small to split off a validation set. Give more crystals."
         )
     if classes is not None:
         of_class = [rows[classes[rows] == value] for value in np.unique(classes[rows])]
@@ -157,6 +157,6 @@ def _generator(purpose: str, *numbers: int) -> np.random.RandomState:
     """A random generator for one purpose; generators for different purposes or numbers are independent.
 
     NumPy guarantees that the streams of a ``RandomState`` never change, unlike those of a ``Generator``. So every
-    version of NumPy gives the same validation part.
+    version of NumPy gives the same validation set.
     """
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([*purpose.encode(), 256, *numbers])))

@@ -39,7 +39,7 @@ _SAVE_PROGRESS = """
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
 
-# Makes every job ready that was waiting only for this job. Jobs of the same fold are reserved for this session.
+# Marks as ready each job that was waiting only for this one. Jobs of the same fold are reserved for this session.
 _UNLOCK = f"""
     UPDATE jobs SET state = 'ready', started = CASE WHEN :started = 1 THEN 1 ELSE started END,
         affinity = CASE WHEN fold = :fold THEN :session END,

@@ -46,7 +46,8 @@ def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
             is_busy, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except sqlite3.Error as error:
         raise QueueError(
-            f"The write-ahead log of {path} cannot be written into the file ({error}). Check whether the disk is full."
+            f"Cannot merge the write-ahead log into {path} ({error}). If the disk is full, free some space, then try "
+            "again."
         ) from error
     if is_busy:
         raise QueueError(f"{path} is in use by another process. End all sessions first: mbqueue stop")

@@ -172,7 +172,7 @@ class Steering(Part):
             The number of rewound jobs.
 
         Raises:
-            LeaseLost: if `lease` is lost; then nothing was changed.
+            LeaseLost: if `lease` is lost. Nothing is changed.
             RewoundBefore: if the rewind would repeat an earlier one; then nothing was changed, and the lease is still
                 held.
         """

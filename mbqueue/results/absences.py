@@ -1,4 +1,4 @@
-"""Report elements in a fold's test part that its training part lacks, since predictions are poor for them."""
+"""Report elements in a fold's test set that its training set lacks, since predictions are poor for them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def absences(
     Elements that no test crystal of the fold contains are left out.
 
     Args:
-        folds: ``folds`` of results.json, with the ``absent_elements`` of each fold's training part.
-        predictions: fold → predictions of its test part.
+        folds: ``folds`` of results.json, with the ``absent_elements`` of each fold's training set.
+        predictions: fold → predictions of its test set.
     """
     missing: dict[tuple[str, ...], list[str]] = {}
     for fold, entry in folds.items():

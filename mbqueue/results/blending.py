@@ -23,14 +23,14 @@ def require_enough(n: int, members: int, *, fold: int) -> None:
     fewest = max(FEWEST_CRYSTALS, FEWEST_PER_MEMBER * members)
     if n < fewest:
         raise ResultsError(
-            f"In fold {fold}, the members' validation parts share {n} crystals. Fitting the weights of {members} "
+            f"In fold {fold}, the members' validation sets share {n} crystals. Fitting the weights of {members} "
             f"members needs at least {fewest}. Blend with --weights mean, or train members that share "
             "train.validation_seed and train.validation."
         )
 
 
 def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> Predictions:
-    """Compute the weighted mean of several experiments' predictions for one test part.
+    """Compute the weighted mean of several experiments' predictions for one test set.
 
     For classes, the predictions are probabilities.
 
@@ -45,7 +45,7 @@ def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> 
     for name, table in others:
         if list(table.ids) != list(reference.ids) or not np.array_equal(table.y_true, reference.y_true):
             raise ResultsError(
-                f"The test parts of {first} and {name} have different crystals or targets, so they cannot be blended."
+                f"The test sets of {first} and {name} have different crystals or targets, so they cannot be blended."
             )
     y_pred = np.zeros(len(reference))
     for name, table in tables.items():

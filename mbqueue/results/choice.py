@@ -1,7 +1,7 @@
 """Mark the scores of folds on which an experiment's settings were chosen.
 
 A search compares trials by their validation MAE, and `promote` enqueues the settings of the best trial. The validation
-MAE of the best trial is the lowest of many, so it is too optimistic. The search did not use the test parts of the folds
+MAE of the best trial is the lowest of many, so it is too optimistic. The search did not use the test sets of the folds
 on which it trained. A blend inherits the marks of its members.
 """
 

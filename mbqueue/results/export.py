@@ -177,7 +177,7 @@ def _info(experiments: Sequence[Recorded], *, authors: str, algorithm: str, note
     overlaps = dict.fromkeys(one.content["notes"]["pretraining_overlap"] for one in experiments)
     members = members_of(spec)
     trained = {
-        "none": "Only a linear model of the composition is fitted, in closed form, on each fold's training part. For "
+        "none": "Only a linear model of the composition is fitted, in closed form, on each fold's training set. For "
         "energies, this model consists of the element references of the pretrained potential.",
         "head": "The read-out layers are finetuned on the frozen atom features of the pretrained backbone.",
         "all": "All weights are finetuned, starting from the pretrained ones.",

@@ -77,12 +77,12 @@ class Recorded:
 
     @cached_property
     def predictions(self) -> dict[int, Predictions]:
-        """Fold → predictions of its test part."""
+        """Fold → predictions of its test set."""
         return {fold: read_predictions(predictions_file(self.folder, fold)) for fold in self.folds}
 
     @cached_property
     def all_predictions(self) -> Predictions:
-        """The predictions of all folds' test parts in one table, in the order of the folds."""
+        """The predictions of all folds' test sets in one table, in the order of the folds."""
         tables = [self.predictions[fold] for fold in self.folds]
         return Predictions(
             [crystal_id for table in tables for crystal_id in table.ids],

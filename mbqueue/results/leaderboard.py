@@ -16,8 +16,8 @@ FILE = Path(__file__).with_name("leaderboards.toml")
 
 _ENERGY_NOTE = (
     "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project. So it has seen most crystals "
-    "of this benchmark, including the test parts, with DFT energies closely related to the target. The other models "
-    "on the leaderboard were trained only on the fold's training part. A better score from pretrained weights is "
+    "of this benchmark, including the test sets, with DFT energies closely related to the target. The other models "
+    "on the leaderboard were trained only on the fold's training set. A better score from pretrained weights is "
     "therefore not evidence of better generalisation. Mention this wherever you show it."
 )
 _MAY_HAVE_SEEN = (
@@ -25,13 +25,13 @@ _MAY_HAVE_SEEN = (
     "these crystals, including test crystals, with their energies, forces, stresses and magnetic moments"
 )
 _ADVANTAGE = (
-    "Models trained only on the fold's training part did not have this advantage. Mention this wherever you show a "
+    "Models trained only on the fold's training set did not have this advantage. Mention this wherever you show a "
     "score."
 )
 _OWN_ENERGY_NOTE = f"{_MAY_HAVE_SEEN}. These energies may be closely related to the target. {_ADVANTAGE}"
 _OTHER_NOTE = f"{_MAY_HAVE_SEEN}, but never with this target. {_ADVANTAGE}"
 _COMPOSITION_NOTE = (
-    "This model uses only the composition of a crystal. It was fitted on the fold's training part alone, without "
+    "This model uses only the composition of a crystal. It was fitted on the fold's training set alone, without "
     "CHGNet's pretrained weights."
 )
 

@@ -32,7 +32,7 @@ def results_markdown(
     lines = [f"# {content['experiment']}", ""]
     if spec.get("description"):
         lines += [markdown(spec["description"]) + ".", ""]
-    lines += [_headline(content, target), "", "## Scores on the test part of each fold", ""]
+    lines += [_headline(content, target), "", "## Scores on the test set of each fold", ""]
     lines += _scores_table(content, target)
     if stopped := [fold for fold, entry in content["folds"].items() if entry.get("stopped_early")]:
         folds = f"fold {stopped[0]}" if len(stopped) == 1 else f"folds {', '.join(stopped)}"
@@ -176,7 +176,7 @@ def _trained(spec: dict[str, Any], target: Target) -> list[str]:
         lines.append(
             f"- {train['epochs']} epochs of AdamW, {loss}, batches of {train['batch_size']}, "
             f"peak learning rate {train['lr']:g}, {train['schedule']} schedule, {train['validation']:.0%} of the "
-            "training part held out to choose the best epoch"
+            "training set held out to choose the best epoch"
         )
     return lines
 

@@ -35,7 +35,7 @@ def write_matbench_file(
 
     Args:
         path: the .json.gz file.
-        predictions: fold → predictions of its test part, with rows in any order.
+        predictions: fold → predictions of its test set, with rows in any order.
         task: the matbench task of the folds.
         parameters: plain values that matbench stores with each fold.
 
@@ -162,7 +162,7 @@ def _in_order(predictions: Mapping[int, Predictions], fold: int, official_ids: l
     if by_id.keys() != set(official_ids):
         odd = sorted(by_id.keys() ^ set(official_ids))
         raise ResultsError(
-            f"The test part of fold {fold} is not the official one: {len(odd)} ids differ, the first is {odd[0]}. "
+            f"The test set of fold {fold} is not the official one: {len(odd)} ids differ, the first is {odd[0]}. "
             f"A matbench file needs the whole official file of {task.dataset}."
         )
     return [by_id[crystal_id] for crystal_id in official_ids]

@@ -10,7 +10,7 @@ last. The file contains the size and SHA-256 of every other file, and its own ch
                      widened_cutoffs (crystals whose cut-off was widened so that no atom is isolated)
     folds            {"0": {n_test, scores (see mbqueue.results.scores),
                      epochs, best_epoch, best_val_mae (both null if nothing was trained),
-                     absent_elements (missing from its training part);
+                     absent_elements (missing from its training set);
                      took_part_in_choice (true; only if the settings were chosen on this fold);
                      blend {weights {member: weight}, n_validation (crystals on which they were fitted; 0 for a
                      mean), made_from {member: SHA-256 of its predictions}} (only for a blend)}, …}
@@ -95,7 +95,7 @@ class RecordInputs:
         sessions: the sessions that worked on the experiment, in order.
         fingerprint_changes: one entry per resume with a different device, library or micro-batch: dicts with fold,
             epoch, step and changes ({key: [before, after]}).
-        absent_elements: fold → elements that its training part lacks, whose reference energy is 0.
+        absent_elements: fold → elements that its training set lacks, whose reference energy is 0.
         blends: fold → ``blend`` in that fold's entry of results.json.
         enqueued_on: day, YYYY-MM-DD; recorded_at: seconds since the epoch.
     """
@@ -327,7 +327,7 @@ def _refuse_overlap(folder: Path, predictions: Mapping[int, Predictions]) -> Non
         for crystal_id in table.ids:
             if crystal_id in owner:
                 raise ResultsError(
-                    f"Crystal {crystal_id} is in the test part of fold {owner[crystal_id]} and of fold {fold} in "
+                    f"Crystal {crystal_id} is in the test set of fold {owner[crystal_id]} and of fold {fold} in "
                     f"{folder}; the files come from different runs. Restore the right ones from a copy, or enqueue the "
                     "experiment under another name."
                 )

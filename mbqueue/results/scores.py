@@ -93,7 +93,7 @@ def score(y_true: NDArray[np.float64], y_pred: NDArray[np.float64], target: Targ
         ResultsError: if there are no predictions.
     """
     if len(y_true) == 0:
-        raise ResultsError("A test part without crystals has no scores. Use a dataset of at least five crystals.")
+        raise ResultsError("A test set without crystals has no scores. Use a dataset of at least five crystals.")
     if target.is_class:
         return {"n": len(y_true), **_of_classes(y_true > CLASS_THRESHOLD, y_pred)}
     error = np.abs(y_pred - y_true)

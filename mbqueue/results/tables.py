@@ -90,7 +90,7 @@ def is_blend(spec: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of one fold's test part, in the order of the dataset.
+    """The predictions of one fold's test set, in the order of the dataset.
 
     Attributes:
         ids: crystal ids, [N], distinct.

@@ -112,7 +112,7 @@ class Search(Section):
     space: dict[str, Setting] = Field(min_length=1, description="The values to try for each key.")
     trials: int = Field(0, ge=0, le=MOST_TRIALS, description="Number of trials; 0 for as many as `gpu_hours` allows.")
     gpu_hours: float = Field(
-        0.0, ge=0, strict=False, description="Start no more trials after this many GPU-hours; 0 sets no limit."
+        0.0, ge=0, strict=False, description="Start no more trials after this many GPU-hours; 0 means no limit."
     )
     folds: Annotated[list[int], AfterValidator(_folds)] = Field([0], description="The folds that each trial runs on.")
     sampler: Literal["tpe", "qmc", "grid", "random", "cmaes"] = Field(

@@ -32,10 +32,10 @@ class FoldResults:
     """The results of one fold.
 
     Attributes:
-        table: predictions of the fold's test part.
+        table: predictions of the fold's test set.
         model: bytes of the model file; None for a blend, which has no model.
         history: one row per trained epoch.
-        absent_elements: atomic numbers of elements that the fold's training part lacks.
+        absent_elements: atomic numbers of elements that the fold's training set lacks.
         more: other entries of the job's result.
     """
 

@@ -61,7 +61,7 @@ def prepare(session: Session, spec: Spec) -> dict[str, Any]:
 
 
 def predict(session: Session, loaded: Loaded, lease: Lease, spec: Spec) -> FoldResults:
-    """Predict the test part of a fold, or blend the members' predictions; return the fold's results.
+    """Predict the test set of a fold, or blend the members' predictions; return the fold's results.
 
     Raises:
         MembersNotRecorded, ResultsError: for the same reasons as in `prepare`.
@@ -83,7 +83,7 @@ def _fold_of(lease: Lease) -> int:
 
 
 def _again(session: Session, loaded: Loaded, lease: Lease, spec: Spec, member: _Found) -> FoldResults:
-    """Predict the fold's test part under strains with the member's model; keep the member's history and model.
+    """Predict the fold's test set under strains with the member's model; keep the member's history and model.
 
     Raises:
         Stopped: if asked to stop; the next session reuses finished predictions.
@@ -116,11 +116,11 @@ def _fitted(
 ) -> tuple[dict[str, float], int]:
     """Fit the members' weights to a fold's validation crystals; return the weights and the number of crystals.
 
-    This job predicts these crystals with each member's recorded model. The test part is not used.
+    This job predicts these crystals with each member's recorded model. The test set is not used.
 
     Raises:
         Stopped: if asked to stop; the next session reuses the predictions of finished batches.
-        ResultsError: if the members' validation parts share too few crystals.
+        ResultsError: if the members' validation sets share too few crystals.
     """
     assert spec.made_from is not None
     job, fold = lease.job, _fold_of(lease)
@@ -138,7 +138,7 @@ def _fitted(
             spec=member,
             rows=rows,
             keep_in=kept / str(number),
-            what=f"validation crystals by {name}",
+            what=f"predicting validation crystals with {name}",
         )
         predictions[name] = ask(session, loaded, job, experiment, question)
     weights = fitted_weights(predictions, targets[rows], is_class=spec.predicts.is_class)

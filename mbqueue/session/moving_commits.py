@@ -135,8 +135,8 @@ def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
         if not is_named_by_hash:
             if not target.create_patiently(name, content):
                 raise StoreError(
-                    f"{target.url}/{name} exists already and differs from {name} in {source.url}. Choose an empty "
-                    "prefix."
+                    f"{target.url}/{name} exists already and differs from {name} in {source.url}. Choose a prefix "
+                    "without objects."
                 )
         else:
             target.put(name, content)

@@ -16,7 +16,7 @@ class Ending(Enum):
 
 
 class StopKind(Enum):
-    """The kind of cause that ended a session, for programs; `StopCause` also has a text for users."""
+    """Why a session ended, as a value for programs. `StopCause` adds a text for users."""
 
     EXHAUSTED = "exhausted"
     """Nothing is left to do."""

@@ -1,4 +1,4 @@
-"""A `predict` job: predict the test part of a fold with the model of its best epoch, or combine other experiments."""
+"""A `predict` job: predict the test set of a fold with the model of its best epoch, or combine other experiments."""
 
 from __future__ import annotations
 

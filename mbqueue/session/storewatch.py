@@ -71,7 +71,7 @@ class StoreWatch:
             self._note("The object store answers again.")
 
     def heard(self) -> str | None:
-        """The outage that another session on this machine recorded after our last answer; None if there is none.
+        """Return an outage that another session here recorded after the store last answered this session, or None.
 
         The reason comes from the file that `mbqueue status` reads. An old reason is ignored, because the session that
         wrote it may have died.

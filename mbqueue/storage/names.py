@@ -17,7 +17,7 @@ from mbqueue.project import fold_named
 
 #: Matches the number that a drive inserts into the name of a second file: ``name (1)``.
 DUPLICATE = r"(?: \(\d{1,4}\))?"
-#: The number of digits of a hash in a name.
+#: How many hexadecimal digits of a hash a file name contains.
 HASH_DIGITS = 12
 #: The highest accepted fence. A fence counts the claims of one job, so a higher number must come from damage.
 HIGHEST_FENCE = 10**6

@@ -24,7 +24,7 @@ class FoldRows:
 
 
 def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
-    """Split a dataset with targets [N] into a fold's rows; without epochs, the validation part is empty."""
+    """Split a dataset with targets [N] into a fold's rows; without epochs, the validation set is empty."""
     n, classes = len(targets), targets if spec.predicts.is_class else None
     outer = train_rows(n, fold, classes=classes)
     train, validation = outer, outer[:0]

@@ -23,7 +23,7 @@ class Start:
     Attributes:
         model: the model, on the CPU; ``objective`` defines what its output means.
         objective: the objective of the training.
-        absent: atomic numbers of the elements missing from the training part, ascending.
+        absent: atomic numbers of the elements missing from the training set, ascending.
         outputs: the model's output for every crystal of the dataset, float64 [N].
     """
 

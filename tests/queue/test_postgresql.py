@@ -435,8 +435,8 @@ def test_a_password_is_never_shown(postgres_server, tmp_path, caplog, monkeypatc
     [
         ("mysql://me:s3cr3t@host/db", "MBQUEUE_QUEUE must have the form postgresql://"),
         # These passwords contain special characters that should be percent-encoded.
-        ("postgresql://me:p@s3cr3t@host:5432/db", "cannot be read.*%40 for @"),
-        ("postgresql://me:p/s3cr3t@host:5432/db", "cannot be read.*%2F for /"),
+        ("postgresql://me:p@s3cr3t@host:5432/db", "cannot be read.*@ as %40"),
+        ("postgresql://me:p/s3cr3t@host:5432/db", "cannot be read.*/ as %2F"),
         ("postgresql://me:1/s3cr3t@host/db", "cannot be read"),
         ("postgresql://me:p/s3cr3t", "cannot be read"),
         ("postgresql://me:p?s3cr3t@host/db", "cannot be read"),

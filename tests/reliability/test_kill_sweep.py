@@ -170,7 +170,7 @@ class MadeLab(Lab):
 
 @pytest.fixture(scope="module")
 def members(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with two recorded experiments, which share the 32 crystals of their validation part."""
+    """A project with two recorded experiments, which share the 32 crystals of their validation set."""
     folder = tmp_path_factory.mktemp("members")
     table = write_table(folder / "table.jsonl", 80)
     shared = ("--set", "train.validation=0.5", "--set", "train.validation_seed=0", "--set", "train.batch_size=16")

@@ -133,7 +133,7 @@ def predictions() -> Callable[..., Predictions]:
 
 @pytest.fixture(scope="session")
 def official_predictions() -> dict[int, Predictions]:
-    """All five official test parts with shuffled rows, since nothing may depend on their order."""
+    """All five official test sets with shuffled rows, since nothing may depend on their order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # matbench's imports
         from matbench.metadata import mbv01_validation

@@ -118,7 +118,7 @@ def test_broken_folds_are_named_with_the_reason(recorded_folder):
 def test_folds_that_share_a_crystal_are_refused(recorded_folder, inputs):
     one = predictions_file(recorded_folder, 0)
     predictions_file(recorded_folder, 1).write_bytes(one.read_bytes())
-    with pytest.raises(ResultsError, match="x-0-0000 is in the test part of fold 0 and of fold 1"):
+    with pytest.raises(ResultsError, match="x-0-0000 is in the test set of fold 0 and of fold 1"):
         record_experiment(recorded_folder, inputs)
 
 

@@ -261,7 +261,7 @@ MEMBERS = ("head.seed0", "head.seed1", "slow")
 
 
 def with_fitted_blend(root: Path, *, spoil_test_targets: bool = False) -> Project:
-    """A recorded project with three members that share their validation parts, and a blend with fitted weights."""
+    """A recorded project with three members that share their validation sets, and a blend with fitted weights."""
     folder = make_project(root, checkpoint_minutes=5)
     write_crystals(folder, 80)
     if spoil_test_targets:
@@ -307,7 +307,7 @@ def test_fitted_weights_minimise_the_error_on_the_validation_part(fitted):
 
 
 def test_weights_are_fitted_without_the_test_part(fitted, tmp_path):
-    """Different targets in the test part change no bit of the members and the weights."""
+    """Different targets in the test set change no bit of the members and the weights."""
     spoiled = with_fitted_blend(tmp_path / "spoiled", spoil_test_targets=True)
     ours, theirs = (one.results("fitted").predictions[0] for one in (fitted, spoiled))
     assert not np.array_equal(ours.y_true, theirs.y_true)
@@ -329,7 +329,7 @@ def test_a_blend_of_fitted_weights_is_made_again_with_the_same_bytes(fitted, tmp
 
 
 def test_too_few_shared_validation_crystals_are_refused(project):
-    why = "In fold 0, the members' validation parts share 8 crystals"
+    why = "In fold 0, the members' validation sets share 8 crystals"
     refused(project, why, "head.seed0", "head.seed1", error=ResultsError, weights="fitted")
 
 

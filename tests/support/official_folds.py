@@ -28,7 +28,7 @@ def matbench_splits() -> dict[str, Any]:
 
 
 def official_folds(task: Task, splits: dict[str, Any]) -> list[int]:
-    """For each crystal, the fold with this crystal in its test part."""
+    """For each crystal, the fold with this crystal in its test set."""
     fold_of = np.empty(task.n, np.int64)
     for fold in range(N_FOLDS):
         for name in splits[task.dataset][f"fold_{fold}"]["test"]:

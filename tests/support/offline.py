@@ -138,7 +138,7 @@ def compiled(launch: Launch, capability: int) -> dict[str, int]:
     for place, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else types.get(name, "*fp32")
         if signature[name].startswith("*") or name.endswith("_stride"):
-            # Rows are multiples of 64 numbers, and memory begins at multiples of 16 bytes.
+            # Row lengths are multiples of 64, and buffers are aligned to 16 bytes.
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     options = OPTIONS | {"num_warps": launch.warps}

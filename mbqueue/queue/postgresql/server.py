@@ -59,7 +59,7 @@ SELECT {SERVER_NOW} AS now, CAST(extract(epoch FROM pg_postmaster_start_time()) 
 
 _FORGET_OLD_RECEIPTS = "DELETE FROM receipts WHERE at < now() - interval '30 days'"
 
-# Ends an open transaction of this client whose connection was lost, because the transaction can no longer be committed.
+# Ends a transaction that this client left open on a lost connection, because nothing can commit it any more.
 # Even behind a pooler, the backend has the client's name as long as the transaction is open.
 _END_ORPHAN = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity

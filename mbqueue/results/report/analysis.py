@@ -22,10 +22,10 @@ _PARITY_BINS = 160
 _TARGET_BINS = 30
 _ROC_POINTS = 400
 
-# The validation MAE counts as risen if it exceeds the best epoch's by the first factor. A fold whose training MAE fell
-# meanwhile overfits once the best epoch is long ago or the rise reaches the second factor.
+# The validation MAE has risen if it exceeds that of the best epoch by the first factor. If the training MAE kept
+# falling, the fold overfits when the best epoch is old, or when the rise reaches the second factor.
 _RISE, _DOUBLED = 1.05, 2.0
-# The best epoch counts as long ago if at least this share of all epochs, and at least this many, come after it.
+# The best epoch is old if at least this share of all epochs, and at least this many epochs, come after it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
 # Ratios of validation MAE to training MAE: the gap is small up to the first ratio, and large from the second.
 _SMALL_GAP, _LARGE_GAP = 1.25, 2.0
@@ -151,7 +151,7 @@ class Roc:
 
 
 def roc(predictions: Predictions) -> Roc | None:
-    """The ROC curve of a class, with at most 401 points; None if the test part has only one class."""
+    """The ROC curve of a class, with at most 401 points; None if the test set has only one class."""
     is_one = predictions.y_true > CLASS_THRESHOLD
     if is_one.all() or not is_one.any():
         return None

@@ -46,7 +46,7 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
     first, target, measure = reference.content, reference.target, reference.board_measure
     return [
         f"<p>{escape(', '.join(comparison.labels))}</p>",
-        f"<h2>{measure.label} on the test part of each fold{escape(target.in_unit)}</h2>",
+        f"<h2>{measure.label} on the test set of each fold{escape(target.in_unit)}</h2>",
         table(
             ["Experiment", *(f"Fold {fold}" for fold in range(N_FOLDS)), "Mean ± std"],
             [
