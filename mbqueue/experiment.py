@@ -7,6 +7,7 @@ but its hash never changes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,9 @@ def _folds(folds: tuple[int, ...]) -> tuple[int, ...]:
 def _pretrained(value: Any) -> Any:
     names = [repr(name) for name in pretrained_names()]
     if repr(value) not in names:
-        raise PydanticKnownError("literal_error", {"expected": " or ".join([", ".join(names[:-1]), names[-1]])})
+        raise PydanticKnownError(
+            "literal_error", {"expected": " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))}
+        )
     return value
 
 
@@ -386,7 +389,8 @@ def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec
         if key in content:
             raise SpecError(f"{path} has the key {key}, which only mbqueue's commands may write. Remove this key.")
     content.setdefault("name", path.stem)
-    options = ", ".join(f"{key} = {value}" for key, value in (overrides or {}).items())
+    given = {key: value for key, value in (overrides or {}).items() if key not in {"name", "results_name"}}
+    options = ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False, default=str)}" for key, value in given.items())
     source = f"{path} with {options}" if options else str(path)
     return parse_spec(laid_over(content, overrides or {}), source=source)
 

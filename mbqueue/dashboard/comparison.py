@@ -71,7 +71,7 @@ def _notes(comparison: Comparison, mark: str) -> Iterable[RenderableType]:
             yield Text(f"{label}: {note}", "yellow")
         if reasons := one.content["leaderboard"]["reasons_against"]:
             yield Text(f"{label} cannot be compared with the leaderboard: {'; '.join(reasons)}.", "yellow")
-    overlaps = [one.content["notes"]["pretraining_overlap"] for one in comparison.recorded]
+    overlaps = [one.overlap for one in comparison.recorded]
     if len(set(overlaps)) == 1:
         yield Text(overlaps[0], "dim")
     else:

@@ -154,8 +154,8 @@ class Columns:
                 column = others[0] if len(others) == 1 else "COLUMN"
                 gap = options_for(column, name="band gap", unit="eV", kind="scalar")
                 advice = (
-                    "An enqueued experiment never changes, so enqueue again, for example with: --name NAME-2 "
-                    f"{gap} (or energy, for energies per atom)"
+                    "If the experiment is already enqueued, it never changes. Enqueue it again, for example with: "
+                    f"--name NAME-2 {gap} (or energy, for energies per atom)"
                 )
             raise DataError(
                 f"{absent} {' or '.join(self._target_names)}. {there} Name the target column with --target-column. "

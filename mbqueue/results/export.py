@@ -174,7 +174,7 @@ def _toml(value: Any) -> str:
 def _info(experiments: Sequence[Recorded], *, authors: str, algorithm: str, notes: str) -> dict[str, Any]:
     recorded = experiments[0]
     spec, run = recorded.content["spec"], recorded.content["run"]
-    overlaps = dict.fromkeys(one.content["notes"]["pretraining_overlap"] for one in experiments)
+    overlaps = dict.fromkeys(one.overlap for one in experiments)
     members = members_of(spec)
     trained = {
         "none": "Only a linear model of the composition is fitted, in closed form, on each fold's training set. For "

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mbqueue.errors import ResultsError
+from mbqueue.results.leaderboard import overlap_note
 from mbqueue.results.record import FORMAT, RESULTS_FILE, RecordInputs, checksum_of, unfinished_content
 from mbqueue.results.scores import Measure, leaderboard_measure, measures_of
 from mbqueue.results.tables import RESTORE, Predictions, history_file, predictions_file, read_history, read_predictions
@@ -48,6 +49,11 @@ class Recorded:
     def target(self) -> Target:
         """The predicted target."""
         return target_of(self.content["spec"])
+
+    @property
+    def overlap(self) -> str:
+        """What the pretraining has seen of the dataset, also for results with an earlier wording."""
+        return overlap_note(self.target, self.content["spec"], dataset=self.content["dataset"]["name"])
 
     @property
     def measure(self) -> Measure:

@@ -37,7 +37,7 @@ def record_inputs(
         if prepare.state in (State.FAILED, State.CANCELLED):
             how = "failed" if prepare.state is State.FAILED else "was cancelled"
             raise ResultsError(
-                f"The data of {name} are not prepared, because the prepare job {how}. For details, run: mbqueue status "
+                f"The data of {name} are not prepared, because the prepare job {how}. For details, run: mbqueue events "
                 f"{name}. To prepare the data again, run: mbqueue retry {name}"
             )
         raise ResultsError(f"The data of {name} have not been prepared yet. Start a session with: mbqueue work")

@@ -287,8 +287,10 @@ def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> b
         now = session.clock.now()
         if not is_hinted:
             jobs = session.queue.jobs(state=State.READY)
-            name = next((job.experiment for job in jobs if job.not_before > now and not job.paused), "NAME")
-            session.report.note(f"to retry at once, run mbqueue retry {name} in another terminal")
+            delayed = next((job for job in jobs if job.not_before > now and not job.paused), None)
+            name = "NAME" if delayed is None else delayed.experiment
+            fold = "" if delayed is None or delayed.fold is None else f" --fold {delayed.fold}"
+            session.report.note(f"to retry at once, run mbqueue retry {name}{fold} in another terminal")
         rest = format_duration(outlook.next_at - now)
         session.report.waiting(f"mbqueue will retry {counted(outlook.delayed, 'failed job')}, the next one in {rest}")
         is_hinted = True

@@ -294,7 +294,8 @@ def test_the_advice_on_a_table_without_a_known_target_leads_to_an_experiment_tha
     refused = mbqueue(*enqueue, "--target-column", "band_gap")
     assert refused.code == USAGE
     assert "head_finetune.toml with " in refused.err
-    assert "target.column = band_gap" in refused.err
+    assert 'target.column = "band_gap"' in refused.err
+    assert "results_name" not in refused.err
     assert mbqueue(*enqueue).code == 0
     said = mbqueue("work", "--max-jobs", "1", "--device", "cpu", "--no-end-command").err
     advice = re.search(r"--name NAME-2 --target-column band_gap .*?target\.kind=scalar", " ".join(said.split()))
@@ -321,6 +322,6 @@ def test_a_report_on_data_that_no_session_will_prepare_names_the_way_out(
     assert answer.code == FAILURE
     told = " ".join(answer.err.split())
     assert f"the prepare job {'failed' if state == 'failed' else 'was cancelled'}" in told
-    assert "mbqueue status full_finetune" in told
+    assert "mbqueue events full_finetune" in told
     assert "mbqueue retry full_finetune" in told
     assert "mbqueue work" not in told

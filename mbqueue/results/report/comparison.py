@@ -43,7 +43,8 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
     """
     labelled = list(zip(comparison.labels, comparison.recorded, strict=True))
     reference = comparison.recorded[0]
-    first, target, measure = reference.content, reference.target, reference.board_measure
+    target, measure = reference.target, reference.board_measure
+    overlaps = dict.fromkeys(one.overlap for one in comparison.recorded)
     return [
         f"<p>{escape(', '.join(comparison.labels))}</p>",
         f"<h2>{measure.label} on the test set of each fold{escape(target.in_unit)}</h2>",
@@ -77,7 +78,7 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
             style="names words",
         ),
         *_board(comparison.board, measure, target),
-        f'<div class="note">{escape(first["notes"]["pretraining_overlap"])}</div>',
+        *(f'<div class="note">{escape(overlap)}</div>' for overlap in overlaps),
     ]
 
 
