@@ -1,4 +1,4 @@
-"""The Python API, which can do everything that the command line does with a project. The commands use this API.
+"""The Python API, which can do everything with a project that the command line can. The commands use this API.
 
     from mbqueue import Project
 

@@ -34,14 +34,14 @@ class Blending(Queueing, Results):
             name: name of the blend.
             weights: ``"mean"`` weights all members equally. ``"fitted"`` takes, on each fold, the weights with the
                 smallest error on the validation crystals that all members share.
-            priority: higher runs first.
+            priority: experiments with a higher priority run first.
 
         Raises:
             UsageError: for fewer than two experiments; if one is given twice, is not in the queue or is itself a blend;
                 or if the experiments differ in crystals, target or folds.
             ResultsError: if a member is not recorded, or its files are damaged; or if the members share too few
                 validation crystals to fit weights.
-            ExperimentExists: if an experiment with a different spec has the name.
+            ExperimentExists: if an experiment with a different spec has this name.
         """
         from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
         from mbqueue.results.blending import enumerated  # noqa: PLC0415
@@ -79,13 +79,13 @@ class Blending(Queueing, Results):
             test_strains: number of pairs of opposite strains; each prediction is the mean over the strained crystals
                 and the crystal itself.
             name: name of the new experiment.
-            priority: higher runs first.
+            priority: experiments with a higher priority run first.
 
         Raises:
             UsageError: if the experiment is not in the queue or is a blend, or if `test_strains` is 0.
             SpecError: if there are more than 100 pairs, or the name is invalid.
             ResultsError: if the experiment is not recorded, or its files are damaged.
-            ExperimentExists: if an experiment with a different spec has the name.
+            ExperimentExists: if an experiment with a different spec has this name.
         """
         from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 

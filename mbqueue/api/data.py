@@ -1,4 +1,4 @@
-"""Crystals: convert them ahead of time, predict them with trained models, and prune their cache."""
+"""Convert crystals ahead of time, predict their properties with trained models, and prune their cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Data(OpenedProject):
         """Read a dataset and convert it to graphs in the project's cache, on all cores; `work` also does this.
 
         You can kill the process at any time; the next call resumes. If the dataset is not on this machine, the crystals
-        can come from an experiment in the queue that was prepared with it.
+        can come from a queued experiment that was prepared with this dataset.
 
         Args:
             data: the crystals to prepare, such as ``DataSpec(dataset="sample", limit=40)``.

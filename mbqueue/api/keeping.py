@@ -70,7 +70,7 @@ class Keeping(OpenedProject):
         """Replace this project's state with that of an archive; the old state is kept next to the new state.
 
         Raises:
-            DamagedArchive: if the archive differs from what `back_up` wrote; nothing was changed.
+            DamagedArchive: if the archive differs from what `back_up` wrote. Nothing is changed.
             UsageError: if there is a queue and ``force`` is not given, or if a session uses the queue.
         """
         from mbqueue.drive.archive import restore  # noqa: PLC0415
@@ -91,7 +91,7 @@ class Keeping(OpenedProject):
 
         Raises:
             UsageError: if a session uses the queue, there is no queue, or the other database is not empty.
-            QueueError: if a database cannot be reached or written; in that case, nothing was changed.
+            QueueError: if a database cannot be reached or written. Nothing is changed.
         """
         from mbqueue.queue.migrating import copy_queue, copy_to_file  # noqa: PLC0415
 
@@ -125,7 +125,7 @@ class Keeping(OpenedProject):
         Raises:
             UsageError: if there is no queue.
             QueueError: if a session uses the queue.
-            StoreError: if a finished epoch would be lost, or a store does not answer; the queue was not changed.
+            StoreError: if a finished epoch would be lost, or a store does not answer. The queue is unchanged.
         """
         from mbqueue.session.moving_commits import move_commits  # noqa: PLC0415
 

@@ -62,15 +62,15 @@ class Launching(OpenedProject):
             time: limit of a job, such as ``2h``.
             gpus: number of jobs with one GPU each; or
             workers: number of jobs without a GPU.
-            max_idle: end a job that finds nothing to claim for this long while other jobs work; None makes the job
-                wait.
+            max_idle: end a job that finds nothing to claim for this long while other jobs work; None to keep
+                waiting.
             setup: shell lines to run before the session (``module load …``).
             options: options of sbatch, such as ``{"partition": "gpu", "cpus-per-task": "8"}``.
 
         Raises:
             UsageError: if Slurm or submitit is missing, no job is left, several machines cannot share the queue, or an
                 option is wrong.
-            SessionError: if sbatch refuses a job; the message says why, and which jobs were submitted before.
+            SessionError: if sbatch refuses a job; the message gives the reason and lists the jobs already submitted.
         """
         session, count = self._session(time, gpus, workers, max_idle)
         _require_submitit()

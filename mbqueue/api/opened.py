@@ -143,7 +143,7 @@ class OpenedProject:
         return working if working.is_dir() else published
 
     def _lost_folds(self, queue: Queue, experiment: str) -> dict[int, str]:
-        """Map each fold whose result files are incomplete or damaged to the problem.
+        """Return the folds whose result files are incomplete or damaged, and what is wrong with each.
 
         If only files of the `record` job are lost, the result contains the first fold, because predicting any fold
         again also repeats `record`.

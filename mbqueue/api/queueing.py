@@ -44,13 +44,13 @@ class Queueing(OpenedProject):
         Args:
             experiment: the experiment's name in jobs/, or a TOML file.
             folds, epochs, dataset, drop_invalid: values that replace those in the file.
-            priority: higher runs first.
+            priority: experiments with a higher priority run first.
             settings: values for other keys of the file, such as ``{"train.lr": 3e-4}``.
-            name: another name for the queue and the results folder.
+            name: a different name for the experiment in the queue and the results folder.
 
         Raises:
             SpecError: if the file or a key is wrong.
-            ExperimentExists: if an experiment with a different spec has the name; the message lists the differences.
+            ExperimentExists: if an experiment with a different spec has this name; the message lists the differences.
             UsageError, DataError: if the experiment or its dataset does not exist, or a restore was interrupted.
             QueueLost: if the queue, or a part of it, was lost.
         """
@@ -86,14 +86,14 @@ class Queueing(OpenedProject):
 
         Args:
             experiment, folds, epochs, dataset, priority, settings, name, drop_invalid: as for `enqueue`.
-            seeds: distinct integers that are not negative.
+            seeds: distinct non-negative integers.
 
         Returns:
             One outcome per seed, in order.
 
         Raises:
             SpecError, UsageError, DataError: for the same reasons as in `enqueue`, or if the file describes a search.
-            ExperimentExists: if an experiment with a different spec has one of the names; nothing was enqueued.
+            ExperimentExists: if an experiment with a different spec has one of the names. Nothing is enqueued.
         """
         from mbqueue.experiment import load_spec  # noqa: PLC0415
         from mbqueue.search.file import is_search  # noqa: PLC0415
@@ -122,7 +122,7 @@ class Queueing(OpenedProject):
     def promote(self, search: str, *, name: str | None = None, priority: int = 0) -> EnqueueOutcome:
         """Enqueue the best settings of a search as an experiment on all folds.
 
-        The description names the trial and the folds that chose it.
+        The experiment's description names the best trial and the folds on which trials were compared.
 
         Args:
             name: the experiment's name; by default, the search's name followed by ``-best``.
@@ -206,7 +206,8 @@ class Queueing(OpenedProject):
     def cancel(self, experiment: str, *, fold: int | None = None) -> int:
         """Cancel the unfinished jobs of an experiment or fold, and return their number. Committed work stays.
 
-        A cancelled search begins no further trials until `retry`, or until `resume` if its newest trial had ended.
+        A cancelled search begins no further trials until you call `retry`. If its newest trial had already ended, call
+        `resume` instead.
         """
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
@@ -221,10 +222,10 @@ class Queueing(OpenedProject):
             return sum(cancelled.values())
 
     def retry(self, experiment: str, *, fold: int | None = None) -> int:
-        """Queue failed and cancelled jobs again with all their attempts, and rebuild lost result files.
+        """Queue failed and cancelled jobs again, with the full number of attempts, and rebuild lost result files.
 
-        A fold whose recorded files are missing or damaged is predicted again from its checkpoints. If the object store
-        with these files does not answer, mbqueue skips this step with a note.
+        A fold whose recorded files are missing or damaged is predicted again from its checkpoints. If the files are in
+        an object store that does not answer, mbqueue reports a note and rebuilds no files.
 
         A pruned trial of a search resumes and trains to the end. If the trial's checkpoints were removed, the trial
         starts from the beginning, with a note. For a whole search, failed and cancelled trials are retried.
@@ -272,7 +273,7 @@ class Queueing(OpenedProject):
         """Return the status of all experiments, or of one experiment.
 
         Raises:
-            QueueError: if nothing was ever enqueued.
+            QueueError: if nothing has been enqueued yet.
             UsageError: if the experiment does not exist; the message lists the existing experiments.
         """
         with self._reading_queue(experiment) as queue:
@@ -304,7 +305,7 @@ class Queueing(OpenedProject):
             return queue.events(experiment=experiment, since=since, after=after, limit=limit)
 
     def watch(self, experiment: str | None = None, *, seconds: float = 5.0) -> None:
-        """Show the status in a notebook cell and update it in place, until no session is running or Ctrl-C.
+        """Show the status in a notebook cell and update it in place, until no session is running or you press Ctrl-C.
 
         Args:
             seconds: time between two updates.

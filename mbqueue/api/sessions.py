@@ -49,7 +49,7 @@ class Working(OpenedProject):
             stop: lets another thread stop the session.
 
         Raises:
-            UsageError: if an argument is wrong, or nothing was ever enqueued.
+            UsageError: if an argument is wrong, or nothing has been enqueued yet.
             QueueError: if the queue cannot be read or written.
             ProjectNotFound: if the working folder no longer exists.
         """
@@ -97,7 +97,7 @@ class Working(OpenedProject):
         stop: StopRequest | None = None,
         **arguments: Unpack[WorkArguments],
     ) -> DevicesOutcome:
-        """Run one session on each device at once, each in its own process; return when all have ended.
+        """Run one session on each device, all at the same time and in separate processes; return when all have ended.
 
         Results are byte-for-byte identical to a single session's if all sessions use the same number of threads.
         Signals are forwarded to all sessions; a second SIGINT ends all sessions at once. If a session dies, its report
@@ -109,7 +109,7 @@ class Working(OpenedProject):
             report_for: called with a device's label; returns the report for this device's session.
 
         Raises:
-            UsageError: if an argument is wrong, or nothing was ever enqueued.
+            UsageError: if an argument is wrong, or nothing has been enqueued yet.
         """
         from mbqueue.session.devices import Crew, parse_devices  # noqa: PLC0415
         from mbqueue.session.report import Report  # noqa: PLC0415
@@ -160,7 +160,7 @@ class Working(OpenedProject):
             session: the id of a session, as in `status`; by default all sessions.
 
         Returns:
-            One outcome per session; empty if no requested session is running on this machine.
+            One outcome per session; empty if none of the requested sessions is running on this machine.
         """
         from mbqueue.session import background  # noqa: PLC0415
 
@@ -170,7 +170,7 @@ class Working(OpenedProject):
         """Yield the last lines of the newest background session's log; with ``follow``, also new lines until it ends.
 
         Raises:
-            UsageError: if no session was ever started in the background.
+            UsageError: if no session has been started in the background.
         """
         from mbqueue.session import background  # noqa: PLC0415
 

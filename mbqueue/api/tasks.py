@@ -12,7 +12,7 @@ from mbqueue.task import TASKS, Task
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEntry:
-    """A row of `mbqueue tasks`.
+    """A row in the table that `mbqueue tasks` prints.
 
     Attributes:
         measure: the name of the leaderboard's score.

@@ -45,8 +45,8 @@ def ask(session: Session, loaded: Loaded, job: Job, experiment: Experiment, ques
         experiment: the job's experiment, which names the dataset.
 
     Raises:
-        Stopped: if asked to stop; the next session reuses finished predictions.
-        CheckpointError: if the question's model file is not a model.
+        Stopped: if the session is asked to stop; the next session reuses finished predictions.
+        CheckpointError: if ``question.model`` is not a model file.
         DeviceTooSmall, DeviceBusy, NonFiniteLoss: for the same reasons as in `Inference.predict`.
     """
     spec, family = question.spec, family_of(question.spec.model.pretrained)

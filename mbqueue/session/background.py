@@ -117,7 +117,7 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
 
 
 def current(project: ProjectFolder) -> BackgroundSession | None:
-    """The latest background session, running or not; None if no session was ever started.
+    """The latest background session, running or not; None if no session has been started in the background.
 
     A ``background.json`` that was copied from another folder is ignored.
     """
@@ -154,7 +154,7 @@ def stop(
         session: id of one session; None for all.
 
     Returns:
-        One entry per session; empty if no requested session is running on this machine.
+        One entry per session; empty if none of the requested sessions is running on this machine.
     """
     found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
     # A process that started several sessions also gets the request and forwards it, but reports no outcome.
@@ -261,7 +261,7 @@ def _ended_early(
 
 
 def _belongs(row: SessionRow, process: ProcessIdentity) -> bool:
-    """Whether a session runs in the given process or in a child of it."""
+    """Whether a session runs in the given process or in one of its children."""
     if row.identity == process:
         return True
     return row.boot_id == process.boot_id and not is_known_dead(row.identity) and parent_of(row.pid) == process.pid

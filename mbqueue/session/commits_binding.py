@@ -46,8 +46,8 @@ def enter_place(
         The recorded place, which `require_same` checks again once the session has started.
 
     Raises:
-        StoreError: if the store is missing, denies access or ignores conditional puts; or if the queue records another
-            place.
+        StoreError: if the store is missing, denies access or ignores conditional puts; or if the queue records a
+            different place.
         QueueError: if the queue records no place and the folder lacks epochs; or if a new queue lacks epochs that the
             store has.
     """
@@ -142,14 +142,14 @@ def elsewhere(place: CommitsPlace, why: str) -> StoreError:
 
 
 def store_place(store: ObjectStore) -> CommitsPlace:
-    """The place to record in a queue for a store that `ObjectStore.check` has checked."""
+    """Return what a queue records as the place of its commits if they are in ``store``; call `store.check` first."""
     return CommitsPlace(id=store.id, kind="store", address=store.url)
 
 
 def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
-    """The place to record in a queue for the project's own folder; None if the folder has no id.
+    """Return what a queue records as the place of its commits if they are in the project's own folder.
 
-    ``make`` creates a missing id.
+    If the folder has no id, create one if ``make`` is set, and return None otherwise.
 
     Raises:
         QueueError: if the file with the folder's id is damaged.
@@ -179,7 +179,7 @@ def folder_id(project: ProjectFolder) -> str:
 
 
 def lacking(queue: Queue, there: Epochs) -> str:
-    """Return text that lists the folds with fewer epochs in a place than in the queue; empty if there are none."""
+    """List, as text, the folds that have fewer epochs in ``there`` than in the queue; empty if there are none."""
     return ", ".join(
         f"{experiment} fold {fold} ({there.get((experiment, fold), 0)} of {known} epochs)"
         for (experiment, fold), known in known_epochs(queue).items()
@@ -205,7 +205,7 @@ def send_missing(
 
 
 def known_epochs(queue: Queue) -> dict[tuple[str, int], int]:
-    """The last epoch that the queue counts as done, by (experiment, fold).
+    """Map (experiment, fold) to the last epoch that the queue counts as done.
 
     Pruned trials whose checkpoints were removed are left out.
     """
@@ -218,7 +218,7 @@ def known_epochs(queue: Queue) -> dict[tuple[str, int], int]:
 
 
 def local_epochs(project: ProjectFolder) -> dict[tuple[str, int], int]:
-    """The last finished epoch in the project's own folder by (experiment, fold), read from file names."""
+    """Map (experiment, fold) to the last finished epoch in the project's own folder, read from file names."""
     return epochs_of(manifests_below(project.all_checkpoints))
 
 

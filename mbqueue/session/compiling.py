@@ -25,7 +25,9 @@ from mbqueue.train.kernel_check import told
 
 
 class Compiling:
-    """Compiles a GPU's float32 kernels of the first family in a background thread. Does nothing on the CPU.
+    """Compiles GPU kernels in a background thread; does nothing on the CPU.
+
+    The constructor starts compiling the float32 kernels of the default model family.
 
     Once an experiment's precision and weights are known, call `also` to compile the kernels for them. If a kernel does
     not compile, the device uses plain PyTorch, and the user gets one note. If no sample batch can be made, the kernels
@@ -78,7 +80,7 @@ class Compiling:
             gpu_path.leave_out(self._device, told(error), self._note)
 
     def _prepared(self, family: Family) -> tuple[nn.Module, Batch] | None:
-        """Return a model and a sample batch for trying the kernels; None, with a note, if that fails."""
+        """Return a model and a sample batch for trying the kernels; if that fails, report a note and return None."""
         try:
             kept = keep_gpu_code()
             if kept is None or not (kept.is_dir() and any(kept.iterdir())):

@@ -1,8 +1,8 @@
 """Copy an experiment's crystals, during training, to the place that machines share. Imports no torch.
 
 Copying a hundred megabytes to a drive can take minutes, so the session trains in the meantime. A session that is asked
-to stop or runs out of time abandons the copy and removes the partial file. The next session that trains on these
-crystals copies them.
+to stop or runs out of time abandons the copy and removes the partial file. The next session that trains on the same
+crystals starts the copy again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CrystalCopies:
     """Copies one session's crystals for other machines. Use it as a context manager, and call `keep` inside the block.
 
     Args:
-        should_stop: returns whether the session was asked to end.
+        should_stop: returns whether the session has been asked to stop.
         spare: returns the seconds left for copying.
         note: called from another thread with a sentence if a file was not copied.
     """

@@ -55,7 +55,7 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A session that did not end by itself.
+    """A session whose process ended without reporting an outcome.
 
     Attributes:
         device: the label of the session's device.
@@ -80,9 +80,9 @@ class DevicesOutcome:
     """The combined outcome of all sessions.
 
     Attributes:
-        ending: DONE or BLOCKED if a session found no job left to run, else STOPPED.
-        sessions: outcomes of the sessions that ended by themselves.
-        failures: the other sessions, in the order in which they ended.
+        ending: DONE or BLOCKED if a session found no job left to run, otherwise STOPPED.
+        sessions: the outcomes that sessions reported.
+        failures: the sessions that reported no outcome, in the order in which they ended.
     """
 
     ending: Ending
@@ -101,7 +101,7 @@ def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
     A number is an index among the GPUs visible to this process, as in CUDA.
 
     Raises:
-        UsageError: if a name has none of these forms, or CUDA_VISIBLE_DEVICES lists too few GPUs.
+        UsageError: if a device is not written in one of these forms, or CUDA_VISIBLE_DEVICES lists too few GPUs.
     """
     names = [name.strip() for name in names]
     if not any(names):

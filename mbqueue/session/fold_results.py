@@ -53,7 +53,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
     results folder, predictions last.
 
     Raises:
-        LeaseLost: if the lease is lost; the results folder is unchanged.
+        LeaseLost: if the lease is lost. The results folder is unchanged.
     """
     fold, spec = lease.job.fold, experiment.spec
     assert fold is not None

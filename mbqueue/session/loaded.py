@@ -50,7 +50,7 @@ class Loaded:
         """Load the experiment's crystals and graphs, unless they are already loaded, and return them.
 
         Raises:
-            Stopped: if asked to stop while the crystals are read or converted.
+            Stopped: if the session is asked to stop while the crystals are read or converted.
         """
         # With a limit, the crystals also depend on the seed, so compare their hash, known after `prepare`.
         data = self._data
@@ -75,7 +75,7 @@ class Loaded:
         """Return the pretrained backbone's outputs for all crystals; compute those that are missing.
 
         Raises:
-            Stopped: if asked to stop; the next session reuses finished shards.
+            Stopped: if the session is asked to stop; the next session reuses finished shards.
         """
         frozen = open_frozen(spec, data.crystals, self._session.project.cache_dir)
         with building(frozen.folder):

@@ -83,12 +83,12 @@ def load_data(
         dataset_hash: hash of the crystals, known once the experiment is prepared. If the cache has these crystals, the
             source is not read.
         store: the project's object store, if one is already open.
-        keep: copies a file of crystals for other machines: called with the shared place, the file and the dataset's
-            hash. By default, the file is copied before this function returns.
+        keep: a function that copies a file of crystals for other machines. It is called with the shared place, the file
+            and the dataset's hash. By default, the file is copied before this function returns.
 
     Raises:
         DataError: if the source cannot be used, or has changed since the experiment was prepared.
-        CacheError: if the cache cannot be written, or is removed in the meantime.
+        CacheError: if the cache cannot be written, or is removed while this function uses it.
     """
     shared, key = shared_crystals_of(project, store), None
     found = None if dataset_hash is None else _stored(project, shared, dataset_hash, note)

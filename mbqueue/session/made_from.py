@@ -86,7 +86,7 @@ def _again(session: Session, loaded: Loaded, lease: Lease, spec: Spec, member: _
     """Predict the fold's test set under strains with the member's model; keep the member's history and model.
 
     Raises:
-        Stopped: if asked to stop; the next session reuses finished predictions.
+        Stopped: if the session is asked to stop; the next session reuses finished predictions.
     """
     job, fold = lease.job, _fold_of(lease)
     experiment, _ = session.experiment_of(job)
@@ -116,10 +116,10 @@ def _fitted(
 ) -> tuple[dict[str, float], int]:
     """Fit the members' weights to a fold's validation crystals; return the weights and the number of crystals.
 
-    This job predicts these crystals with each member's recorded model. The test set is not used.
+    The job uses each member's recorded model to predict the validation crystals. It does not use the test set.
 
     Raises:
-        Stopped: if asked to stop; the next session reuses the predictions of finished batches.
+        Stopped: if the session is asked to stop; the next session reuses the predictions of finished batches.
         ResultsError: if the members' validation sets share too few crystals.
     """
     assert spec.made_from is not None

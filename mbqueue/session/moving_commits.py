@@ -122,7 +122,7 @@ def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
     objects of the same name and size are equal.
 
     Raises:
-        StoreError: if the target has a JSON object of the same name with different content.
+        StoreError: if the target has a JSON object with the same name but different content.
     """
     there = target.listed("")
     names = {name: listed.size for name, listed in source.listed("").items() if name != MARKER}

@@ -101,10 +101,10 @@ class Narration(Report):
 
 
 def amount_of(what: str, done: int, total: int) -> str:
-    """Format how much of a part of a job is done. Reading is counted in bytes, so it is shown as a percentage."""
+    """Format the progress of one part of a job. Reading is measured in bytes, so its progress is a percentage."""
     return f"{done / total:.0%}" if what == "reading" and total > 0 else f"{done}/{total}"
 
 
 def _counted(rate: float) -> str:
-    """Format a rate for display, in millions from 1e6 on."""
+    """Format a rate for display; rates of 1e6 or more are shown in millions."""
     return f"{rate / 1e6:.3g} M" if rate >= 1e6 else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

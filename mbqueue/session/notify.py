@@ -1,6 +1,6 @@
 """Send notifications with a command, a webhook or both (``[notify]`` in mbqueue.toml).
 
-A separate thread sends notifications one after the other, each with a time limit. If a notification fails or hangs, the
+A separate thread sends notifications one at a time, each with a time limit. If a notification fails or hangs, the
 session prints a note and continues. If too many notifications are waiting, new ones are dropped.
 """
 

@@ -13,7 +13,7 @@ NO_DEADLINE = "none"
 
 
 class WorkArguments(TypedDict, total=False):
-    """The arguments that every way to start sessions takes: see `mbqueue.Project.work`."""
+    """The arguments that all methods for starting sessions share; see `mbqueue.Project.work`."""
 
     session: str | None
     max_jobs: int | None
@@ -30,8 +30,8 @@ class WorkOptions:
         session_seconds: length of the session; None for no deadline.
         max_jobs: stop after this many jobs; None for no limit.
         forever: wait for new jobs when none is left.
-        idle_seconds: end after finding nothing to claim for this long while other sessions work; None waits for those
-            sessions.
+        idle_seconds: end after finding nothing to claim for this long while other sessions work; None to wait until
+            those sessions have finished.
         device: "cpu", "cuda" or "cuda:1"; None takes the first GPU, else the CPU.
         devices: run a session on each of these devices instead (`mbqueue.session.devices.parse_devices`).
         tensorboard: write event files for TensorBoard.

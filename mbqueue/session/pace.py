@@ -6,10 +6,12 @@ from mbqueue.clock import Clock
 
 
 class Pace:
-    """The mean rate since the first progress report, which may count work of an earlier session.
+    """The mean rate since the first progress report.
+
+    Work done before the first report, possibly in an earlier session, does not affect the rate.
 
     Args:
-        clock: measures the time between calls of `reached`.
+        clock: measures the time between calls to `reached`.
     """
 
     def __init__(self, clock: Clock) -> None:

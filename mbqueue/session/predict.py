@@ -16,9 +16,9 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     """Run a `predict` job: write the fold's predictions and model, commit the job, and return the score as text.
 
     Raises:
-        Stopped: if asked to stop; the next session reuses finished predictions.
+        Stopped: if the session is asked to stop; the next session reuses finished predictions.
         Rewound: if checkpoints are damaged; the epochs after the newest intact checkpoint are queued again.
-        MembersNotRecorded, ResultsError: for an experiment that is made from others, as in `made_from.predict`.
+        MembersNotRecorded, ResultsError: for the same reasons as in `made_from.predict`.
     """
     job = lease.job
     assert job.fold is not None

@@ -1,4 +1,4 @@
-"""The `prepare` job: read and convert the crystals, and compute the frozen backbone's outputs, once."""
+"""The `prepare` job, which runs once: read and convert the crystals, and compute the frozen backbone's outputs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     """Run a `prepare` job, commit it, and return a summary for the user.
 
     Raises:
-        MembersNotRecorded, ResultsError: for an experiment that is made from others, as in `made_from.prepare`.
+        MembersNotRecorded, ResultsError: for the same reasons as in `made_from.prepare`.
         DataError: if the crystals are too few for the folds, or cannot be used.
-        Stopped: if asked to stop; finished shards are kept, and the next session computes the remaining shards.
+        Stopped: if the session is asked to stop; finished shards are kept, and the next session computes the rest.
     """
     job = lease.job
     experiment, spec = session.experiment_of(job)

@@ -71,7 +71,9 @@ def record_inputs(
 
 
 def fingerprint_changes(commits: Mapping[int, Commits]) -> list[dict[str, Any]]:
-    """List every resume with another device, library or micro-batch, with its fold, epoch, step and changes.
+    """List every time that training resumed with a different device, library version or micro-batch size.
+
+    Each entry contains the fold, epoch and step, and what changed.
 
     Args:
         commits: the commits of each fold.

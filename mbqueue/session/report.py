@@ -20,7 +20,7 @@ class Report:
         """The session prepares to start; ``what`` names the current step."""
 
     def session_started(self, session: str, device: str, seconds: float | None) -> None:
-        """The session begins; ``seconds`` is its length, None for no deadline."""
+        """The session begins; ``seconds`` is its length, or None if it has no deadline."""
 
     def job_started(self, job: Job) -> None:
         """A job was claimed."""
@@ -29,13 +29,13 @@ class Report:
         """Part of a job is done; ``what`` names the current work, and ``facts`` contains figures such as the loss."""
 
     def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
-        """An epoch was committed; ``row`` is its row of the history."""
+        """An epoch was committed; ``row`` is its row in the history."""
 
     def job_finished(self, job: Job, summary: str) -> None:
         """A job was committed; ``summary`` describes the result in words."""
 
     def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
-        """An attempt failed. The next attempt is at ``retry_at``, in seconds since the epoch; None for no attempt."""
+        """An attempt failed; ``retry_at`` is the time of the next attempt, in seconds since the epoch, or None."""
 
     def waiting(self, why: str) -> None:
         """The session can claim no job right now; ``why`` is the reason."""

@@ -31,7 +31,7 @@ STORE_AWAY = "the object store does not answer"
 
 
 class Stopped(Exception):
-    """The job was asked to stop early; the message names the reason."""
+    """Raised to stop a job early; the message names the reason."""
 
 
 class Rewound(Exception):
@@ -155,7 +155,7 @@ class Session:
         """Call ``action``, which changes files of a job, if this session still holds the job's lease.
 
         Raises:
-            LeaseLost: if the lease is lost; ``action`` was not called, because the files may belong to the next holder.
+            LeaseLost: if the lease is lost. ``action`` is not called, because the files may belong to the next holder.
         """
         seconds = self.project.settings.lease_seconds
         self.queue.renew(lease, now=self.clock.now(), lease_seconds=seconds, publish=action)
@@ -180,9 +180,9 @@ class Session:
             self.queue.release(lease, reason=reason, now=self.clock.now(), preempted=True, for_others=for_others)
 
     def give_back_once(self, lease: Lease, error: Exception, reason: str) -> None:
-        """Release a job; a second release for the same reason counts as a failed attempt.
+        """Release a job; if it was already released for the same reason, count a failed attempt.
 
-        Otherwise sessions would claim and release the job forever.
+        If releases never counted, sessions could claim and release the job forever.
         """
         if (lease.job.id, reason) in self._given_back:
             self.fail(lease, error)
@@ -299,7 +299,7 @@ class Session:
         return advanced_or_stopped
 
     def note_once(self, text: str) -> None:
-        """Report a message only once per session, for example about the device, which every fold would repeat."""
+        """Report a message only once per session, for example a note about the device that applies to every fold."""
         if text not in self._noted:
             self._noted.add(text)
             self.report.note(text)

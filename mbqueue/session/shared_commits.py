@@ -15,12 +15,12 @@ from mbqueue.storage.places import in_folder, in_store, named_after
 
 
 def finished_epochs(store: ObjectStore) -> dict[tuple[str, int], int]:
-    """The last finished epoch in the store by (experiment, fold), read from file names; 0 if none is finished."""
+    """Map (experiment, fold) to the last finished epoch in the store, read from file names; 0 if none is finished."""
     return epochs_of(manifests_named(store.names(STORED_CHECKPOINTS)))
 
 
 def epochs_of(manifests: Iterable[tuple[str, int, CommitFile]]) -> dict[tuple[str, int], int]:
-    """The last finished epoch by (experiment, fold), from the names of manifests without a hash."""
+    """Map (experiment, fold) to the last finished epoch, using only manifests whose names contain no hash."""
     found: dict[tuple[str, int], int] = {}
     for experiment, fold, file in manifests:
         if file.is_plain_manifest:

@@ -35,7 +35,7 @@ def send_results(store: ObjectStore, experiment: str, folder: Path, facts: Facts
 
 
 def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore) -> None:
-    """Send the result files of folds that this machine has already predicted to a new store."""
+    """Give a new store the result files of the folds that this machine has already predicted."""
     for experiment in queue.experiments():
         folder = project.working_results(experiment.results_dir)
         for facts in written_facts(queue.jobs(experiment=experiment.name, state=State.COMMITTED)).values():
@@ -53,7 +53,7 @@ def recorded_facts(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[s
 def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job], folder: Path) -> None:
     """Copy the files of committed jobs from the store to ``folder``, except those that are already there.
 
-    The histories of folds that are still being trained come from the queue, which stores their rows.
+    For folds that are still being trained, write the histories from the rows that the queue stores.
 
     Raises:
         ResultsError: if a file is missing from the store, or differs from the file that was sent.

@@ -20,7 +20,7 @@ def run_shell(
     """Run a command with /bin/sh and wait until it ends; after the timeout, kill it and everything that it started.
 
     Args:
-        given: the bytes of the command's standard input.
+        given: the bytes for the command's standard input.
         variables: environment variables to add for the command.
 
     Raises:

@@ -1,7 +1,7 @@
 """Remember which crystals a source contained, so that this machine reads a source again only if it has changed.
 
-A file is recognised by its size and digest, and a folder by those of all its files. File times do not matter. Another
-version of mbqueue or pymatgen reads every source again.
+A file is recognised by its size and digest, and a folder by those of all its files. Modification times do not matter.
+After an upgrade of mbqueue or pymatgen, every source is read again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DataRequest:
         data: the [data] section.
         seed: the seed for drawing crystals if the section has a limit.
         target: the kind and column of the property to predict.
-        targets_required: whether a crystal without a target is an error. If not, the missing target becomes NaN.
+        targets_required: whether a crystal without a target is an error; if False, a missing target becomes NaN.
     """
 
     data: DataSpec

@@ -98,8 +98,8 @@ class Deadline:
 
     Args:
         session_seconds: length of the session; None for no deadline.
-        end_command_seconds: how long the end command may take. The session reserves this time, but at most a share of
-            its length, so that a short session still trains.
+        end_command_seconds: how long the end command may take. The session reserves this time, but at most a fifth of
+            its own length, so that a short session still trains.
     """
 
     #: Time kept free before the deadline, in addition to the time that a save takes.
@@ -121,11 +121,11 @@ class Deadline:
 
     @property
     def at(self) -> float | None:
-        """Wall-clock time of the deadline, for display; None without a deadline."""
+        """Wall-clock time of the deadline, for display; None if there is no deadline."""
         return None if self._end is None else self._clock.now() + self.remaining()
 
     def remaining(self) -> float:
-        """Seconds to the deadline; infinite without a deadline."""
+        """Seconds until the deadline; infinity if there is no deadline."""
         return float("inf") if self._end is None else self._end - self._clock.monotonic()
 
     def saw_save(self, seconds: float) -> None:
@@ -133,7 +133,10 @@ class Deadline:
         self._save_seconds = max(self._save_seconds, seconds)
 
     def saw_publish(self, seconds: float) -> None:
-        """Record that publishing to the mount took ``seconds``; earlier slow publications count less each time."""
+        """Record that publishing to the mount took ``seconds``.
+
+        The time reserved for publishing grows to ``seconds`` at once, but shrinks by at most a fifth per call.
+        """
         self._publish_seconds = max(seconds, 0.8 * self._publish_seconds)
 
     def spare(self) -> float:

@@ -24,7 +24,7 @@ HEARSAY_SECONDS = 60.0
 class StoreWatch:
     """Tracks outages of the store for one session.
 
-    `mbqueue.storage.objects` reports failures and answers of the store, from any thread.
+    `mbqueue.storage.objects` reports the store's failures and answers to this object, from any thread.
 
     Args:
         note: called with a sentence when the store stops answering and when it answers again.

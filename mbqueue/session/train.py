@@ -24,7 +24,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     """Train the job's epoch, from its newest checkpoint if there is one, commit the epoch, and return a summary.
 
     Raises:
-        Stopped: if asked to stop; the steps so far are committed.
+        Stopped: if the session is asked to stop; the steps so far are committed.
         Rewound: if checkpoints are damaged; the epochs after the newest intact checkpoint are queued again.
     """
     job = lease.job

@@ -78,10 +78,11 @@ def work(
     """Run one session. Whenever the queue's server does not answer, even at the start, the session waits.
 
     Raises:
-        UsageError: if the device does not exist, or nothing was ever enqueued.
+        UsageError: if the device does not exist, or nothing has been enqueued yet.
         QueueError: if the queue cannot be read or written.
-        StoreError: if the project does not use the place of the queue's commits, or their store cannot be used.
-        DeviceLost: if the GPU stopped working before anything was saved. After a save, the session ends without this
+        StoreError: if the project keeps commits in a different place than the queue records, or if the store cannot be
+            used.
+        DeviceLost: if the GPU stopped working before anything was saved; after a save, the session ends without an
             error.
         DeviceBusy: if other processes use so much of the GPU's memory that nothing can be computed.
     """
@@ -280,7 +281,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
 
 
 def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> bool:
-    """Report what the session waits for. Return whether the session has said how to end the delay of a retry."""
+    """Report what the session waits for. Return whether the user has been told how to retry without a delay."""
     if outlook.is_exhausted:
         session.report.waiting("nothing is left to do; waiting for new jobs")
     elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
@@ -300,7 +301,7 @@ def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> b
 
 
 def _claim(session: Session, loaded: Loaded, searching: Searching) -> Lease | None:
-    """Return the job claimed with the last commit; else let searches add trials, and claim a job from the queue."""
+    """Return the job claimed with the last commit. Otherwise, let searches add trials, then claim a job."""
     lease = session.take_next()
     if lease is not None:
         return lease
@@ -315,7 +316,7 @@ def _claim(session: Session, loaded: Loaded, searching: Searching) -> Lease | No
 
 
 def _idle_ending(session: Session, searching: Searching) -> tuple[Ending, str]:
-    """Return BLOCKED if unfinished jobs or a search wait for the user, else DONE; and the ending in words.
+    """Return how the session ends, and a description: BLOCKED if jobs or a search wait for the user, otherwise DONE.
 
     Cancelled jobs count as done.
     """
@@ -388,7 +389,7 @@ def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
 
 
 def _ends_session(project: ProjectFolder, device: torch.device, error: Exception) -> tuple[MbqueueError, str] | None:
-    """If the machine failed and not the job, return the error to raise and the reason for releasing the job."""
+    """If the machine caused the failure, return the error to raise and the reason for releasing the job; else None."""
     if is_disk_full(error):
         return DiskFull(_what_to_free(project)), "the disk is full"
     if (limited := why_limited(error)) is not None:
