@@ -2,8 +2,8 @@
 
     from mbqueue import Project
 
-`mbqueue.api` documents what you can do with a project. Importing mbqueue is fast, because it loads its modules only
-when you use a name.
+`mbqueue.api` documents what you can do with a project. Importing mbqueue is fast, because the package imports a name's
+module only when you first use the name.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def wrong_address(text: str) -> str | None:
-    """Describe what is wrong with a store's address, or return None. The address is never repeated: it may contain a
-    secret."""
+    """Describe what is wrong with a store's address, or return None. The description never repeats the address, which
+    may contain a secret."""
     try:
         parts = urlsplit(text)
     except ValueError:

@@ -1,7 +1,7 @@
 """Clocks and durations. Functions take a clock as an argument, so that tests can control time without sleeping.
 
-Wall time (``now``) is recorded, and machines compare it. Monotonic time measures durations within a process, so that
-a change of the system clock does not affect them.
+Wall time (``now``) is recorded, and compared between machines. Monotonic time measures durations within a process, so
+that a change of the system clock does not affect them.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class SystemClock:
 
 
 def backoff(tries: int, *, first: float, longest: float) -> float:
-    """Seconds to wait after ``tries`` consecutive failures: ``first``, doubled after each failure, at most
-    ``longest``."""
+    """Seconds to wait after ``tries`` consecutive failures: ``first`` after one failure, twice as long after each
+    further one, and at most ``longest``."""
     return min(longest, first * 2.0 ** min(tries - 1, 30))
 
 

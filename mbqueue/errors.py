@@ -9,7 +9,7 @@
     ├── DataError                a dataset cannot be read
     │   ├── InvalidCrystals      some entries are invalid; has their ids and reasons
     │   ├── SourceAway           a dataset is temporarily unavailable
-    │   └── CacheError           a cache file is missing, damaged or from another version
+    │   └── CacheError           a cache file is missing, damaged or from a different version
     ├── QueueError               the queue cannot do what was asked
     │   ├── LeaseLost            this worker no longer holds the job; nothing was written
     │   │   └── CommitTaken      another writer made the commit first; nothing was written
@@ -82,7 +82,7 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     """Combine a number with a noun, for example ``1 job`` or ``2 jobs``.
 
     Args:
-        plural: the plural of the noun; by default the noun with an s.
+        plural: the plural of the noun; by default, the noun followed by an s.
     """
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
@@ -153,7 +153,7 @@ class SourceAway(DataError):
 
 
 class CacheError(DataError):
-    """A cache file is missing, damaged or from another version of mbqueue."""
+    """A cache file is missing, is damaged, or was written by a different version of mbqueue."""
 
 
 class QueueError(MbqueueError):
@@ -165,7 +165,7 @@ class LeaseLost(QueueError):
 
 
 class CommitTaken(LeaseLost):
-    """Another writer made this commit first. Nothing was written, and training continues from the other's commit."""
+    """Another writer made this commit first. Nothing was written, and training continues from that commit."""
 
 
 class RewoundBefore(QueueError):
@@ -181,7 +181,7 @@ class SchemaTooNew(QueueError):
 
 
 class QueueMissing(QueueError):
-    """There is no queue, since nothing was ever enqueued."""
+    """There is no queue, because nothing has ever been enqueued."""
 
 
 class QueueLost(QueueError):
@@ -236,7 +236,7 @@ class DeviceLost(MbqueueError):
     """The GPU stopped working; committed work is safe.
 
     Attributes:
-        why: the error of the GPU, in a few words.
+        why: the GPU's error, in a few words.
     """
 
     def __init__(self, why: str) -> None:

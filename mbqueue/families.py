@@ -1,6 +1,6 @@
 """The families of models: the names of their pretrained weights, and their modules.
 
-Specs and commands that only read use this module, so it imports no model.
+Specs use this module, and so do commands that do not train or predict. It therefore imports no model.
 """
 
 from __future__ import annotations

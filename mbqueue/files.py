@@ -45,7 +45,7 @@ def make_folder(folder: Path) -> None:
 
 
 def temp_beside(path: Path) -> Path:
-    """Choose an unused temporary path in the folder of ``path``; a rename within a folder is atomic."""
+    """Choose an unused temporary path in the same folder as ``path``, so that a rename to ``path`` is atomic."""
     return path.parent / f"{TEMP_PREFIX}{secrets.token_hex(6)}-{path.name}"
 
 
@@ -74,7 +74,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def _sweep(temp: Path, name: str) -> None:
     """Remove abandoned temp files of the file ``name`` in the folder of ``temp``.
 
-    ``temp`` was just created, so its time is the file system's current time.
+    ``temp`` has just been created, so its modification time is the file system's current time.
     """
     now = temp.stat().st_mtime
     for left_over in temp.parent.glob(f"{TEMP_PREFIX}*-{name}"):

@@ -13,8 +13,8 @@
     │   └── background.json         the process of the background session
     └── results/daily/YYYY-MM-DD/EXPERIMENT/
 
-All paths are computed from the project's folder. Only the path of a results folder is stored, because it contains the
-date of enqueueing.
+These paths are computed from the project's folder. The exception is the path of a results folder, which is stored,
+because it contains the date on which the experiment was enqueued.
 
 On a drive or network mount, or if the user gives a live folder, the project is *split*. Files that change are in the
 live folder on a local disk. Each file on the mount is written once, under a name that is never reused:
@@ -32,8 +32,8 @@ live folder on a local disk. Each file on the mount is written once, under a nam
     └── crystals/DATASET-HASH.bin   crystals from which a new machine makes its cache/
 
 With an object store, the store contains the commits, the results, and data that is expensive to compute, under the
-prefix in the setting `store`. The folders above contain copies. Objects never change; a name without a hash is written
-once.
+prefix in the setting `store`. The folders above contain copies. Objects never change. An object whose name contains no
+hash is written only once.
 
     STORE/
     ├── mbqueue-store.json          the store's id, which queues record (`mbqueue.buckets.MARKER`)
@@ -192,13 +192,13 @@ class ProjectFolder:
     def predictions_dir(self, *names: str) -> Path:
         """The folder for the outputs of an unfinished prediction.
 
-        mbqueue removes them when the fold is predicted, and those of `mbqueue predict` after a week.
+        mbqueue removes the outputs once the fold has been predicted, and the outputs of `mbqueue predict` after a week.
         """
         return self.live_dir.joinpath("predictions", *names)
 
     @property
     def device_limits(self) -> Path:
-        """The file that records how many crystals fit on each device when no other program uses it."""
+        """The file that records how many crystals fit on each device when no other program uses the device."""
         return self.live_dir / "device_limits.json"
 
     @property

@@ -37,8 +37,8 @@ class TrialOf(Section):
         search: the whole search, as plain JSON values.
         number: the trial's number, from 0.
         settings: the trial's values of the keys that the search varies, by dotted key.
-        kept: whether a user resumed the pruned trial; mbqueue does not prune it again.
-        released: set when the trial's checkpoints have been removed, else None.
+        kept: whether a user has resumed the trial after it was pruned, so that mbqueue does not prune it again.
+        released: what remains of the trial if its checkpoints have been removed; else None.
     """
 
     search: dict[str, Any]

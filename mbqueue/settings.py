@@ -38,8 +38,8 @@ def _duration(text: str) -> str | None:
 
 
 def wrong_queue_url(text: str) -> str | None:
-    """Describe what is wrong with a queue's URL, or return None. The URL is never repeated: it may contain a
-    password."""
+    """Describe what is wrong with a queue's URL, or return None. The description never repeats the URL, which may
+    contain a password."""
     fits = not text or text.startswith(("postgresql://", "postgres://"))
     return None if fits else "must have the form postgresql://USER@HOST/DATABASE"
 
@@ -74,7 +74,7 @@ def _setting(
     """Define a setting as a dataclass field.
 
     Args:
-        check: returns what is wrong with a value of the right type, or None.
+        check: a function that takes a value of the right type, and returns what is wrong with it, or None.
         is_secret: leave the value out of the repr, and so out of logs and tracebacks.
     """
     metadata = {"description": description, "gt": gt, "ge": ge, "le": le, "pattern": pattern, "check": check}

@@ -69,7 +69,8 @@ class Target:
         """A smaller unit for small differences, such as meV/atom instead of eV/atom.
 
         Returns:
-            The factor to multiply values by, and this target with the smaller unit; 1 and this target if there is none.
+            The factor to multiply values by, and this target with the smaller unit; 1 and this target if no smaller
+            unit is known.
         """
         if re.match(r"eV(?![\w²³^*])", self.unit):  # not eV², because 1 eV² is not 1000 meV²
             return 1000.0, Target(name=self.name, unit=f"m{self.unit}", kind=self.kind)

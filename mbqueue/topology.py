@@ -76,9 +76,9 @@ class Topology:
 
     @property
     def shared_by_copies(self) -> str:
-        """What a copy of the project would share with the original, as a noun for an error; empty if nothing.
+        """What a copy of the project would share with the original, as a noun for an error message; empty if nothing.
 
-        It is also empty on a drive, where `mbqueue.belonging` distinguishes the live folders.
+        The result is also empty on a drive, where `mbqueue.belonging` distinguishes the live folders.
         """
         if self.is_split or bool(self.queue_url) == bool(self.store):
             return ""
@@ -138,7 +138,7 @@ class Topology:
         """Check that the queue is a file, for operations that do not work on a server.
 
         Args:
-            what: the operation, as the subject of the error, like "The backup".
+            what: the operation, as the subject of the error message, such as "The backup".
             instead: end of the advice, which says how to move the queue before or after this command.
 
         Raises:
@@ -155,8 +155,8 @@ class Topology:
 def live_folder(root: Path, settings: Settings, *, on_server: bool | None = None) -> Path | None:
     """Choose the live folder of a project; None if its live state is in state/.
 
-    $MBQUEUE_LIVE_DIR takes precedence, then the settings. Without them, a project on a drive or network mount gets a
-    live folder in ~/.cache. A project on a cluster's file system needs no live folder if its queue is on a server.
+    $MBQUEUE_LIVE_DIR takes precedence over the settings. If neither names a live folder, a project on a drive or
+    network mount gets one in ~/.cache. A project on a cluster's file system needs none if its queue is on a server.
 
     Args:
         on_server: whether to assume that the queue is on a server; by default, as in the settings.

@@ -170,7 +170,7 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Show progress on standard error: bars in a terminal, and occasional lines in a log or notebook.
 
     Yields:
-        A function that takes a label and returns a callback; call this with the work done and the total.
+        A function that takes a label and returns a callback. Call the callback with the work done and the total work.
     """
     # Imported here, because the other commands in this module start faster without it.
     from rich.console import Console

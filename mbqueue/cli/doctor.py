@@ -210,7 +210,7 @@ def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
     """Find out where the queue's commits are.
 
     Returns:
-        The place of the commits (None if unknown), and why a session cannot start here (empty if it can).
+        The location of the commits (None if unknown), and why a session cannot start here (empty if it can).
     """
     from mbqueue.queue.opening import open_queue, queue_exists
     from mbqueue.session.commits_binding import opened_store

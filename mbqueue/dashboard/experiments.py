@@ -196,7 +196,7 @@ def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
 
 
 def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> list[tuple[str, str]]:
-    """The cells of a fold's row as (text, style) pairs. The cell of the curve is empty: `_folds` draws the curve."""
+    """The cells of a fold's row as (text, style) pairs. The curve's cell is empty, because `_folds` draws the curve."""
     done, total = fold["epochs_done"], fold["epochs_total"]
     is_over = done + fold["epochs_skipped"] == total
     return [

@@ -30,7 +30,7 @@ Height = Callable[[Iterable[RenderableType]], int]
 
 
 class _Limits(NamedTuple):
-    """The maximum number of sessions, of errors, and of lines per error below the experiments."""
+    """How many sessions, errors and lines per error the view shows at most."""
 
     sessions: int
     errors: int
@@ -71,7 +71,7 @@ def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
     time of the finished ones.
 
     Returns:
-        Seconds used, and seconds left; None for the latter as long as a part has no estimate.
+        The seconds used and the seconds left. The latter is None while any part of the work has no estimate.
     """
     folds = experiment["folds"]
     used = float(experiment["seconds"])

@@ -104,7 +104,7 @@ def _with_losses(spans: list[Span], work: str, kept: float) -> list[Span]:
     The lost time is divided among the attempts that were cut off, in proportion to their lengths.
 
     Args:
-        work: kind of the spans with kept work.
+        work: the kind of the spans whose work was not cut off.
         kept: seconds of work that are part of the job's result.
     """
     cut_off = sum(span.end - span.start for span in spans if span.kind == CUT_OFF)

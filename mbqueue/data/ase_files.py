@@ -124,7 +124,7 @@ def _frames(path: Path) -> Iterator[_Frame]:
 
 
 def _check_atoms(frame: _Frame, properties: str) -> None:
-    """Check the elements and columns of a crystal's atoms, because ase accepts wrong ones.
+    """Check the elements and columns of a crystal's atoms, because ase accepts invalid ones.
 
     ase reads CO as Co, ignores the species if there is a Z, and ignores surplus values.
 
@@ -162,7 +162,7 @@ def _check_atoms(frame: _Frame, properties: str) -> None:
 
 
 def read_database(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Read a database of ase, with ids and targets in key-value pairs. The default id of a row is its row number."""
+    """Read an ase database, with ids and targets in key-value pairs. The default id of a row is its row number."""
     from ase.db import connect  # noqa: PLC0415  as above
 
     def rows() -> Iterator[_Row]:
@@ -232,7 +232,7 @@ def _written(comment: str) -> list[tuple[str, str | None]]:
 
 
 def _text(written: str) -> str | None:
-    """The text of a value in a comment line, without quotes; None if programs would read different texts."""
+    """The text of a value in a comment line, without quotes; None if different programs would read it differently."""
     found = _TEXT.fullmatch(written)
     if found is None:
         return None

@@ -167,7 +167,8 @@ def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) 
 
     Returns:
         Z of each atom, int64 [A]; its crystal, int64 [A]; its Cartesian coordinates, Å, float64 [A, 3]. Unlike those of
-        ``graphs.cartesian``, the coordinates may differ from pymatgen's in the last bit. They do not select bonds.
+        ``graphs.cartesian``, the coordinates may differ from pymatgen's in the last bit. This changes no bond, because
+        the bonds are already in the records.
     """
     total = 0
     for count in n_atoms:

@@ -21,8 +21,8 @@ _ALIGNMENT = 64
 class Batch:
     """B crystals as one disconnected graph: A atoms, D directed and U = D/2 undirected bonds, S short bonds, T angles.
 
-    All indices count within the batch. Indices of bonds and angles are int32, because writing int64 and sending it to a
-    GPU would take twice as long.
+    All indices are positions within the batch. Indices of bonds and angles are int32, because writing int64 and sending
+    it to a GPU would take twice as long.
 
     A bond is an edge of CHGNet's atom graph (up to the atom cut-off, 6 Å). A short bond is an undirected bond that is
     in the bond graph: it is not longer than the bond cut-off, 3 Å, and is part of at least one angle. An angle is an
@@ -70,7 +70,7 @@ class Batch:
         return len(self.rows)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
-        """Copy the batch to ``device``; the copy is asynchronous only from pinned memory and with ``non_blocking``.
+        """Copy the batch to ``device``, asynchronously if it is in pinned memory and ``non_blocking`` is set.
 
         For a GPU, the batch is first converted to an `OrderedBatch`, so that the GPU does not have to sort.
         """

@@ -28,7 +28,7 @@ class StoredCache:
         kind: "graphs" (crystals and their graphs) or "frozen" (a frozen backbone's outputs for them).
         dataset: first 16 characters of the crystals' hash; for a frozen backbone, possibly of the structures' hash.
         structures: for graphs, first 16 characters of the hash of the crystals' structures; else empty.
-        current: False if another version of the converter made the graphs, so that this version cannot use them.
+        current: False if a different version of the converter made the graphs, so that this version cannot use them.
         source: name or path of the dataset; empty if unknown.
         n_crystals: number of crystals; 0 if unknown.
         n_shards: number of graph shards present, according to file names; 0 for kind "frozen".
@@ -149,8 +149,8 @@ def prune_caches(
 
     Args:
         keep: hashes of datasets to keep.
-        keep_sources: names or paths of datasets to keep whose hash is unknown, because a session may still be preparing
-            them.
+        keep_sources: names or paths of more datasets to keep. Their hashes are unknown, because a session may still be
+            preparing them.
         note: called with a sentence for each cache that is kept because it is being built.
     """
     stored = stored_caches(cache_dir)

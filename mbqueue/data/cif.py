@@ -1,8 +1,9 @@
 """Read crystals from CIF files with pymatgen, and check the result against the file.
 
-pymatgen guesses where a file is unclear. Without symmetry operations, the asymmetric unit becomes the cell. The first
-letters of a label become the element. An occupancy of ``.`` becomes 0. So this module treats pymatgen's warnings as
-errors (``parser_warnings``), rejects ambiguous files, and compares the composition with the file's formula.
+Where a file is unclear, pymatgen guesses. If the file has no symmetry operations, pymatgen takes the asymmetric unit
+for the whole cell. It takes the first letters of an atom's label for the element, and an occupancy of ``.`` for 0.
+Therefore, this module treats pymatgen's warnings as errors (``parser_warnings``), rejects ambiguous files, and compares
+the composition with the file's formula.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ _DENSITY_PROOF = 0.03
 
 
 def read_cif(text: str, name: str) -> dict[str, Any]:
-    """Read one crystal, and return it as pymatgen's ``Structure.as_dict()`` would.
+    """Read one crystal, and return it in the format of pymatgen's ``Structure.as_dict()``.
 
     Args:
         text: the CIF.

@@ -71,9 +71,9 @@ class CifBlock:
         return None
 
     def statements(self, *tags: str) -> list[tuple[str, str]]:
-        """Pairs of a tag and a value, for each known value of any of ``tags`` inside or outside loops.
+        """A (tag, value) pair for each known value of any of ``tags``, inside or outside loops.
 
-        A dot in a tag counts as an underscore, because newer dictionaries have dots.
+        A dot in a tag counts as an underscore, because newer CIF dictionaries use dots.
         """
         given = [(tag, [value]) for tag, value in self.items.items()] + list(self.columns.items())
         return [

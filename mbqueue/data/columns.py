@@ -63,7 +63,7 @@ class Columns:
     def __init__(
         self, wanted: ColumnNames, *, targets_required: bool, target_names: Sequence[str] = ENERGY_COLUMNS
     ) -> None:
-        """Start without chosen columns. ``target_names`` are the candidates for the target, in order of preference."""
+        """Start with no columns chosen. ``target_names`` are candidates for the target, in order of preference."""
         self.id: str | None = None
         self.structure: str | None = None
         self.target: str | None = None
@@ -108,7 +108,7 @@ class Columns:
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
         """Id, structure and target of a row.
 
-        In a table without a header, the first row that has a suitable column chooses this column for all rows.
+        In a table without a header, the first row that has a suitable column determines the column for all rows.
 
         Raises:
             DataError: if the row has an id but earlier rows have none.
@@ -125,7 +125,7 @@ class Columns:
         return row.get(self.id), row.get(self.structure), row.get(self.target)
 
     def fix_id(self) -> None:
-        """Decide that the table has no id column, unless one has been seen."""
+        """From now on, accept rows with an id only if an id column has already been seen."""
         self._may_have_id = False
 
     def close(self, source: str) -> None:

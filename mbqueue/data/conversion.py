@@ -90,7 +90,7 @@ def pair_bonds(per_atom: Any, slots: Any, copies: Any) -> Any:
 
 @compiled
 def _drop_unpaired(per_atom: Any, slots: Any, squares: Any, undirected: Any, second: Any) -> int:
-    """Remove bonds without a reverse from the first three arrays, in place; return the number of remaining bonds."""
+    """In the first three arrays, drop every bond that has no reverse bond; return how many bonds remain."""
     bond = kept = 0
     for center in range(len(per_atom)):
         before = kept

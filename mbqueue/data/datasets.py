@@ -47,9 +47,10 @@ class Dataset:
 
 
 def check_dataset(name_or_path: str, *, project_root: Path | None = None, targets_required: bool = True) -> None:
-    """Raise the errors of ``load`` that can be found without reading the data.
+    """Check whether ``load`` would fail, as far as this is possible without reading the data.
 
-    The check imports no slow module. A matbench task passes even if its dataset is not on this machine.
+    The check imports no module that is slow to import. A matbench task passes even if its dataset is not on this
+    machine.
 
     Raises:
         UsageError: if there is no such name or path, or its format is unknown.

@@ -1,6 +1,6 @@
 """Collect the entries of a dataset (id, structure, target) in flat arrays, one entry at a time.
 
-A structure is a dictionary in pymatgen's format. Of an unusable entry, only the id and the reason are kept.
+A structure is a dictionary in pymatgen's format. For an unusable entry, only its id and the reason are kept.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Unusable(Exception):
 
 
 class Gatherer:
-    """A collector of entries, which become ``Crystals``.
+    """A collector that turns entries into ``Crystals``.
 
     Attributes:
         offenders: (id, reason) of every unusable entry, in order.
@@ -148,7 +148,7 @@ class Gatherer:
 
 
 def _class_of(target: Any) -> float:
-    """The class, 1 or 0, from a number or a word."""
+    """The class, 1 or 0, that a number or a word stands for."""
     try:
         value = _CLASSES[target] if isinstance(target, bool) or target in _CLASSES else float(target)
     except (TypeError, ValueError):
@@ -167,7 +167,7 @@ def _shown(name: str) -> str:
 
 
 def _is_fit(character: str) -> bool:
-    """Whether a character may be in an id: a visible character or a blank that files preserve."""
+    """Whether a character may be in an id. It must be visible, or a blank that CSV and UTF-8 files preserve."""
     return " " <= character <= "~" or not (
         unicodedata.category(character) in _UNFIT_CATEGORIES or character in _INVISIBLE
     )

@@ -22,9 +22,13 @@ _VASP_NAMES = ("POSCAR", "CONTCAR")
 
 
 def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Read the file of each id in ``id_prop.csv``; without that list, read all files, if no targets are required.
+    """Read the file of each id in ``id_prop.csv``. Without ``id_prop.csv``, read all files in the folder.
 
-    The file of an id is ``id.cif``, ``id.vasp``, ``id.poscar``, ``id/POSCAR``, ``id/CONTCAR`` or a file with that name.
+    The file of an id is ``id.cif``, ``id.vasp``, ``id.poscar``, ``id/POSCAR`` or ``id/CONTCAR``. The id can also be the
+    full name of its file.
+
+    Raises:
+        DataError: if the folder has no ``id_prop.csv`` and targets are required.
     """
     listed = (path / LISTING).is_file()
     if not listed and gatherer.targets_required:

@@ -128,11 +128,11 @@ def epoch_batches(
     *,
     sizes: NDArray[np.int64] | None = None,
 ) -> list[NDArray[np.int64]]:
-    """The batches of epoch ``epoch`` of ``fold``; each of ``rows`` is in one batch.
+    """The batches of epoch ``epoch`` of ``fold``; each of ``rows`` is in exactly one batch.
 
-    By default, ``epoch_order`` is cut into batches; the last one may be short. With ``sizes``, which has a value for
-    each row of the dataset, each batch has crystals of similar size: windows of 16 batches are sorted by size, and then
-    the batches are shuffled. The short batch is not sorted, and can be at any position.
+    By default, ``epoch_order`` is cut into batches; the last batch may be smaller than ``batch_size``. With ``sizes``,
+    which has a value for each row of the dataset, each batch has crystals of similar size: windows of 16 batches are
+    sorted by size, and then the batches are shuffled. The smaller batch is not sorted, and can be at any position.
     """
     order = epoch_order(rows, seed, fold, epoch)
     whole = len(order) - len(order) % batch_size

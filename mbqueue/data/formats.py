@@ -47,7 +47,7 @@ def read_json(gatherer: Gatherer, columns: Columns, path: Path, progress: Progre
 
 
 def read_official(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None, task: Task) -> None:
-    """Read matminer's file of a task, and give matbench's names to the rows (…-000001 for index 0)."""
+    """Read matminer's file for a task, and name the rows as matbench does (…-000001 for index 0)."""
     for number, entry in enumerate(JsonTable(path, columns, progress).entries()):
         position = entry.key if isinstance(entry.key, int) else number
         gatherer.add(task.id_of(position), entry.structure, entry.target)
@@ -154,7 +154,7 @@ def add(gatherer: Gatherer, given: Any, structure: Any, target: Any) -> None:
 
 
 def structure_in(text: str, name: str) -> Any:
-    """Parse a structure in JSON, CIF or POSCAR format to a ``Structure.as_dict()``; return None without text.
+    """Parse a structure in JSON, CIF or POSCAR format to a ``Structure.as_dict()``; return None if there is no text.
 
     Raises:
         Unusable: if the text is in none of these formats, or is ambiguous.

@@ -41,7 +41,7 @@ Progress = Callable[[int, int], None]
 
 
 def folder_name(crystals: Crystals) -> str:
-    """Name of the folder for the graphs of ``crystals``, below the project's cache folder."""
+    """Name of the folder for the graphs of ``crystals``, inside the project's cache folder."""
     return f"{crystals.hash[:16]}-{CONVERTER_VERSION}"
 
 
@@ -116,7 +116,7 @@ class GraphCache:
 
         Raises:
             CacheError: if a shard is missing or truncated, has a damaged index, or was made for different crystals or
-                cut-offs or by another version of the converter. ``build`` replaces such shards.
+                cut-offs or by a different version of the converter. ``build`` replaces such shards.
         """
         cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
         cache._take([cache._read(number) for number in range(len(cache._borders) - 1)])
@@ -146,7 +146,7 @@ class GraphCache:
             should_stop: called before each shard; True stops the build, which a later call resumes.
 
         Returns:
-            The open cache, or None if ``should_stop`` stopped it before it was complete.
+            The open cache, or None if ``should_stop`` stopped the build.
         """
         cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
         make_folder(folder / "locks")
@@ -204,7 +204,7 @@ class GraphCache:
     def records(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The packed graphs of ``rows``, one after the other, and their offsets, int64 [B + 1].
 
-        Each graph is compared with its checksum at its first use. A damaged shard is rebuilt from the crystals.
+        The first use of each graph verifies its checksum. A damaged shard is rebuilt from the crystals.
         """
         for row in rows[~self._checked[rows]].tolist():
             self._check(row)

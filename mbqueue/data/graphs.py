@@ -1,4 +1,4 @@
-"""Make the crystal graphs of CHGNet's ``CrystalGraphConverter(algorithm="fast")``, many at a time."""
+"""Make the same crystal graphs as CHGNet's ``CrystalGraphConverter(algorithm="fast")``, but many at a time."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Graph:
 def cartesian(
     frac_coords: NDArray[np.float64], lattices: NDArray[np.float64], n_atoms: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Cartesian coordinates, Å, float64 [A, 3], bit for bit equal to pymatgen's ``site.coords`` on the same machine.
+    """Cartesian coordinates, Å, float64 [A, 3], bit-for-bit identical to pymatgen's ``site.coords`` on this machine.
 
-    pymatgen computes ``np.dot(frac, matrix)`` for each site. A stack of products of 1×3 and 3×3 matrices calls the same
-    BLAS routine, so it rounds in the same way.
+    pymatgen computes ``np.dot(frac, matrix)`` for each site. Multiplying a stack of 1×3 matrices by a stack of 3×3
+    matrices calls the same BLAS routine, so the results are rounded in the same way.
     """
     product: NDArray[np.float64] = np.matmul(frac_coords[:, None, :], np.repeat(lattices, n_atoms, axis=0))
     return product[:, 0, :]

@@ -43,8 +43,8 @@ def _end_of_value(text: Any, position: Any, state: Any) -> Any:
     """Find the end of the object, list or string at ``position``. Return -1 if the value ends beyond ``text``, -2 if
     its brackets do not match or are nested too deeply.
 
-    ``state`` is needed if a value continues in the next piece of the document. Its numbers are the depth, 1 if inside a
-    string, 1 if after a backslash, and then the open brackets.
+    ``state`` is needed if a value continues in the next piece of the document. It contains the nesting depth, a flag
+    for being inside a string, a flag for following a backslash, and the open brackets.
     """
     depth, in_string, escaped = state[0], state[1], state[2]
     deepest = len(state) - 3

@@ -57,7 +57,7 @@ def _parse_slowly(text: bytes | memoryview) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its members; raise ``RepeatedKey`` if two have the same key."""
+    """Make a dictionary from an object's members; raise ``RepeatedKey`` if two members have the same key."""
     members = dict(pairs)
     if len(members) < len(pairs):
         keys = sorted(key for key, _ in pairs)

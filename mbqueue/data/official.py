@@ -70,9 +70,9 @@ def is_whole(file: OfficialFile) -> bool:
 def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock | None = None) -> Path:
     """Download the file if it is missing; otherwise check its SHA-256. Return its path.
 
-    The download goes to ``NAME.part``. After a broken connection, the download resumes (HTTP Range), in this call or a
-    later one. Only a complete file with the right SHA-256 gets the final name. If two processes call this function, one
-    waits for the other.
+    The download is written to ``NAME.part``. After a broken connection, the download resumes (HTTP Range), in this call
+    or a later one. Only a complete file with the right SHA-256 gets the final name. If two processes call this function
+    at the same time, one waits for the other.
 
     Args:
         file: the file to download.
@@ -80,8 +80,8 @@ def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock 
         clock: the clock for waiting between attempts.
 
     Raises:
-        DataError: if the existing file has another SHA-256.
-        SourceAway: if the file cannot be downloaded or written, or the downloaded file has another SHA-256.
+        DataError: if the existing file has the wrong SHA-256.
+        SourceAway: if the file cannot be downloaded or written, or the downloaded file has the wrong SHA-256.
     """
     from filelock import FileLock  # noqa: PLC0415  `mbqueue doctor` and `enqueue` only need the path
 

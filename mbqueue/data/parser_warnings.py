@@ -1,4 +1,4 @@
-"""Turn warnings of pymatgen's and ase's parsers into errors for the entry, except those listed as harmless."""
+"""Turn warnings from pymatgen's and ase's parsers into errors for the entry, except those listed as harmless."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _SYMBOL = re.compile(r"([A-Z][a-z]?)(?![A-Za-z])")
 
 
 def read_poscar(text: str) -> dict[str, Any]:
-    """Read one crystal, and return it as pymatgen's ``Structure.as_dict()`` would.
+    """Read one crystal, and return it in the format of pymatgen's ``Structure.as_dict()``.
 
     Raises:
         Unusable: if the file cannot be read or is ambiguous.

@@ -32,8 +32,9 @@ class Source(Protocol):
 
 @contextmanager
 def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
-    """Open a plain, .gz or .bz2 file, decompressed; ``progress`` is called with the bytes of the file read so far and
-    in total.
+    """Open a plain, .gz or .bz2 file for reading, and decompress it.
+
+    ``progress`` is called with the number of bytes of the file that have been read, and with the size of the file.
 
     Raises:
         DataError: if the file is empty, ends too early or is not compressed as its name says.

@@ -84,7 +84,7 @@ def space_group_of(block: CifBlock) -> SpaceGroup:
     """The space group that a data block names.
 
     Raises:
-        Unusable: if a number is not that of a space group, or two statements contradict each other.
+        Unusable: if no space group has a given number, or two statements contradict each other.
     """
     stated: dict[int, str] = {}
     for tag, value in block.statements(*_NUMBERS):
@@ -181,7 +181,7 @@ def _settings() -> list[Any]:
 
 
 def _hall_key(symbol: str) -> str:
-    """Normalise a Hall symbol, but keep single blanks: ``P 32`` is a threefold screw axis, ``P 3 2`` has two axes."""
+    """Normalise a Hall symbol, but keep single blanks: ``P 32`` has one screw axis, but ``P 3 2`` has two axes."""
     return " ".join(symbol.replace("_", " ").split()).lower()
 
 

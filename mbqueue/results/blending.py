@@ -54,7 +54,7 @@ def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> 
 
 
 def members_of(spec: Mapping[str, Any]) -> list[str]:
-    """The names of the experiments that an experiment was made from; empty if it was trained itself."""
+    """The names of the experiments that an experiment was made from; empty if it was made from none."""
     return [member["experiment"] for member in spec.get("made_from", {}).get("members", ())]
 
 

@@ -1,9 +1,9 @@
 """Escape text for CSV cells, so that no spreadsheet runs it, and for Markdown, so that it appears literally.
 
 A spreadsheet may run a cell as a formula if it begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return
-(OWASP, CSV injection). So mbqueue puts an apostrophe before the text of such cells, except numbers. If the text already
-has apostrophes before one of these characters, mbqueue adds one more. So mbqueue can read its own CSV files back
-exactly.
+(OWASP, CSV injection). So mbqueue puts an apostrophe before the text of such a cell, unless the cell is a number. If
+the text already has apostrophes before one of these characters, mbqueue adds one more. This lets mbqueue read its own
+CSV files back exactly.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def marked(fold: int | str, spec: Mapping[str, Any], mark: str = MARK) -> str:
 
 
 def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
-    """Explain the mark in a few sentences; an empty text if no fold has the mark."""
+    """Explain the mark in a few sentences; empty if no fold has the mark."""
     choices = _choices(spec)
     if not choices:
         return ""

@@ -2,8 +2,8 @@
 
 For crystals that two experiments both predicted, d = |error of B| − |error of A|, which is negative if B is better. The
 interval is mean(d) ± t · s / √n, with Student's t at n − 1 degrees of freedom for the 95 % level. The interval accounts
-for the choice of test crystals, but not for other training seeds, or for training data that folds have in common. So
-the comparison also shows the difference on each fold.
+for the choice of test crystals. It does not account for the choice of the training seed, or for the training data that
+folds have in common. So the comparison also shows the difference on each fold.
 """
 
 from __future__ import annotations

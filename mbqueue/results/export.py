@@ -69,7 +69,7 @@ def export_submission(
     notes: str = "",
     force: bool = False,
 ) -> Path:
-    """Write the submission folder below ``parent``, and return its path. If an error occurs, nothing is written.
+    """Write the submission folder to ``parent``, and return its path. If an error occurs, nothing is written.
 
     Args:
         recorded: verified results folders, one per task.

@@ -52,7 +52,7 @@ class Recorded:
 
     @property
     def overlap(self) -> str:
-        """What the pretraining has seen of the dataset, also for results with an earlier wording."""
+        """Which crystals and targets CHGNet saw in its pretraining, in today's wording even for older results."""
         return overlap_note(self.target, self.content["spec"], dataset=self.content["dataset"]["name"])
 
     @property
@@ -165,7 +165,7 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
         results_dirs: folders to search. If several contain equally new results, the first of them wins.
 
     Raises:
-        ResultsError: if there is no such results folder. The error lists the existing ones.
+        ResultsError: if there is no such results folder. The error lists the complete results that exist.
     """
     folders = list(results_dirs)
     found = [path.parent for results_dir in folders for path in results_dir.glob(f"daily/*/*/{RESULTS_FILE}")]

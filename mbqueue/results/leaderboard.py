@@ -37,7 +37,7 @@ _COMPOSITION_NOTE = (
 
 
 def overlap_note(target: Target, spec: Mapping[str, Any], *, dataset: str) -> str:
-    """Describe which crystals and targets CHGNet saw in its pretraining, as far as the dataset's name tells."""
+    """Describe which crystals and targets of a dataset CHGNet saw in its pretraining, judging by the dataset's name."""
     if target.kind == "energy":
         return _ENERGY_NOTE if dataset == FORMATION_ENERGY.dataset else _OWN_ENERGY_NOTE
     members = (spec.get("made_from") or {}).get("members", ())

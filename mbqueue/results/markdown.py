@@ -146,7 +146,7 @@ def _how(content: dict[str, Any], target: Target) -> list[str]:
 
 
 def _made(content: dict[str, Any]) -> list[str]:
-    """Describe how an experiment was made from others: a blend's members and weights, or a model and its strains."""
+    """Describe how an experiment was made from others: a blend's members and weights, or models and strains."""
     members = members_of(content["spec"])
     if not is_blend(content["spec"]):
         strains = content["spec"]["train"]["test_strains"]

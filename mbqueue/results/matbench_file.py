@@ -1,7 +1,7 @@
 """Write matbench_results.json.gz with matbench's own classes, which record, score and validate a task.
 
 ``MatbenchTask`` expects the dataset's frame with Structure objects, but ``record`` and ``scores`` use only ids and
-targets. So mbqueue makes a frame of ids and targets from the predictions, and downloads nothing.
+targets. So mbqueue makes a data frame of ids and targets from the predictions, and downloads nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_matbench_file(
         matbench's scores: {mae: {mean, max, min, std}, rmse: …, …}.
 
     Raises:
-        ResultsError: if matbench is missing, the ids differ from the official folds', or matbench's validation fails.
+        ResultsError: if matbench is missing, the official folds have different ids, or matbench's validation fails.
     """
     with _quiet_matbench() as benchmark_class:
         import pandas as pd  # noqa: PLC0415 - only this file needs it, and recording is rare

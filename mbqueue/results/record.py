@@ -76,7 +76,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionFacts:
-    """A session that worked on the experiment, and for how many seconds."""
+    """A session that worked on the experiment, and the number of seconds that it worked."""
 
     id: str
     device: str
@@ -229,8 +229,8 @@ def broken_folds(
 
     Args:
         spec: the experiment's spec, as plain JSON values.
-        facts: fold → the result of `fold_facts` when the fold's files were written. The files of all other folds are
-            only read.
+        facts: fold → the result of `fold_facts` when the fold's files were written. If a fold is not in ``facts``, its
+            files are read, but not compared with anything.
     """
     found = {}
     for fold in folds:

@@ -56,7 +56,7 @@ def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
 def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
     """Compute the importance of each key with Optuna's PED-ANOVA. The importances add up to 1.
 
-    Each trial counts with its current value, even if it has not trained all epochs. With fewer than four trials, or if
+    Each trial contributes its current value, even if it has not trained all epochs. With fewer than four trials, or if
     all trials are equally good, the result is empty. Keys that only some trials vary are left out.
 
     Raises:
@@ -83,7 +83,7 @@ def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def _frozen(optuna: Any, search: Search, trial: Trial) -> Any:
-    """Convert a trial of a search to Optuna's kind of trial."""
+    """Convert a trial of a search to an Optuna trial."""
     distributions = {key: distribution(optuna, search, key, search.space[key]) for key in trial.settings}
     curves = {f"val_mae_fold_{fold}": list(curve) for fold, curve in trial.curves.items() if curve}
     return optuna.trial.create_trial(

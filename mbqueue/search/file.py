@@ -50,7 +50,8 @@ class Setting(Section):
         log: whether to search the range on a logarithmic scale.
         step: distance between two values; None for a continuous range.
         choices: the values to try; None for a range.
-        when: other key → its values for which a trial varies this key. All other trials use the base's value.
+        when: maps other keys to values. A trial varies this key only if each of these keys has one of its values in
+            the trial. All other trials use the base's value.
     """
 
     low: Number | None = None
@@ -173,7 +174,7 @@ class Search(Section):
 
 
 def is_search(path: Path) -> bool:
-    """Whether a file of jobs/ describes a search.
+    """Whether a file in jobs/ describes a search.
 
     Raises:
         SpecError: if the file cannot be read or is not TOML.
@@ -185,8 +186,8 @@ def load_search(path: Path, *, base: Any, name: str | None = None) -> Search:
     """Read and check the search in a TOML file.
 
     Args:
-        base: returns the spec of an experiment, given its name or file.
-        name: replaces the name in the file.
+        base: a function that returns the spec of an experiment, given its name or file.
+        name: the search's name, instead of the name in the file.
 
     Raises:
         SpecError: if the search is invalid; the error lists every wrong key, its value and the allowed values.

@@ -25,7 +25,7 @@ def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float,
     """Enqueue the next trial of every search that needs one; return the names of the trials that this session began.
 
     A search has one open trial per live session. So every session has a trial to train, and the settings of each trial
-    are chosen from as many results as possible.
+    are based on as many results as possible.
 
     Raises:
         SearchUnavailable: if a search needs another trial, and Optuna is not installed.

@@ -68,8 +68,8 @@ def _state(trials: Sequence[Trial], wanted: int, budget_seconds: float) -> str:
 def _left(trials: Sequence[Trial], wanted: int, budget_seconds: float, per_epoch: float) -> float | None:
     """Estimate the seconds of work that a search still needs; None before its first epoch.
 
-    The estimate assumes that trials train as many epochs as the ended trials did, or all epochs if no trial has ended.
-    Trials that have not started yet use at most the remaining GPU-hours.
+    The estimate assumes that each trial trains for as many epochs as the ended trials did on average, or for all its
+    epochs if no trial has ended. Trials that have not started yet use at most the remaining GPU-hours.
     """
     if not per_epoch:
         return None

@@ -84,7 +84,7 @@ def trials_of(overview: Mapping[str, Any], search: str) -> list[Trial]:
 
 
 def experiments_of(queue: Queue, name: str) -> list[str]:
-    """List the names of a search's trials, oldest first. For an experiment, the list contains only its name."""
+    """List the names of a search's trials, oldest first. For an experiment, return only its own name."""
     found = [trial.name for trial in queue.trials() if trial.spec["trial"]["search"]["name"] == name]
     return found or [name]
 

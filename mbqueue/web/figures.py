@@ -33,7 +33,7 @@ class Figures:
             entry: the experiment's entry in the overview.
 
         Returns:
-            A JSON object that maps the name of each figure to a plotly figure; empty if there is none yet.
+            A JSON object that maps each figure's name to a plotly figure; empty if the experiment has no figures.
         """
         name = entry["name"]
         epochs = tuple((fold["fold"], fold["epochs_done"]) for fold in entry["folds"])

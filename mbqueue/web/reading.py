@@ -62,7 +62,7 @@ class Reader:
         return self._reading
 
     def expire(self) -> None:
-        """Make the next call of `read` read the queue again, after the board has changed the queue."""
+        """After the board has changed the queue, make sure that the next call to `read` queries the queue again."""
         self._has_expired = True
         self._next_look = float("-inf")
 

@@ -102,7 +102,7 @@ def listening_server(
         is_embedded: whether the board appears in a notebook, where it always requires a token.
 
     Returns:
-        The server, a listening socket, and the token, None if requests need no token.
+        The server, a listening socket, and the token (None if requests need no token).
 
     Raises:
         UsageError: if the port is in use, ``host`` is not an address of this machine, or `mbqueue[board]` is not

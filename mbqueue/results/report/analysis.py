@@ -56,8 +56,9 @@ def verdict(fold: int, history: Sequence[Mapping[str, Any]]) -> Verdict:
     """Judge whether a fold overfits, from the gap between training and validation MAE and the epochs after the best
     one.
 
-    The training MAE is a running mean over the epoch, while the model still changes. So early in training, the training
-    MAE is above the validation MAE. Only a training MAE below the validation MAE is a sign of memorising.
+    The training MAE is a mean over the whole epoch, during which the model still improves. Early in training, the
+    training MAE is therefore above the validation MAE. Only a training MAE below the validation MAE is a sign of
+    memorising.
     """
     best = best_epoch(history)
     if best is None:
@@ -106,7 +107,7 @@ def _times(ratio: float) -> str:
 
 
 def _by(ratio: float) -> str:
-    """Say how much an MAE rose: ``by 12 %`` or, from ten times its value, ``to 17.0 times that``."""
+    """Say how much an MAE rose, for example ``by 12%`` or, for at least ten times its value, ``to 17.0 times that``."""
     return f"by {ratio - 1:.0%}" if ratio < 10 else f"to {_times(ratio)} that"
 
 
@@ -209,7 +210,7 @@ def error_distribution(abs_error: NDArray[np.float64]) -> ErrorDistribution:
 
 @dataclass(frozen=True)
 class Trend:
-    """The errors in bins of a property of crystals. Empty bins are left out."""
+    """Errors, binned by a property of the crystals. Empty bins are left out."""
 
     centres: NDArray[np.float64]
     counts: NDArray[np.int64]

@@ -24,7 +24,7 @@ def require_pictures(names: Iterable[str], folder: Path, *, force: bool) -> None
     """Check that writing these figures to a folder would replace no picture, unless ``force`` is set.
 
     Raises:
-        UsageError: if a picture would be replaced and ``force`` is not set, or if the folder is a file.
+        UsageError: if a picture would be replaced and ``force`` is not set, or if ``folder`` is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Name a folder for the pictures.")
@@ -37,7 +37,7 @@ def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]
     """Write every figure of a report to ``folder``/NAME.png, at twice the resolution of a screen.
 
     Raises:
-        ResultsError: if kaleido, with which plotly draws pictures, or its browser is missing.
+        ResultsError: if kaleido, which plotly needs to draw pictures, is missing, or if kaleido finds no browser.
     """
     files.make_folder(folder)
     # Draw all pictures in a temporary folder first, so that an error leaves the target folder unchanged.

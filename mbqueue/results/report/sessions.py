@@ -110,7 +110,7 @@ def kinds_of(spans: Sequence[Span]) -> list[str]:
 
 
 def seconds_by_kind(spans: Sequence[Span]) -> dict[tuple[str, str], dict[str, float]]:
-    """Add up the spans: (session, device) → kind → seconds. The time of `publish` overlaps other kinds."""
+    """Add up the spans: (session, device) → kind → seconds. Spans of kind `publish` overlap spans of other kinds."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for span in spans:
         kinds = found.setdefault((span.session, span.device), {})
