@@ -115,7 +115,7 @@ def _keep_tf32(settings: Any) -> Callable[[], None]:
 
 
 def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
-    """Collect the fingerprint: all facts that affect the bytes of a result, except the work itself.
+    """Collect the fingerprint: everything about a device and its software that affects the bytes of a result.
 
     Args:
         precision: the precision of training, from `usable_precision`.

@@ -31,7 +31,7 @@ def arriving(steps: Iterable[Sequence[Any]], device: torch.device) -> Generator[
     Copies to a GPU use a separate stream and page-locked memory, so they overlap with the previous step.
 
     Raises:
-        OutOfMemory: if a batch does not fit the device's memory.
+        OutOfMemory: if a batch does not fit in the device's memory.
     """
     if device.type != "cuda":
         for batches in steps:

@@ -33,7 +33,7 @@ _SHARE_OF_DISK = 0.25
 
 
 def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbone:
-    """Open the store of the pretrained backbone's outputs for an experiment's crystals, which may be incomplete.
+    """Open the store, complete or not, of the pretrained backbone's outputs for an experiment's crystals.
 
     All scalar and class targets of the same crystals share one store.
     """
@@ -81,7 +81,7 @@ def prepare_frozen(
     runs out of memory, it computes the rest of that shard in smaller batches. `FrozenBackbone.digest` then differs.
 
     Raises:
-        DeviceTooSmall: if a single crystal does not fit the device.
+        DeviceTooSmall: if a single crystal does not fit on the device.
     """
     if not kinds_needed(spec):
         return True

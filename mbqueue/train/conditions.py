@@ -20,7 +20,7 @@ class Conditions:
     Args:
         spec: the experiment.
         device: where to compute.
-        memory_file: JSON file that records how many crystals fit each device; None disables it.
+        memory_file: JSON file that records how many crystals fit on each device; None disables it.
         extra: further entries of the fingerprint.
         on_note: called with a sentence when the conditions differ from what the experiment requests.
 
@@ -65,7 +65,7 @@ class Conditions:
         self.inference.begin()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Collect all facts that affect the bytes of a result, except the work itself."""
+        """Collect all facts that affect the bytes of a result, apart from the experiment itself."""
         return {
             **fingerprint(self._device, self.precision),
             **described(self._device),

@@ -1,7 +1,7 @@
 """Find shards of the same crystals in the caches of other datasets, which may be larger or have other ids or targets.
 
-The last digits of the backbone's outputs depend on which crystals share a batch. So a shard is copied from another
-dataset only if the same crystals form a shard there, in the same order. The copy then equals the shard that the
+The last digits of the backbone's outputs depend on which crystals share a batch. A shard is therefore copied from
+another dataset only if the same crystals form a shard there, in the same order. The copy then equals the shard that the
 backbone would compute for this dataset. Two crystals are the same if their elements, coordinates and cells agree bit
 for bit. The search covers only this machine's cache.
 """
@@ -21,7 +21,7 @@ from mbqueue.train.frozen import FROZEN_PREFIX, FrozenBackbone, frozen_folder
 
 
 def contents(crystals: Crystals, frozen: FrozenBackbone) -> list[bytes]:
-    """Return a digest of each shard's crystals, which does not depend on ids and targets."""
+    """Return a digest of each shard's crystals; ids and targets do not affect the digest."""
     offsets = crystals.atom_offsets
     digests = []
     for shard in range(frozen.n_shards):
@@ -48,7 +48,7 @@ class Elsewhere:
         self._crystals = crystals
 
     def find(self, shard: int, kinds: Sequence[str]) -> tuple[FrozenBackbone, int] | None:
-        """Return a store with undamaged copies of all ``kinds`` of a shard, and the shard's number there, or None."""
+        """Find a store with undamaged copies of all ``kinds`` of a shard; return it and the shard's number there."""
         for source, there in self._places.get(shard, ()):
             if all(source.is_whole(kind, there, verify=True) for kind in kinds):
                 return source, there

@@ -26,8 +26,8 @@ from mbqueue.train.references import References
 class ModelFamily(Protocol):
     """The functions that a module implements to support one kind of model.
 
-    Models are opaque to other modules, except for their parameters and ``state_dict``. Values of B crystals are [B],
-    in the unit of the target; features of A atoms are [A, F].
+    Models are opaque to other modules, except for their parameters and ``state_dict``. Values for B crystals have the
+    shape [B] and the unit of the target; features of A atoms have the shape [A, F].
     """
 
     # -- model files ---------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ class ModelFamily(Protocol):
         """Make one batch in host memory from the graphs of the crystals in ``rows``."""
 
     def predict(self, model: Any, batch: Batch, /) -> Tensor:
-        """Predict each crystal, element references included, [B]."""
+        """Predict the target of each crystal, including element references; return [B]."""
 
     def frozen(self, model: Any, batch: Batch, /) -> tuple[Tensor, Tensor]:
         """Compute the features of each atom, [A, F], and predictions without element references, [B]."""

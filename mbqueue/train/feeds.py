@@ -111,7 +111,7 @@ class FeatureFeed:
         self.costs = np.zeros(len(targets), dtype=np.int64)
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> FeatureBatch:
-        """Load the batch of ``rows`` into host memory; stored features cannot be distorted."""
+        """Load the batch of ``rows`` into host memory; ``distortion`` must be None, because features are stored."""
         assert distortion is None, "stored features belong to the undistorted crystals"
         offsets = self._frozen.atom_offsets
         sizes = offsets[rows + 1] - offsets[rows]
@@ -202,7 +202,7 @@ def ahead(make: Callable[[int], T], n: int) -> Generator[T, None, None]:
 def host_batches(
     feed: Feed, parts_of: Sequence[Sequence[Rows]], *, pinned: bool, distortion: Distortion | None = None
 ) -> Generator[list[Any], None, None]:
-    """Yield a list of batches in host memory for each sequence of parts; a thread makes them ahead of time."""
+    """For each sequence of parts, yield its batches in host memory; a thread makes the batches ahead of time."""
 
     def make(index: int) -> list[Any]:
         batches = [feed.load(rows, distortion) for rows in parts_of[index]]

@@ -62,7 +62,7 @@ class FoldRun:
         frozen: the pretrained backbone's outputs for the dataset, already prepared.
         checkpoints: the fold's commits.
         device: where to compute.
-        memory_file: JSON file that records how many crystals fit each device; None disables it.
+        memory_file: JSON file that records how many crystals fit on each device; None disables it.
         fingerprint_extra: further entries of the fingerprint (the graph converter's version).
         on_note: called with a sentence for the user (a changed fingerprint, less memory than expected).
         clock: measures the epochs.
@@ -137,7 +137,7 @@ class FoldRun:
 
         Raises:
             NonFiniteLoss: if the loss or gradient is not finite; the newest commit does not change.
-            DeviceTooSmall, DeviceBusy: if a single crystal does not fit the device; the error names the crystal.
+            DeviceTooSmall, DeviceBusy: if a single crystal does not fit on the device; the error names the crystal.
             CheckpointError: if no commit of the previous epoch exists.
             LeaseLost: from ``save``.
         """

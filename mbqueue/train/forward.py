@@ -1,6 +1,6 @@
 """Compute CHGNet's energies for a whole batch at once, with the parameters of a stock model.
 
-The code rearranges the energy's computation in `chgnet.model.CHGNet._compute` without approximation:
+The code rearranges the computation in `chgnet.model.CHGNet._compute` without approximation:
 
 * In CHGNet, the first linear layer of a gated MLP takes a concatenation [a ‖ b ‖ c]. Here, the layer is the sum of
   three smaller layers, applied to atoms, undirected bonds and angles before gathering. One product computes core and

@@ -5,8 +5,9 @@ trains. A shard stores one output of a fixed number of crystals in a .npy file, 
 The .json is written last, and a shard without a .json counts as missing, so a prepare job can stop at any point and
 resume later. Each folder contains the shards of one dataset and one set of weights.
 
-Outputs computed on different devices differ in the last digits. So an undamaged shard is never rewritten, and a digest
-of the stored bytes is part of each training's fingerprint. With a lock per shard, processes share the work.
+Outputs computed on different devices differ in the last digits. An undamaged shard is therefore never rewritten, and a
+digest of the stored bytes is part of the fingerprint of each training run. Each shard has its own lock, so several
+processes can share the work.
 """
 
 from __future__ import annotations
@@ -138,13 +139,13 @@ class FrozenBackbone:
         return digest.hexdigest()[:16]
 
     def exported(self, kind: str, shard: int) -> tuple[bytes, dict[str, Any]]:
-        """Return a shard's bytes and its listing, for copying to another machine."""
+        """Return the contents of a shard's .npy and .json files, for copying to another machine."""
         path = self._path(kind, shard)
         listing: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
         return path.read_bytes(), listing
 
     def install(self, kind: str, shard: int, content: bytes, listing: dict[str, Any]) -> bool:
-        """Write a shard from another machine durably; return False if it is damaged or belongs to another store."""
+        """Write a shard from another machine durably; return False if it is damaged or belongs to a different store."""
         facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         if listing != {**self._identity, **facts}:
             return False
@@ -204,7 +205,7 @@ class FrozenBackbone:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Progress of a prepare job: number of crystals done and in total."""
+    """Progress of a prepare job: the number of finished crystals, and the total number."""
 
     done: int
     total: int
@@ -220,14 +221,14 @@ Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 @dataclass(kw_only=True)
 class Preparing:
-    """A run that copies or computes the missing shards of the requested kinds, one by one.
+    """Copies or computes the missing shards of the requested kinds, one by one.
 
     Attributes:
         frozen: the store to fill.
         compute: computes both kinds for rows of a shard.
         kinds: the kinds of output that are needed.
         keeps_features: whether to store features whenever the backbone runs, even if only energies are needed.
-        find: finds another store with a shard's crystals, to copy from.
+        find: finds another store from which a shard can be copied, because it has the same crystals.
         should_stop: called while waiting for another process.
         on_progress: called with the progress.
         n_found, n_computed: number of crystals in the shards copied and computed so far.

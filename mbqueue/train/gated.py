@@ -80,8 +80,8 @@ class Gate:
         bias: biases of the second layers, [128].
         scale: scale of the layer norms, [128].
         shift: shift of the layer norms, [128].
-        products: value of `PRODUCTS` at construction. It is stored because torch computes GPU gradients in other
-            threads, where the context variable has its default value.
+        products: value of `PRODUCTS` at construction. This class stores the value because torch computes GPU gradients
+            in other threads, where the context variable has its default value.
     """
 
     second: Tensor | None
@@ -144,7 +144,7 @@ class PlainMessages:
         return bonds + self._short.sum(x)
 
     def of_bonds(self, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate) -> Tensor:
-        """Sum of each atom's messages from its bonds, [A, 64].
+        """Sum each atom's messages from its bonds; return [A, 64].
 
         Args:
             atoms: contributions of centre (with the bias) ‖ neighbour to the first layer, [A, 256].
@@ -164,7 +164,7 @@ class PlainMessages:
     def of_angles(
         self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, weights: Tensor, gate: Gate
     ) -> Tensor:
-        """Sum of each short bond's messages from the angles in which it is the first bond, [S, 64].
+        """Sum each short bond's messages from the angles in which it is the first bond; return [S, 64].
 
         Args:
             atoms: contributions of the centre (with the bias) to the first layer, [A, 128].
@@ -193,7 +193,7 @@ class PlainMessages:
 def _recomputed(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Return ``work(*inputs)``, and store only the inputs for the backward pass, which repeats the computation.
 
-    Each message then stores 128 numbers instead of about 700, so larger batches fit a GPU.
+    Each message then stores 128 numbers instead of about 700, so larger batches fit on a GPU.
     """
     if not torch.is_grad_enabled():
         return work(*inputs)

@@ -1,4 +1,4 @@
-"""Choose how a device computes messages: with the fused GPU kernels if they agree with plain torch, else without."""
+"""Choose how a device computes messages: with the fused GPU kernels if these agree with plain torch, else in torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
 
 
 def uses_kernels(device: torch.device) -> bool:
-    """Whether the device uses the fused kernels, according to `using` or otherwise to the check."""
+    """Whether the device uses the fused kernels. Inside `using`, its argument decides; otherwise, `check_once` does."""
     chosen = _chosen.get()
     if chosen is not None:
         return chosen

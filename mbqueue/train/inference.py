@@ -39,7 +39,7 @@ class Inference:
         crystals: the dataset.
         conditions: the device's limits.
         device: where to compute.
-        clock: decides how often partial predictions are written.
+        clock: measures the time between two writes of partial predictions.
         on_note: called with a sentence for the user.
     """
 
@@ -96,7 +96,7 @@ class Inference:
             keep_in: folder for partial predictions, so that an interrupted prediction resumes where it stopped.
 
         Raises:
-            DeviceTooSmall, DeviceBusy: if a single crystal does not fit the device; the error names the crystal.
+            DeviceTooSmall, DeviceBusy: if a single crystal does not fit on the device; the error names the crystal.
             NonFiniteLoss: if predictions are not finite; the error names their crystals.
         """
         in_unit = Objective(self._spec.train, self._spec.target.kind)
@@ -144,10 +144,10 @@ class Inference:
         on_done: Callable[[int], None] = lambda _more: None,
         kept: Kept | None = None,
     ) -> NDArray[np.float64] | None:
-        """Compute the outputs for ``rows``, [N], of a model on the device; return None if stopped.
+        """Compute a model's outputs for ``rows`` on the device, [N]; return None if stopped.
 
         Raises:
-            DeviceTooSmall, DeviceBusy, NonFiniteLoss: as in `predict`.
+            DeviceTooSmall, DeviceBusy, NonFiniteLoss: for the same reasons as in `predict`.
         """
         model.eval()
 

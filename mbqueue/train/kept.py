@@ -29,8 +29,8 @@ class Kept:
 
     Args:
         path: the file that stores the outputs.
-        key: hash of everything that the outputs depend on; a file with another key is replaced.
-        clock: decides when to write.
+        key: hash of everything that the outputs depend on; a file with a different key is replaced.
+        clock: measures the time between two writes.
     """
 
     def __init__(self, path: Path, key: str, *, clock: Clock | None = None) -> None:

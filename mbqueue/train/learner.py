@@ -35,9 +35,9 @@ class Learner:
         spec: the experiment.
         fold: 0 to 4.
         dataset_hash: hash of the crystals.
-        first: the initial model; it is copied.
+        first: the initial model, which the learner copies.
         device: the device for the copy.
-        steps_per_epoch: optimizer steps of an epoch.
+        steps_per_epoch: number of optimizer steps in an epoch.
     """
 
     def __init__(

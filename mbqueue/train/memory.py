@@ -1,4 +1,4 @@
-"""Learn from out-of-memory errors how many crystals fit a device at once, and remember the number."""
+"""Learn from out-of-memory errors how many crystals fit on a device at once, and remember the number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FREE_BYTES, _FREE_SHARE = 1 << 30, 0.1
 
 @dataclass(frozen=True)
 class Shortage:
-    """Crystals that did not fit a device's memory, and PyTorch's error message.
+    """Crystals that did not fit in a device's memory, and PyTorch's error message.
 
     Attributes:
         rows: rows of the crystals in the micro-batch.
@@ -36,7 +36,7 @@ class Shortage:
 
 
 class OutOfMemory(Exception):
-    """The error that a device has run out of memory.
+    """Raised when a device has run out of memory.
 
     Free memory only after the ``except`` block, because the error's traceback keeps the failed attempt's tensors alive.
     """
@@ -63,7 +63,7 @@ def bytes_in_use(device: torch.device) -> tuple[int, int]:
 
 
 class DeviceMemory:
-    """The largest micro-batch known to fit a device, for one kind of work.
+    """The largest micro-batch known to fit on a device, for one kind of work.
 
     A limit learned while other processes hold part of the device's memory is temporary: it is not written to the file,
     and `begin` discards it.
@@ -92,8 +92,8 @@ class DeviceMemory:
             ids: id of every crystal of the dataset.
 
         Raises:
-            DeviceTooSmall: if a single crystal does not fit a free device; the error names the crystal.
-            DeviceBusy: if a single crystal does not fit, but other processes use the device's memory.
+            DeviceTooSmall: if a single crystal does not fit even on a free device; the error names the crystal.
+            DeviceBusy: if a single crystal does not fit while other processes use the device's memory.
         """
         gc.collect()
         if device.type == "cuda":

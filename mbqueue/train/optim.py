@@ -21,7 +21,7 @@ ADVICE = "Another version of mbqueue wrote this checkpoint. Use that version, or
 def open_for_training(
     family: ModelFamily, model: nn.Module, trained: dict[str, nn.Parameter], *, head_only: bool
 ) -> None:
-    """Require gradients only for the trained parameters, or with ``head_only`` only for those of the head."""
+    """Require gradients only for the trained parameters; with ``head_only``, only for those in the head."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name, parameter in trained.items():
@@ -170,15 +170,15 @@ class WeightSoup:
             self.tensors[name] = total / len(self._window)
 
     def keep(self) -> None:
-        """Finish the epoch whose weights `stir` added, keeping the weights that later means may need."""
+        """Finish the epoch whose weights `stir` added; keep only the weights that later averages may need."""
         is_too_old = not self.of_best and len(self._window) == self._epochs
         self.ends, self.end_maes = self._window[1:] if is_too_old else self._window, self._maes
 
     def restore(self, tensors: dict[str, Tensor], ends: list[dict[str, Tensor]], end_maes: list[float]) -> None:
-        """Restore the soup from a checkpoint.
+        """Restore the averaged weights from a checkpoint.
 
         Raises:
-            CheckpointMisfit: if the checkpoint's names differ from those of the trained parameters, or MAEs are absent.
+            CheckpointMisfit: if the checkpoint's names differ from those of the trained parameters, or it lacks MAEs.
         """
         if any(part and part.keys() != self._live.keys() for part in (tensors, *ends)):
             raise CheckpointMisfit(f"The checkpoint's averaged weights do not match the trained parameters. {ADVICE}")
@@ -196,7 +196,7 @@ class WeightSoup:
 
 @contextmanager
 def carrying(live: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Replace the parameters by ``tensors`` within a ``with`` block, then restore their values."""
+    """Replace the parameters with ``tensors`` within a ``with`` block, then restore their values."""
     own = [p.data for p in live.values()]
     try:
         for name, parameter in live.items():

@@ -35,7 +35,7 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochOutcome:
-    """Outcome of training an epoch until it was finished or stopped.
+    """The outcome of training an epoch until it was finished or the training was stopped.
 
     Attributes:
         finished: whether the epoch is trained, validated and committed; False if it was stopped.
@@ -43,7 +43,7 @@ class EpochOutcome:
         step: number of committed steps of the epoch.
         steps_per_epoch: total number of steps in the epoch.
         commit: file name of the newest commit, without extension; None if there is no commit yet.
-        history_row: the epoch's row of the history; None if the epoch is unfinished.
+        history_row: the epoch's row in the history; None if the epoch is unfinished.
         best: epoch, val_mae and commit of the best finished epoch, if any.
         improved: whether this epoch is the best so far.
     """

@@ -87,7 +87,7 @@ def predict_crystals(
         keep_in: folder for partial predictions, so that an interrupted prediction resumes where it stopped.
 
     Raises:
-        DeviceTooSmall: if a single crystal does not fit the device.
+        DeviceTooSmall: if a single crystal does not fit on the device.
     """
     rows = np.arange(len(cache))
     distortions = opposite_strains(strains, strain_size)

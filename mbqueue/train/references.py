@@ -1,4 +1,4 @@
-"""Fit a linear model of the composition, from which every training starts.
+"""Fit a linear model of the composition, from which every training run starts.
 
 CHGNet predicts the mean of its read-out over the atoms, plus a constant for each element, weighted by the element's
 share of the atoms (CHGNet's AtomRef). For energies, the constants are reference energies, fitted on top of the
@@ -24,7 +24,7 @@ _NEWTON_STEPS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """The contribution of each element to a prediction, per share of the crystal's atoms.
+    """What each element contributes to a prediction; a crystal weights it by the element's share of its atoms.
 
     Attributes:
         values: contributions in the unit of the model's output, float64 [94], element Z at index Z − 1.

@@ -24,7 +24,7 @@ class FoldRows:
 
 
 def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
-    """Split a dataset with targets [N] into a fold's rows; without epochs, the validation set is empty."""
+    """Split a dataset with targets [N] into a fold's rows; if ``train.epochs`` is 0, the validation set is empty."""
     n, classes = len(targets), targets if spec.predicts.is_class else None
     outer = train_rows(n, fold, classes=classes)
     train, validation = outer, outer[:0]
@@ -36,7 +36,7 @@ def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
 
 
 def common_validation(targets: NDArray[np.float64], specs: Iterable[Spec], fold: int) -> Rows:
-    """Return the rows that all experiments hold out for validation, in ascending order; no experiment trains on them.
+    """Return the rows that every experiment holds out for validation and does not train on, in ascending order.
 
     Args:
         targets: target of every crystal of the dataset, [N]; the values affect the split only if they are classes.

@@ -55,7 +55,7 @@ class Saver:
         If an object store does not answer, the commit is dropped and training continues until the next commit.
 
         Raises:
-            LeaseLost: if the session lost its lease; nothing was published.
+            LeaseLost: if the session lost its lease. Nothing is published.
             OSError: if staging failed.
         """
         if self._pending is None or not self._pending.done():

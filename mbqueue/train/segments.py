@@ -30,7 +30,7 @@ class Index:
 
     @classmethod
     def of(cls, rows: Tensor, n: int, order: Tensor | None = None, *, is_sorted: bool = False) -> Index:
-        """Make an index of ``rows`` into ``n`` source rows.
+        """Make an index that gathers ``rows`` from ``n`` source rows.
 
         ``order`` sorts ``rows``. If ``order`` is None, the method computes it.
         """
@@ -84,7 +84,7 @@ class _Sum(torch.autograd.Function):
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
-    """Return x[rows] for distinct rows, which is faster on the CPU than through an `Index`."""
+    """Return x[rows] for distinct rows. On the CPU, this function is faster than `Index.gather`."""
     out: Tensor = _Take.apply(x, rows)  # type: ignore[no-untyped-call]
     return out
 

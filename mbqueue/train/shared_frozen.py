@@ -31,7 +31,7 @@ def send_shards(
     """Upload every intact shard that the store lacks; if another machine stored a shard first, take its copy.
 
     Returns:
-        False if stopped before the end.
+        False if stopped before every shard was sent.
 
     Raises:
         StoreError: if the store cannot be read or written.
@@ -66,10 +66,10 @@ def fetch_shards(
     should_stop: Callable[[], bool],
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Download every shard of the store that this machine lacks or that differs from this machine's copy.
+    """Download every shard in the store that this machine lacks or that differs from this machine's copy.
 
-    A shard can differ if this machine filled its cache before it used the store. This machine must compute the shards
-    that the store lacks.
+    A shard can differ if this machine filled its cache before it used the store. This function does not compute the
+    shards that the store lacks.
 
     Raises:
         StoreError: if the store cannot be read.

@@ -1,4 +1,4 @@
-"""Make a fold's initial model: the pretrained model with a fit of the training targets to the composition."""
+"""Make a fold's initial model: the pretrained model plus a linear fit of the training targets to the composition."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mbqueue.train.references import References, compositions, fit_classes, fit_
 
 @dataclass(frozen=True)
 class Start:
-    """A fold's initial model, which already predicts the target at least from the composition.
+    """A fold's initial model, which already makes predictions that depend at least on the composition.
 
     Attributes:
         model: the model, on the CPU; ``objective`` defines what its output means.
-        objective: the objective of the training.
+        objective: the objective of the fold's training.
         absent: atomic numbers of the elements missing from the training set, ascending.
         outputs: the model's output for every crystal of the dataset, float64 [N].
     """

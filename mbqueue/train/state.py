@@ -37,7 +37,7 @@ class TrainState:
         step: optimizer steps done in this epoch.
         complete: whether the epoch is trained and validated.
         steps_done: optimizer steps done over all epochs.
-        sums: running sums of the epoch: loss, abs_error (over structures), grad_norm (over steps), structures.
+        sums: running sums over the epoch's structures (loss, abs_error, structures) or its steps (grad_norm).
         best: epoch and val_mae of the best finished epoch, or None.
         model: the model's state dict.
         optimizer: AdamW's tensors by parameter name.
@@ -80,7 +80,7 @@ def _canonical(value: Any) -> Any:
     """Copy a value so that all equal strings in the copy are the same object.
 
     Pickle writes a repeated object as a reference, so the bytes depend on which equal strings are the same object.
-    Without this function, a new state and an equal loaded state could give different bytes.
+    Without this function, a new state and an equal state loaded from a file could be written as different bytes.
     """
     if isinstance(value, dict):
         return {sys.intern(key): _canonical(part) for key, part in value.items()}

@@ -119,7 +119,7 @@ def begin_step(
         rate: the learning rate.
 
     Raises:
-        OutOfMemory: if a batch does not fit; the weights are unchanged.
+        OutOfMemory: if a batch does not fit in the device's memory. The weights are unchanged.
     """
     rows = [row for arrived in batches for row in arrived.rows]
     optimizer.zero_grad(set_to_none=True)
@@ -194,7 +194,7 @@ def infer(
         on_part: called with the outputs of each batch, in order.
 
     Raises:
-        DeviceTooSmall, DeviceBusy: if a single crystal does not fit the device.
+        DeviceTooSmall, DeviceBusy: if a single crystal does not fit on the device.
     """
     found: list[list[Tensor]] = []
     done = 0

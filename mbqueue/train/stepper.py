@@ -61,7 +61,7 @@ class Stepper:
         Raises:
             NonFiniteLoss: if a step's loss or gradient is not finite; the error names the step's crystals, and the
                 weights are those before the step.
-            OutOfMemory: if a batch does not fit; the step has not begun.
+            OutOfMemory: if a batch does not fit in the device's memory. The step does not begin.
         """
         learner = self._learner
         step = begin_step(
@@ -79,10 +79,10 @@ class Stepper:
         self.settle(leave=self._lead)
 
     def settle(self, *, leave: int = 0) -> None:
-        """Wait for all steps in flight except the last ``leave`` steps, and count them.
+        """Wait for the steps in flight, except the last ``leave`` steps, and count each step that has finished.
 
         Raises:
-            NonFiniteLoss: as in `step`.
+            NonFiniteLoss: for the same reasons as in `step`.
         """
         while len(self._begun) > leave:
             step = self._begun.popleft()

@@ -81,7 +81,7 @@ class _ReadOut(torch.autograd.Function):
 
 
 class _Layout:
-    """A mapping of the backbone's parameters into one vector, and of the vector's gradient back to the parameters.
+    """Copies the backbone's parameters into one vector, and the vector's gradient back to the parameters.
 
     Attributes:
         parameters: all parameters that the energy depends on, except those of the read-out.
@@ -134,8 +134,8 @@ _layouts: WeakKeyDictionary[CHGNet, _Layout] = WeakKeyDictionary()
 def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor]:
     """Arrange the parameters ``p`` in pieces, in the order and the shapes in which the code uses them.
 
-    ``p`` contains the parameters' positions. In every piece, core comes before gate. Pieces that are adjacent in a
-    kernel's partial sums are adjacent here, too.
+    ``p`` contains each parameter's positions in the concatenation of all parameters. In every piece, core comes before
+    gate. Pieces that are adjacent in a kernel's partial sums are adjacent here, too.
     """
 
     def padded(x: Tensor) -> Tensor:
@@ -316,7 +316,7 @@ def _forward(model: CHGNet, batch: OrderedBatch, w: dict[str, Tensor]) -> tuple[
 
 
 class _Gradient:
-    """The backward pass, which writes the gradients of the weights ``w`` to ``d``, last layer first.
+    """The backward pass, from the last layer to the first; it writes the gradients of the weights ``w`` to ``d``.
 
     Attributes:
         short: gradient of the short bonds at the current layer.

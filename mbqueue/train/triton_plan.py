@@ -58,9 +58,10 @@ class Plan:
         return cls(batch.ordered(), tiles or TILES[min(TILES)], precision or products_in_use())
 
     def shares(self, n_rows: int, rows: int) -> tuple[int, int]:
-        """Divide ``n_rows`` among programs; return the number of programs, and of tiles with ``rows`` rows in each.
+        """Divide ``n_rows`` rows among programs, in tiles of ``rows`` rows.
 
-        The result depends only on ``n_rows`` and ``rows``.
+        Return the number of programs, and the number of tiles that each program processes. The result depends only on
+        the arguments.
         """
         tiles = -(-n_rows // rows)
         per_program = max(1, -(-tiles // PARTIALS))

@@ -1,7 +1,7 @@
 """Operations on a block of rows, compiled into each kernel: products with matrices, layer norms, gates.
 
-A block is [64, 64] or [64, 128], float32, and stays in the processor's cache. "Core ‖ gate" are the two halves, 64
-columns each, of a gated MLP.
+A block is [64, 64] or [64, 128], float32, and stays in the processor's cache. "Core ‖ gate" means the two halves of a
+gated MLP side by side, 64 columns each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
 def _inlined(function: Function) -> Function:
-    """Compile a function so that callers inline it and its loops, then with constant offsets and sizes, vectorise."""
+    """Compile a function so that its callers inline it.
+
+    Offsets and sizes that the caller passes as constants then let the compiler vectorise the function's loops.
+    """
     return compiled(function, fastmath=FAST, forceinline=True)
 
 

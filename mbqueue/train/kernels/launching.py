@@ -16,7 +16,7 @@ OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
 
 
 def launch(kernel: Any, programs: int, *args: Any, warps: int, **constants: Any) -> None:
-    """Launch ``programs`` programs of ``kernel``; do nothing if the number is 0.
+    """Launch ``kernel`` with ``programs`` programs; do nothing if ``programs`` is 0.
 
     Args:
         kernel: a function decorated with ``triton.jit``.

@@ -83,7 +83,9 @@ TILES = {
 
 
 def tiles_of(capability: int) -> Tiles:
-    """Return the tiles of the newest known chip that is not newer than ``capability`` (10 · major + minor).
+    """Return the tiles for a chip with this ``capability`` (10 · major + minor).
+
+    For an unknown chip, return those of the newest known chip that is older.
 
     Raises:
         KeyError: if the chip is older than all known chips.

@@ -43,9 +43,9 @@ def _envelope(x, inv_cutoff, norm):
 
 @triton.jit
 def _basis(x, f, k, inv_cutoff, norm, half_root, kind: tl.constexpr):
-    """Evaluate the basis at [rows] lengths or angles; return [rows, 32].
+    """Evaluate the 32 basis functions at the lengths or angles ``x``, [rows]; return [rows, 32].
 
-    f and k are the frequencies and the numbers of the functions, [32].
+    ``f`` contains the functions' frequencies and ``k`` their indices, [32] each.
     """
     if kind == 0:
         return _envelope(x, inv_cutoff, norm)[:, None] * tl.sin((x * inv_cutoff)[:, None] * f[None, :])
@@ -171,7 +171,7 @@ class Basis:
     """One of CHGNet's bases, multiplied by the matrices of all layers that use it.
 
     Args:
-        values: lengths in Å, or angles in radian, [N].
+        values: lengths in Å, or angles in radians, [N].
         chosen: rows of ``values`` to take, int32 [n]; None takes all.
         radial: CHGNet's radial basis; None for its Fourier basis.
         precision: precision of the products, "ieee" or "tf32".
@@ -189,9 +189,10 @@ class Basis:
         }
 
     def forward(self, frequencies: Tensor, first: Tensor, rest: Tensor | None = None) -> list[Tensor]:
-        """Multiply the basis by ``first``, [64, 32], and ``rest``, [128 · m, 32]; return [n, 64] and m times [n, 128].
+        """Multiply the basis by ``first``, [64, 32], and by ``rest``, [128 · m, 32].
 
-        ``frequencies`` has one value for each of the 32 functions, [32].
+        Return the products, of which the first is [n, 64] and the other m are [n, 128]. ``frequencies`` has one value
+        for each of the 32 functions, [32].
         """
         more = 0 if rest is None else len(rest) // 128
         out = room(first, self._n * (64 + 128 * more))

@@ -50,7 +50,7 @@ def product(x, y, PRECISION: tl.constexpr):  # noqa: N803
 def settled(x, PRECISION: tl.constexpr):  # noqa: N803
     """Return ``x``, and make the compiler compute it only once before a product on tensor cores.
 
-    During the product, several threads hold each number of ``x``. Without this function, each thread would load and
+    Several threads need each number of ``x`` during the product. Without this function, each of them would load and
     compute the number again for every product.
     """
     if PRECISION == "float32" or _INTERPRETED:
@@ -79,14 +79,14 @@ def _halves(x, WIDE: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def _part_of(matrix, first, down, right, LONG: tl.constexpr):  # noqa: N803
-    """Load ``LONG`` rows, starting at ``first``, of a matrix [64, 64] with strides ``down`` and ``right``."""
+    """Load ``LONG`` rows of a [64, 64] matrix with strides ``down`` and ``right``, starting at row ``first``."""
     row, column = first + tl.arange(0, LONG), tl.arange(0, WIDTH)
     return tl.load(matrix + row[:, None] * down + column[None, :] * right)
 
 
 @triton.jit
 def times(x, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
-    """Multiply ``x`` by a matrix [64, 64] in memory with strides ``down`` and ``right``."""
+    """Multiply ``x`` by a [64, 64] matrix, which is in memory and has the strides ``down`` and ``right``."""
     if PRECISION != "float32":
         return product(x, _part_of(matrix, 0, down, right, WIDTH), PRECISION)
     # Without tensor cores, each thread holds the summed dimension in registers, so compute the product in four parts.
@@ -165,7 +165,7 @@ def power_below(x):
 
 @triton.jit
 def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
-    """Compute ``times`` for a gradient ``d``; in float16, each row is scaled, because it may be too small."""
+    """Compute ``times`` for a gradient ``d``; for float16, scale each row, because its numbers may be too small."""
     if PRECISION == "fp16":
         size = power_below(tl.max(tl.abs(d), axis=1))[:, None]
         return times(d / size, matrix, down, right, PRECISION) * size
@@ -176,8 +176,8 @@ def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N8
 def outer(d, x, PRECISION: tl.constexpr):  # noqa: N803
     """Sum d ⊗ x over rows, [64, 64], for a gradient ``d``; in float16, ``d`` is scaled by its largest entry.
 
-    Do not call this function in the same block as products of [rows, 64]. Dependent products in a block share a layout
-    on tensor cores, and with the layout for [64, 64], every warp holds all rows of the other products.
+    Do not call this function in the same block as products of [rows, 64]. Tensor cores give all dependent products in a
+    block the same layout. With the layout for [64, 64], every warp would hold all rows of the other products.
     """
     x = settled(x, PRECISION)
     if PRECISION == "fp16":

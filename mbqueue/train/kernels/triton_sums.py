@@ -36,9 +36,9 @@ def angles_to_shorts_kernel(
     d_shorts, d_weights, weights_stride, d_weights_stride,
     HAS_WEIGHTS: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sum the rows of the angles whose first bond is a short bond, and of those whose second bond is that short bond.
+    """Sum, for each short bond, the rows of the angles in which it is the first bond, or the second bond.
 
-    The kernel also computes the gradient of the short bond's weight.
+    The two sums are separate. The kernel also computes the gradient of the short bond's weight.
 
     ``products`` [T, 64] contains each angle's message times the gradient of the sum at its first bond.
     """
@@ -97,7 +97,7 @@ def angles_to_atoms_kernel(d_pre, order, offsets, d_atoms, ROWS: tl.constexpr): 
 
 @triton.jit
 def sum_by_number(x, order, offsets, out, ROWS: tl.constexpr):  # noqa: N803
-    """Sum the rows of ``x``, [A, 64], over the atoms of each element; return [94, 64]."""
+    """Sum the rows of ``x``, [A, 64], over the atoms of each element, and return [94, 64]."""
     number = tl.program_id(0)
     column = tl.arange(0, 64)
     begin, end = tl.load(offsets + number), tl.load(offsets + number + 1)
@@ -131,7 +131,7 @@ def add_partials(partials: Tensor) -> Tensor:
 
 
 def by_number(x: Tensor, order: Tensor, offsets: Tensor, out: Tensor | None = None) -> Tensor:
-    """Sum the rows of ``x``, [A, 64], over the atoms of each element; return [94, 64].
+    """Sum the rows of ``x``, [A, 64], over the atoms of each element, and return [94, 64].
 
     Args:
         x: one row for each atom.
