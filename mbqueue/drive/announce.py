@@ -1,10 +1,10 @@
-"""Announce a session, by small files on the mount, to sessions with other databases of the same project.
+"""Announce a session to sessions that use other databases of the same project, with small files on the mount.
 
 Each announcement is a new file, SESSION-NUMBER.json. The session then removes its previous announcement. Announcements
 are only hints, because locks do not work on a mount. If two sessions train the same fold, mbqueue merges their commits.
 
 The clocks of two machines can differ by hours. So each machine uses its own clock: a session counts as live for a while
-after a new announcement was seen. The times in a session's announcement count only when the session is first seen.
+after a new announcement was seen. A machine uses the times in an announcement only when it first sees that session.
 """
 
 from __future__ import annotations

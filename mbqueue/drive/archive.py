@@ -73,7 +73,7 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
     Raises:
         UsageError: if there is no queue, or ``target`` exists.
         QueueError, DamagedSnapshot, DamagedArchive: if the database is damaged, or the archive reads back differently.
-            No archive is left.
+            No archive is left at ``target``.
     """
     if not project.queue_db.exists():
         raise UsageError(f"There is no queue at {project.queue_db}, so there is nothing to back up.")
@@ -103,11 +103,11 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
     """Replace the project's state with the state in an archive, after checking the whole archive.
 
     The replaced state is kept next to the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archive's
-    settings would run other commands than the present settings, mbqueue saves them in a separate file, and reports this
-    to ``note``.
+    settings contain different commands than the current settings, mbqueue saves the archive's settings in a separate
+    file, and reports this to ``note``.
 
     Raises:
-        DamagedArchive: if the archive differs from what `back_up` wrote. Nothing was changed.
+        DamagedArchive: if the archive differs from what `back_up` wrote. Nothing is changed.
         UsageError: if there is a queue and ``force`` is not given, or a session uses the queue.
         QueueLost: if the queue or a part of the queue was lost, and ``force`` is not given.
         QueueError: if mbqueue cannot find out whether a session uses the queue.
@@ -149,7 +149,7 @@ def _require_nothing_lost(project: ProjectFolder) -> None:
     """Refuse to replace work that `recover` could bring back.
 
     Raises:
-        QueueLost: if the live folder contains such work.
+        QueueLost: if the live folder contains work that is missing from the queue.
     """
     if cut_off_restore(project) is not None:
         return
@@ -188,7 +188,7 @@ def _require_whole(folder: Path, source: Path) -> None:
 
 @contextmanager
 def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]:
-    """Mark a restore as running, by a file in the live folder.
+    """Mark the project as being restored, with a file in the live folder.
 
     If the restore is interrupted, commands that find no queue ask you to run it again.
     """
@@ -227,13 +227,13 @@ def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, byt
 
 
 def _commits(folder: Path) -> dict[str, bytes]:
-    """Read a fold's newest commit and the commit of its best epoch, both from the same moment.
+    """Read a fold's newest commit and the commit of its best epoch, both as of the same moment.
 
     Returns:
-        File name → bytes.
+        The content of each file, by file name.
 
     Raises:
-        QueueError: if the newest commit is damaged, or the folder changes too fast.
+        QueueError: if the newest commit is damaged, or the folder keeps changing while it is read.
     """
     wrong: dict[str, str] = {}
     commits = Commits(in_folder(folder), named_after(folder), wrong.__setitem__)

@@ -56,7 +56,7 @@ def publish_crystals(
     *,
     before_piece: Callable[[int], None] = lambda _left: None,
 ) -> None:
-    """Copy a binary file of crystals to the shared folder, unless it is there. Report a failing drive or store.
+    """Copy a binary file of crystals to the shared folder, unless it is already there. Report a failing drive or store.
 
     Args:
         before_piece: called before each piece with the number of bytes left. The copy is removed if ``before_piece``

@@ -39,9 +39,9 @@ class LiveState:
         commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit on the mount.
         published_at: when all committed work was last on the mount, in seconds since the epoch.
         trouble: why some work is not published, and since when; None if publishing works.
-        aside: published commits that the accepted training of their fold does not continue.
+        aside: published commits that are not part of their fold's accepted training.
         damaged: path of a damaged file on the mount → reason.
-        others: session, host, device and folds of each live session with another database.
+        others: session, host, device and folds of each live session that uses another database.
     """
 
     database: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -75,10 +75,10 @@ class LiveState:
         """Yield the current state, locked against other writers, and save it after the block if it changed.
 
         A session's main thread, its publishing thread and other sessions on this machine all write this file. So each
-        of them must read the state again before changing it.
+        writer must read the state again before changing it.
 
         Raises:
-            OSError: if another process does not release the lock.
+            OSError: if another process holds the lock for too long.
         """
         lock = FileLock(path.with_name(f"{path.name}.lock"))
         try:
@@ -103,11 +103,11 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
 
         mount            the project's folder, or the address of the store
         state            "published", "behind" or "degraded" (with why and since)
-        why, since       of trouble with that place, or null
+        why, since       the reason for trouble with that place, and when it began, or null
         published_at     when everything was last published
         folds[]          experiment, fold, committed, published (stems), seconds_at_risk (of training)
         others[]         live sessions with other databases: session, host, device, folds
-        aside[]          published commits that the accepted training of their fold does not continue
+        aside[]          published commits that are not part of their fold's accepted training
         damaged          path of a damaged file on the mount → reason
     """
     mount = project.topology.publishes_to

@@ -1,4 +1,4 @@
-"""Publish result files to the mount, and listings next to the checkpoints that verify them.
+"""Publish result files to the mount. A listing next to the checkpoints verifies the result files.
 
 Result files have fixed names (preds_fold_0.csv), so they are the only files on a mount that may be replaced. A listing
 is written once, under a unique name, and contains the size and hash of every file. If a result file matches no listing,
@@ -37,7 +37,7 @@ _NAME = re.compile(rf"(?:prepare|record|{FOLD_PATTERN})-([0-9a-f]{{12}}){DUPLICA
 
 
 def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Make the record in manifests and listings from which an experiment can be enqueued again."""
+    """Make a record for manifests and listings, from which an experiment can be enqueued again."""
     return {
         "spec": experiment.spec,
         "results_dir": experiment.results_dir,
@@ -48,7 +48,7 @@ def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) ->
 
 
 def why_pruned(jobs: Sequence[Job]) -> dict[str, str]:
-    """Make the entry ``pruned``, with the reason why a trial was pruned; empty if it was not.
+    """Make the entry ``pruned``, with the reason why a trial was pruned; empty if the trial was not pruned.
 
     Snapshots and listings contain this entry, because commits do not record pruning.
     """
@@ -83,9 +83,9 @@ class ResultListing:
         return self.kind if self.fold is None else fold_name(self.fold)
 
     def is_another_in_the_folder_of(self, experiment: Experiment) -> bool:
-        """Whether the listing is of an experiment with the same results folder but different settings.
+        """Whether the listing belongs to an experiment with the same results folder but different settings.
 
-        Two machines that do not see each other may begin trials with the same name and different settings.
+        Two machines that cannot see each other's work may begin trials with the same name and different settings.
         """
         return self.spec_hash != experiment.spec_hash and self.enqueued["results_dir"] == experiment.results_dir
 
@@ -146,7 +146,7 @@ class PublishedResults:
     def are_whole(self, results_dir: str, listed: Sequence[ResultFile]) -> bool:
         """Whether the result files on the mount match the listing; another session may have replaced them.
 
-        A file is read the first time, and then only if its size or modification time has changed.
+        The first call reads every file. Later calls read only files whose size or modification time has changed.
         """
         for file in listed:
             path = f"{results_dir}/{file.name}"

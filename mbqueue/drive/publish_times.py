@@ -23,7 +23,7 @@ class Rounds:
         self._took.append((ended_at, seconds))
 
     def note(self, queue: Queue) -> None:
-        """Record the collected rounds in the queue, but only for a session: commands record none."""
+        """Record a session's collected rounds in the queue. Do nothing for a command."""
         while self._took and self._session is not None:
             ended_at, seconds = self._took.pop(0)
             queue.note(published_note(seconds), by=self._session, now=ended_at)
@@ -34,7 +34,7 @@ SMALL_FILE = 1_000_000
 
 
 class NoTime(Exception):
-    """A file was not written, because the session would have ended before the write."""
+    """A file was not written, because the session would have ended before the write was complete."""
 
 
 class WriteTime:

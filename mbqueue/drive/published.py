@@ -4,9 +4,9 @@ A commit is two files, STEM-HASH.pt and STEM-HASH.json. HASH is the beginning of
 commits share a name, and a truncated manifest is recognised. Files that the mount renamed to `name (1)` are read too.
 
 Two sessions that did not see each other may have trained the same fold. The order of the commits alone decides which
-training is accepted (`mbqueue.storage.manifest`). The accepted chain is the greatest commit, the history in its
-manifest, and the commit of its best epoch. The history of the best epoch's commit must be the beginning of the greatest
-commit's history, row for row, with the same sessions and times. Commits of the other training are kept and reported.
+training is accepted (`mbqueue.storage.manifest`). The accepted chain is the commit with the highest rank, the history
+in its manifest, and the commit of its best epoch. That history must begin with the history of the best epoch's commit,
+row for row, with the same sessions and times. Commits of the other training are kept and reported.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class PublishedFold(Commits):
 
 
 def experiment_folders(drive: Drive, folder: str) -> list[str]:
-    """List the names in a folder that an experiment can have, without the files that drives add."""
+    """List the names in a folder that are valid experiment names. Leave out the files that drives add."""
     return [name for name in drive.names(folder) if re.fullmatch(NAME_PATTERN, name)]
 
 

@@ -1,6 +1,6 @@
 """Publish committed work to the mount while training continues.
 
-One round publishes everything that is committed and not yet on the mount: commits (a fold's best before its newest),
+One round publishes everything that is committed and not yet on the mount: commits (each fold's best before its newest),
 then results, then a snapshot of the queue. In this order, a snapshot never mentions missing files. A superseded file is
 removed only after its successor has been read back and has had time to upload. If the mount fails, training continues.
 `mbqueue status` shows the reason, and rounds are retried with growing pauses until one succeeds.
@@ -71,7 +71,7 @@ class Publisher:
     Args:
         session: the publishing session; None for a command, which announces nothing.
         remaining: returns the seconds until the session must end. A write that would take longer is not started.
-        should_stop: returns whether the session was asked to end. Its main thread then stops waiting for the mount.
+        should_stop: returns whether the session was asked to end. If so, its main thread stops waiting for the mount.
         on_published: called with the duration of each round that wrote something.
         note: called from the thread with sentences for the user.
     """
@@ -143,12 +143,12 @@ class Publisher:
     def reconcile(self, queue: Queue, *, now: float, spare: float = READ_SECONDS) -> list[tuple[int, int]]:
         """Adopt work that other sessions have published; do nothing while the mount fails or hangs.
 
-        Separate threads read the mount, and are abandoned if they take too long. The calling thread adopts what they
-        have read.
+        Separate threads read the mount, and are abandoned if they take too long. The calling thread then adopts the
+        work that was read.
 
         Args:
             now: monotonic seconds. A call within `RECONCILE_SECONDS` of the previous call does nothing.
-            spare: the most seconds that the call may take; even with more, it takes at most `READ_SECONDS`.
+            spare: how many seconds the call may take. It never takes more than `READ_SECONDS`.
 
         Returns:
             (experiment id, fold) of the adopted folds.

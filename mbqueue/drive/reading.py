@@ -1,4 +1,4 @@
-"""Read files from a mount without trusting them: they may be truncated, or not written by mbqueue."""
+"""Read files from a mount without trusting them: they may be truncated, or written by another program."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Rebuild a queue from commits and users' requests.
 
-A session on a new machine and `recover` start from a snapshot or an empty database. They add every known experiment
+A session on a new machine and `recover` start from a snapshot or an empty database. Both add every known experiment
 (`enqueue_again`), and advance every fold to its newest commit (`trained_by`). `restore` starts from the archive's
 database, and also uses `trained_by`.
 """
@@ -28,11 +28,11 @@ from mbqueue.storage.manifest import Manifest
 def rebuild_queue(
     project: ProjectFolder, fill: Callable[[Queue], None], *, lay: Callable[[Path], bool] = lambda _path: False
 ) -> None:
-    """Make the project's queue, which appears once it is complete. Make no queue if it would be empty.
+    """Make the project's queue, which appears once it is complete. If the queue would be empty, make none.
 
     Args:
         fill: adds experiments and their progress to the new queue.
-        lay: called with a path to which it may write an initial database. Returns whether it wrote one.
+        lay: may write an initial database to the given path, and returns whether it has done so.
     """
     building = project.live_dir / f"{files.TEMP_PREFIX}queue.db"
     for left in project.live_dir.glob(f"{building.name}*"):
@@ -103,7 +103,7 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
 
 
 def _take_over_released(queue: Queue, name: str, released: Released, *, now: float, by: str) -> None:
-    """Restore a pruned trial from the histories in its spec, because its checkpoints were removed."""
+    """Restore a pruned trial whose checkpoints were removed, from the training histories in its spec."""
     for fold, history in released.histories.items():
         trained = Trained(
             experiment=name,

@@ -43,7 +43,7 @@ class Recovered:
 
     Attributes:
         folds: (experiment, fold, number of finished epochs) of every fold in the new queue.
-        replaced: the new path of the replaced database; None if there was none.
+        replaced: the new path of the replaced database; None if no database was replaced.
     """
 
     folds: list[tuple[str, int, int]]
@@ -59,10 +59,10 @@ def recover(
     `read_notes`), even if it has no commit. Sessions repeat predictions and records, unless the mount has their files
     intact. If the live folder is lost, the pauses are lost too.
 
-    If the replaced queue can be read, experiments and folds that only this queue contains are also restored. You may
-    have started the replaced queue after the real one was lost. If two experiments have the same name, the one with
-    checkpoints is restored; if neither has any, the one that `read_notes` returns. Before a file is set aside, ``note``
-    gets the reason and the new path.
+    If the replaced queue can be read, experiments and folds that only this queue contains are also restored, because
+    you may have started it after an earlier queue was lost. If two experiments have the same name, the one with
+    checkpoints is restored. If neither has checkpoints, the one that `read_notes` returns is restored. Before a file is
+    set aside, ``note`` is called with the reason and the new path.
 
     If the project has a live folder, commits in state/ are first copied to the live folder. Sessions leave commits in
     state/ while the queue is on a server or the project is on a local disk.
@@ -70,7 +70,7 @@ def recover(
     Raises:
         UsageError: if a session uses the queue. Without ``force``, also if the queue is intact or a restore was
             interrupted.
-        QueueError: if there is nothing to make a queue from.
+        QueueError: if the project has no files from which to make a queue.
     """
     project.live_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(project.entering_lock, timeout=600):
@@ -220,7 +220,7 @@ def _trained(project: ProjectFolder) -> dict[str, dict[str, Any]]:
 
 
 def _is_other(before: Mapping[str, Any] | None, one: Mapping[str, Any]) -> bool:
-    """Whether two records with the same name are of different experiments."""
+    """Whether two records with the same name belong to different experiments."""
     if before is None:
         return False
     return told_apart_by(before["spec"], before["spec_hash"]) != told_apart_by(one["spec"], one["spec_hash"])
@@ -303,7 +303,7 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
 
 
 def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Commits:
-    """The commits in a folder that belong to the fold of that name in the queue."""
+    """Make a reader of a folder's commits, which accepts only commits of the fold that the folder is named after."""
     identity = named_after(folder)
     known = next((one for one in queue.experiments() if one.name == identity.experiment), None)
     if known is not None:

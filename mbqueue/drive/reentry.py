@@ -1,9 +1,9 @@
 """Resume a project on a mount from where its last session stopped.
 
 A new live folder gets the newest intact snapshot of the queue. At the start, and while other sessions run, mbqueue
-compares everything published with the live state. Experiments that only another database has are enqueued. Folds that
-have advanced further on the mount are adopted, with their verified files and results. If files of recorded work are
-missing, that work is queued again.
+compares everything published with the live state. Experiments that exist only in another database are enqueued. Folds
+that have advanced further on the mount are adopted, with their verified files and results. If files of recorded work
+are missing, that work is queued again.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Reentry:
 
     @contextmanager
     def _remembering_at_once(self) -> Iterator[None]:
-        """Record all damaged files found in the block with a single write, since there may be hundreds."""
+        """Record with a single write all damaged files that the block finds, because there may be hundreds."""
         if self._found is not None:
             yield
             return
@@ -180,7 +180,8 @@ class Reentry:
     def _pruned_elsewhere(self) -> dict[tuple[str, str], str]:
         """Read from the newest snapshots why trials were pruned: (trial, hash of its spec) → reason.
 
-        Two machines that did not see each other may have begun trials of the same name with different settings.
+        Two machines that could not see each other's work may have begun trials with the same name and different
+        settings.
         """
         newest = {one.listing.database: one.listing for one in self._snapshots.listed()}
         return {
@@ -246,7 +247,7 @@ class Reentry:
         return taken
 
     def _take_over(self, here: Commits, folder: Path, chain: list[tuple[Commit, bytes]]) -> None:
-        """Copy accepted commits into the live folder, and set aside commits that they do not continue."""
+        """Copy accepted commits into the live folder. Set aside that folder's commits of any other training."""
         newest = chain[-1][0].manifest
         on_line = {one.base for one in here.commits() if newest.continues(one.manifest)}
         for stem in here.bases():

@@ -1,8 +1,8 @@
 """Decide which superseded files to keep on a mount that uploads and removes files in any order.
 
 A file that this machine reads back may not have been uploaded yet, while the removal of an older file may already have
-reached the drive. If the machine is lost at that moment, both files are gone. So a file counts as settled (uploaded)
-only after some time on the mount, and the files that it supersedes stay until then.
+reached the drive. If the machine is lost at that moment, both files are gone. So mbqueue considers a file settled
+(uploaded) only after some time on the mount, and until then keeps the files that it supersedes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def positions_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady
     Args:
         seen_at: when each file was first seen on the mount, in monotonic seconds, the oldest work first.
         kept: number of settled files to keep.
-        steady_since: since when the mount has not failed, in monotonic seconds. A failing mount uploads nothing.
+        steady_since: the time since which the mount has not failed, in monotonic seconds. A failing mount uploads
+            nothing.
     """
     before = now - SETTLED_SECONDS
     settled = [position for position, at in enumerate(seen_at) if max(at, steady_since) <= before]

@@ -1,7 +1,7 @@
 """Take snapshots of the queue's database while it is in use, publish them, and check them before use.
 
 A snapshot on the mount is NUMBER-DATABASE-HASH.db, and a manifest of the same name with the suffix .json, written last.
-The files never change. DATABASE is the id of the live database, and NUMBER is higher than those of all snapshots that
+The files never change. DATABASE is the id of the live database. NUMBER is higher than the number of every snapshot that
 the database continues. HASH is the beginning of the manifest's SHA-256.
 """
 
@@ -121,11 +121,11 @@ def take(queue_db: Path, target: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """Check that a file is an intact database of mbqueue and nothing else, without running any SQL from the file.
+    """Check that a file is an intact mbqueue database and nothing else, without running any SQL from the file.
 
     Raises:
-        DamagedSnapshot: if the file is anything else.
-        SchemaTooNew: if a newer mbqueue wrote it.
+        DamagedSnapshot: if the file is not an intact mbqueue database.
+        SchemaTooNew: if a newer mbqueue wrote the file.
     """
     size = path.stat().st_size
     deadline = time.monotonic() + CHECK_SECONDS * max(1.0, size / _CHECKED_IN_TIME)
@@ -155,7 +155,7 @@ def check(path: Path) -> None:
 
 
 def _wrong_structure(db: sqlite3.Connection) -> str | None:
-    """Return what is wrong with the structure of a database, or None if it is right."""
+    """Return the first problem in the structure of a database, or None if it has no problem."""
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in range(1, SCHEMA_VERSION + 1):
         return "is not a queue of mbqueue"
@@ -183,7 +183,7 @@ _ROWS: tuple[tuple[str, Callable[[sqlite3.Row], object]], ...] = (
 
 
 def _check_rows(db: sqlite3.Connection) -> None:
-    """Parse every row in the same way as the queue does, so that a damaged row is found now."""
+    """Parse every row as the queue does, to find damaged rows before the snapshot is used."""
     db.row_factory = sqlite3.Row
     for statement, read in _ROWS:
         for row in db.execute(statement):
@@ -278,8 +278,8 @@ class Snapshots:
     def prune(self, newest: Listing, *, now: float, steady_since: float) -> None:
         """Remove snapshots that a published snapshot continues, except those that `positions_to_keep` selects.
 
-        Damaged files that are older than the kept snapshots are also removed. Examples are a database whose session
-        died before it wrote the manifest, and copies that the drive renamed.
+        Leftover files that are older than the kept snapshots are also removed: damaged files, copies that the drive
+        renamed, and databases whose session died before it wrote the manifest.
 
         Args:
             now, steady_since: see `mbqueue.drive.retention`.

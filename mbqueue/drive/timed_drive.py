@@ -14,7 +14,7 @@ Answer = TypeVar("Answer")
 
 
 class TimedDrive(Drive):
-    """A drive for reading only, with a time limit for reads.
+    """A read-only drive, with a time limit for reads.
 
     If an abandoned thread finally gets an answer, the answer is kept for the next attempt. So a few attempts can read a
     mount that is slower than the limit.
@@ -31,9 +31,9 @@ class TimedDrive(Drive):
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Limit the total time of all reads in the block, in seconds; then raise TimeoutError.
+        """Limit the total time of all reads in the block to ``seconds``. Later reads raise TimeoutError.
 
-        A request to stop raises InterruptedError. A mount that fails raises OSError, which includes both.
+        A request to stop raises InterruptedError. If the mount fails, reads raise OSError, the base class of both.
         """
         self._seconds, self._until = seconds, time.monotonic() + seconds
         yield

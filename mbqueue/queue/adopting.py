@@ -71,7 +71,7 @@ class Trained:
     Attributes:
         history: one row per finished epoch; `epoch` counts from 1 without gaps.
         fence: the newest commit's fence.
-        is_within: whether the newest commit is within the epoch after `history`, and not at the end of an epoch.
+        is_within: whether the newest commit is mid-epoch, in the epoch after `history`.
         skip_rest: whether early stopping has ended the fold, so that its remaining epochs will not be trained.
         source: the name of the newest commit, for the events.
     """
@@ -116,9 +116,9 @@ class Adopting(Part):
         """Make the fold's jobs match a chain of commits exactly.
 
         Every finished epoch of the chain becomes committed with its history row, even if its job had failed. Committed
-        epochs that are missing from the chain, or differ from it, are rewound first, with the fold's `predict` and the
-        `record`. A cancelled epoch and all later epochs stay as they are, because a person cancelled them. Nothing
-        changes while a session holds a lease on the fold.
+        epochs that are missing from the chain, or differ from it, are rewound first, together with the fold's `predict`
+        job and the `record` job. A cancelled epoch and all later epochs stay as they are, because a person cancelled
+        them. Nothing changes while a session holds a lease on the fold.
 
         Args:
             publish: moves the chain's files into place, while no session can claim the fold. If `publish` raises,
@@ -184,15 +184,15 @@ class Adopting(Part):
         fold: int | None = None,
         by: str = "adopt",
     ) -> bool:
-        """Adopt a `prepare`, `predict` or `record` of another machine, if every job that it needs is done.
+        """Adopt another machine's result of a `prepare`, `predict` or `record` job, if all jobs that it needs are done.
 
-        The result of a `prepare` must contain `dataset_hash`.
+        The result of a `prepare` job must contain `dataset_hash`.
 
         Returns:
             True if the job was waiting, ready or failed, and is now committed.
 
         Raises:
-            QueueError: if the crystals of a `prepare` differ from those of the experiment.
+            QueueError: if a `prepare` job found different crystals than the experiment has.
         """
         with self.writing() as db:
             found = find_experiment(db, experiment, to_change=True)
@@ -224,7 +224,7 @@ class Adopting(Part):
     def see_session(self, seen: SeenSession, *, folds: Iterable[tuple[str, int]], now: float) -> None:
         """Record a session of another machine as live, and reserve its folds for it.
 
-        `folds` are (experiment, fold) pairs. Pairs of experiments that are not in the queue are ignored.
+        `folds` contains (experiment, fold) pairs. Pairs whose experiment is not in the queue are ignored.
         """
         # A session whose clock is ahead must not reserve folds forever.
         alive_until = min(seen.alive_until, now + LONGEST_LEASE_SECONDS)
@@ -259,7 +259,7 @@ _BACK_TO_WAITING = """
 
 
 def _agreed_epochs(jobs: Iterable[Row], history: Sequence[Mapping[str, Any]]) -> int:
-    """Count the epochs, beginning with the first, whose committed rows equal those of ``history``."""
+    """Count how many epochs, starting from the first, have the same committed rows as ``history``."""
     agreed = 0
     for job, row in zip(jobs, history, strict=False):
         if job["state"] != "committed":

@@ -111,7 +111,7 @@ class Claims(Part):
         fold) come first. Among the other jobs, the highest priority wins, then a fold in progress, then the oldest job.
         A claim skips paused jobs and jobs whose next attempt is due later. A claim also skips a fold that another live
         session worked on last, unless that session is busy with another job. The number of jobs in the queue does not
-        affect the duration of a claim. A claim counts as a heartbeat of the session.
+        affect how long a claim takes. A claim counts as a heartbeat of the session.
 
         Raises:
             QueueError: if the session does not exist or has ended.
@@ -128,7 +128,7 @@ class Claims(Part):
 
     @repeatable
     def reap_expired(self, *, by: str, now: float) -> int:
-        """Take back every expired lease, as `claim` does. Return the number of expired leases."""
+        """Take back every expired lease, as `claim` does. Return the number of leases that were taken back."""
         with self.writing() as db:
             return sum(rows.rowcount for rows in self.database.together(db, self._reap(db, by=by, now=now)))
 
@@ -142,7 +142,7 @@ class Claims(Part):
         return _claim_statement, {**values, "experiment_id": experiment_id, "fold": fold}
 
     def _claim_next(self, epoch: Job, session: str, now: float, lease_seconds: float) -> Bound:
-        """The statement that claims the job after an epoch, unless an ordinary claim would choose another job."""
+        """The statement that claims the job after an epoch, unless an ordinary claim would choose a different job."""
         return _CLAIM_NEXT, {**_lease_values(session, now, lease_seconds), "id": epoch.id}
 
     def _reap(self, db: Statements, *, by: str, now: float) -> Sequence[Bound]:

@@ -124,8 +124,8 @@ class Database(ABC):
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
         """Wait until there may be a new job to claim, or until ``is_over(seconds)`` returns True.
 
-        ``is_over`` sleeps for the number of seconds that it is given. If the database cannot announce changes, this
-        number is ``seconds``.
+        ``is_over`` takes a number of seconds, and sleeps for that time. If the database cannot announce changes, this
+        method calls ``is_over(seconds)`` only once.
         """
 
 
@@ -133,8 +133,8 @@ def repeatable(method: Method) -> Method:
     """Mark a public method of the queue as one transaction, which is repeated if it was interrupted.
 
     A repeated transaction sees the changes of other sessions, and refuses an outdated fence. `publish` is called only
-    once, even if the transaction is repeated. Files that `publish` has moved stay valid even if another session claims
-    the job between two attempts. The reason is that the lease was held, and the job's row locked, during `publish`.
+    once, even if the transaction is repeated. During `publish`, the session holds the lease, and the job's row is
+    locked. So the files that `publish` moves stay valid, even if another session claims the job between two attempts.
     """
 
     @wraps(method)

@@ -24,7 +24,7 @@ class Dialect(ABC):
         lock, skip_locked: text that ends a SELECT and locks the selected rows; ``skip_locked`` also skips rows that are
             locked already.
         or_else: the SQL function that returns its first argument that is not NULL, as used in the index jobs_identity.
-        claim_covers: extra columns in the index that claims search.
+        claim_covers: extra columns for the index that is searched by each claim.
         board_index: text in the dashboard's query, after the table's name, that forces the use of one index.
     """
 
@@ -44,11 +44,14 @@ class Dialect(ABC):
 
     @abstractmethod
     def json_number(self, text: str, key: str) -> str:
-        """SQL for the number under a key of a JSON object; NULL if the key is missing."""
+        """SQL that reads the number under a key of a JSON object; NULL if the key is missing."""
 
     @abstractmethod
     def is_json(self, text: str) -> str:
-        """SQL that tests whether a text is JSON. PostgreSQL requires a JSON object, and fails for other text."""
+        """SQL that tests whether a text is JSON.
+
+        PostgreSQL accepts only a JSON object, and raises an error if the text is not JSON.
+        """
 
     @abstractmethod
     def is_same(self, left: str, right: str) -> str:

@@ -1,4 +1,4 @@
-"""Record which jobs each job needs, and make a job ready once all jobs that it needs are done."""
+"""Record which jobs each job needs, and mark a job as ready once all jobs that it needs are done."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ PRUNED = "pruned: "
 
 
 def link(db: Statements, sql: Dialect, experiment_id: int, *, epochs: int) -> None:
-    """Record which jobs of an experiment need which others. Existing records stay."""
+    """Record for each job of an experiment which jobs it needs. Keep existing records."""
     for statement in _links(sql):
         db.execute(statement, {"experiment_id": experiment_id, "epochs": epochs})
 
 
 def settle(db: Statements, experiment_id: int, *, by: str, now: float) -> None:
-    """Make every waiting job of an experiment ready if all jobs that it needs are done."""
+    """Mark each waiting job of an experiment as ready if all jobs that it needs are done."""
     db.execute(_SETTLE, {"experiment_id": experiment_id, "by": by, "now": now})

@@ -83,7 +83,7 @@ class Enqueueing(Part):
         """Add an experiment to the queue, or add its missing folds.
 
         Enqueueing the same spec and folds again changes nothing, not even `results_dir` or `priority`. When folds are
-        added, `record` becomes waiting again, so that it covers all folds.
+        added, the `record` job returns to the state `waiting`, so that its results will cover all folds.
 
         Raises:
             ExperimentExists: if the queue has an experiment of this name with a different spec. The message lists the
@@ -140,7 +140,7 @@ class Enqueueing(Part):
 
     @repeatable
     def is_empty(self) -> bool:
-        """Whether no experiment was ever enqueued."""
+        """Whether no experiment has ever been enqueued."""
         with self.reading() as db:
             return db.execute("SELECT id FROM experiments LIMIT 1").fetchone() is None
 
@@ -259,7 +259,7 @@ def _read(db: Statements, experiment_id: int) -> Experiment:
 
 
 def different_keys(there: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The dotted keys in which two specs differ, if they change a fold's result. Keys with short values come first."""
+    """The dotted keys that differ between two specs and affect a fold's result. Keys with short values come first."""
     old_values, new_values = dict(_flat(there)), dict(_flat(new))
     return [
         key

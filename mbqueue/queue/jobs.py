@@ -89,7 +89,7 @@ class Job:
             idle.
         failures: the number of attempts that ended with an error.
         preemptions: the number of attempts that were preempted.
-        lost_in_a_row: the number of leases since work was last saved that ran out or whose session died.
+        lost_in_a_row: how many leases have ended since work was last saved, because they expired or their session died.
         not_before: earliest time of the next attempt (seconds since the epoch), 0 for immediately.
         progress: the progress of an unfinished job that a worker last saved; None once the job is finished.
         result: the committed result.
@@ -162,10 +162,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """A session's right to work on a job until `expires_at`. The fence proves this right.
+    """A session's right to work on a job until `expires_at`. The lease is valid while the job has the same fence.
 
-    `job` is the job's row when the lease was claimed or last renewed. `job.progress` is the progress that an earlier
-    holder saved. `job.paused` means that a person has paused the job.
+    `job` is the job's row as of the claim or the last renewal. `job.progress` is the progress that an earlier holder
+    saved. `job.paused` means that a person has paused the job.
     """
 
     job: Job
@@ -175,7 +175,7 @@ class Lease:
 
 
 def told_apart_by(spec: Mapping[str, Any], spec_hash: str) -> tuple[str, bool]:
-    """The values by which two experiments with the same name differ: the spec's hash, and whether this is a trial."""
+    """The values that distinguish two experiments with the same name: the spec's hash, and whether this is a trial."""
     return spec_hash, "trial" in spec  # the hash ignores this key
 
 
@@ -206,7 +206,7 @@ class Experiment:
         return bool((self.spec.get("trial") or {}).get("released"))
 
     def is_of(self, spec: Spec) -> bool:
-        """Whether the experiment was enqueued with this spec, or with the same spec and other folds."""
+        """Whether the experiment was enqueued with this spec, or with one that differs only in its folds."""
         return told_apart_by(self.spec, self.spec_hash) == told_apart_by(spec.to_json(), spec.hash)
 
     def identity(self, fold: int) -> Identity:
@@ -271,7 +271,7 @@ class SessionRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One event: a change of a job's state, or a note (then both states are None).
+    """One event: a change of a job's state, or a note. Both states of a note are None.
 
     Attributes:
         by: the session or command that caused the event.

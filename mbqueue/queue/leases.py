@@ -104,7 +104,10 @@ def result_columns(sql: Dialect) -> str:
 
 
 def retry_delay_seconds(failures: int) -> float:
-    """The delay in seconds after this many failures: 30 s, 2 min, 8 min, 32 min, then always 1 h."""
+    """The delay in seconds before the next attempt.
+
+    The delay grows with each failure from 30 s to 2 min, 8 min and 32 min, and then stays at 1 h.
+    """
     return float(min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 4 ** (failures - 1)))
 
 
@@ -139,7 +142,7 @@ class Leases(Claims):
             The next lease, or None if there is no job for this session now or the session has ended.
 
         Raises:
-            LeaseLost, QueueError: as for `commit`; then nothing was claimed.
+            LeaseLost, QueueError: as for `commit`. No job is claimed.
         """
         job, session = lease.job, lease.session
         with self.writing() as db:
@@ -193,7 +196,7 @@ class Leases(Claims):
         """Record the progress of an unfinished job, and call `publish` in the same transaction.
 
         Raises:
-            LeaseLost: if the lease is lost; then `publish` was not called.
+            LeaseLost: if the lease is lost. `publish` is not called.
         """
         with self.writing() as db:
             self._fenced(db, _SAVE_PROGRESS, lease, {"progress": _as_json(progress)})
@@ -206,11 +209,11 @@ class Leases(Claims):
     ) -> tuple[Job, ...]:
         """Commit a job: check the fence, call `publish`, store `result`, and mark the next jobs as ready.
 
-        All of this is one write transaction, so no other session can claim the job while `publish` runs. `publish`
+        The commit is one write transaction, so no other session can claim the job while `publish` runs. `publish`
         should only rename files, because the database is locked while it runs. If `publish` raises, nothing is written
         and the lease is still held. If the process dies between `publish` and the end of the transaction, the files
-        exist and the job is still leased. These files are valid, because the fence was checked before `publish`. The
-        next holder of the job adopts them.
+        exist and the job is still leased. The next holder of the job adopts these files. They are valid, because the
+        fence was checked before `publish`.
 
         The result of a `prepare` job must contain `dataset_hash`.
 
@@ -218,8 +221,8 @@ class Leases(Claims):
             The jobs that became ready.
 
         Raises:
-            LeaseLost: if the lease is lost; then `publish` was not called.
-            QueueError: if `dataset_hash` is missing or differs from that of an earlier `prepare`.
+            LeaseLost: if the lease is lost. `publish` is not called.
+            QueueError: if `dataset_hash` is missing or differs from that of an earlier `prepare` job.
         """
         with self.writing() as db:
             self._finish(db, lease, result, now, publish, None)
@@ -238,8 +241,8 @@ class Leases(Claims):
     ) -> tuple[Job, ...]:
         """Commit an epoch, and in the same transaction skip all later epochs of its fold (early stopping).
 
-        With ``prunes``, prune the whole trial: skip all its jobs, including predictions and record, except jobs that a
-        session is working on. ``why`` must then begin with `mbqueue.queue.edges.PRUNED`.
+        With ``prunes``, prune the whole trial: skip all its jobs, including the `predict` and `record` jobs, except
+        jobs that a session is working on. In that case, ``why`` must begin with `mbqueue.queue.edges.PRUNED`.
 
         Raises:
             LeaseLost: as for `commit`.
@@ -323,7 +326,7 @@ class Leases(Claims):
         """Commit the job, run the statements of ``then`` in the same message to the server, and call ``publish``.
 
         Returns:
-            The results of ``then``.
+            The results of the statements in ``then``.
         """
         job = lease.job
         if skip_rest is not None and job.kind is not Kind.TRAIN:
@@ -391,7 +394,7 @@ class Leases(Claims):
 
 
 def _as_json(content: Mapping[str, Any]) -> str:
-    """Compact JSON.
+    """Encode ``content`` as compact JSON.
 
     Raises:
         QueueError: if the content contains nan, inf or anything else that is not JSON.

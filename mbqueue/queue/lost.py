@@ -126,7 +126,7 @@ def _lost_of(trace: Trace, known: Mapping[str, Experiment], done: Mapping[tuple[
 
 
 def described(lost: Sequence[Lost]) -> str:
-    """List the lost parts in a text that continues "The queue lacks"."""
+    """List the lost parts as text that completes the sentence "The queue lacks …"."""
     folds: dict[str, list[int]] = {}
     for one in lost:
         if one.fold is not None and not one.ahead:

@@ -71,12 +71,12 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
     """Copy a queue into an empty one, and mark the source as moved (`mbqueue.queue.moved`).
 
     Before the commit, all copied rows are read back and compared. A target whose queue was moved away earlier counts as
-    empty if the source contains all of its events. If the target already contains the source's events, an earlier run
-    crashed before it marked the source. In that case, this run only marks the source.
+    empty if the source contains all of its events. If an earlier run copied the queue but crashed before it marked the
+    source, this run only marks the source.
 
     Raises:
         UsageError: if a session works with the source, or the target is not empty.
-        QueueError: if the target cannot store a value unchanged; then neither queue was changed.
+        QueueError: if the target cannot store a value unchanged. Neither queue is changed.
     """
     with source.writing() as old, target.writing() as new:  # the target's transaction commits first
         _require_another(source, old, target, new)
@@ -97,10 +97,10 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
 def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
     """Copy a queue into a new SQLite file, as `copy_queue` does. The file appears only when it is complete.
 
-    If a queue that was moved away is at this path, its file is renamed to ``queue.db.moved-TIME``.
+    If the file at this path is a queue that was moved away, it is renamed to ``queue.db.moved-TIME``.
 
     Raises:
-        UsageError: if the path has a queue that was not moved away; also for the reasons of `copy_queue`.
+        UsageError: as for `copy_queue`; also if the file at this path is a queue that was not moved away.
     """
     if source.database.dialect is SQLITE:
         raise UsageError(f"The queue {source.database.name} is already in a file. Nothing was changed.")
@@ -130,7 +130,7 @@ def _require_another(source: Queue, old: Statements, target: Queue, new: Stateme
     """Refuse to move a queue onto itself, for example through a different spelling of its address.
 
     Raises:
-        UsageError: if both are the same queue, or another process is moving one of them.
+        UsageError: if source and target are the same queue, or another process is moving one of them.
     """
     if not source.database.dialect is target.database.dialect is POSTGRESQL:
         return
@@ -176,7 +176,7 @@ def _is_copied(path: Path, old: Statements) -> bool:
     """Whether a file already contains a copy of the queue; False if there is no file, or if its queue was moved away.
 
     Raises:
-        UsageError: if the file contains another queue.
+        UsageError: if the file contains a different queue.
     """
     if not path.exists():
         return False
@@ -193,7 +193,7 @@ def _is_copied(path: Path, old: Statements) -> bool:
 
 
 def _goes_on(db: Statements, *, after: Statements) -> bool:
-    """Whether ``db`` is a later state of the queue ``after``: its first events are all events of ``after``."""
+    """Whether ``db`` is a later state of the queue ``after``. If so, its events begin with all events of ``after``."""
     events = rows_of(db, "events")
     return all(next(events, None) == before for before in rows_of(after, "events"))
 

@@ -1,4 +1,4 @@
-"""Notes: events that are not a change of a job's state."""
+"""Add notes to the queue's events. A note is an event that does not change a job's state."""
 
 from __future__ import annotations
 

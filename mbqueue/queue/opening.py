@@ -24,7 +24,7 @@ _log = logging.getLogger("mbqueue")
 
 @cache
 def note_once(text: str) -> None:
-    """Log a note, once per process."""
+    """Log a note, unless this process has already logged it."""
     _log.warning(text)
 
 
@@ -111,7 +111,7 @@ def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | Non
     """Refuse a project without a queue; ``wait`` as for `open_queue`.
 
     Raises:
-        UsageError: if no experiment was ever enqueued.
+        UsageError: if no experiment has ever been enqueued.
         QueueError: if the queue's server cannot be reached.
         QueueLost: if the project had a queue that was lost.
     """

@@ -24,8 +24,8 @@ the unit of the target.
 The state of a fold is the first of these that applies: running, done (predictions committed), failed, cancelled,
 pruned, paused, ready, waiting. The state of an experiment is the first of these that applies: done (recorded), pruned,
 running, paused, ready, failed, cancelled, waiting. `seconds` is the time spent on committed, running and released work,
-and `epoch_seconds` is the time spent on committed epochs. A progress has the keys `what`, `done` and `total`, and if
-known also `seconds` and `seconds_left`. `sessions` leaves out sessions that ended, or whose last heartbeat is over a
+and `epoch_seconds` is the time spent on committed epochs. Each `progress` has the keys `what`, `done` and `total`, and
+if known also `seconds` and `seconds_left`. `sessions` leaves out sessions that ended, or whose last heartbeat is over a
 day old. A session is lost if its heartbeat is overdue, and has died if its process on this machine is gone. A dead
 session is listed with its job. Experiments, folds and counts show that job as ready, because the next session will
 release it.
@@ -144,7 +144,7 @@ class Outlook:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether the queue cannot continue without a person, because no job is ready, delayed or leased."""
+        """Whether no job is ready, delayed or leased, so that the queue cannot continue until a person acts."""
         return self.ready + self.delayed + self.leased == 0
 
 
@@ -161,9 +161,9 @@ class Reports(Part):
     def jobs(
         self, *, experiment: str | None = None, fold: int | None = None, state: State | None = None
     ) -> tuple[Job, ...]:
-        """Read the jobs, optionally of one experiment, fold or state.
+        """Read all jobs, or only the jobs of one experiment, fold or state.
 
-        The jobs of an experiment are in this order: `prepare`, then each fold's epochs and `predict`, then `record`.
+        The jobs of an experiment are sorted: `prepare`, then each fold's epochs and `predict`, then `record`.
         """
         query = (
             "SELECT * FROM job_rows WHERE (:experiment IS NULL OR experiment = :experiment) "
@@ -176,7 +176,7 @@ class Reports(Part):
 
     @repeatable
     def finished_epochs(self) -> dict[tuple[str, int], int]:
-        """Read the last committed or skipped epoch by (experiment, fold). Folds without such epochs are left out."""
+        """Read each fold's last committed or skipped epoch, by (experiment, fold). Leave out folds that have none."""
         query = (
             "SELECT experiment, fold, max(epoch) AS epoch FROM job_rows "
             "WHERE kind = 'train' AND state IN ('committed', 'skipped') GROUP BY experiment, fold"
@@ -210,8 +210,8 @@ class Reports(Part):
     def overview(self, *, now: float, project: str = "", experiment: str | None = None) -> dict[str, Any]:
         """Read the state of the whole queue at one instant, in the JSON format that this module's docstring describes.
 
-        If `experiment` is given, `experiments` and `jobs` cover only that experiment. For an unknown name, both are
-        empty.
+        If `experiment` is given, `experiments` and `jobs` cover only that experiment. If no experiment has that name,
+        `experiments` and `jobs` are empty.
         """
         with self.reading() as db:
             now = self.database.instant(db, now)
@@ -381,7 +381,7 @@ def _with_work(group: _Group, fold: int | None, progress: Mapping[str, Any]) -> 
 
 
 def _given_back(group: _Group, job: Row) -> _Group:
-    """The group of jobs as it will be after the next session has released a dead session's job."""
+    """Return the group of jobs as it will be once the next session has released a dead session's job."""
     if group.fold != job["fold"]:
         return group
     state = State.READY if job["lost_in_a_row"] + 1 < MAX_LOST_IN_A_ROW else State.FAILED

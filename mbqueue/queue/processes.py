@@ -34,7 +34,7 @@ def identity_of(pid: int) -> ProcessIdentity:
 
 
 def boot_id() -> str | None:
-    """The kernel's random id of this boot, with the id of the process namespace; None if they cannot be read."""
+    """The kernel's random id for this boot, with the id of the process namespace; None if either cannot be read."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = Path("/proc/self/ns/pid").readlink()
@@ -44,7 +44,7 @@ def boot_id() -> str | None:
 
 
 def is_known_dead(identity: ProcessIdentity) -> bool:
-    """Whether the process is certainly dead; False if unknown, as for another machine, boot or container.
+    """Whether the process is certainly dead; False if unknown, for example because it runs in another container.
 
     A process may be alive although /proc does not list it, because the mount option ``hidepid`` hides the processes of
     other users.
@@ -64,14 +64,14 @@ def is_known_dead(identity: ProcessIdentity) -> bool:
 
 
 def is_known_living(identity: ProcessIdentity) -> bool:
-    """Whether the process is certainly alive, even if it is suspended or hangs; False if unknown."""
+    """Whether the process is certainly alive, which includes suspended and hanging processes; False if unknown."""
     if identity.boot_id is None or identity.boot_id != boot_id() or identity.pid_started is None:
         return False
     return _started(identity.pid) == identity.pid_started
 
 
 def has_open(identity: ProcessIdentity, file: Path) -> bool | None:
-    """Whether a live process of this machine has a file open; None if unknown, as for another user or machine.
+    """Whether a live process has a file open; None if unknown, for example because another user started the process.
 
     A copy of the file counts as a different file, and a renamed file as the same file.
     """
@@ -95,7 +95,7 @@ def has_open(identity: ProcessIdentity, file: Path) -> bool | None:
 
 
 def is_gone(identity: ProcessIdentity, queue_file: Path | None) -> bool:
-    """Whether a session's process is certainly not using this queue: it is dead, or uses another file.
+    """Whether a session's process is certainly not using this queue: it is dead, or uses a different queue file.
 
     A copied queue contains the sessions of the original queue, whose processes may be alive.
 

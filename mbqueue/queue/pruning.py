@@ -52,10 +52,10 @@ class Pruning(Part):
     def give_up_checkpoints(self, experiment: str, *, now: float, by: str = "prune") -> bool:
         """Give up the checkpoints of a pruned trial, so that `retry` starts the trial from the beginning.
 
-        The trial's histories move into its spec. The caller must then remove the checkpoint files.
+        The trial's training histories move into its spec. Afterwards, the caller must remove the checkpoint files.
 
         Returns:
-            True if this was a pruned trial that still had its checkpoints, and no session was working on it.
+            True if the trial was pruned and still had its checkpoints, and no session was working on it.
 
         Raises:
             UsageError: if there is no such experiment.

@@ -111,8 +111,8 @@ class Sessions(Part):
     def end_session(self, session: str, *, reason: str, now: float, lost: bool = False) -> None:
         """End the session, and release its jobs as preempted; do nothing if it has already ended.
 
-        With ``lost``, the session counts as dead and its jobs as lost. A job that is lost too often in a row becomes
-        `failed`.
+        With ``lost``, the session counts as dead and its jobs as lost. A job that is lost too many times in a row
+        becomes `failed`.
         """
         with self.writing() as db:
             _end(db, session, reason=reason, by=session, now=now, lost=lost)
@@ -123,7 +123,7 @@ class Sessions(Part):
     ) -> tuple[SessionRow, ...]:
         """End the sessions of this machine whose processes are certainly dead, and release their jobs.
 
-        Also end sessions whose processes use another queue file, because this queue is then a copy.
+        Also end sessions whose processes use a different queue file, which shows that this queue is a copy.
 
         Sessions of other machines, boots and containers stay unchanged; their leases expire.
 
@@ -183,7 +183,7 @@ class Sessions(Part):
 
 
 def at_work(database: Database, db: Statements, *, now: float) -> SessionRow | None:
-    """Find a session that may still write to a queue. None means that the queue can be moved or replaced.
+    """Find a session that may still write to a queue. Return None if the queue can be moved or replaced.
 
     Args:
         now: the time by the database's clock, in seconds since the epoch.

@@ -92,7 +92,7 @@ class SqliteFile(Database):
     upgraded even with ``read_only``. In a read-only folder, such as a backup, the file is opened as immutable.
 
     Raises:
-        QueueError: if the file is missing (reading only), locked for too long, or not writable.
+        QueueError: if the file is locked for too long, or not writable; with ``read_only``, also if it is missing.
         QueueDamaged: if the file is damaged.
         QueueDiskFull: if the disk is full.
         QueueReplaced: if another file has replaced the opened file.
@@ -129,7 +129,7 @@ class SqliteFile(Database):
             self._local, self._file = threading.local(), None
 
     def verify(self) -> None:
-        """Check the integrity of the whole file. SQLite does not notice all damage, such as a changed digit.
+        """Check the integrity of the whole file. SQLite misses some damage, for example a changed digit.
 
         Raises:
             QueueDamaged: if the file is damaged.
@@ -184,7 +184,7 @@ class SqliteFile(Database):
         return True
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        """Wait for ``seconds``. SQLite announces no changes, so the caller must then check for new jobs."""
+        """Wait for ``seconds``. SQLite announces no changes, so the caller must check for new jobs after the wait."""
         is_over(seconds)
 
     def _connection(self) -> sqlite3.Connection:
@@ -224,7 +224,7 @@ class SqliteFile(Database):
         return connection
 
     def _is_immutable(self) -> bool:
-        """Whether the folder is not writable and the write-ahead log is empty, so that the file cannot change."""
+        """Whether the file cannot change, because its folder is not writable and the write-ahead log is empty."""
         log = self.path.with_name(self.path.name + "-wal")
         return not os.access(self.path.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
 

@@ -128,7 +128,7 @@ class Steering(Part):
 
     @repeatable
     def retry(self, experiment: str, *, now: float, fold: int | None = None, by: str = "retry") -> int:
-        """Retry failed and cancelled jobs with all their attempts, and end the delay of jobs that wait for a retry.
+        """Retry failed and cancelled jobs with the full number of attempts, and end the delay of retried jobs.
 
         A pruned trial resumes as a whole, and is not pruned again. A trial whose checkpoints were given up
         (`Pruning.give_up_checkpoints`) starts from the beginning.
@@ -157,24 +157,25 @@ class Steering(Part):
     ) -> int:
         """Rewind `folds` to `to_epoch` (0 for the start), because their files are damaged.
 
-        All later epochs, the folds' `predict` jobs and the `record` job become waiting, and sessions lose their leases
-        on these jobs. The epoch after `to_epoch` becomes ready. Failed and cancelled jobs stay as they are.
+        All later epochs, the folds' `predict` jobs and the `record` job return to the state `waiting`, and sessions
+        lose their leases on these jobs. The epoch after `to_epoch` becomes ready. Failed and cancelled jobs stay as
+        they are.
 
-        A worker that finds the damage passes its `lease` on one of these jobs. The worker must still hold the lease,
-        which ends with this call. If the worker's next claim passes the fold as `loaded`, that claim gets epoch
-        `to_epoch + 1`. The call refuses if the same session finds the same damage again, because training again did not
-        help. The call also refuses if sessions have rewound the job `MAX_REWINDS` times without committing it.
+        A worker that finds the damage passes its `lease` on one of these jobs. The worker must still hold the lease.
+        This call ends the lease. If the worker's next claim passes the fold as `loaded`, that claim gets epoch
+        `to_epoch + 1`. The call fails if the same session finds the same damage again, because training again did not
+        help. The call also fails if sessions have rewound the job `MAX_REWINDS` times without committing it.
 
         Args:
-            folds: the reason for the rewind of each fold; if empty, nothing changes.
+            folds: maps each fold to the reason for its rewind; if empty, nothing changes.
 
         Returns:
             The number of rewound jobs.
 
         Raises:
             LeaseLost: if `lease` is lost. Nothing is changed.
-            RewoundBefore: if the rewind would repeat an earlier one; then nothing was changed, and the lease is still
-                held.
+            RewoundBefore: if the rewind would repeat an earlier one. Nothing is changed, and the session keeps the
+                lease.
         """
         if not folds:
             return 0

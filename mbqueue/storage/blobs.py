@@ -1,10 +1,10 @@
-"""Blobs are files that mbqueue writes and reads as a whole, in a folder, on a mount or in an object store.
+"""Read and write whole files, called blobs, in a folder, on a mount or in an object store.
 
 What each backend guarantees (tests/storage/test_blobs.py checks all of them):
 
 | after `put`, the blob … | |
 |---|---|
-| in a folder (`Folder`) | survives a loss of power |
+| in a folder (`Folder`) | survives a power failure |
 | on a mount (`mbqueue.storage.mounted.Drive`) | can be read by this machine, and by others once it is uploaded |
 | in a store (`mbqueue.storage.objects.ObjectStore`) | can be read by every machine |
 
@@ -15,10 +15,10 @@ What each backend guarantees (tests/storage/test_blobs.py checks all of them):
 | in a store | one fails on all machines, because the store refuses it |
 
 So use `create` for names that two writers may choose at the same time, and put a hash into names on a mount. Readers
-check the hash of all content.
+check the hash of everything that they read.
 
 Paths are relative and use slashes. A FileNotFoundError concerns one file. Any other OSError, or a StoreError, means
-that the whole place fails; its files may be intact. Backends do not wait, retry or keep copies.
+that the folder, mount or store itself has failed; its files may be intact. Backends do not wait, retry or keep copies.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Blobs(Protocol):
     def create(self, path: str, content: bytes) -> bool:
         """Write a new blob in one quick attempt. Return False if a blob of this name exists with different content.
 
-        An existing blob with the same content counts as an earlier attempt whose answer was lost. So two writers must
-        write different bytes.
+        Return True if such a blob exists with the same content, because an earlier attempt may have written it. So two
+        writers must write different bytes.
         """
 
     def remove(self, path: str) -> None:

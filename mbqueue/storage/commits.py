@@ -49,7 +49,7 @@ class Commits:
     Args:
         place: where the commits are stored.
         identity: the fold to which the commits must belong.
-        on_wrong: called once for each commit that is skipped because it is damaged or of another fold.
+        on_wrong: called once for each commit that is skipped because it is damaged or belongs to another fold.
     """
 
     def __init__(self, place: Place, identity: Identity, on_wrong: OnWrong = lambda _base, _why: None) -> None:
@@ -194,7 +194,7 @@ class Commits:
     # -- copies --------------------------------------------------------------------------------------------------
 
     def put(self, commit: Commit, checkpoint: bytes) -> None:
-        """Write a copy of a commit from another place, with the manifest last. Replace files of the same names."""
+        """Write a copy of a commit from another place, with the manifest last. Replace files with the same names."""
         base = self.place.base(commit.manifest, commit.content)
         self.put_checkpoint(commit, checkpoint)
         self.place.blobs.put(self.place.path(f"{base}.json"), commit.content)

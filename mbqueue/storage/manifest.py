@@ -91,7 +91,7 @@ class Manifest:
 
     @property
     def work(self) -> tuple[int, bool, int]:
-        """The progress of the commit: epoch, whether the epoch is finished, step."""
+        """The progress of the commit: the epoch, whether that epoch is finished, and the step."""
         return self.epoch, self.complete, self.step
 
     @property
@@ -158,7 +158,7 @@ class ForeignCommit(Damaged):
 
 
 def identity_in_head(head: bytes) -> Identity | None:
-    """The identity in the first bytes of a manifest, unchecked and without the dataset; None if they have none."""
+    """Read the identity, except its dataset, from the first bytes of a manifest, without checks; None if missing."""
     match = _HEAD.search(head)
     if match is None:
         return None

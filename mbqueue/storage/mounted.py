@@ -2,7 +2,7 @@
 
 A mount such as Google Drive in Colab first stores files on this machine's disk, and uploads them later, in any order. A
 cut-off upload leaves a truncated file, and a second file with the same name becomes `name (1)`. Locks, renames,
-symbolic links and changes in place cannot be trusted, and the mount can vanish at any moment. So mbqueue writes every
+symbolic links and in-place changes are unreliable, and the mount can vanish at any moment. So mbqueue writes every
 file only once and never reuses a name, and every reader checks the hash. After `write_new`, this machine can read the
 file. Other machines can read the file once the mount has uploaded it.
 """
@@ -41,7 +41,7 @@ _ABOUT_ONE_FILE = {
 
 @contextlib.contextmanager
 def _about(path: str) -> Iterator[None]:
-    """Turn an error about one file into a FileNotFoundError. Any other error means that the mount fails."""
+    """Turn an error about one file into a FileNotFoundError. Any other error means that the mount has failed."""
     try:
         yield
     except FileNotFoundError:
@@ -53,7 +53,7 @@ def _about(path: str) -> Iterator[None]:
 
 
 def _go_on(_left: int) -> None:
-    """The default check between two pieces, which never stops the write."""
+    """Do nothing between two pieces of a write. This is the default for ``before_piece``."""
 
 
 class Drive:
@@ -106,10 +106,10 @@ class Drive:
         return found.st_size, found.st_mtime_ns
 
     def read(self, path: str, *, at_most: int) -> bytes:
-        """Read a plain file. Return at most ``at_most`` + 1 bytes.
+        """Read a regular file. Return at most ``at_most`` + 1 bytes.
 
         Raises:
-            Unreadable: if the name is not a plain file, such as a link, or if this user may not read it.
+            Unreadable: if the name belongs to a link or a folder, or if this user may not read the file.
             FileNotFoundError: if there is no such file.
         """
         with _about(path):
@@ -118,7 +118,7 @@ class Drive:
                 return stream.read(at_most + 1)
 
     def write_new(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
-        """Write a new file and read it back. Remove the file if it is not complete.
+        """Write a new file and read it back. Remove the file if this fails.
 
         Args:
             before_piece: called before each piece with the number of bytes left; an exception ends the write.
@@ -160,8 +160,8 @@ class Drive:
     def put(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
         """Write a file whose name belongs only to this content; ``before_piece`` as in `write_new`.
 
-        If a file of that name has different content, that file is a truncated copy and stays. Then a number is added
-        to the new file's name, as a drive would do, and readers try all numbers. If too many files are damaged, the
+        A file that has this name but different content is a truncated copy, and is kept. In that case, mbqueue adds a
+        number to the new file's name, as a drive does, and readers try all numbers. If too many files are damaged, the
         last one is replaced.
         """
         stem, dot, suffix = path.rpartition(".")

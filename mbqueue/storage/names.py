@@ -34,7 +34,7 @@ class CommitFile:
 
     Attributes:
         stem: the part of the name that all files of the commit share.
-        digits: the beginning of a hash; empty if the name has none.
+        digits: the first hexadecimal digits of a hash; empty if the name contains no hash.
         suffix: "json" for the manifest, "pt" for the checkpoint.
     """
 
@@ -93,7 +93,7 @@ def newest_plain_manifest(names: Iterable[str]) -> CommitFile | None:
 
 
 def manifests_named(paths: Iterable[str]) -> Iterator[tuple[str, int, CommitFile]]:
-    """Find the manifests among paths like EXPERIMENT/fold_i/NAME, as (experiment, fold, parsed name)."""
+    """Find the manifests among paths such as EXPERIMENT/fold_i/NAME. Yield (experiment, fold, parsed name)."""
     for path in paths:
         experiment, _, rest = path.partition("/")
         folder, _, name = rest.partition("/")

@@ -90,7 +90,7 @@ class ObjectStore:
         return self.large if size > LARGE_BYTES and self.large is not None else self.bulk
 
     def check(self) -> bool:
-        """Check that the store exists, is writable and refuses to write a name twice. Set ``id``.
+        """Check that the store exists, is writable, and refuses to `create` a name that exists. Set ``id``.
 
         Returns:
             True if the store is new, which means that mbqueue has never written to it.
@@ -155,7 +155,7 @@ class ObjectStore:
         self._ask("get", work)
 
     def forget(self) -> None:
-        """Remove what `check` wrote to a new store that will not be used."""
+        """Remove the object that `check` wrote to a new store, because the store will not be used."""
         self.remove(MARKER)
 
     def listed(self, folder: str) -> dict[str, Listed]:
@@ -205,8 +205,8 @@ class ObjectStore:
     def create(self, path: str, content: bytes) -> bool:
         """Write a new object in one attempt. Return False if an object of this name exists with different content.
 
-        An existing object with the same content counts as an earlier attempt whose answer was lost. So two writers must
-        write different bytes.
+        Return True if such an object exists with the same content, because an earlier attempt may have written it. So
+        two writers must write different bytes.
 
         Use this method in the transaction that checks the fence, while other sessions wait. The method sends at most
         two requests with the time limit of `BRISK`. If another process of this machine has just found that the store

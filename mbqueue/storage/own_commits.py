@@ -41,8 +41,8 @@ class Staged:
 
         Raises:
             CommitTaken: if another worker has published a commit of this name.
-            StoreError: if an object store does not answer. The commit may exist all the same; publish it again to find
-                out.
+            StoreError: if an object store does not answer. The commit may have been published anyway. To find out,
+                publish it again.
         """
         self.commits.publish(self.commit)
         self.is_published = True
@@ -60,8 +60,8 @@ class OwnCommits(Commits):
     Args:
         place, identity, on_wrong: as for `Commits`. Damaged or foreign commits are set aside (renamed to .damaged)
             before they are reported.
-        near: a folder on this machine for copies, if the place is elsewhere. A copy saves a download, and is used only
-            if it matches the manifest in the place.
+        near: a folder on this machine for copies of commits that are stored elsewhere. A copy saves a download, and is
+            used only if it matches the manifest in the place.
         mirror: a place with copies that replace damaged files.
         note: called with a message about each repair.
         enqueued: the experiment's entry in the queue, written into every manifest.
@@ -126,7 +126,7 @@ class OwnCommits(Commits):
         return Commit(file.base, copy.manifest, copy.content)
 
     def _copy_of_what_is_beside(self, file: CommitFile) -> Commit | None:
-        """Find the mirror's copy of the commit with this checkpoint. Compare hashes, because names may repeat."""
+        """Find the mirror's copy of the commit with this checkpoint. Compare hashes, because two may share a name."""
         path = self.place.path(f"{file.stem}.pt")
         try:
             sha256 = hashlib.sha256(self.place.blobs.read(path, at_most=LARGEST_CHECKPOINT)).hexdigest()

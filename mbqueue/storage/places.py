@@ -6,8 +6,8 @@
 | an object store | STEM.json | STEM-HASH.pt, with its own hash, so no writer overwrites another |
 | a mount | STEM-HASH.json | STEM-HASH.pt, both with the manifest's hash |
 
-On a mount, `create` cannot refuse a second writer. The hash gives every commit a different name, and reveals a cut-off
-manifest.
+On a mount, `create` cannot refuse a second writer. So the hash gives every commit a different name. The hash also shows
+readers whether a manifest is cut off.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mbqueue.storage.names import HASH_DIGITS, CommitFile, manifests_named
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of blobs with the commits of one fold. Files with names of a different kind are ignored."""
+    """A folder of blobs with the commits of one fold. Files whose names have a different format are ignored."""
 
     blobs: Blobs
     folder: str
@@ -83,7 +83,7 @@ def fold_folder(top: str, identity: Identity) -> str:
 
 
 def manifests_below(folder: Path) -> Iterator[tuple[str, int, CommitFile]]:
-    """Like `manifests_named`, for the files in a folder of all checkpoints."""
+    """Find manifests as `manifests_named` does, among the files in a folder of all checkpoints."""
     return manifests_named(path.relative_to(folder).as_posix() for path in folder.glob(f"*/{FOLD_PATTERN}/*"))
 
 

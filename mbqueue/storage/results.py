@@ -1,7 +1,7 @@
 """Check result files, and read them from a folder, a mount or an object store.
 
-In a folder, `results.json` lists the files. On a mount, a listing next to the commits lists them. With an object store,
-the job's row in the queue lists them. This module defines the check of a listed file, which is the same for all three.
+In a folder, `results.json` lists the result files. On a mount, a listing next to the commits does. With an object
+store, the job's row in the queue does. This module checks a listed file in the same way in all three cases.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ResultFile(NamedTuple):
 
     @classmethod
     def all_in(cls, facts: Mapping[str, Mapping[str, Any]]) -> list[ResultFile]:
-        """Make result files from a mapping of names to ``size`` and ``sha256``. Leave out unsafe names and sizes."""
+        """Make result files from a mapping of names to ``size`` and ``sha256``. Skip files that are not `is_safe`."""
         found = [cls(name, fact["size"], fact["sha256"]) for name, fact in facts.items()]
         return [file for file in found if file.is_safe]
 
@@ -71,7 +71,7 @@ class ResultFile(NamedTuple):
             return False
 
     def written_in(self, folder: Path) -> bytes:
-        """Read the file from the folder where its job wrote it, before it is sent to a different place.
+        """Read the file from the folder in which its job wrote it, so that it can be copied elsewhere.
 
         Raises:
             OSError: if the file has changed or is missing.

@@ -48,11 +48,11 @@ class Address:
 
 
 def parse_address(url: str) -> Address:
-    """Parse ``postgresql://[USER@]HOST[:PORT]/DATABASE[?schema=NAME&…]``. All options but ``schema`` are for libpq.
+    """Parse ``postgresql://[USER@]HOST[:PORT]/DATABASE[?schema=NAME&…]``. libpq gets all options except ``schema``.
 
     Raises:
         UsageError: if the text is not such a URL, or if libpq could misread the URL. For example, if a password
-            contains @ or /, libpq takes the end of the password for a host. The message does not repeat the URL,
+            contains @ or /, libpq mistakes the end of the password for a host. The message does not repeat the URL,
             because the URL may contain a password.
     """
     from psycopg import Error  # noqa: PLC0415 - optional package

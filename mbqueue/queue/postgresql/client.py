@@ -115,9 +115,9 @@ class Transaction:
 
     Args:
         opening: the text of the statements that begin the transaction.
-        first: the statements after ``opening``. The last one returns the time of the transaction, ``now``, and of the
-            server's start, ``up_since``.
-        server_clock: whether ``:now`` in a statement is the server's time. Otherwise the caller passes the time.
+        first: the statements after ``opening``. The last one returns two times: ``now``, when the transaction began,
+            and ``up_since``, when the server was started.
+        server_clock: whether ``:now`` in a statement is the server's time, and not the time that the caller passes.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ def _said(error: psycopg.Error) -> str:
 
 
 def _storable(value: Any) -> Any:
-    """Replace the characters in a text that PostgreSQL cannot store: NUL and lone surrogates."""
+    """Replace the characters that PostgreSQL cannot store in text: NUL and lone surrogates."""
     if isinstance(value, str) and ("\x00" in value or not value.isascii()):
         return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
     return value

@@ -20,7 +20,7 @@ def for_psycopg(statement: Sql, *, server_clock: bool) -> bytes:
     """Return the statement with ``%(name)s`` for ``:name`` and ``%s`` for ``?``; quoted text stays as it is.
 
     Args:
-        server_clock: whether to replace ``:now`` with the server's time when the transaction began.
+        server_clock: whether to replace ``:now`` with the server's time at the start of the transaction.
     """
     parts = _QUOTED.split(text_of(statement, POSTGRESQL).replace("%", "%%"))
     for number in range(0, len(parts), 2):

@@ -36,7 +36,7 @@ def _sleep(seconds: float) -> bool:
 
 
 class Patience:
-    """Repeats calls while one server is unreachable. Logs once that the server is away, and once that it is back."""
+    """Repeats calls while one server is unreachable. Logs when an outage begins and when it ends."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -45,7 +45,7 @@ class Patience:
         self._random = random.Random()
 
     def attempt(self, call: Callable[[], Result], wait: Wait = _sleep) -> Result:
-        """Run ``call``, such as one transaction, and repeat it as long as it is interrupted.
+        """Run ``call``, such as one transaction. Repeat it each time that it is interrupted.
 
         Raises:
             QueueError: if the server was unreachable for too long, or ``wait`` returned True.
@@ -99,7 +99,7 @@ def reached(address: Address, call: Callable[[], Result], wait: Wait | None) -> 
 
 
 def _is_temporary(address: Address, error: psycopg.Error) -> bool:
-    """Whether the server is unreachable or accepts no connections now. A server that refuses this user is reachable."""
+    """Whether the server is unreachable or accepts no connections now; False if it only refuses this user."""
     if any(sign in str(error) for sign in _CROWDED):
         return True
     return PGconn.ping(make_conninfo(**address.options).encode()) in {Ping.REJECT, Ping.NO_RESPONSE}

@@ -175,7 +175,7 @@ def version_of(connection: Connection[Any], schema: str) -> int:
 
 
 def where_moved(connection: Connection[Any], schema: str) -> Any:
-    """A row that says where (``target``) and when (``at``) a queue was moved."""
+    """Read the row that records where (``target``) and when (``at``) a queue was moved."""
     from psycopg import sql  # noqa: PLC0415 - optional package
 
     return connection.execute(sql.SQL("SELECT target, at FROM {}").format(sql.Identifier(schema, "moved"))).fetchone()

@@ -91,10 +91,10 @@ class PostgresServer(Database):
 
     Each thread, and each process after a fork, opens its own connection. A committed transaction is on the server's
     disk, as durable as the settings ``fsync`` and ``synchronous_commit`` make it. Other connections see a transaction
-    completely or not at all. Only the server's clock counts: ``:now`` is the server's time when the transaction began,
-    whatever time the caller passes.
+    completely or not at all. Only the server's clock counts: ``:now`` is the server's time at the start of the
+    transaction, whatever time the caller passes.
 
-    Lost connections are opened again. A transaction that was interrupted before its COMMIT was sent has changed
+    Lost connections are reopened. A transaction that was interrupted before its COMMIT was sent has changed
     nothing. Each write transaction updates its client's row in ``receipts``. If the connection is lost during COMMIT,
     this row shows whether the transaction took effect. Transactions leave no settings, locks or prepared statements on
     a connection, so a pooler may give each transaction a different connection.
@@ -103,10 +103,10 @@ class PostgresServer(Database):
         even_moved: also open a queue that was moved to another database, so that a queue can be moved back into it.
         server_clock: whether to use the server's clock; tests set False to use the caller's time.
         wait: sleeps for the given number of seconds, and returns True to stop waiting for the server. Without ``wait``,
-            an unreachable server is an error at once.
+            an unreachable server raises an error at once.
 
     Raises:
-        QueueError: if the server cannot be reached, or there is no queue (reading only).
+        QueueError: if the server cannot be reached, or if the queue does not exist and ``read_only`` is set.
         SchemaTooNew: if a newer mbqueue wrote the queue.
         QueueMoved: if the queue is in another database now.
     """
