@@ -221,7 +221,7 @@ class DeviceTooSmall(TrainingError):
 
 
 class DeviceBusy(MbqueueError):
-    """A single crystal does not fit the device memory that other programs leave free. The job keeps its attempts."""
+    """A single crystal does not fit the device memory that other programs leave free. This does not count as an attempt."""
 
 
 class CheckpointError(MbqueueError):

@@ -51,7 +51,7 @@ def temp_beside(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary temp file, which replaces ``path`` when the block ends without an error.
+    """Open a binary temp file, which replaces ``path`` when the ``with`` block ends without an error.
 
     After an error, ``path`` is unchanged. A missing folder is created, and abandoned temp files of ``path`` are
     removed.
@@ -72,7 +72,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _sweep(temp: Path, name: str) -> None:
-    """Remove abandoned temp files of the file ``name`` in the folder of ``temp``.
+    """Remove abandoned temp files for the file ``name`` from the folder that contains ``temp``.
 
     ``temp`` has just been created, so its modification time is the file system's current time.
     """

@@ -63,7 +63,7 @@ def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: C
         target: the folder; may exist if it is empty.
         force: replace an existing folder, if this command could have made all files in it.
         reads: folders that the command reads.
-        makes: says whether the command makes a file with a given name.
+        makes: a function that returns whether the command makes files with a given name.
 
     Raises:
         UsageError: if the target is an input, is not a folder, or already has content and may not be replaced.
@@ -89,7 +89,7 @@ def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: C
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder, which replaces ``target`` when the block ends without an error.
+    """Yield an empty temporary folder, which replaces ``target`` when the ``with`` block ends without an error.
 
     After an error or a crash, ``target`` is unchanged. One exception remains: after a crash between the last two
     renames, the old folder has a temporary name.

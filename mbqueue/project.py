@@ -122,7 +122,7 @@ class ProjectFolder:
 
     @property
     def store_file(self) -> Path:
-        """The file that records why commits do not reach the object store; exists only during the outage."""
+        """The file that records why commits do not reach the object store; exists only during an outage."""
         return self.live_dir / "store.json"
 
     @property
@@ -315,7 +315,7 @@ def working_folder() -> Path:
 
 
 def from_here(path: Path) -> Path:
-    """Make a user's path absolute.
+    """Convert a path that the user gave to an absolute path.
 
     Raises:
         ProjectNotFound: if the path is relative, and the working folder no longer exists.

@@ -1,4 +1,4 @@
-"""Print data to standard output and messages to standard error, even if a stream is narrow or closed."""
+"""Print data to standard output and messages to standard error, even if a stream is limited to ASCII or is closed."""
 
 from __future__ import annotations
 

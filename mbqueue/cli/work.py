@@ -1,4 +1,4 @@
-"""Commands for sessions: ``work``, in the foreground or background, ``logs`` and ``stop``."""
+"""Commands for sessions: ``work`` (in the foreground or background), ``logs`` and ``stop``."""
 
 from __future__ import annotations
 

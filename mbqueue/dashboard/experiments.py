@@ -125,8 +125,8 @@ def sparkline(values: Sequence[float], length: int, *, low: float, high: float, 
 
 
 def bar(done: int, total: int, *, ascii_only: bool = False) -> str:
-    """Draw a progress bar of `_BAR` characters. Despite rounding, only finished work fills the bar, and only
-    work that has not begun leaves it empty."""
+    """Draw a progress bar of `_BAR` characters. The bar is full only if all work is finished, and empty only if no
+    work has begun."""
     full, empty = ("#", ".") if ascii_only else ("█", "░")
     if total <= 0:
         return empty * _BAR

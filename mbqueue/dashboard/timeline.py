@@ -57,7 +57,7 @@ def timeline(
 def _jobs(
     rows: dict[str, SessionRow], events: Iterable[Event], now: float, results: Mapping[int, Mapping[str, Any]]
 ) -> Iterable[list[Span]]:
-    """Yield a list of the spans of each job."""
+    """Yield a list of spans for each job."""
     claimed: dict[int, Event] = {}
     loaded: dict[int, float] = {}
     spans: dict[int, list[Span]] = {}
@@ -130,7 +130,7 @@ def _publishing(rows: dict[str, SessionRow], events: Iterable[Event]) -> Iterabl
 
 
 def _bad_ending(claim: Event, end: Event) -> str | None:
-    """The kind of a span whose attempt failed or was cut off; None if it ended properly."""
+    """The kind of a span whose attempt failed or was cut off; None if the attempt ended properly."""
     if end.by != claim.by:
         return CUT_OFF
     return "failed" if end.to_state is State.FAILED or end.why.startswith("failed") else None

@@ -26,7 +26,7 @@ class StoredCache:
     Attributes:
         folder: the path of the cache.
         kind: "graphs" (crystals and their graphs) or "frozen" (a frozen backbone's outputs for them).
-        dataset: first 16 characters of the crystals' hash; for a frozen backbone, possibly of the structures' hash.
+        dataset: first 16 characters of the crystals' hash or, for some frozen backbones, of the structures' hash.
         structures: for graphs, first 16 characters of the hash of the crystals' structures; else empty.
         current: False if a different version of the converter made the graphs, so that this version cannot use them.
         source: name or path of the dataset; empty if unknown.

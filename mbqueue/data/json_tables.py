@@ -239,7 +239,7 @@ class JsonTable:
             )
 
     def _at(self, wanted: str) -> Iterator[JsonStream]:
-        """Yield the stream when it is at the value of the key ``wanted`` of the outermost object."""
+        """Yield the stream, positioned at the value that the outermost object has for the key ``wanted``."""
         with self._open() as stream:
             for key in stream.members():
                 if key == wanted:

@@ -21,7 +21,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function, **options: Any) -> Function:
-    """Compile ``function`` at its first call, cache the code on disk, and run it without the GIL.
+    """Compile ``function`` on its first call, cache the code on disk, and run it without the GIL.
 
     Numba stores the code next to the source or, if that folder is read-only, in the user's cache folder, and recompiles
     when the source file has changed. Numba does not notice changes in other files; see ``compiled_with``. ``options``
@@ -70,7 +70,7 @@ def _tell_that_nothing_is_kept() -> None:
 
 @contextmanager
 def telling(note: Callable[[str], None]) -> Iterator[None]:
-    """Call ``note`` once, from any thread, when functions of this package are compiled within the block.
+    """Call ``note`` once, from any thread, when the ``with`` block compiles functions of this package.
 
     Loading compiled code from disk does not call ``note``.
     """

@@ -53,7 +53,7 @@ def concerns(messages: Iterable[str]) -> list[str]:
 
 @contextmanager
 def heard(parser: str) -> Iterator[list[str]]:
-    """Raise ``Unusable`` if a parser that runs within the block fails or warns; the message quotes the warnings.
+    """Raise ``Unusable`` if a parser in the ``with`` block fails or warns; the message quotes the warnings.
 
     If the parser stores warnings instead of issuing them, append them to the yielded list. If the parser raises, its
     exception and warnings are reported together, because often only the warnings name the problem.

@@ -190,7 +190,7 @@ def _units(translation: float) -> int:
 
 
 def _keys(rotations: NDArray[np.int64], shifts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A number that identifies each operation, int64 [n]; equal if operations differ by whole lattice vectors."""
+    """A number for each operation, int64 [n]. Operations that differ by whole lattice vectors have the same number."""
     keys: NDArray[np.int64] = np.concatenate([rotations.reshape(-1, 9), shifts % _UNITS], axis=1) @ _WEIGHTS
     return keys
 
@@ -216,7 +216,7 @@ def _check_setting(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Site
 
 
 def _orbits(operations: Operations, lattice: NDArray[np.float64], sites: Sites) -> list[NDArray[np.float64]]:
-    """For each site, the fractional coordinates of its images under the operations; the first image is the site."""
+    """The fractional coordinates of each site's images under the operations. The first image is the site itself."""
     rotations, translations = operations
     orbits = []
     for site in sites.coords:

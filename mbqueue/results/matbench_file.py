@@ -130,7 +130,7 @@ def _write(path: Path, benchmark: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet_matbench() -> Iterator[Any]:
-    """Import matbench's MatbenchBenchmark class for the block, and keep matbench's log off standard output.
+    """Import matbench's MatbenchBenchmark class, and keep matbench's log off standard output in the ``with`` block.
 
     On import, matbench attaches a log handler to ``sys.stdout``, and every call logs something. But standard output
     must contain only data.

@@ -206,7 +206,7 @@ def _seed(search: Search, number: int, draw: int) -> int:
 
 @contextmanager
 def imported_optuna() -> Iterator[Any]:
-    """Import Optuna for the block, with its log and warnings silenced.
+    """Import Optuna, and silence its log and warnings in the ``with`` block.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
