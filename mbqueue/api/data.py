@@ -79,7 +79,7 @@ class Data(OpenedProject):
             target_column: column of the dataset's table with the true values; by default, a column whose name mbqueue
                 knows.
             strains: number of pairs of small opposite strains over which each prediction is averaged.
-            device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
+            device: cpu, cuda or cuda:1; by default the first GPU, or the CPU if there is no GPU.
 
         Raises:
             DataError: if the dataset cannot be used.
@@ -107,7 +107,7 @@ class Data(OpenedProject):
     def prune_cache(self, *, everything: bool = False) -> list[StoredCache]:
         """Remove caches that no unfinished experiment in the queue needs, or all caches; return the removed caches.
 
-        A cache that is being built is kept, with a note.
+        This method keeps caches that are still being built, and reports a note about them.
         """
         from mbqueue.data.cache_folder import prune_caches  # noqa: PLC0415
 

@@ -227,8 +227,9 @@ class Queueing(OpenedProject):
         A fold whose recorded files are missing or damaged is predicted again from its checkpoints. If the files are in
         an object store that does not answer, mbqueue reports a note and rebuilds no files.
 
-        A pruned trial of a search resumes and trains to the end. If the trial's checkpoints were removed, the trial
-        starts from the beginning, with a note. For a whole search, failed and cancelled trials are retried.
+        A pruned trial of a search resumes and trains to the end. If the trial's checkpoints were removed, mbqueue
+        reports a note and the trial starts from the beginning. For a whole search, failed and cancelled trials are
+        retried.
 
         Returns:
             The number of jobs that will run again.
@@ -263,7 +264,10 @@ class Queueing(OpenedProject):
         return queue.retry(trial, now=self._clock.now()) if states & {State.FAILED, State.CANCELLED} else 0
 
     def set_priority(self, experiment: str, priority: int, *, fold: int | None = None) -> int:
-        """Set the priority of an experiment or fold, from the next claim on. Return the number of changed jobs."""
+        """Set the priority of an experiment or fold, and return the number of changed jobs.
+
+        The new priority applies from the next claim on.
+        """
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
             names = experiments_of(queue, experiment)

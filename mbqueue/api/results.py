@@ -80,7 +80,7 @@ class Results(Searches):
         """Return a row for each predicted test crystal, with the columns of preds_fold_i.csv and `fold`.
 
         Raises:
-            ResultsError: if no fold is predicted yet, or a file is damaged.
+            ResultsError: if no fold has been predicted yet, or a file is damaged.
         """
         import pandas as pd  # noqa: PLC0415
 
@@ -273,16 +273,16 @@ class Results(Searches):
 
     @property
     def _results_dirs(self) -> list[Path]:
-        """The folders that can contain recorded results; on a drive, also the one inside the live folder."""
+        """The folders that can contain recorded results. A project on a drive has two, one in the live folder."""
         return list(dict.fromkeys([self.folder.working_results("results"), self.folder.results_dir]))
 
     def _shown_folder(self, recorded: Recorded) -> Path:
-        """The results folder that users see; on a drive, this is never the folder inside the live folder."""
+        """The results folder that users see; for a project on a drive, this is the folder on the drive."""
         folder, live = recorded.folder, self.folder.live_dir
         return self.folder.root / folder.relative_to(live) if folder.is_relative_to(live) else folder
 
     def _told(self, recorded: Recorded) -> Recorded:
-        """Return the results; print a note if they are not on the drive yet."""
+        """Return the results; report a note if they have not been published to the drive yet."""
         from mbqueue.results.folder import recorded_at  # noqa: PLC0415
 
         if self.folder.topology.is_mirrored and recorded.folder.is_relative_to(self.folder.live_dir):

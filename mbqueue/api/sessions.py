@@ -41,7 +41,7 @@ class Working(OpenedProject):
             session: length of the session, such as ``1h50m``, or ``none``; by default the length in mbqueue.toml.
             max_jobs: stop after this many jobs.
             forever: wait for new jobs when no job is left, without a deadline.
-            device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
+            device: cpu, cuda or cuda:1; by default the first GPU, or the CPU if there is no GPU.
             max_idle: end after finding nothing to claim for this long, such as ``10m``; by default, no limit.
             tensorboard: write TensorBoard event files to state/logs/tensorboard.
             end_command: whether to run the end command of mbqueue.toml.

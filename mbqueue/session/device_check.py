@@ -10,7 +10,7 @@ from mbqueue.train.memory import is_out_of_memory
 
 
 def tested_device(name: str | None) -> torch.device:
-    """Test the named device and return it; by default, use the first GPU, else the CPU.
+    """Test the named device and return it; by default, use the first GPU, or the CPU if there is no GPU.
 
     Raises:
         UsageError: if the device does not work.

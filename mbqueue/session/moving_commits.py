@@ -31,7 +31,7 @@ from mbqueue.storage.objects import ObjectStore, store_of
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """The result of a move.
+    """The result of moving the commits.
 
     Attributes:
         source: the place of the commits before the move, as text; empty if the queue had recorded no place.

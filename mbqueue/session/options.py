@@ -32,7 +32,7 @@ class WorkOptions:
         forever: wait for new jobs when none is left.
         idle_seconds: end after finding nothing to claim for this long while other sessions work; None to wait until
             those sessions have finished.
-        device: "cpu", "cuda" or "cuda:1"; None takes the first GPU, else the CPU.
+        device: "cpu", "cuda" or "cuda:1"; None for the first GPU, or the CPU if there is no GPU.
         devices: run a session on each of these devices instead (`mbqueue.session.devices.parse_devices`).
         tensorboard: write event files for TensorBoard.
         end_command: whether to run the end command of mbqueue.toml. A process that starts several sessions runs the

@@ -38,11 +38,11 @@ class StopKind(Enum):
 
 @dataclass(frozen=True)
 class StopCause:
-    """The cause that ends a session.
+    """Why a session ends, as a value for programs and in words.
 
     Attributes:
-        kind: the kind of cause, for programs.
-        reason: the cause in words.
+        kind: the cause, as a value for programs.
+        reason: the cause, in words.
         signal: the signal's number, if ``kind`` is SIGNAL.
     """
 

@@ -1,4 +1,4 @@
-"""The `prepare` job, which runs once: read and convert the crystals, and compute the frozen backbone's outputs."""
+"""The `prepare` job, which reads and converts the crystals, and computes the frozen backbone's outputs."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ class Report:
 class Relay(Report):
     """Passes all events on to several listeners, in order.
 
-    A listener that can no longer write (full disk, closed pipe) is dropped with a note. The session continues, and the
-    other listeners still get all events.
+    If a listener can no longer write (full disk, closed pipe), the relay drops it and reports a note. The session
+    continues, and the other listeners still get all events.
     """
 
     def __init__(self, *listeners: Report) -> None:

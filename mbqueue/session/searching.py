@@ -19,7 +19,7 @@ RELEASE_SECONDS = 600.0
 
 
 class Searching:
-    """The searches of one session's queue, advanced between its jobs.
+    """Advances the searches in a session's queue between the session's jobs.
 
     Attributes:
         is_stuck: whether a search wants another trial but cannot begin it.

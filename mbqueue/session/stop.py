@@ -135,7 +135,8 @@ class Deadline:
     def saw_publish(self, seconds: float) -> None:
         """Record that publishing to the mount took ``seconds``.
 
-        The time reserved for publishing grows to ``seconds`` at once, but shrinks by at most a fifth per call.
+        If publishing becomes slower, the session reserves the new time at once. If publishing becomes faster, each call
+        shortens the reserved time by at most a fifth.
         """
         self._publish_seconds = max(seconds, 0.8 * self._publish_seconds)
 

@@ -20,7 +20,7 @@ class Conditions:
     Args:
         spec: the experiment.
         device: where to compute.
-        memory_file: JSON file that records how many crystals fit on each device; None disables it.
+        memory_file: JSON file that records how many crystals fit on each device; None for no file.
         extra: further entries of the fingerprint.
         on_note: called with a sentence when the conditions differ from what the experiment requests.
 

@@ -59,7 +59,7 @@ class ModelFamily(Protocol):
         """Return the parameters to train, by name, in the model's order; ``trainable`` is none, head or all."""
 
     def is_head(self, name: str, /) -> bool:
-        """Whether a parameter belongs to the head, which takes the frozen backbone's features."""
+        """Whether a parameter belongs to the head, whose input is the frozen backbone's features."""
 
     def depth(self, model: Any, name: str, /) -> int:
         """Count the blocks between a parameter and the read-out; 0 for the head."""

@@ -62,7 +62,7 @@ class FoldRun:
         frozen: the pretrained backbone's outputs for the dataset, already prepared.
         checkpoints: the fold's commits.
         device: where to compute.
-        memory_file: JSON file that records how many crystals fit on each device; None disables it.
+        memory_file: JSON file that records how many crystals fit on each device; None for no file.
         fingerprint_extra: further entries of the fingerprint (the graph converter's version).
         on_note: called with a sentence for the user (a changed fingerprint, less memory than expected).
         clock: measures the epochs.

@@ -1,8 +1,8 @@
 """Compute CHGNet's gated messages and their gradients on the CPU, in float32, with compiled kernels.
 
-The work is divided into a fixed number of ranges of whole crystals with about equal cost, which the threads process one
-after another. The ranges' weight gradients are summed in a fixed order, so the result does not depend on the number of
-threads.
+The work is divided into a fixed number of ranges of about equal cost, and each range contains whole crystals. A thread
+processes one range after another. The ranges' weight gradients are summed in a fixed order, so the result does not
+depend on the number of threads.
 """
 
 from __future__ import annotations

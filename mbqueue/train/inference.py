@@ -29,7 +29,7 @@ from mbqueue.train.step import infer, listed
 
 
 class Inference:
-    """Predictions of an experiment's models for rows of its dataset, on one device.
+    """Predicts rows of an experiment's dataset with the experiment's models, on one device.
 
     Args:
         spec: the experiment.

@@ -42,7 +42,7 @@ class EpochOutcome:
         epoch: number of the epoch, from 1.
         step: number of committed steps of the epoch.
         steps_per_epoch: total number of steps in the epoch.
-        commit: file name of the newest commit, without extension; None if there is no commit yet.
+        commit: file name of the newest commit, without extension; None if nothing has been committed yet.
         history_row: the epoch's row in the history; None if the epoch is unfinished.
         best: epoch, val_mae and commit of the best finished epoch, if any.
         improved: whether this epoch is the best so far.

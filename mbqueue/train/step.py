@@ -190,7 +190,7 @@ def infer(
 
     Args:
         compute: a function of a batch on the device that returns tensors whose first dimension is crystals or atoms.
-            `infer` returns them concatenated.
+            `infer` concatenates the tensors of all batches.
         on_part: called with the outputs of each batch, in order.
 
     Raises:

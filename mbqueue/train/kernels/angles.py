@@ -76,8 +76,8 @@ def angles_forward(
     """Add the messages of angles ``begin`` to ``end`` to their first bonds in ``out`` [S, 64].
 
     Args:
-        begin: first angle.
-        end: one after the last.
+        begin: index of the first angle.
+        end: index after the last angle.
         graph: centre, first and second short bond of each angle, [T] each.
         inputs: contributions to the first layer of the centre (with the bias) [A, 128] and of bond i ‖ bond j [S, 256],
             and angle features [T, 64].
@@ -110,8 +110,8 @@ def angles_backward(
     """Compute the gradients of ``angles_forward``.
 
     Args:
-        begin: first angle.
-        end: one after the last.
+        begin: index of the first angle.
+        end: index after the last angle.
         graph: as in ``angles_forward``.
         inputs: as in ``angles_forward``.
         weights: as in ``angles_forward``.
@@ -168,8 +168,8 @@ def update_forward(
     """Add a gated layer's output to the features of angles ``begin`` to ``end``; write the sums to ``out`` [T, 64].
 
     Args:
-        begin: first angle.
-        end: one after the last.
+        begin: index of the first angle.
+        end: index after the last angle.
         graph: as in ``angles_forward``.
         inputs: as in ``angles_forward``.
         weight: as in ``angles_forward``.
@@ -196,8 +196,8 @@ def update_backward(
     """Compute the gradients of ``update_forward``.
 
     Args:
-        begin: first angle.
-        end: one after the last.
+        begin: index of the first angle.
+        end: index after the last angle.
         graph: as in ``update_forward``.
         inputs: as in ``update_forward``.
         weight: as in ``update_forward``.

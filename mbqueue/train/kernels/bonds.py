@@ -41,8 +41,8 @@ def bonds_forward(begin: int, end: int, graph: Any, inputs: Any, gate: Any, out:
     """Add the messages of directed bonds ``begin`` to ``end`` to their centres in ``out`` [A, 64].
 
     Args:
-        begin: first bond.
-        end: one after the last.
+        begin: index of the first bond.
+        end: index after the last bond.
         graph: centre, neighbour and undirected bond of each directed bond, [D] each.
         inputs: contributions to the first layer of centre (with the bias) ‖ neighbour [A, 256] and of the bond
             [U, 128], and the bonds' weights [U, 64].
@@ -73,8 +73,8 @@ def bonds_backward(
     """Compute the gradients of ``bonds_forward``.
 
     Args:
-        begin: first bond.
-        end: one after the last.
+        begin: index of the first bond.
+        end: index after the last bond.
         graph: as in ``bonds_forward``.
         inputs: as in ``bonds_forward``.
         gate: as in ``bonds_forward``.

@@ -65,7 +65,7 @@ def _first_layer(
 
 @triton.jit
 def _away(number, RESIDENT: tl.constexpr):  # noqa: N803
-    """Return zero, as a constant if RESIDENT and otherwise computed at run time.
+    """Return zero: a compile-time constant if RESIDENT, otherwise a value that is computed at run time.
 
     A matrix stays in shared memory between tiles only if its offset is constant.
     """
@@ -144,9 +144,9 @@ def angles_backward_kernel(  # noqa: PLR0912, PLR0915  one pass over the data
 ):  # fmt: skip
     """Compute the gradients of the messages or of the update from ``tiles`` tiles of angles.
 
-    As for bonds, one launch computes the gradients of the inputs (``OF_INPUTS``), and another those of the gate's
-    parameters. A separate kernel computes the gradient of the first layer's matrix. An update has only one layer, so
-    the launch for its inputs also computes the gradients of its norms.
+    As for bonds, one launch computes the gradients of the inputs (``OF_INPUTS``), and a second launch computes the
+    gradients of the gate's parameters. A separate kernel computes the gradient of the first layer's matrix. An
+    update has only one layer, so the launch for its inputs also computes the gradients of its norms.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]

@@ -112,8 +112,9 @@ def bonds_backward_kernel(  # noqa: PLR0915  one pass over the data
 ):  # fmt: skip
     """Compute gradients from ``tiles`` tiles of undirected bonds, whose two directions are adjacent rows.
 
-    One launch computes the gradients of the inputs (``OF_INPUTS``), and another those of the gate's parameters. Both
-    launches compute the common part, because a multiprocessor's registers cannot hold all gradients at once.
+    One launch computes the gradients of the inputs (``OF_INPUTS``), and a second launch computes the gradients of the
+    gate's parameters. Both launches compute the common part, because a multiprocessor's registers cannot hold all
+    gradients at once.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]

@@ -137,7 +137,7 @@ def by_number(x: Tensor, order: Tensor, offsets: Tensor, out: Tensor | None = No
         x: one row for each atom.
         order: atoms sorted by atomic number, int32 [A].
         offsets: first position in ``order`` of each atomic number from 1, int32 [95].
-        out: where to write the sums; None allocates memory.
+        out: where to write the sums; None to allocate memory.
     """
     out = room(x, len(offsets) - 1, 64) if out is None else out
     launch(sum_by_number, len(out), x, order, offsets, out, warps=1, ROWS=ELEMENT_ROWS)
