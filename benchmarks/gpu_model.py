@@ -235,7 +235,8 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
         reads += gathered(s.directed, s.undirected, 128, l2) + gathered(s.directed, s.undirected, 64, l2)
         return reads + 3 * 4 * s.directed, s.directed * (2 * product(1, 64, 64) + 128 * ELEMENTWISE)
 
-    # To sum over an atom's bonds or a short bond's angles, the kernels multiply by a matrix with 16 rows of 0 and 1.
+    # To sum over an atom's bonds or a short bond's angles, the kernels multiply by a matrix of 16 rows of zeros and
+    # ones.
     of_sum = product(1, 16, 64)
 
     def of_angles(with_second: bool) -> tuple[float, float]:
@@ -257,9 +258,9 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
     rows[0] = replace(rows[0], flops=basis_flops + 31 * 20.0 * (s.undirected + s.short + s.angles))
     if not training:
         return rows
-    # The backward pass reads the forward pass's inputs and the gradient of its output twice, once for the gradients of
-    # the inputs and once for those of the weights. The backward pass also writes one gradient per bond or angle, and
-    # reads this gradient again for each sum. Bonds have two sums (by centre, by neighbour). Angles have four sums (by
+    # The backward pass reads the forward pass's inputs and the output's gradient twice: first for the gradients of the
+    # inputs, then for the gradients of the weights. The backward pass also writes one gradient per bond or angle, and
+    # reads this gradient again for each sum. Bonds need two sums (by centre, by neighbour). Angles need four sums (by
     # first bond, by second bond, by centre, and for the first layer's weights).
     per_bond = 4.0 * 128 * s.directed
     own_bonds = 4.0 * (256 * s.atoms + (128 + 2 * 64) * s.undirected + 128 * s.short)

@@ -46,11 +46,11 @@ from typing import Any
 
 from benchmarks.postgres import is_installed, running_server
 
-#: A function that takes one job and finishes it; returns False if there is none.
+#: A function that takes and finishes one job, or returns False if there is no job.
 Step = Callable[[], bool]
 #: One `prepare`, then 18 epochs and one `predict` for each of five folds, and one `record`.
 JOBS_OF_AN_EXPERIMENT = 97
-#: The processes together do this many jobs before the clock starts. By then, the logs no longer grow.
+#: Before the measurement starts, the processes together finish this many jobs. After these jobs, the logs stop growing.
 WARM_UP_JOBS = 160
 #: Tables of at most this many jobs get more rounds, because they are soon empty and each round measures little.
 SMALL_TABLE = 10_000

@@ -34,8 +34,8 @@ TARGETS = {
     "gap": ("dielectric", {"name": "band gap", "unit": "eV", "kind": "scalar", "column": "band_gap_eV"}),
     "wide": ("wide", {"name": "band gap above 1.5 eV", "kind": "class", "column": "is_wide"}),
 }
-#: The head starts untrained and needs a high learning rate. Blocks further from the head get lower rates, so that they
-#: change less.
+#: The head starts untrained and needs a high learning rate. Blocks further from the head get lower learning rates, so
+#: that they change less.
 FULL = {
     "epochs": 1,
     "batch_size": 16,

@@ -73,7 +73,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 def _peak_on_cpu(work: Callable[[], object]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
-    results = profile.profiler.kineto_results if profile.profiler else None  # Kineto records when memory changes
+    results = profile.profiler.kineto_results if profile.profiler else None  # Kineto records memory changes
     changes = [event for event in results.events() if event.name() == "[memory]"] if results else []
     changes.sort(key=lambda event: event.start_ns())
     held = [*accumulate((event.nbytes() for event in changes), initial=0)]
@@ -216,8 +216,8 @@ def main() -> None:
         fused._subnormals_as_zero = nullcontext
     device = pick_device(options.device)
     precision = usable_precision(device, options.precision)
-    # cuBLAS reads this variable once, at the first product, so set it for both sides. The variable affects only the
-    # scratch memory of cuBLAS.
+    # cuBLAS reads this variable only once, at the first matrix product, so set it before either implementation runs.
+    # The variable affects only the scratch memory of cuBLAS.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     crystals = crystals_to_measure(options.data, options.crystals)
     print(

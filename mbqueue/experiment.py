@@ -33,7 +33,7 @@ SAMPLE_DATASET = "sample"
 NEEDED_CAPABILITY = {"tf32": 8, "bf16": 8, "fp16": 7}
 
 
-#: The pattern of a target's name and unit. It excludes characters that would break tables and web pages.
+#: The pattern of a target's name and unit. This pattern excludes characters that would break tables and web pages.
 _PLAIN = r"^[^<>|`&\\\x00-\x1f\x7f]*$"
 
 _NAME_RULE = "use up to 64 letters, digits, dots, dashes or underscores, beginning with a letter or digit"
@@ -250,7 +250,7 @@ _YOUNGER: dict[str, dict[str, Any]] = {
     "data": {"id_column": ""},
     "train": {"group_by_size": False, "test_strains": 0, "validation_seed": -1, "soup": 0, "soup_of": "last"},
 }
-#: The target of specs without a [target] section. It is not hashed, so specs from earlier versions keep their hash.
+#: The target of specs without a [target] section. This target is not hashed, so older specs keep their hash.
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)
 
 

@@ -15,7 +15,7 @@ from mbqueue.queue.transitions import mermaid
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mbqueue"
 
-#: Rooms from top to bottom. A room may import itself and rooms in lower rows.
+#: The rooms of the architecture, from top to bottom. A room may import itself and rooms in lower rows.
 ROWS = [
     {"__main__"},
     {"cli"},
@@ -42,7 +42,7 @@ ROWS = [
     }
     | {"errors", "clock", "limits", "outputs", "topology"},
 ]
-#: Modules of the ground may import each other.
+#: Modules in the lowest row may import each other.
 GROUND = ROWS[-1]
 ROW_OF = {room: number for number, row in enumerate(ROWS) for room in row}
 
@@ -139,7 +139,7 @@ def test_the_diagram_of_states_matches_the_table_of_transitions() -> None:
     assert diagram.strip() == mermaid().strip()
 
 
-#: Room → packages that it must not import.
+#: Room → packages that the room must not import.
 FORBIDDEN = {
     "train": {"sqlite3", "sqlite_utils", "psycopg"},
     "queue": {"torch", "chgnet"},

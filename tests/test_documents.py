@@ -31,7 +31,7 @@ from mbqueue.settings import parse_settings
 from mbqueue.topology import QUEUE_VARIABLE
 
 ROOT = Path(__file__).parent.parent
-#: Pages whose blocks show the output of each command.
+#: The page whose code blocks show the output of each command.
 TUTORIAL = "docs/tutorials/first-run.md"
 #: Pages in the order in which a reader follows them. All pages use the same project.
 RUN_IN_ORDER = (
@@ -108,7 +108,7 @@ LEFT_OUT = {
     "make test": "runs this test",
     "make test-kernels": "takes minutes; tests/train/test_offline.py runs a part of it",
 }
-#: Commands that appear only in running text → the test that runs each, or the reason why none does.
+#: Commands that appear only in running text → the test that runs the command, or the reason why no test does.
 NAMED_IN_TEXT = {
     "mbqueue --project DIR status": "tests/cli/conftest.py",
     "mbqueue enqueue mine": "tests/cli/test_data_commands.py",

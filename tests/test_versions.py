@@ -8,7 +8,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-#: The extras that users install. `gpu` is missing because torch brings its package; all others are for developers.
+#: The extras that users install, except `gpu`, whose package torch installs anyway. All other extras are for
+#: developers.
 EXTRAS = ("postgresql", "objects", "slurm", "search", "board")
 
 

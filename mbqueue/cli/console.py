@@ -13,7 +13,7 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console
 
-#: Error codes of writing to a stream whose reader or terminal is gone.
+#: Error codes for a write to a stream whose reader or terminal is gone.
 _GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET}
 
 

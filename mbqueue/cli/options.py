@@ -22,7 +22,7 @@ TargetColumnOption = Annotated[
 ExperimentArgument = Annotated[str, typer.Argument(help="Name of an enqueued experiment.")]
 SearchArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="Name of an enqueued search.")]
 
-#: The maximum number of folds or seeds in one command; more are probably a typing error.
+#: The maximum number of folds or seeds in one command; more are probably a typo.
 _MOST_NUMBERS = 100
 
 

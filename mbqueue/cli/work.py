@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mbqueue.session.options import WorkArguments
     from mbqueue.session.outcome import Ending, SessionOutcome
 
-#: The exit code 75 is EX_TEMPFAIL in sysexits.h. Here it means that the session ended, but work is left.
+#: The exit code 75 is EX_TEMPFAIL in sysexits.h. mbqueue exits with 75 if a session has ended but work is left.
 WORK_LEFT, FAILURE, USAGE = 75, 1, 2
 STANDARD_OUTPUT = 1
 

@@ -22,7 +22,8 @@ from mbqueue.dashboard.searches import search_lines, trial_table
 #: The order in which the view counts jobs by state: open jobs first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
 _NOBODY = "No session is running. Start one with: mbqueue work"
-#: The maximum number of experiments to draw with their folds. Active ones and those that need attention come first.
+#: The maximum number of experiments to draw with their folds. Active experiments, and experiments that need attention,
+#: come first.
 _EXPERIMENTS_SHOWN = 20
 
 
@@ -175,7 +176,8 @@ class _Dashboard:
         n_whole = min(n_drawn, _EXPERIMENTS_SHOWN)
         first = by_interest(shown)[:n_whole]
         tables = [height(experiment(shown[position], width, plain)) + 1 for position in first]
-        # Besides the tables, there are one-line experiments, a line about those not drawn, and a blank line.
+        # Besides the tables, the view has a line for each shortened experiment, a line about the experiments that are
+        # not drawn, and a blank line.
         others = (n_drawn < len(shown)) + 1
         while n_whole and n_drawn - n_whole + others * (n_whole < len(shown)) + sum(tables[:n_whole]) > room:
             n_whole -= 1

@@ -27,14 +27,14 @@ _OPEN = re.compile(rf"{_TOGETHER}|(?P<open>[\"'{{\[])")
 _TEXT = re.compile(r"""(?P<bare>[^\s\\"'{}\[\]]*)|"(?P<double>(?:[^"\\]|\\")*)"|'(?P<single>[^'\\]*)'""")
 #: The columns of each atom if the comment line has no Properties.
 _PROPERTIES = "species:S:1:pos:R:3"
-#: The element's symbol for each atomic number. The numbers are strings.
+#: The element's symbol for each atomic number, which is a string here.
 _SYMBOLS_BY_Z = {str(number): symbol for number, symbol in enumerate(SYMBOLS, 1)}
 #: The columns that give an atom's element: ase's name for each, and its name in files.
 _SHOWN = {"symbols": "species", "numbers": "Z"}
 _DIMENSIONS = 3
-#: Keys of a comment line that describe the geometry and the columns. The other keys are the crystal's data.
+#: Keys of a comment line that describe the geometry and the columns. All other keys are data about the crystal.
 _OF_LINES = ("Properties", "Lattice", "pbc")
-#: A line number and a line that mark the end of the file.
+#: This line number and line mark the end of the file.
 _END = (0, "")
 
 

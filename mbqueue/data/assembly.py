@@ -14,7 +14,7 @@ from mbqueue.data.conversion import AS_I, AS_J
 from mbqueue.data.machine_code import compiled
 
 #: Coefficients of asin(x) = x + x · p(x²) / q(x²) for |x| ≤ 1/2, from fdlibm's e_acos.c (Sun Microsystems 1993). As in
-#: that file, acos of a larger |x| is computed from asin. The error is below one unit in the last place of a float64.
+#: fdlibm, acos of a larger |x| is computed from asin. The error is below one unit in the last place of a float64.
 _P = (
     1.66666666666666657415e-01,
     -3.25565818622400915405e-01,
@@ -91,7 +91,7 @@ def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short
         if short[0, position - 1] >= short[0, position]:
             return False
 
-    # Each directed bond is the first or the second of its pair. The loops avoid a branch that would be mispredicted.
+    # Each directed bond is the first or the second of its pair. The loops avoid a branch that CPUs mispredict.
     is_first = np.ones(n_directed, np.uint8)
     for pair in range(n_pairs):
         is_first[second[pair]] = 0

@@ -24,13 +24,14 @@ from mbqueue.data.space_groups import space_group_of
 from mbqueue.data.symmetry import Sites, Symmetry, check_symmetry, check_taken, operations_of, parse_operation
 
 #: The largest volume per atom, Å³, of a CIF that does not state the number of atoms in its cell. If the volume is
-#: larger, the CIF probably lists only the asymmetric unit. Of 37,248 crystals in the Materials Project, cesium has the
-#: largest volume per atom, 123. A limit for each element would detect few more incomplete files.
+#: larger, the CIF probably lists only the asymmetric unit. Among 37,248 crystals in the Materials Project, cesium has
+#: the largest volume per atom, 123 Å³. Separate limits for each element would detect only a few more incomplete files.
 LARGEST_VOLUME_PER_ATOM = 250.0
-#: The lowest plausible density, g/cm³. The least dense crystals in the Materials Project are two of hydrogen, 0.039 and
-#: 0.107, and helium, 0.46.
+#: The lowest plausible density, g/cm³. The least dense crystals in the Materials Project are two hydrogen crystals,
+#: with 0.039 and 0.107 g/cm³, and helium, with 0.46 g/cm³.
 SMALLEST_DENSITY = 0.03
-#: The largest volume per atom, Å³, of any CIF: one atom in a cube of 30 Å. Lengths in pm would give millions.
+#: The largest volume per atom, Å³, of any CIF: one atom in a cube with edges of 30 Å. Lengths in pm would give volumes
+#: of millions of Å³.
 _LARGEST_BOX = 27_000.0
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(\(\d+\))?\Z")
@@ -49,8 +50,8 @@ _FORMULA = "_chemical_formula_sum"
 _UNITS_PER_CELL = "_cell_formula_units_z"
 #: The largest relative difference between the composition and the file's formula, which may be rounded (``Al0.67``).
 _FORMULA_TOLERANCE = 0.01
-#: The largest relative differences from the file's volume and density. Cells are rounded, and atomic masses have been
-#: revised.
+#: The largest accepted relative differences from the file's volume and density. Cell parameters are rounded, and atomic
+#: masses have been revised.
 _VOLUME_TOLERANCE, _DENSITY_TOLERANCE = 0.02, 0.1
 #: If the density differs by at most this fraction from the file's, the number of atoms in the cell is right.
 _DENSITY_PROOF = 0.03

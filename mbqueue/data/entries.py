@@ -23,23 +23,24 @@ from mbqueue.task import FORMATION_ENERGY, Target
 #: Two atoms closer than this, Å, count as overlapping. Such atoms are often copies of one atom, because a CIF rounds
 #: 1/3 to 0.333. The shortest real distance is 0.74 Å, in H₂.
 OVERLAP = 0.3
-#: The largest absolute value of a target. The limit is far above any formation energy in eV/atom and any property in a
-#: sensible unit. The square of the limit is far below the largest float32.
+#: The largest absolute value accepted for a target. The limit is far above any formation energy in eV/atom and any
+#: property in a sensible unit. The square of the limit is far below the largest float32.
 LARGEST_TARGET = 1e6
 #: Values that are accepted for a class, in addition to the numbers 0 and 1.
 _CLASSES = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0}
 #: Cells with a smaller volume per atom, Å³, count as flat. The density check has a stricter limit, but runs last.
 MIN_VOLUME_PER_ATOM = 0.1
 #: The smallest accepted volume per atom, Å³. A denser cell has duplicate atoms or a wrong lattice. In the Materials
-#: Project, C3N4 has the smallest volume, 5.57, followed by diamond, 5.71. Metallic hydrogen would have 3.
+#: Project, C3N4 has the smallest volume per atom, 5.57 Å³, followed by diamond with 5.71 Å³. Metallic hydrogen would
+#: have 3 Å³ per atom.
 SMALLEST_VOLUME_PER_ATOM = 2.5
-#: The largest accepted density, g/cm³. Of 37,248 crystals in the Materials Project, plutonium is the densest, 24.6. The
-#: densest stable element is osmium, 22.0.
+#: The largest accepted density, g/cm³. Among 37,248 crystals in the Materials Project, plutonium is the densest, with
+#: 24.6 g/cm³. The densest stable element is osmium, with 22.0 g/cm³.
 LARGEST_DENSITY = 30.0
 #: The largest number of periodic images within 6 Å. A cell with more images is too skewed or too thin.
 MAX_IMAGES = 2_000_000
-#: The largest number of cubes with 6 Å edges, and of copies of atoms, in the box around a crystal, because the
-#: converter needs memory for each of them. This many cubes fill a box of 1,300 Å.
+#: The largest number of cubes with edges of 6 Å, or of copies of atoms, in the box around a crystal. The converter
+#: needs memory for each cube and each copy. This many cubes fill a cubic box with edges of 1,300 Å.
 MAX_CUBES = 10_000_000
 #: The largest number of bonds, and of angles, in one crystal. A diamond cell of 2,000 atoms has 0.3 million bonds and
 #: 0.5 million angles. Larger numbers could exceed the 32 bits of a batch's indices.
@@ -49,7 +50,7 @@ _OCCUPANCY_TOLERANCE = 1e-8
 
 
 #: Unicode categories that an id must not contain: control and format characters, surrogates, private-use and unassigned
-#: characters, line and paragraph separators. They are invisible, or they get lost in CSV or UTF-8 files.
+#: characters, line and paragraph separators. Such characters are invisible, or get lost in CSV or UTF-8 files.
 _UNFIT_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 #: Invisible characters in other categories: joiners, fillers, blank letters and notes, variation selectors.
 _INVISIBLE = frozenset(

@@ -341,7 +341,8 @@ class GraphCache:
                 os.link(twin, link)
                 link.replace(path)
             except (CacheError, OSError):
-                continue  # the shard is for different crystals or is being removed, or the disk has no hard links
+                # The shard is for different crystals or is being removed, or the disk does not support hard links.
+                continue
             return True
         return False
 

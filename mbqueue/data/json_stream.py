@@ -24,9 +24,9 @@ _SPACE = re.compile(rb"[ \t\r\n]*")
 #: A number, true, false or null, which ends before whitespace, punctuation or a quotation mark.
 _BARE = re.compile(rb"[^\s,:{}\[\]\"]*")
 _LONGEST_BARE = 1000
-#: The largest number of characters of the document that a message quotes.
+#: A message quotes at most this many characters of the document.
 _SHOWN = 30
-#: The deepest accepted nesting. A structure has only seven levels.
+#: The deepest accepted nesting. A structure has only seven levels of nesting.
 _DEEPEST = 1000
 
 

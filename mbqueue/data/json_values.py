@@ -11,7 +11,7 @@ import orjson
 
 from mbqueue.data.machine_code import compiled
 
-#: The largest number of characters of a key that a message quotes.
+#: A message quotes at most this many characters of a key.
 _SHOWN = 60
 #: The deepest nesting that orjson accepts.
 _DEEPEST = 1024

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 from mbqueue.data.entries import Unusable
 
-#: (pattern, reason): the only warnings that do not reject a crystal. ``tests/data/test_parser_warnings.py`` lists every
-#: warning of the installed parsers, and fails if a new version has one that is not listed.
+#: (pattern, reason): the only parser warnings after which mbqueue still accepts a crystal.
+#: ``tests/data/test_parser_warnings.py`` lists every warning of the installed parsers, and fails if a new version has
+#: an unlisted warning.
 HARMLESS = (
     (
         r"\d+ fractional coordinates rounded to ideal values",

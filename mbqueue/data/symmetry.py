@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 
 from mbqueue.data.entries import Unusable
 
-#: The number of units in a lattice vector. A translation with a denominator up to 12 is then a whole number of units.
+#: How many units a lattice vector has, so that translations with a denominator up to 12 are whole numbers of units.
 _UNITS = 27720
 _LARGEST_DENOMINATOR = 12
 #: The largest difference between a rounded translation, such as 0.33, and the exact fraction.
 _TRANSLATION_TOLERANCE = 0.005
-#: The largest relative change of the cell's metric by an operation. It is not zero, because cells are rounded.
+#: The largest relative change that an operation may make to the cell's metric. The limit is not zero, because cell
+#: parameters are rounded.
 _METRIC_TOLERANCE = 0.03
-#: The largest distance, Å, between two images that count as one atom; the largest difference between two distances, Å,
-#: that count as equal.
+#: Two images at most this far apart, in Å, count as one atom. Two distances count as equal if they differ by at most the
+#: second value, in Å.
 _SAME_ATOM, _SAME_DISTANCE = 0.05, 0.02
 #: Ranges of space groups, each as (last number, number of rotations and reflections), from International Tables A.
 _POINT_GROUP_ORDERS = (

@@ -26,7 +26,7 @@ from mbqueue.storage.names import DUPLICATE
 
 FORMAT = 1
 LARGEST = 1 << 20
-#: Seconds that a session counts as live after its latest announcement was seen. Uploads may take minutes.
+#: A session counts as live for this many seconds after its latest announcement was seen. Uploads may take minutes.
 ALIVE_SECONDS = 300.0
 _FORGOTTEN_SECONDS = 7 * 86_400.0
 _NAME = re.compile(rf"([0-9TZ]{{10,30}}-[0-9a-f]{{6}})-(\d{{6,9}}){DUPLICATE}\.json")

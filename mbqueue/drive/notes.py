@@ -58,7 +58,7 @@ def merged(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]
     adds = sorted(set(folds) - set(first.get("folds", folds)))
     is_over = first.get("cancelled", later["cancelled"])
     spec = first["spec"] | {"folds": sorted({*first["spec"]["folds"], *later["spec"]["folds"]})}
-    # With added folds, only the earlier folds of a cancelled experiment are still cancelled.
+    # If folds were added to a cancelled experiment, only its earlier folds are still cancelled.
     return {**later, **first, "spec": spec, "folds": folds, "cancelled": is_over and not adds}
 
 

@@ -29,7 +29,8 @@ class Rounds:
             queue.note(published_note(seconds), by=self._session, now=ended_at)
 
 
-#: Files below this size, in bytes, measure the fixed time per file. Larger files measure the time per byte.
+#: mbqueue measures the fixed time per file with files below this size, in bytes, and the time per byte with larger
+#: ones.
 SMALL_FILE = 1_000_000
 
 

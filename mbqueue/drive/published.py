@@ -21,7 +21,7 @@ from mbqueue.storage.manifest import Damaged, Identity, Manifest
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import on_mount
 
-#: The number of commits to keep that count as uploaded, besides the commit of the best epoch.
+#: Keep this many of the newest commits that count as uploaded, and the commit of the best epoch.
 KEPT = 2
 
 

@@ -48,7 +48,8 @@ from mbqueue.storage.results import total_bytes
 
 #: Seconds between two rounds of publishing while the mount works.
 ROUND_SECONDS = 15.0
-#: Seconds before a failed round is retried. The pause doubles after each failure, up to `LONGEST_RETRY_SECONDS`.
+#: Seconds before a failed round of publishing is retried. The pause doubles after each failure, up to
+#: `LONGEST_RETRY_SECONDS`.
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
 #: Seconds between two snapshots while a session is running.
@@ -211,7 +212,8 @@ class Publisher:
             self._begun.set()
             self._wake.wait(pause)
             if self._failures:
-                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # even after a new commit woke the thread
+                # Wait after a failure, even if a new commit woke the thread.
+                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)
             self._wake.clear()
         self.round(ended="the session is over")
         with contextlib.suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:

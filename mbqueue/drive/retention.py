@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: Seconds after which a file on a mount counts as uploaded. Drives take seconds to minutes for small files.
+#: Seconds after which a file on a mount counts as uploaded. A drive uploads a small file in seconds to minutes.
 SETTLED_SECONDS = 1800.0
-#: The number of newest files to keep among those that may not have been uploaded yet.
+#: Among files that may not have been uploaded yet, keep this many of the newest.
 NEWEST = 8
-#: The largest number of older files to keep, spread over time, among those that may not have been uploaded yet.
+#: Among files that may not have been uploaded yet, keep at most this many older ones, spread over time.
 SPACED = 6
 
 
@@ -28,11 +28,11 @@ def positions_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady
     """
     before = now - SETTLED_SECONDS
     settled = [position for position, at in enumerate(seen_at) if max(at, steady_since) <= before]
-    # If no file has settled yet, keep the oldest files, because they are the most likely to have been uploaded.
+    # While no file counts as uploaded, keep the oldest files, because they are the most likely to have been uploaded.
     keep = set(settled[-kept:] or range(min(kept, len(seen_at))))
     newer = range(max(keep, default=-1) + 1, len(seen_at))
     last = seen_at[max(keep)] if keep else now
-    # If a mount keeps failing, no file settles, so spread the kept files further apart.
+    # As long as a mount keeps failing, no file counts as uploaded, so spread the kept files further apart.
     apart = max(SETTLED_SECONDS, now - last) / SPACED
     for position in newer:
         if seen_at[position] - last >= apart:

@@ -33,7 +33,7 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE, HIGHEST_FENCE
 
 FORMAT = 1
-#: The number of snapshots to keep that count as uploaded.
+#: Keep this many of the newest snapshots that count as uploaded.
 KEPT = 3
 #: The largest snapshot accepted, in bytes. A queue of 100,000 jobs takes 60 MB.
 LARGEST_SNAPSHOT = 2 << 30

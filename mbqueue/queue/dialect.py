@@ -77,8 +77,8 @@ class _Sqlite(Dialect):
     text = "TEXT"
     table = often_changed = " STRICT"
     keyed_table = " STRICT, WITHOUT ROWID"
-    lock = skip_locked = ""  # SQLite allows only one writer at a time
-    or_else = "ifnull"  # SQLite does not use an index on ifnull(…) for coalesce(…)
+    lock = skip_locked = ""  # SQLite needs no row locks, because it allows only one writer at a time.
+    or_else = "ifnull"  # SQLite would ignore an index on ifnull(…) for coalesce(…).
     claim_covers = ", not_before, affinity"
     board_index = " INDEXED BY jobs_board"
 

@@ -132,5 +132,5 @@ def _stat(pid: int) -> list[str] | None:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The second field is the program's name in brackets. The name may itself contain spaces and brackets.
+    # The second field is the program's name in brackets. The name itself may contain spaces and brackets.
     return stat.rpartition(")")[2].split()

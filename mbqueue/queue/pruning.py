@@ -12,7 +12,7 @@ from mbqueue.queue.jobs import history_row
 from mbqueue.queue.notes import note
 
 _HELD = "SELECT 1 FROM jobs WHERE experiment_id = :experiment_id AND state = 'leased' LIMIT 1"
-# Makes the skipped jobs of a pruned trial waiting again, except epochs that early stopping skipped.
+# Sets the skipped jobs of a pruned trial back to waiting, except epochs that early stopping skipped.
 _TAKE_UP = """
     UPDATE jobs SET state = 'waiting', changed_at = :now, changed_by = :by, changed_why = 'retried'
     WHERE experiment_id = :experiment_id AND state = 'skipped' AND substr(changed_why, 1, :length) = :pruned

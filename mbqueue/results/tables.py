@@ -20,8 +20,8 @@ from mbqueue.errors import ResultsError
 from mbqueue.results.cells import csv_rows, csv_text
 
 #: Columns of history_fold_{i}.csv and their types. MAEs are in the unit of the target, losses in the unit of the loss.
-#: ``lr`` is the rate of the epoch's last step; ``grad_norm`` is the mean over the epoch's steps, before clipping.
-#: ``session`` lists the sessions that worked on the epoch, joined by ``+``.
+#: ``lr`` is the learning rate of the epoch's last step. ``grad_norm`` is the mean over the epoch's steps, before
+#: clipping. ``session`` lists the sessions that worked on the epoch, joined by ``+``.
 HISTORY_TYPES: dict[str, type] = {
     "epoch": int,
     "train_loss": float,
@@ -36,7 +36,7 @@ HISTORY_TYPES: dict[str, type] = {
     "device": str,
 }
 HISTORY_COLUMNS = tuple(HISTORY_TYPES)
-#: Columns that may differ between equal runs. All other columns have equal values.
+#: Columns that may differ if you run an experiment twice. All other columns are identical.
 TIMING_COLUMNS = ("seconds", "structures_per_second", "session", "device")
 #: The line of RESULTS.md about each kind of result file, by the beginning of the file's name.
 FILE_NOTES = {

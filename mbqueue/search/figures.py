@@ -182,7 +182,7 @@ def shown(value: Any) -> str:
 
 def _scale(column: Sequence[float], is_log: bool) -> dict[str, Any]:
     """Make a numeric axis. plotly has no logarithmic axes for parallel coordinates, so the values are logarithms."""
-    if not is_log or min(column) <= 0:  # the base's value may be 0, which has no logarithm
+    if not is_log or min(column) <= 0:  # the base experiment's value may be 0, which has no logarithm
         return {"values": column, "tickformat": ".4~g"}
     placed = [math.log10(value) for value in column]
     low, high = min(placed), max(placed)

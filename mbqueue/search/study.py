@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 #: The number of random trials before TPE learns from results: a third of all trials, at most ten.
 _STARTUP_TRIALS, _STARTUP_SHARE = 10, 3
-#: The maximum number of draws for one trial if the spec rejects the settings. After `_STUBBORN_DRAWS`, settings are
-#: drawn at random, because a sampler with few results may repeat rejected settings. A grid sampler never repeats
+#: The maximum number of draws for one trial if the experiment rejects the settings. After `_STUBBORN_DRAWS`, settings
+#: are drawn at random, because a sampler with few results may repeat rejected settings. A grid sampler never repeats
 #: settings.
 _MOST_DRAWS, _STUBBORN_DRAWS = 50, 25
 #: Samplers whose next draw depends on the number of earlier draws, so their study must repeat all draws in order.

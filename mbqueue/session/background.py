@@ -157,7 +157,7 @@ def stop(
         One entry per session; empty if none of the requested sessions is running on this machine.
     """
     found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
-    # A process that started several sessions also gets the request and forwards it, but reports no outcome.
+    # A process that started several sessions also gets the request and forwards it, but the result does not list it.
     parents = {parent_of(identity.pid) for identity, session in found if session is not None}
     refused = {identity for identity, _ in found if not _is_asked(identity)}
     asked = [identity for identity, _ in found if identity not in refused]
@@ -199,7 +199,7 @@ def follow(project: ProjectFolder, *, lines: int, keep_on: bool, clock: Clock) -
         while keep_on:
             session = current(project)
             is_over = session is None or session.log != log or not session.is_running
-            # Read once more after the session ended, or its last lines would be lost.
+            # Read the log once more after the session has ended, so that the last lines are not lost.
             yield from stream.readlines()
             if is_over:
                 return
@@ -229,7 +229,7 @@ def _wait_until_at_work(
     while clock.monotonic() < deadline:
         code = child.poll()
         found = tuple(row.id for row in _unended(project) if _belongs(row, started.process))
-        # If a session on one of several devices could not start, its process is no longer among the children.
+        # If a session on one of several devices could not start, its process is no longer a child process.
         if found and (len(found) == sessions or len(found) >= len(_children(child.pid))):
             break
         if code is not None:

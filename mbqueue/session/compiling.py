@@ -49,7 +49,7 @@ class Compiling:
         family, precision = family_with(pretrained), usable_precision(self._device, precision)
         if self._device.type != "cuda" or (family.name, precision) in self._threads:
             return
-        # Not a daemon thread: a process that exits while a compiler or a driver runs crashes.
+        # Do not use a daemon thread, because a process crashes if it exits while a compiler or a driver is running.
         thread = threading.Thread(
             target=self._compile,
             args=(family, precision, list(self._threads.values())),

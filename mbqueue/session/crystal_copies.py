@@ -24,7 +24,7 @@ from mbqueue.storage.objects import ObjectStore
 
 #: How long a finished session waits for unfinished copies.
 END_SECONDS = 60.0
-#: How long a session that was asked to stop waits for the current write, which may hang on a mount.
+#: After a request to stop, a session waits this long for the current write, which may hang on a mount.
 STOP_SECONDS = 2.0
 _LOOK_SECONDS = 0.1
 

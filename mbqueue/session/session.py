@@ -26,7 +26,7 @@ from mbqueue.train.fold import FoldRun
 
 #: A job starts only if at least this much time is left.
 SHORTEST_JOB_SECONDS = 5.0
-#: The reason for releasing a job that cannot be saved.
+#: Why a session releases a job whose work it cannot save.
 STORE_AWAY = "the object store does not answer"
 
 
@@ -146,7 +146,7 @@ class Session:
             raise
         except QueueError:
             # A failing disk may have written the commit anyway. Find the lease that was claimed in the same
-            # transaction, or its job is blocked until the lease expires.
+            # transaction; otherwise, its job stays blocked until the lease expires.
             with suppress(QueueError):
                 self._next_lease = self._held_beside(lease)
             raise
@@ -176,7 +176,7 @@ class Session:
 
     def give_back(self, lease: Lease, reason: str, *, for_others: bool = False) -> None:
         """Release a job that has started; do nothing if its lease is lost."""
-        with suppress(QueueError):  # a lost lease needs no release, and any other lease will expire
+        with suppress(QueueError):  # a lost lease needs no release; all other leases expire by themselves
             self.queue.release(lease, reason=reason, now=self.clock.now(), preempted=True, for_others=for_others)
 
     def give_back_once(self, lease: Lease, error: Exception, reason: str) -> None:

@@ -12,12 +12,13 @@ from mbqueue.drive.livestate import store_trouble
 from mbqueue.errors import StoreAway, StoreError
 from mbqueue.project import ProjectFolder
 
-#: The first and the longest pause between attempts to commit while the store fails. The pause doubles each time.
+#: The first and the longest pause between attempts to commit while the store fails. The pause doubles after each
+#: failure.
 PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 #: How long a session waits for the store before it ends: a paid machine must not wait forever.
 PATIENCE_SECONDS = 3600.0
-#: How long other sessions of this machine trust one session's record that the store does not answer.
+#: How many seconds a session relies on a store outage that another session on this machine recorded.
 HEARSAY_SECONDS = 60.0
 
 

@@ -11,7 +11,7 @@ from mbqueue.errors import UsageError
 from mbqueue.queue.jobs import Job, Kind
 from mbqueue.session.report import Report
 
-#: The subfolder of a fold's run for the epochs' values, which are a separate run.
+#: The subfolder for the values of each epoch, which TensorBoard shows as a separate run.
 _EPOCHS = "epochs"
 _BY_EPOCH = ("train_loss", "train_mae", "val_loss", "val_mae", "lr", "grad_norm", "structures_per_second")
 

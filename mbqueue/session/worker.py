@@ -61,7 +61,7 @@ _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: pre
 
 #: How long a session waits before it looks for a job again.
 POLL_SECONDS = 2.0
-#: How long a job that needs the results of other experiments waits if they are not recorded yet.
+#: How long a job waits if it needs results of other experiments that have not been recorded yet.
 MEMBERS_SECONDS = 60.0
 #: How long publishing may continue after a signal.
 PUBLISH_AFTER_SIGNAL_SECONDS = 20.0

@@ -164,7 +164,8 @@ class Commits:
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
         tag, known = self._known.get(name, ("", None))
-        # If the name contains a hash, the content cannot have changed. Otherwise a changed tag shows changed content.
+        # If the name contains a hash, the content cannot have changed. Otherwise, the content has changed only if the
+        # tag has changed too.
         if known is not None and (file.digits or (tag and tag == listed.tag)):
             return known
         source = f"{self.place.name}/{name}"

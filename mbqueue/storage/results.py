@@ -17,7 +17,7 @@ from mbqueue.storage.blobs import Blobs
 
 LARGEST_RESULT = 1 << 30
 
-# No listed name may lead out of the results folder, because other programs can write to mounts and servers.
+# No listed name may point outside the results folder, because other programs can write to mounts and servers.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HASH_DIGITS = 16
 

@@ -82,7 +82,7 @@ class Elsewhere:
                 crystals, _ = Crystals.open(file)
             except CacheError:  # the file is damaged, or another process is removing it
                 continue
-            # The first hash names the folder for energy targets. The second names the folder for all other targets.
+            # The first hash names the folder for energy targets; the second hash names the one for all other targets.
             for key in (crystals.hash, crystals.structures_hash):
                 folder = frozen_folder(cache_dir, key, self._frozen.weights)
                 if folder in folders:

@@ -265,7 +265,8 @@ class FoldRun:
         train = self.spec.train
         if not (train.strain or train.jitter):
             return None
-        # Each seed, fold and epoch has its own random stream, from which `mbqueue.data` derives one stream per row.
+        # Each combination of seed, fold and epoch has its own random stream, from which `mbqueue.data` derives one
+        # stream per row.
         stream = np.random.SeedSequence([self.spec.seed, self.fold, epoch]).generate_state(1, np.uint64)[0]
         return Distortion(strain=train.strain, jitter=train.jitter, seed=int(stream >> np.uint64(1)))
 

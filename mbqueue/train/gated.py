@@ -140,7 +140,7 @@ class PlainMessages:
 
     def add_to_shorts(self, bonds: Tensor, x: Tensor) -> Tensor:
         """Return a copy of ``bonds``, [U, …], with ``x``, [S, …], added to the rows of the short bonds."""
-        # Each segment has at most one row. On CUDA, index_add would sort and check every index each time.
+        # Each segment has at most one row. Do not use index_add, which would sort and check every index on CUDA.
         return bonds + self._short.sum(x)
 
     def of_bonds(self, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate) -> Tensor:

@@ -142,8 +142,8 @@ def restore_random_states(states: Mapping[str, Any], device: torch.device) -> No
     """Restore the result of `random_states`; a GPU's state is restored only on a GPU."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] and device.type == "cuda":
-        # Earlier versions saved the state of every GPU in the machine. The states of all GPUs are equal, because all
-        # get the same seed and no code draws numbers.
+        # Earlier versions saved the random state of every GPU in the machine. All these states are equal, because all
+        # GPUs get the same seed and no code draws random numbers on them.
         torch.cuda.set_rng_state(states["cuda"][0], device)
     name, keys, position, has_gauss, gauss = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

@@ -59,7 +59,7 @@ class Guard:
 
     def see(self, figures: Tensor) -> None:
         """Set the flag permanently if one of ``figures`` is not finite."""
-        # If a figure is not finite, zero times the sum is NaN. This form needs few kernel launches.
+        # If a value is not finite, zero times the sum is NaN. Testing the sum needs few kernel launches.
         torch.maximum(self._is_raised, (figures.sum() * 0).ne(0), out=self._is_raised)
 
 
@@ -129,8 +129,8 @@ def begin_step(
         for arrived in batches:
             _add_gradient(model, feed, arrived.batch, objective=objective, structures=len(rows), totals=totals)
         for parameter in parameters:
-            # In a batch without angles, bond and angle layers get no gradient. But their parameters must still decay
-            # and keep their momentum, or the result would depend on how crystals are batched.
+            # In a batch without angles, bond and angle layers get no gradient. The parameters of such layers must still
+            # decay and keep their momentum, or the result would depend on how crystals are batched.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         scale = gradient_scale(len(rows))

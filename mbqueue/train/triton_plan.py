@@ -11,8 +11,8 @@ from mbqueue.errors import TrainingError
 from mbqueue.train.gated import PRODUCTS
 from mbqueue.train.kernels.tiles import PARTIALS, TILES, Tiles, tiles_of
 
-#: Number of columns of the widest array that has a row per atom or short bond, and of the widest array that has a row
-#: per directed bond or angle.
+#: How many columns the widest arrays have: first among arrays with a row per atom or short bond, then among arrays with
+#: a row per directed bond or angle.
 _WIDEST, _WIDE = 640, 128
 
 
@@ -54,7 +54,7 @@ class Plan:
         if tiles is None and device.type == "cuda":
             major, minor = torch.cuda.get_device_capability(device)
             tiles = tiles_of(10 * major + minor)
-        # Triton's interpreter on the CPU works with all tiles.
+        # On the CPU, Triton's interpreter accepts tiles of any size.
         return cls(batch.ordered(), tiles or TILES[min(TILES)], precision or products_in_use())
 
     def shares(self, n_rows: int, rows: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from mbqueue.api import Project
 from mbqueue.errors import UsageError
 from mbqueue.experiment_file import parse_overrides
 
-#: Maximum seconds to wait for sessions to stop before answering. Some sessions may still be saving then.
+#: Maximum seconds to wait for sessions to stop before answering. Some sessions may still be saving after this time.
 _STOP_WAIT_SECONDS = 5.0
 
 

@@ -12,7 +12,8 @@ import orjson
 from mbqueue.api import Project
 from mbqueue.errors import MbqueueError
 
-#: Maximum number of experiments whose figures are cached. Those of the official dataset take a few megabytes each.
+#: Maximum number of experiments whose figures are cached. The figures of one experiment take a few megabytes for the
+#: official dataset.
 _KEPT = 8
 _CURVES = "learning-curves"
 
@@ -54,7 +55,7 @@ class Figures:
                 try:
                     content = {key: figure.to_json().encode() for key, figure in draw().items()}
                 except (MbqueueError, OSError):
-                    # A session is replacing a file, or a file is damaged. The page reports damage elsewhere.
+                    # A session is replacing a file, or a file is damaged. The page shows damage in a different place.
                     return {} if drawn is None else drawn[1]
                 self._drawn[name, part] = drawn = (of_what, content)
             self._drawn.move_to_end((name, part))

@@ -261,7 +261,7 @@ def test_init_makes_a_project_and_prints_the_next_step(mbqueue: Command, tmp_pat
 def test_status_and_enqueue_import_nothing_heavy(
     mbqueue: Command, project: ProjectFolder, arguments: tuple[str, ...]
 ) -> None:
-    mbqueue("enqueue", "head_finetune", "--dataset", "sample")  # the first one also creates the database
+    mbqueue("enqueue", "head_finetune", "--dataset", "sample")  # the first command also creates the database
     program = (
         "import sys\n"
         "from mbqueue.cli import main\n"

@@ -20,8 +20,9 @@ REFUSED, HARMLESS = "refused", "harmless"
 #: The effect of a warning that the parser never gives to mbqueue.
 NOT_GIVEN = "not given"
 
-#: The start of each warning of pymatgen's CIF reader (2026.10) → its effect; … stands for a part that varies.
-#: Some are not given because mbqueue passes primitive=False, on_error="raise" and check_cif=False, and writes no CIF.
+#: The start of each warning of pymatgen's CIF reader (2026.10) → its effect; … stands for a part that varies. The
+#: reader does not give mbqueue some of these warnings, because mbqueue passes primitive=False, on_error="raise" and
+#: check_cif=False, and writes no CIF.
 CIF_WARNINGS = {
     "Possible issue in CIF file at line: …": REFUSED,
     "Initializing CifParser from StringIO is deprecated": NOT_GIVEN,

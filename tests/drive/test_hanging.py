@@ -25,7 +25,7 @@ from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import work
 from mbqueue.storage.mounted import Drive
 
-#: A limit much longer than any test; a test that waits this long fails.
+#: A time limit, in seconds, much longer than any test; a test that waits this long fails.
 FOR_EVER = 120.0
 
 
@@ -110,7 +110,7 @@ def test_training_continues_and_later_converges_wherever_reading_the_mount_hangs
         assert told is not None
         assert told["state"] == "degraded", n_hung
         assert "not answered" in told["why"]
-        two.drive.back.set()  # release the read that hangs now; the next one hangs again
+        two.drive.back.set()  # release the hanging read; the next read hangs too
     assert n_hung == 4, "what was read by threads that were left behind is read again"
     assert len(taken) == 1
     assert any("DEGRADED" in note for note in two.second.notes)

@@ -32,7 +32,7 @@ def test_a_session_on_a_crashing_server_gives_the_same_as_one_on_a_file(tmp_path
         postgres_server.restart()
         assert session.wait(timeout=180) == 0, log.read_text()
         states = {job.label: (job.state.value, job.fence) for job in queue.jobs()}
-    assert set(states.values()) == {("committed", 1)}  # no job was done twice
+    assert set(states.values()) == {("committed", 1)}  # no job ran twice
     assert beside.wait(timeout=180) == 0
     assert outcome(here, 0) == outcome(there, 0)
     assert not project.queue_db.exists()

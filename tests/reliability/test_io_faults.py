@@ -14,7 +14,7 @@ from warm import Warm
 from .conftest import EXPERIMENT, SEED, SHARE, SHARES, WORK, Lab, Straight, points_of, tell
 
 FAILURE = 1
-#: The operations on files that a test lets fail. The database, perhaps on another disk, keeps working.
+#: File operations that a test makes fail. The database, perhaps on another disk, keeps working.
 FILES = ("open", "write", "fsync", "rename", "unlink")
 FAULTS = {
     "EIO once": {"number": errno.EIO},
@@ -55,7 +55,7 @@ def test_a_failing_operation_gives_a_helpful_error_and_a_later_session_the_same_
             assert "error: " in said or "failed" in said, f"{where}\n{said}"
         if options.get("for_good") and options["number"] == errno.ENOSPC and code == FAILURE:
             assert "full" in said or "No space left" in said, f"{where}\n{said}"
-        # Accepted work is intact: after a person has repaired the disk, the next session resumes it.
+        # Committed work is intact: once the disk has been repaired, the next session resumes from the last commit.
         lab.age_left_overs()
         assert lab.warm.run(lab.root, *lab.commands[:2], ("retry", EXPERIMENT), WORK, log=lab.log) == 0, (
             f"{where}\n{lab.said}"

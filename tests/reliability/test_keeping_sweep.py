@@ -161,7 +161,7 @@ def die_and_go_on(lab: Lab, straight: Straight, keeping: Keeping, point: int) ->
     again = lab.work(command=command)
     assert again == 0 or (again == 2 and keeping.is_enough and keeping.is_enough in lab.said), again
     if keeping.command[0] == "backup":
-        # If the archive exists, it is complete, even if the first `backup` wrote it.
+        # If the archive exists, it is complete, even if the killed `backup` wrote it.
         assert lab.work(command=absolute(lab, RESTORE)) == 0
     assert lab.work() == 0
     check(lab, straight)

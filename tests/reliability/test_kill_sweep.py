@@ -93,7 +93,8 @@ def sweep(straight: Straight, death: Death, operations: list[str], lab_at: Calla
     reached, deaths, wrong = 0, 0, []
     points = points_of(death.name, len(operations), sample=death.sample)
     for tried, point in enumerate(points, start=1):
-        # Seed the second death with the point, so that a repeated or split run dies at the same operation.
+        # Derive the seed of the second death from the point, so that a repeated or split run dies at the same
+        # operation.
         chance = random.Random(f"{SEED} {death.name} {point}")
         lab = lab_at(str(point))
         # If the second point lies beyond the last operation, the recovery finishes without a second death.
@@ -161,7 +162,7 @@ class MadeLab(Lab):
         with Queue(self.project().queue_db, read_only=True) as queue:
             folder = self.root / queue.experiment("made").results_dir
         content = read_recorded(folder).content
-        # Ignore the entries that differ between equal runs, such as times and sessions.
+        # Ignore entries that differ when a run is repeated, such as times and sessions.
         entry = {key: value for key, value in content["folds"][str(fold)].items() if key in {"scores", "blend"}}
         assert entry["scores"]
         kept = [file for file in (model_file(folder, fold), predictions_file(folder, fold)) if file.exists()]

@@ -24,11 +24,12 @@ LEAST_SESSIONS = 40 if LONG else 15
 CRYSTALS, EPOCHS = (60, 3) if LONG else (20, 2)
 ENQUEUE = ("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0-4", "--epochs", str(EPOCHS))
 ENQUEUE += ("--set", f"data.limit={CRYSTALS}", "--set", "train.batch_size=8")
-#: How many of the first sessions end in each way. Later endings are random; the numbers then serve as weights.
-#: Deadlines are rare, because such a session runs for seconds and does much of the work.
+#: The weight of each way in which a session ends. The first sessions end once in each way; later endings are random.
+#: Deadlines are rare, because a session with a deadline runs for seconds and does much of the work.
 ENDINGS = {"deadline": 1 if LONG else 0, "lost mount": 2, "SIGTERM": 4, "SIGKILL": 5}
-#: The exit codes to expect after each ending. SIGTERM kills a session that is still reading its project from the mount,
-#: and losing the mount then is an error. Later, the session continues without the mount and may finish its work.
+#: The exit codes to expect after each ending. While a session is still reading its project from the mount, SIGTERM
+#: kills the session, and losing the mount is an error. Later, the session continues without the mount and may finish
+#: its work.
 CODES = {
     "deadline": {WORK_LEFT},
     "SIGTERM": {WORK_LEFT, -signal.SIGTERM},
@@ -39,7 +40,7 @@ CODES = {
 #: before it trains.
 SHORTEST, LONGEST = 8, 60 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
-#: Limit in operations for each of the first sessions, so that the run does not finish before all of them have ended.
+#: Each of the first sessions ends within this many operations, so that the run does not finish before all of them end.
 LONGEST_AT_FIRST_ON_A_DRIVE = 330 if LONG else 170
 
 
@@ -115,7 +116,7 @@ def next_ending(chance: random.Random, before: list[str]) -> str:
 
 def command_for(ending: str, chance: random.Random) -> tuple[str, ...]:
     """The arguments of a session without a deadline, or with a short one."""
-    # Of 7 to 8 s, about one is left for work: two reserves take a tenth each, and no step starts in the last 5 s.
+    # About 1 s of the 7 to 8 s is left for work: two reserves take a tenth each, and no step starts in the last 5 s.
     return (*WORK[:-1], f"{chance.uniform(7.0, 8.0):.1f}s") if ending == "deadline" else WORK
 
 
@@ -200,7 +201,7 @@ def test_a_month_on_a_drive_that_lies_equals_one_uninterrupted_run(
             "deadline": None,
             "SIGTERM": Fault(at=at, action="end"),
             "SIGKILL": Fault(at=at),
-            # Some operations after the mount is lost, SIGTERM ends the session.
+            # SIGTERM ends the session a few operations after the mount is lost.
             "lost mount": Fault(at=at, action="unmount", mount=str(lab.root), later=chance.randrange(20, 60)),
         }[ending]
         trace, began = tmp_path / f"trace{len(endings)}", time.monotonic()

@@ -23,7 +23,7 @@ from mbqueue.search.trials import Trial, TrialState, trials_of
 from .conftest import LONG, SEED, SETTINGS, WORK, Lab, tell
 
 TRIALS, EPOCHS, DEATHS = (12, 8, 20) if LONG else (4, 3, 3)
-#: Database, and number of concurrent sessions.
+#: The database, and the number of concurrent sessions.
 WAYS = [("sqlite", 1), ("postgresql", 2)]
 if LONG:
     WAYS += [("sqlite", 2), ("postgresql", 1)]

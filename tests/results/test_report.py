@@ -164,7 +164,7 @@ def test_a_timeline_is_drawn_when_its_spans_are_known(recorded, tmp_path):
     ]
     page = report_of(recorded, tmp_path, timeline=spans)
     assert "plot-timeline" in page.ids
-    # Check the table of time by session, and its note that publishing runs at the same time as other work.
+    # Check the table with the times of each session, and the note that publishing runs in a separate thread.
     assert "1. L4 10m00s 1m00s –" in page.text
     assert "all 10m00s 1m00s 1m40s" in page.text
     assert "A separate thread copies them" in page.text

@@ -114,5 +114,5 @@ def test_a_copy_on_a_drive_does_not_take_the_live_folder_of_the_original(
     belonging = Belonging.of(tmp_path / "live")
     assert belonging is not None
     assert belonging.root == str(root)
-    root.rename(tmp_path / "moved")  # the drive is mounted elsewhere now and must find its live folder
+    root.rename(tmp_path / "moved")  # the drive is mounted elsewhere now, and mbqueue must find its live folder
     assert Project(tmp_path / "moved").status()

@@ -172,7 +172,7 @@ def test_of_sessions_that_wait_for_the_queue_only_the_first_finds_the_store_away
     store, backend = sessions[2]
     backend.away = False
     clock.advance(1.0)
-    store.ping()  # a retry does this before it opens its transaction
+    store.ping()  # a retry pings the store before it opens its transaction
     assert store.create("a", b"1"), "one's word counts until the store answers oneself"
     assert len(notes) == 1, "who only heard of it does not say so"
 

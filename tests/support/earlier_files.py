@@ -31,7 +31,7 @@ def pack(folder: Path, target: Path = PACKED) -> None:
     """Pack all files below a folder."""
     tensors = _tensors()
     with tarfile.open(target, "w:xz", preset=9) as archive:
-        # Files of the same name are adjacent, since they are the most similar.
+        # Put files with the same name next to each other, because they are the most similar.
         for path in sorted(folder.rglob("*"), key=lambda path: (path.suffix, path.name, path)):
             if path.is_file():
                 content = path.read_bytes()

@@ -15,7 +15,7 @@ from mbqueue.storage.objects import ObjectStore
 from mbqueue.storage.places import fold_folder, in_folder, in_store
 from mbqueue.train.checkpoint import Checkpoints
 
-#: The identity of commits in most tests.
+#: The experiment and fold of the commits in most tests.
 SMALL = Identity(experiment="small", fold=0)
 #: The folder of commits in a store.
 SMALL_FOLDER = fold_folder(STORED_CHECKPOINTS, SMALL)

@@ -19,7 +19,8 @@ PATIENCE_SECONDS = 180.0
 
 def start(root: Path, *arguments: str, log: Path | None = None) -> subprocess.Popen[bytes]:
     """Start a command of mbqueue in the project at ``root``, with its output in ``log``."""
-    # One thread each, so that concurrent tests do not compete for cores and compared runs are equal.
+    # Use one thread per process, so that concurrent tests do not compete for cores and compared runs give equal
+    # results.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment.pop("MBQUEUE_PROJECT", None)
     with (log or Path(os.devnull)).open("ab") as stream:

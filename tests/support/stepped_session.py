@@ -43,7 +43,7 @@ from mbqueue.storage.places import in_folder, named_after
 from mbqueue.train import learner, saver
 from mbqueue.train.state import deserialise
 
-#: Steps of an epoch of `tiny_spec`.
+#: The number of steps in an epoch of `tiny_spec`.
 STEPS = 2
 STEP_SECONDS = 1.0
 #: The first fold of `tiny_spec`.

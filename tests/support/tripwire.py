@@ -122,7 +122,7 @@ class Tripwire:
         assert self.fault is not None
         raise OSError(self.fault.number, os.strerror(self.fault.number), str(about))
 
-    # -- what a loss of power undoes ---------------------------------------------------------------------------------
+    # -- what a power loss undoes ------------------------------------------------------------------------------------
 
     def wrote(self, path: str, size_before: int) -> None:
         """Mark bytes beyond ``size_before`` as not synced."""

@@ -35,7 +35,8 @@ CPU = torch.device("cpu")
 def test_training_the_head_from_stored_features_equals_running_the_backbone_each_time(
     bench: Any, helpers: Any, tmp_path: Path, device: torch.device
 ) -> None:
-    # This rate is too small to change a weight. At a larger rate, Adam would turn rounding errors into full steps.
+    # This learning rate is too small to change a weight. At a larger one, Adam would turn rounding errors into full
+    # steps.
     runs = [bench.run(tmp_path / name, trainable="head", device=device, lr=1e-12) for name in ("stored", "run")]
     stored, running = runs
     running._feed = running._inference._feed = GraphFeed(chgnet, bench.cache)
@@ -349,7 +350,8 @@ def test_references_are_those_that_chgnets_own_atomref_fits_where_the_data_deter
         mine = shares @ ours.values
         if tolerance is not None:
             assert np.abs(mine - stock).max() < tolerance
-        # With other elements, CHGNet inverts a singular matrix in float32, so our fit must be at least as good.
+        # If the data do not determine the references, CHGNet inverts a singular matrix in float32, so mbqueue's fit
+        # must be at least as good.
         assert ((mine - crystals.targets) ** 2).sum() <= ((stock - crystals.targets) ** 2).sum() + 1e-6
         set_references(model, ours)
         assert np.allclose(model.composition_model.fc.weight.detach().numpy()[0], ours.values, atol=1e-6)

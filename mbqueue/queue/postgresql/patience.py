@@ -18,7 +18,7 @@ from mbqueue.queue.postgresql.client import Interrupted, unreachable
 
 _log = logging.getLogger("mbqueue")
 Result = TypeVar("Result")
-#: Sleeps for the given number of seconds, and returns True to stop retrying.
+#: A function that sleeps for the given number of seconds, and returns True to stop retrying.
 Wait = Callable[[float], bool]
 
 #: How long a method keeps trying while the server is unreachable.

@@ -64,7 +64,7 @@ def _functions() -> Iterator[str]:
             RETURN NEW;
         END $$
     """
-    # Announce only jobs that other sessions may claim at once. More announcements would be slow, because PostgreSQL
+    # Announce only jobs that other sessions may claim immediately. More announcements would be slow, because PostgreSQL
     # commits all transactions that send a notification one after the other.
     event = "INSERT INTO {schema}.events (at, job_id, experiment_id, by, from_state, to_state, why)"
     row = "NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by"
@@ -128,7 +128,7 @@ _TRIGGERS = (
 #: The number of triggers through which the database enforces the rules.
 TRIGGERS = len(_TRIGGERS)
 
-#: The statements that upgrade to each version from the one before. Each upgrade then replaces the trigger functions.
+#: The statements that upgrade to each version from the one before. Each upgrade also replaces the trigger functions.
 _STEPS: dict[int, tuple[str, ...]] = {
     2: (commits_place(POSTGRESQL),),
     # Before this version, the table of jobs had CHECK constraints, and the table of events had foreign keys.

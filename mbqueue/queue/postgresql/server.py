@@ -28,10 +28,10 @@ from mbqueue.queue.schema import SCHEMA_VERSION, require_known
 #: How long a statement waits for a lock before its transaction starts over.
 LOCK_SECONDS = 30
 #: After this time, the server rolls back the transaction of a silent worker, and so releases the lock on its job. A
-#: worker that is frozen for longer while it publishes loses its transaction.
+#: worker that is frozen for longer than this while it publishes loses its transaction.
 SILENCE_SECONDS = 300
-#: For this long after the server's start, mbqueue does not release expired leases. The sessions could not renew their
-#: leases while the server was down.
+#: After the server starts, mbqueue waits this long before it releases expired leases, because sessions could not renew
+#: their leases while the server was down.
 GRACE_SECONDS = 60.0
 
 # Sequential scans are off, because every statement finds its few rows through an index. Without statistics, as on a new

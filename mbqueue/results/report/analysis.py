@@ -22,12 +22,12 @@ _PARITY_BINS = 160
 _TARGET_BINS = 30
 _ROC_POINTS = 400
 
-# The validation MAE has risen if it exceeds that of the best epoch by the first factor. If the training MAE kept
-# falling, the fold overfits when the best epoch is old, or when the rise reaches the second factor.
+# The validation MAE has risen if it exceeds the best epoch's MAE by the first factor. If the training MAE kept falling,
+# the fold overfits when the best epoch is old, or when the rise reaches the second factor.
 _RISE, _DOUBLED = 1.05, 2.0
 # The best epoch is old if at least this share of all epochs, and at least this many epochs, come after it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
-# Ratios of validation MAE to training MAE: the gap is small up to the first ratio, and large from the second.
+# Ratios of validation MAE to training MAE: the gap is small up to the first, and large from the second on.
 _SMALL_GAP, _LARGE_GAP = 1.25, 2.0
 #: The minimum number of epochs for judging a curve.
 _FEWEST_EPOCHS = 3

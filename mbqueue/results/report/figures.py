@@ -21,7 +21,7 @@ from mbqueue.results.scores import Measure
 from mbqueue.results.tables import Predictions
 from mbqueue.task import Target
 
-#: Okabe and Ito's colours, one per fold, which colour-blind readers can distinguish.
+#: One colour per fold, from Okabe and Ito's palette, which colour-blind readers can distinguish.
 FOLD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 INK, _GRID, QUIET = "#222222", "#e3e3e3", "#9a9a9a"
 _SCALE = "Viridis"

@@ -28,7 +28,7 @@ def launch(kernel: Any, programs: int, *args: Any, warps: int, **constants: Any)
     if programs == 0:
         return
     launches[kernel.__name__] += 1
-    # Triton launches kernels on the current device, so make that the tensors' device.
+    # Triton launches kernels on the current device, so make the tensors' device the current one.
     with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
         kernel[(programs,)](*args, **constants, num_warps=warps, **OPTIONS)
 

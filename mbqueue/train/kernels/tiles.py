@@ -14,8 +14,8 @@ VERSION = 2
 #: not depend on the number of multiprocessors.
 PARTIALS = 512
 
-#: Sizes that are the same for all chips. BASIS_ROWS is the number of rows of a basis per program. BASIS_PARTIALS is the
-#: maximum number of partial sums of a basis's gradient. The other sizes are numbers of rows or atoms per tile.
+#: Sizes that are the same for all chips. BASIS_ROWS is how many rows of a basis each program computes. BASIS_PARTIALS
+#: is the maximum number of partial sums of a basis's gradient. The other sizes are numbers of rows or atoms per tile.
 BASIS_ROWS, BASIS_PARTIALS, READ_OUT_ATOMS, SUM_ROWS, PRODUCT_ROWS, ELEMENT_ROWS = 32, 256, 16, 16, 32, 32
 
 

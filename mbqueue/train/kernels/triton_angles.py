@@ -202,7 +202,7 @@ def angles_backward_kernel(  # noqa: PLR0912, PLR0915  one pass over the data
             else:
                 d_bias_core += tl.sum(d_core, axis=0)
                 d_bias_gate += tl.sum(d_gate, axis=0)
-                if n_angles > 0:  # always true; `outer` needs a separate block
+                if n_angles > 0:  # always true; this `if` gives `outer` a separate block
                     d_second_core += outer(d_core, core_pre * core_slope, PRECISION)
                     d_second_gate += outer(d_gate, gate_pre * gate_slope, PRECISION)
         if OF_INPUTS:

@@ -169,7 +169,7 @@ def bonds_backward_kernel(  # noqa: PLR0915  one pass over the data
             d_shift_gate += tl.sum(d_gate, axis=0)
             d_gate = through_norm(d_gate, gate, gate_inverse, scale, 1)
             d_bias_gate += tl.sum(d_gate, axis=0)
-            if n_bonds > 0:  # always true; `outer` needs a separate block
+            if n_bonds > 0:  # always true; this `if` gives `outer` a separate block
                 d_second_core += outer(d_core, core_pre * core_slope, PRECISION)
                 d_second_gate += outer(d_gate, gate_pre * gate_slope, PRECISION)
     if not OF_INPUTS:
