@@ -221,7 +221,7 @@ class DeviceTooSmall(TrainingError):
 
 
 class DeviceBusy(MbqueueError):
-    """A single crystal does not fit the device memory that other programs leave free. This does not count as an attempt."""
+    """A single crystal does not fit the device memory that other programs leave free. The job loses no attempts."""
 
 
 class CheckpointError(MbqueueError):

@@ -300,7 +300,7 @@ def find_project(given: Path | None = None, *, start: Path | None = None, while_
 
 
 def working_folder() -> Path:
-    """The current working folder. Relative paths require it, and so does loading PyTorch or Numba.
+    """The current working folder. Relative paths require a working folder, and so does loading PyTorch or Numba.
 
     Raises:
         ProjectNotFound: if the folder no longer exists, for example because a drive was remounted.

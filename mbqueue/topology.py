@@ -102,7 +102,7 @@ class Topology:
         """Check that sessions on other machines can read the commits of this machine.
 
         Raises:
-            UsageError: if they cannot read these commits.
+            UsageError: if other machines cannot read the commits.
         """
         if self.why_not_shared is not None:
             raise UsageError(self.why_not_shared)

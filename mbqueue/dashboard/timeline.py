@@ -1,7 +1,7 @@
 """Compute the report's timeline, which shows what each session did and when, from the queue's events.
 
 Events record when a job was claimed, when its data and model were loaded, and when it was released or committed. On a
-drive, events also record when a session published, and for how long. Publishing happens during training.
+drive, events also record when a session published, and for how long. A session publishes while it trains.
 """
 
 from __future__ import annotations

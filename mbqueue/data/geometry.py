@@ -30,8 +30,8 @@ def _spacings(lattice: Any, spacings: Any) -> float:
 def examine(frac: Any, lattice: Any, overlap: float) -> Any:
     """Compute quick measures of whether a cell is usable.
 
-    A bond search uses the coordinates as given. Its work therefore grows with the box around all atoms, which is far
-    larger than the cell if coordinates are not wrapped.
+    A bond search uses the coordinates as given. The cost of the search therefore grows with the box around all atoms,
+    which is far larger than the cell if coordinates are not wrapped.
 
     Args:
         frac: fractional coordinates, float64 [n, 3], finite.

@@ -132,7 +132,7 @@ def parse_operation(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64]
     """Rotation [3, 3] and translation [3] of an operation in a CIF, such as ``-x, y+1/2, 0.5-z``.
 
     Raises:
-        Unusable: if the text is not an operation.
+        Unusable: if the text is not a symmetry operation.
     """
     rotation, translation = np.zeros((3, 3)), np.zeros(3)
     parts = text.replace(" ", "").lower().split(",")

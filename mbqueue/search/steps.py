@@ -141,7 +141,7 @@ def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -
 def judge_again(queue: Queue, *, now: float, by: str) -> list[str]:
     """Prune every open trial that the pruner would end at its current epoch, unless a session is training it.
 
-    A queue that was rebuilt from commits needs this, because commits do not record pruning.
+    A queue rebuilt from commits needs this step, because commits do not record pruning.
 
     Returns:
         The names of the pruned trials.

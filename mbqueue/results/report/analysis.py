@@ -199,7 +199,7 @@ class ErrorDistribution:
 
 
 def error_distribution(abs_error: NDArray[np.float64]) -> ErrorDistribution:
-    """Compute the distribution of errors. Errors below ``SMALLEST_ERROR`` count in the first bin."""
+    """Compute the distribution of errors. Errors below ``SMALLEST_ERROR`` are in the first bin."""
     clipped = np.maximum(abs_error, SMALLEST_ERROR)
     top = np.ceil(np.log10(clipped.max()) * 10 + 0.5) / 10
     edges = np.logspace(np.log10(SMALLEST_ERROR), max(top, -4.0), 61)
