@@ -20,8 +20,8 @@ _TRANSLATION_TOLERANCE = 0.005
 #: The largest relative change that an operation may make to the cell's metric. The limit is not zero, because cell
 #: parameters are rounded.
 _METRIC_TOLERANCE = 0.03
-#: Two images at most this far apart, in Å, count as one atom. Two distances count as equal if they differ by at most the
-#: second value, in Å.
+#: Two images at most this far apart, in Å, count as one atom. Two distances count as equal if they differ by at most
+#: the second value, in Å.
 _SAME_ATOM, _SAME_DISTANCE = 0.05, 0.02
 #: Ranges of space groups, each as (last number, number of rotations and reflections), from International Tables A.
 _POINT_GROUP_ORDERS = (
