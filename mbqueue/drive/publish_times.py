@@ -1,4 +1,4 @@
-"""Measure how long publishing takes, so that a session starts only files that it can finish, and record the times."""
+"""Measure and record how long publishing takes, so that a session starts to write only files that it can finish."""
 
 from __future__ import annotations
 

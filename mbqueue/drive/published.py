@@ -3,10 +3,10 @@
 A commit is two files, STEM-HASH.pt and STEM-HASH.json. HASH is the beginning of the manifest's SHA-256, so no two
 commits share a name, and a truncated manifest is recognised. Files that the mount renamed to `name (1)` are read too.
 
-Two sessions that did not see each other may have trained the same fold. The order of the commits alone decides which
-training is accepted (`mbqueue.storage.manifest`). The accepted chain is the commit with the highest rank, the history
-in its manifest, and the commit of its best epoch. That history must begin with the history of the best epoch's commit,
-row for row, with the same sessions and times. Commits of the other training are kept and reported.
+Two sessions that could not see each other's commits may have trained the same fold. Only the rank of the commits
+decides which training is accepted (`mbqueue.storage.manifest`). The accepted chain is the commit with the highest rank,
+the history in its manifest, and the commit of its best epoch. That history must begin with the history of the best
+epoch's commit, row for row, with the same sessions and times. Commits of the other training are kept and reported.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class PublishedFold(Commits):
         return {(commit.base, "json"), (commit.base, "pt")} <= there
 
     def retire(self, ours: Manifest, *, now: float, steady_since: float) -> None:
-        """Remove superseded commits of our own training once their successors have been on the mount long enough.
+        """Remove superseded commits of the live folder's training once their successors have had time to upload.
 
         Only an intact commit supersedes others, because the last upload of a dead machine may stay truncated forever.
 
         Args:
-            ours: manifest of the newest commit of our training.
+            ours: manifest of the live folder's newest commit.
             now, steady_since: see `mbqueue.drive.retention`.
         """
         line = [one for one in self.commits() if ours.continues(one.manifest)]

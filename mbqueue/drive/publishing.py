@@ -128,7 +128,7 @@ class Publisher:
             )
 
     def wake(self) -> None:
-        """Start a round soon, because new work was committed."""
+        """Request a round soon, to publish newly committed work."""
         self._wake.set()
 
     @property

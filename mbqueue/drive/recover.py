@@ -56,8 +56,8 @@ def recover(
     """Make a new queue from the manifests in the live folder and, for a project on a drive, on the mount.
 
     Every experiment is enqueued again, with its finished epochs, priorities, pauses and cancellations (see
-    `read_notes`), even if it has no commit. Sessions repeat predictions and records, unless the mount has their files
-    intact. If the live folder is lost, the pauses are lost too.
+    `read_notes`), even if it has no commit. Sessions repeat `predict` and `record` jobs, unless the files of these jobs
+    are intact on the mount. If the live folder is lost, the pauses are lost too.
 
     If the replaced queue can be read, experiments and folds that only this queue contains are also restored, because
     you may have started it after an earlier queue was lost. If two experiments have the same name, the one with
@@ -170,7 +170,7 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
 
 
 def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
-    """Copy users' requests from the queue that is being replaced to their files, or report why this is not possible."""
+    """Save users' requests before their queue is replaced: copy them to files, or report why this is not possible."""
     noted, trained = {one["spec"]["name"]: one for one in read_notes(project, lambda _text: None)}, _trained(project)
     try:
         with Queue(project.queue_db, read_only=True) as queue:
@@ -312,10 +312,10 @@ def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Comm
 
 
 def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest, now: float) -> bool:
-    """Enqueue an experiment from its file in jobs/, because older manifests do not say how it was enqueued.
+    """Enqueue an experiment from its file in jobs/, for an older manifest that does not say how it was enqueued.
 
     Returns:
-        Whether the file exists and has the spec of the manifest.
+        Whether the file exists and has the same spec as the manifest.
     """
     try:
         spec = load_spec(project.experiment_file(manifest.experiment))

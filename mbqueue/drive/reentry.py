@@ -118,7 +118,7 @@ class Reentry:
         """Make the live queue from the newest intact snapshot or an empty queue, and add everything newer.
 
         Args:
-            further: called last, to add anything else to the queue.
+            further: adds anything else to the queue; called last.
         """
         self._drive.check()
         snapshot: PublishedSnapshot | None = None

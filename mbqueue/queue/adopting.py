@@ -87,7 +87,7 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class SeenSession:
-    """A session that uses another copy of this project's queue, with the facts from the session's announcement."""
+    """A session that uses another copy of this project's queue, as its announcement describes it."""
 
     id: str
     host: str

@@ -212,7 +212,7 @@ class Leases(Claims):
         The commit is one write transaction, so no other session can claim the job while `publish` runs. `publish`
         should only rename files, because the database is locked while it runs. If `publish` raises, nothing is written
         and the lease is still held. If the process dies between `publish` and the end of the transaction, the files
-        exist and the job is still leased. The next holder of the job adopts these files. They are valid, because the
+        exist and the job is still leased. The next holder of the job adopts these files, which are valid because the
         fence was checked before `publish`.
 
         The result of a `prepare` job must contain `dataset_hash`.
@@ -267,7 +267,7 @@ class Leases(Claims):
     ) -> None:
         """Release an unfinished job. With `preempted`, the attempt counts as preempted, but never as failed.
 
-        A session that stays alive but cannot do the job now passes `for_others`, so that other sessions may claim the
+        A session passes `for_others` if it stays alive but cannot do the job now. Other sessions may then claim the
         fold. No session can claim the job during the next `rest_seconds`.
 
         Raises:
@@ -359,7 +359,7 @@ class Leases(Claims):
         db.execute(SKIP_ALL, values)
 
     def _unlocking(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> Bound:
-        """The statement that unblocks the jobs waiting for this job. With ``skip_rest``, first skip later epochs."""
+        """The statement that unblocks the jobs that need this one. With ``skip_rest``, first skip all later epochs."""
         job, done = lease.job, lease.job.id
         if skip_rest is not None:
             scope = {"experiment_id": job.experiment_id, "fold": job.fold}

@@ -193,7 +193,7 @@ def _is_copied(path: Path, old: Statements) -> bool:
 
 
 def _goes_on(db: Statements, *, after: Statements) -> bool:
-    """Whether ``db`` is a later state of the queue ``after``. If so, its events begin with all events of ``after``."""
+    """Whether ``db`` is a later state of ``after``, which means that its events begin with all events of ``after``."""
     events = rows_of(db, "events")
     return all(next(events, None) == before for before in rows_of(after, "events"))
 

@@ -128,7 +128,7 @@ class Steering(Part):
 
     @repeatable
     def retry(self, experiment: str, *, now: float, fold: int | None = None, by: str = "retry") -> int:
-        """Retry failed and cancelled jobs with the full number of attempts, and end the delay of retried jobs.
+        """Retry failed and cancelled jobs with the full number of attempts. Let sessions claim delayed jobs at once.
 
         A pruned trial resumes as a whole, and is not pruned again. A trial whose checkpoints were given up
         (`Pruning.give_up_checkpoints`) starts from the beginning.

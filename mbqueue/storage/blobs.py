@@ -10,9 +10,9 @@ What each backend guarantees (tests/storage/test_blobs.py checks all of them):
 
 | when two writers `create` the same name … | |
 |---|---|
-| in a folder | one fails, on all machines that share the folder; without hard links, both may rarely succeed |
+| in a folder | one fails, even on different machines; in rare cases, both may succeed if there are no hard links |
 | on a mount | one fails on the same machine; on two machines, both may succeed, and the mount renames one file |
-| in a store | one fails on all machines, because the store refuses it |
+| in a store | one fails, even on different machines, because the store refuses it |
 
 So use `create` for names that two writers may choose at the same time, and put a hash into names on a mount. Readers
 check the hash of everything that they read.

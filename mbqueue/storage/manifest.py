@@ -1,8 +1,8 @@
 """The manifest of a commit: its fields, and how to read and check it as an untrusted file, without torch.
 
 `Manifest.rank` orders the commits of a fold: **further work first (epoch, finished, step), then the higher fence, then
-the smaller SHA-256 of the checkpoint**. Sessions that could not see each other may have trained the same fold. Because
-of this order, all sessions that see the same commits choose the same commit.
+the smaller SHA-256 of the checkpoint**. Sessions that could not see each other's commits may have trained the same
+fold. Because of this order, all sessions that see the same commits choose the same commit.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Manifest:
         epoch_sessions: the sessions that worked on the epoch so far.
         epoch_seconds: seconds of work in the epoch so far.
         parent_sha256: hash of the checkpoint that this commit continues. The name of the checkpoint is not enough,
-            because two sessions that cannot see each other may give two commits the same name.
+            because two sessions that cannot see each other's commits may choose the same name for different commits.
         enqueued: the experiment's entry in the queue, so that `mbqueue recover` can enqueue the experiment again.
         absent_elements: atomic numbers missing from the fit of the element references.
     """

@@ -97,7 +97,7 @@ class Drive:
         return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
 
     def signature(self, path: str) -> tuple[int, int]:
-        """The size and modification time of a file. A file with the same signature counts as unchanged.
+        """The size and modification time of a file. A file counts as unchanged if both are the same as before.
 
         Raises the same errors as `read`.
         """
@@ -160,9 +160,9 @@ class Drive:
     def put(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
         """Write a file whose name belongs only to this content; ``before_piece`` as in `write_new`.
 
-        A file that has this name but different content is a truncated copy, and is kept. In that case, mbqueue adds a
-        number to the new file's name, as a drive does, and readers try all numbers. If too many files are damaged, the
-        last one is replaced.
+        If a file of this name has different content, that file is a truncated copy. mbqueue keeps the truncated copy,
+        and adds a number to the new file's name, as a drive does. Readers try all numbers. If too many files are
+        damaged, the last one is replaced.
         """
         stem, dot, suffix = path.rpartition(".")
         names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]

@@ -87,7 +87,7 @@ def commit_file(name: str) -> CommitFile | None:
 
 
 def newest_plain_manifest(names: Iterable[str]) -> CommitFile | None:
-    """The newest manifest without a hash among the names in a fold's folder, from names alone."""
+    """Find the newest manifest among the file names in a fold's folder. Ignore names that contain a hash."""
     manifests = [file for file in map(commit_file, names) if file is not None and file.is_plain_manifest]
     return max(manifests, key=lambda file: order_of(file.stem), default=None)
 

@@ -25,7 +25,7 @@ GARBAGE_SECONDS = 3600.0
 
 @dataclass
 class Staged:
-    """A commit whose checkpoint is durable and whose manifest does not exist yet."""
+    """A commit whose checkpoint is durable, but whose manifest has not been created."""
 
     commits: OwnCommits
     commit: Commit
@@ -126,7 +126,7 @@ class OwnCommits(Commits):
         return Commit(file.base, copy.manifest, copy.content)
 
     def _copy_of_what_is_beside(self, file: CommitFile) -> Commit | None:
-        """Find the mirror's copy of the commit with this checkpoint. Compare hashes, because two may share a name."""
+        """Find the mirror's copy of the commit with this checkpoint. Compare hashes, because names may be reused."""
         path = self.place.path(f"{file.stem}.pt")
         try:
             sha256 = hashlib.sha256(self.place.blobs.read(path, at_most=LARGEST_CHECKPOINT)).hexdigest()

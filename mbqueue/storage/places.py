@@ -63,17 +63,17 @@ class Place:
 
 
 def in_folder(folder: Path) -> Place:
-    """A place in a folder, on this machine or shared by the machines of a cluster."""
+    """Return the place of commits in a folder, on this machine or shared by the machines of a cluster."""
     return Place(Folder(folder), "")
 
 
 def in_store(store: Blobs, identity: Identity) -> Place:
-    """The place of a fold's commits in an object store."""
+    """Return the place of a fold's commits in an object store."""
     return Place(store, fold_folder(STORED_CHECKPOINTS, identity), has_hashed_checkpoints=True)
 
 
 def on_mount(drive: Blobs, identity: Identity) -> Place:
-    """The place of a fold's commits on a mount."""
+    """Return the place of a fold's commits on a mount."""
     return Place(drive, fold_folder(PUBLISHED_CHECKPOINTS, identity), has_hashed_manifests=True)
 
 

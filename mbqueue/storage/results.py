@@ -1,7 +1,7 @@
 """Check result files, and read them from a folder, a mount or an object store.
 
-In a folder, `results.json` lists the result files. On a mount, a listing next to the commits does. With an object
-store, the job's row in the queue does. This module checks a listed file in the same way in all three cases.
+In a folder, `results.json` lists the result files. On a mount, a listing next to the commits lists the result files.
+With an object store, the job's row in the queue lists the result files. The check of a result file is always the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Wake up when the server announces that there may be something to claim."""
+"""Wake up when the server announces that there may be a job to claim."""
 
 from __future__ import annotations
 
