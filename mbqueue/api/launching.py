@@ -60,7 +60,7 @@ class Launching(OpenedProject):
 
         Args:
             time: limit of a job, such as ``2h``.
-            gpus: number of jobs with one GPU each; or
+            gpus: number of jobs, each with one GPU. Give either ``gpus`` or ``workers``.
             workers: number of jobs without a GPU.
             max_idle: end a job that finds nothing to claim for this long while other jobs work; None to keep
                 waiting.

@@ -44,7 +44,7 @@ class BackgroundSession:
         process: the session's process; with several sessions, the process that started them.
         log: the log file.
         sessions: ids of the sessions that have registered in the queue.
-        started_at: seconds since the epoch.
+        started_at: when the session was started, in seconds since the epoch.
     """
 
     process: ProcessIdentity
@@ -301,7 +301,7 @@ def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str
 
 
 def _is_of_this_folder(content: Mapping[str, Any], project: ProjectFolder) -> bool:
-    """Whether a session of this folder wrote the file; files from early versions, without a folder, count too."""
+    """Whether a session of this folder wrote the file. Early versions recorded no folder; their files also count."""
     return bool(content.get("folder", _folder_id(project)) == _folder_id(project))
 
 

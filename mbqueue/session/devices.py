@@ -194,7 +194,7 @@ class Crew:
                 worker.process.kill()
 
     def _run(self, stop: StopRequest) -> list[Failure]:
-        """Wait until all sessions have ended; return those that did not end by themselves."""
+        """Wait until all sessions have ended; return those that reported no outcome."""
         failures: list[Failure] = []
         try:
             for device in self._devices:

@@ -87,7 +87,7 @@ class JsonLines(Report):
         self._tell("note", text=text)
 
     def session_ended(self, outcome: SessionOutcome | Exception) -> None:
-        """Write the outcome of a session that ended by itself; the exit code reports a failed session."""
+        """Write the outcome of a session that ended without an error; after an error, only the exit code reports it."""
         if isinstance(outcome, Exception):
             return
         self._tell(

@@ -27,7 +27,7 @@ class Notifier(Report):
     """Sends a notification for each event that the settings name.
 
     Args:
-        settings: the command, the webhook, the events, the time limit.
+        settings: the command, the webhook, the events and the time limit.
         project: the project's folder, which the notification names.
         on_trouble: called from another thread with a sentence if a notification could not be sent.
     """

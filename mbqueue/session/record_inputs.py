@@ -24,7 +24,8 @@ def record_inputs(
     """Collect the facts about an experiment for its results, such as its dataset, sessions and library versions.
 
     Args:
-        fingerprint_changes: where training resumed with a different device or library, as in `fingerprint_changes`.
+        fingerprint_changes: the times that training resumed on a different device or with a different library, as the
+            function `fingerprint_changes` lists them.
 
     Raises:
         ResultsError: if the experiment's data are not prepared.

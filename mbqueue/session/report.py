@@ -41,7 +41,7 @@ class Report:
         """The session can claim no job right now; ``why`` is the reason."""
 
     def session_ended(self, outcome: SessionOutcome | Exception) -> None:
-        """The session has ended, by itself or with an error. This method is not called if the process is killed."""
+        """The session has ended, normally or with an error. This method is not called if the process is killed."""
 
     def note(self, text: str) -> None:
         """A message for the user. Other threads may call this method."""

@@ -22,8 +22,8 @@ class Searching:
     """Advances the searches in a session's queue between the session's jobs.
 
     Attributes:
-        is_stuck: whether a search wants another trial but cannot begin it.
-        is_left_to_others: whether a search wants another trial that a session on another machine must begin.
+        is_stuck: whether a search needs another trial but cannot begin it.
+        is_left_to_others: whether a search needs another trial that a session on another machine must begin.
     """
 
     def __init__(self, session: Session) -> None:
@@ -38,7 +38,7 @@ class Searching:
         self._release_pruned()
 
     def _begin_trials(self) -> None:
-        """Enqueue the next trial of each search that wants one; if none can begin, the session runs other jobs.
+        """Enqueue the next trial of each search that needs one; if none can begin, the session runs other jobs.
 
         Sessions on one drive with different databases could give the same number to trials with different settings.
         To avoid this, only the session that started first begins trials, and other sessions find the trials in its
