@@ -62,7 +62,7 @@ class Sizes:
         return cls(*map(len, rows))
 
 
-#: The average sizes of a batch of 64 crystals of matbench_mp_e_form.
+#: The average sizes of a batch with 64 crystals from matbench_mp_e_form.
 MATBENCH = Sizes(64, 1_860, 121_000, 60_600, 8_000, 110_000)
 
 

@@ -33,7 +33,7 @@ from mbqueue.session.report import Report
 from mbqueue.session.worker import work
 from mbqueue.storage.objects import ObjectStore
 
-#: The operations that S3 bills as writes (PUT, COPY, POST and LIST). A DELETE costs nothing.
+#: The operations that S3 bills as writes (PUT, COPY, POST and LIST). S3 does not charge for DELETE requests.
 WRITES = {"put", "create", "copy", "list"}
 
 

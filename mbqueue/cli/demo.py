@@ -22,7 +22,7 @@ from mbqueue.project import ProjectFolder, init_project
 
 EXPERIMENT = "full_finetune"
 FOLDS, EPOCHS, CRYSTALS = 5, 2, 300
-#: The fold and epoch in which the demo kills the session, and the step after which it does so.
+#: The fold, epoch and step after which the demo kills the session.
 KILLED_FOLD, KILLED_EPOCH, KILLED_AFTER_STEP = 1, 2, 4
 SETTINGS = 'session = "10m"\ncheckpoint_minutes = 0.01\nlease_seconds = 20.0\n'
 WORK_LEFT = 75

@@ -62,7 +62,7 @@ def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
     findings = []
     for finding in _findings(context):
         findings.append(finding)
-        if not as_json:  # print each result at once, because some checks take seconds
+        if not as_json:  # print each result immediately, because some checks take seconds
             print_line(f"{_SIGNS[finding.state]}  {finding.what:<{_WIDTH}}  {finding.found}")
             if finding.remedy:
                 print_line(f"         {'':<{_WIDTH}}  → {finding.remedy}")
@@ -218,7 +218,7 @@ def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
     place = None
     try:
         if queue_exists(project):
-            # The check of the queue reports a lost queue, so its notes are dropped here.
+            # The check of the queue already reports a lost queue, so ignore the queue's notes here.
             with open_queue(project, read_only=True, note=lambda _text: None) as queue:
                 place = queue.commits_place()
                 opened_store(project, queue)

@@ -176,7 +176,7 @@ class _Dashboard:
         n_whole = min(n_drawn, _EXPERIMENTS_SHOWN)
         first = by_interest(shown)[:n_whole]
         tables = [height(experiment(shown[position], width, plain)) + 1 for position in first]
-        # Besides the tables, the view has a line for each shortened experiment, a line about the experiments that are
+        # Besides the tables, the view has one line per shortened experiment, one line about the experiments that are
         # not drawn, and a blank line.
         others = (n_drawn < len(shown)) + 1
         while n_whole and n_drawn - n_whole + others * (n_whole < len(shown)) + sum(tables[:n_whole]) > room:

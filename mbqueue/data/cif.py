@@ -53,7 +53,8 @@ _FORMULA_TOLERANCE = 0.01
 #: The largest accepted relative differences from the file's volume and density. Cell parameters are rounded, and atomic
 #: masses have been revised.
 _VOLUME_TOLERANCE, _DENSITY_TOLERANCE = 0.02, 0.1
-#: If the density differs by at most this fraction from the file's, the number of atoms in the cell is right.
+#: If the density differs from the density in the file by at most this fraction, the number of atoms in the cell is
+#: right.
 _DENSITY_PROOF = 0.03
 
 

@@ -347,7 +347,7 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
     with Queue(staging / "queue.db", read_only=True) as queue:
         for experiment in queue.experiments():
             keep_note(project, queue, experiment.name)
-    # Put the queue in place last. If the restore is interrupted earlier, you can simply run it again.
+    # Put the queue in place last. If the restore is interrupted before this step, you can simply run it again.
     (staging / "queue.db").replace(project.queue_db)
     files.fsync_dir(project.live_dir)
 

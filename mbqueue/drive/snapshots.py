@@ -47,7 +47,7 @@ _NAME = re.compile(rf"(\d{{8}})-([0-9a-f]{{8}})-([0-9a-f]{{12}}){DUPLICATE}\.(js
 _MOST_URGENT = 2**31 - 1
 #: The latest time accepted, in seconds since the epoch: the year 8307, which is before the last date in Python.
 _LATEST = 2e11
-#: The highest snapshot number. File names have eight digits for it.
+#: The highest snapshot number. File names have eight digits for the number.
 _MOST_SNAPSHOTS = 10**8 - 1
 
 

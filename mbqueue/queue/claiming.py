@@ -56,7 +56,7 @@ def _claim_statement(sql: Dialect) -> str:
 # Claims the job that needs the committed epoch, if an ordinary claim would choose the same job. The job changes from
 # waiting to leased directly, because making it ready first would update its row and the claim indexes twice. A session
 # whose last heartbeat is older than half a lease makes an ordinary claim instead, which counts as a heartbeat. The
-# query has no ORDER BY: until a new queue has statistics, PostgreSQL would scan the primary key of `needs` for it.
+# query has no ORDER BY, because PostgreSQL would scan the primary key of `needs` until a new queue has statistics.
 _CLAIM_NEXT = f"""{_TAKE}
     WHERE id = (SELECT job_id FROM needs WHERE needed_id = :id LIMIT 1)
       AND state = 'waiting' AND paused = 0 AND {HAS_ALL_IT_NEEDS}

@@ -30,7 +30,7 @@ _STEPS: dict[int, tuple[str, ...]] = {
     4: ("DROP INDEX events_experiment",),  # few queries used this index, but every event had to be written to it
 }
 
-#: The table of the recorded names, with the same definition as in existing databases, where sqlite-utils created it.
+#: The table of recorded names. sqlite-utils created this table in existing databases, and the definition is the same.
 _RECORD = (
     """
     CREATE TABLE "_sqlite_migrations" (

@@ -17,7 +17,7 @@ from mbqueue.queue.jobs import Lease
 from mbqueue.queue.notes import note
 from mbqueue.queue.pruning import take_up
 
-#: How often sessions may rewind a job until it is committed or a person retries it.
+#: How often sessions may rewind a job before the job is committed or you retry it.
 MAX_REWINDS: Final = 5
 
 _PAUSE_JOBS = """
@@ -50,8 +50,8 @@ _HURRY = """
     WHERE experiment_id = :experiment_id AND (:fold IS NULL OR fold = :fold) AND state = 'ready' AND not_before > 0
 """
 
-# Counts how often sessions have rewound a job since its last commit or retry (`times`), and how often this session did
-# so for this reason (`same`).
+# Counts how often sessions have rewound a job since its last commit or retry (`times`). The second number counts only
+# rewinds by this session for this reason (`same`).
 _REWOUND = """
     SELECT count(*) AS times, coalesce(sum(CASE WHEN by = :session AND why = :why THEN 1 ELSE 0 END), 0) AS same
     FROM events

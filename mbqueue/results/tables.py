@@ -38,7 +38,7 @@ HISTORY_TYPES: dict[str, type] = {
 HISTORY_COLUMNS = tuple(HISTORY_TYPES)
 #: Columns that may differ if you run an experiment twice. All other columns are identical.
 TIMING_COLUMNS = ("seconds", "structures_per_second", "session", "device")
-#: The line of RESULTS.md about each kind of result file, by the beginning of the file's name.
+#: How RESULTS.md describes each kind of result file, by the beginning of the file's name.
 FILE_NOTES = {
     "history": "one row per epoch: losses, MAEs, learning rate, gradient norm, time, session, device",
     "preds": "one row per test crystal: target, prediction, error",

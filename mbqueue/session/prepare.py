@@ -32,7 +32,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     check_folds(data.crystals.targets, spec.train.validation, is_class=spec.predicts.is_class)
     loaded.frozen_for(job, spec, data)
     # Other machines may need the crystals from the store, so wait until they are stored. A drive does not show when
-    # other machines will see a file, so do not wait there.
+    # other machines will see a file, so do not wait for a drive.
     if session.store is not None and not loaded.is_kept_for_others():
         raise session.stopped()
     widened = len(data.graphs.widened())

@@ -39,8 +39,8 @@ def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbo
     """
     family = family_of(spec.model.pretrained)
     weights = family.weights_hash(family.load_pretrained(spec.model.pretrained))
-    # The backbone's outputs do not depend on the target. But the folder for energy targets must keep its name, because
-    # machines share the outputs stored under that name.
+    # The backbone's outputs do not depend on the target. Still, the folder for energy targets must keep its name,
+    # because machines share the outputs stored under that name.
     key = crystals.hash if spec.target.kind == "energy" else crystals.structures_hash
     return FrozenBackbone(
         frozen_folder(cache_dir, key, weights),

@@ -214,8 +214,8 @@ class Progress:
 #: A function that computes atom features [A, 64] and interaction energies [B] of rows, or returns None if stopped. The
 #: function passes the number of finished rows to a callback.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
-#: A function that searches other stores for all given kinds of a shard's outputs, and returns the store and the shard's
-#: number there, or None.
+#: A function that searches other stores for all given kinds of a shard's outputs. The function returns the store and
+#: the shard's number in the store, or None.
 Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 

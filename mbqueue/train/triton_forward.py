@@ -200,8 +200,8 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
         together = [pieces.pop(f"angle shorts {block - 1}"), pieces.pop(f"bond shorts {block}"), of_bonds[block]]
         pieces[f"shorts {block}"] = torch.cat(together)  # [256 + 256 + 128, 64]
 
-    # Add the piece "bond shares", [4 · 128, 64], after the pieces that contain copies of it, because `_Layout.back`
-    # takes each parameter's gradient from the last piece that contains the parameter.
+    # Add the piece "bond shares", [4 · 128, 64], after the pieces that contain copies of it. `_Layout.back` takes each
+    # parameter's gradient from the last piece that contains the parameter.
     pieces["bond shares"] = torch.cat(of_bonds)
     # The 15 frequencies come last, because they would misalign any piece after them.
     pieces["frequencies"] = waves

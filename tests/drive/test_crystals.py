@@ -128,7 +128,7 @@ def test_incomplete_crystals_on_the_mount_are_read_from_their_source_with_a_note
     notes: list[str] = []
     assert load(split, first.crystals.hash, notes).crystals.hash == first.crystals.hash
     assert any("is incomplete" in note for note in notes)
-    # That call stored the crystals on the drive again, so a new machine needs no dataset.
+    # The last `load` stored the crystals on the drive again, so a new machine needs no dataset.
     shutil.rmtree(split.live)
     (split.root / SOURCE).unlink()
     assert load(split, first.crystals.hash, []).crystals.hash == first.crystals.hash

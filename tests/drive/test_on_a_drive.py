@@ -83,7 +83,7 @@ def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_uninterru
             assert told["state"] == "degraded"
             assert any("DEGRADED" in line for line in report.lines)
         if number % 2 or number > 4:
-            drive.settle()  # finish all uploads; without this, `kill` may lose or truncate them
+            drive.settle()  # finish all uploads; otherwise, `kill` may lose or truncate files
         drive.kill(client)
     else:
         pytest.fail(f"it was never done: {report.lines}")

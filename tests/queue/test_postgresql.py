@@ -118,7 +118,7 @@ def test_a_waiting_worker_is_woken_when_there_is_something_to_claim(queue, url, 
     # On a slow machine, the check that notifications arrive must not time out.
     monkeypatch.setattr(listening, "_PROOF_SECONDS", 60.0)
     over = threading.Event()
-    queue.wait(60.0, over.wait)  # the first wait of a connection returns at once
+    queue.wait(60.0, over.wait)  # the first wait on a connection returns immediately
     changes = [
         lambda other: other.enqueue(make_spec(), results_dir="r", now=0.0),
         lambda other: other.pause("full", now=0.0),
@@ -165,7 +165,7 @@ def test_after_a_late_notification_the_worker_listens_again(queue, monkeypatch):
     queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
     later = time.monotonic() + listening._PROOF_AGAIN_SECONDS
     monkeypatch.setattr(listening.time, "monotonic", lambda: later)
-    queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))  # the first wait of a connection returns at once
+    queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))  # the first wait on a connection returns immediately
     assert waited == [2.0]
     assert queue.database._listener._connection is not None
 

@@ -39,7 +39,7 @@ REPORT_PLOTS = (
 )  # fmt: skip
 IN_A_ROW = ("parity", "errors", "by-atoms", "by-target", "by-elements")
 WIDTH = 1250
-#: The narrowest window of a headless Chromium.
+#: The narrowest window that headless Chromium allows.
 PHONE_WIDTH = 500
 #: The smallest size in bytes of a screenshot with plots; a page without plots gives a much smaller file.
 SMALLEST_SCREENSHOT = 40_000

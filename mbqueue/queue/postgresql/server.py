@@ -30,8 +30,8 @@ LOCK_SECONDS = 30
 #: After this time, the server rolls back the transaction of a silent worker, and so releases the lock on its job. A
 #: worker that is frozen for longer than this while it publishes loses its transaction.
 SILENCE_SECONDS = 300
-#: After the server starts, mbqueue waits this long before it releases expired leases, because sessions could not renew
-#: their leases while the server was down.
+#: After the server starts, mbqueue waits this long before it releases expired leases. Sessions could not renew their
+#: leases while the server was down.
 GRACE_SECONDS = 60.0
 
 # Sequential scans are off, because every statement finds its few rows through an index. Without statistics, as on a new
@@ -213,7 +213,7 @@ class PostgresServer(Database):
 
     def _client(self) -> Client:
         client: Client | None = getattr(self._local, "client", None)
-        # A forked process needs its own connection, because otherwise both processes would send on the same one.
+        # A forked process needs its own connection, because otherwise both processes would use the same connection.
         if client is None or client.pid != os.getpid():
             client = Client()
             self._local.client = client

@@ -136,8 +136,8 @@ def read_out_backward(
         tl.store(gradients + 6 * size + position, d_site + tl.zeros_like(d), mask=mask)
 
 
-#: Sizes of the parts of the weight vector of `energies_forward`: the norm's scale and shift, three layers (matrix,
-#: bias), the last layer (weight, bias), references of the 94 elements.
+#: Sizes of the parts of the weight vector for `energies_forward`. The parts are the norm's scale and shift, a matrix
+#: and a bias for each of three layers, the last layer's weight and bias, and the references of the 94 elements.
 READ_OUT_SIZES = (64, 64, *[64 * 64, 64] * 3, 64, 1, 94)
 
 
