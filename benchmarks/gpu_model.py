@@ -367,7 +367,8 @@ def table(gpus: Iterable[Gpu], counted: dict[str, list[Work]], sizes: Sizes, sha
     for gpu in gpus:
         for way, works in {**counted, "fused": fused(sizes, gpu)}.items():
             step = step_seconds(works, gpu, share)
-            # For stock and plain, the model counts only whole steps, so assume a third of a step for a forward pass.
+            # For `stock` and `plain`, the cost model counts only whole steps, so assume a third of a step for a forward
+            # pass.
             forward = step_seconds(fused(sizes, gpu, training=False), gpu, share) if way == "fused" else step / 3
             found = predicted(step, forward, sizes)
             total = Work("", *(sum(values) for values in zip(*(astuple(work)[1:] for work in works), strict=True)))

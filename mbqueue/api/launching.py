@@ -196,7 +196,7 @@ class Launching(OpenedProject):
             gpus_per_node=1 if with_gpu and not asks_for_gpus else None,
             # From Slurm 22.05 on, srun does not inherit this option from sbatch, and the session would have one core.
             srun_args=None if cores is None else [f"--cpus-per-task={cores}"],
-            # Without "requeue", a site may refuse to requeue a job.
+            # Without "requeue", a cluster may refuse to requeue a job.
             additional_parameters={"requeue": True, **further},
         )
         return executor

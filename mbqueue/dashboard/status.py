@@ -160,7 +160,7 @@ class _Dashboard:
         def height(parts: Iterable[RenderableType]) -> int:
             return sum(len(console.render_lines(part, options, pad=False)) for part in parts)
 
-        # One line less than the height, because the cursor's line after the view would scroll a full screen.
+        # Leave one line free, because the cursor's line after the view would scroll a full screen.
         room = console.height - 1
         for limits in _LIMITS:
             rest = list(self._rest(limits, width, plain))

@@ -22,7 +22,7 @@ _TOKEN = re.compile(
 )
 
 
-#: Values that mean unknown or inapplicable.
+#: Values that mean "unknown" or "inapplicable".
 _UNKNOWN = ("", "?", ".")
 #: The spelling of tags that pymatgen requires, by lower-case tag. In a CIF, case does not matter.
 _SPELLINGS = {

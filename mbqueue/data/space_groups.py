@@ -26,7 +26,7 @@ _LARGEST_HALL_NUMBER = 530
 _CHOICE = re.compile(r"(?::\s*([12SZHR])|\s([SZHR]))\s*\Z", re.IGNORECASE)
 _ORIGINS = {"S": "1", "Z": "2"}
 #: Further symbols by space group number: centred settings that International Tables do not list, and symbols from
-#: before 1992. In that year, ``e`` was introduced for a glide plane along two axes.
+#: before 1992. The symbol ``e`` for a glide plane along two axes was introduced in 1992.
 _FURTHER = {
     **{1: ("A1", "B1", "C1", "F1", "I1"), 2: ("A-1", "B-1", "C-1", "F-1", "I-1")},
     39: ("Abm2", "Bma2", "B2cm", "C2mb", "Cm2a", "Ac2m"),

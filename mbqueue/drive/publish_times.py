@@ -29,8 +29,8 @@ class Rounds:
             queue.note(published_note(seconds), by=self._session, now=ended_at)
 
 
-#: mbqueue measures the fixed time per file with files below this size, in bytes. It measures the time per byte with
-#: larger files.
+#: mbqueue measures the fixed time per file with files below this size, in bytes. mbqueue measures the time per byte
+#: with larger files.
 SMALL_FILE = 1_000_000
 
 

@@ -226,7 +226,8 @@ class Crew:
             self._workers[0].report.note(text)
 
     def _started(self, device: Device) -> _Worker:
-        # Keep the number of threads, because a different number would change the last bits of results on the CPU.
+        # Do not change the number of threads, because a different number would change the last bits of results on the
+        # CPU.
         environment = dict(os.environ)
         if device.visible is not None:
             environment[VISIBLE_GPUS] = device.visible

@@ -62,7 +62,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
 
     def sweep() -> None:
         for left_over in folder.glob(f"{TEMP_PREFIX}fold_{fold}-fence_*"):
-            # A session left this folder when it died or lost its lease, so it may no longer publish the files.
+            # The session that left this folder died or lost its lease, and may no longer publish the files.
             shutil.rmtree(left_over, ignore_errors=True)
 
     session.while_held(lease, sweep)

@@ -18,7 +18,8 @@ PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 #: How long a session waits for the store before it ends: a paid machine must not wait forever.
 PATIENCE_SECONDS = 3600.0
-#: How many seconds a session relies on a store outage that another session on this machine recorded.
+#: If another session on this machine has recorded that the store is out of reach, a session trusts the record this
+#: long.
 HEARSAY_SECONDS = 60.0
 
 

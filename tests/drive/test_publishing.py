@@ -413,7 +413,7 @@ def test_a_hostile_or_damaged_snapshot_is_skipped_for_the_one_before(
     copy = mount.base / "evil.db"
     copy.write_bytes(newest.read_bytes())
     harm(copy)
-    # Write a matching manifest, as an attacker could do.
+    # Write a matching manifest, as an attacker could.
     listing |= {"size": copy.stat().st_size, "sha256": files.sha256_of_file(copy), "number": listing["number"] + 1}
     text = json.dumps(listing).encode()
     base = f"{listing['number']:08d}-{listing['database']}-{hashlib.sha256(text).hexdigest()[:12]}"

@@ -450,7 +450,7 @@ def test_concurrent_commits_of_two_folds_make_the_dependent_job_ready(queue, url
     end = PostgresServer._commit
 
     def end_together(self, client) -> None:
-        with suppress(threading.BrokenBarrierError):  # one of them times out if the other waits for a lock
+        with suppress(threading.BrokenBarrierError):  # one thread times out if the other waits for a lock
             both_done.wait(2.0)
         end(self, client)
 

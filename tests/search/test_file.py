@@ -140,7 +140,8 @@ def test_a_grid_has_as_many_trials_as_settings_that_the_experiment_takes(project
     search = SEARCH[: SEARCH.index('"train.lr"')].replace("trials = 3", f'{trials}\nsampler = "grid"')
     write(search + space)
     trial = Project(project.root).enqueue("hunt").experiment.spec["trial"]
-    # With 2 epochs, unfreeze_epochs may be 0 or 1. With 4 epochs, unfreeze_epochs may be 0 to 3, each with two decays.
+    # With 2 epochs, unfreeze_epochs may be 0 or 1. With 4 epochs, unfreeze_epochs may be 0 to 3, each with two values
+    # of ema_decay.
     assert trial["search"]["trials"] == 2 + 4 * 2
 
 

@@ -86,7 +86,7 @@ def test_one_session_finishes_a_search_and_ends_most_trials_early(queue):
 
 
 def test_a_sampler_that_suggests_refused_settings_does_not_end_the_search(queue):
-    # The search space includes unfreeze_epochs = 4, which an experiment of 4 epochs refuses.
+    # The search space includes unfreeze_epochs = 4, which an experiment with 4 epochs rejects.
     assert len(searched(queue, make_search(epochs=4, reduction=2, trials=8))) == 8
 
 

@@ -36,7 +36,7 @@ STATIONS: list[tuple[Any, str]] = [
     (chgnet, "model_bytes"),
     (predict, "commit_fold"),
 ]
-#: Files to leave out of a stack: the command line, and the decorator that every transaction of the queue has.
+#: Files to leave out of a call stack: the command line, and the decorator that every transaction of the queue has.
 LEFT_OUT = {"cli/app.py", "cli/__init__.py", "queue/database.py"}
 
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with require
 
 def gradients(model: CHGNet, energy: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    # Weighted, so that errors of opposite sign in two crystals cannot hide each other.
+    # Weighted, so that errors of opposite sign in two crystals cannot cancel out.
     weights = torch.linspace(0.5, 1.5, len(energy), dtype=energy.dtype, device=energy.device)
     (energy * weights).square().sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -35,8 +35,8 @@ CPU = torch.device("cpu")
 def test_training_the_head_from_stored_features_equals_running_the_backbone_each_time(
     bench: Any, helpers: Any, tmp_path: Path, device: torch.device
 ) -> None:
-    # This learning rate is too small to change a weight. At a larger one, Adam would turn rounding errors into full
-    # steps.
+    # This learning rate is too small to change a weight. At a higher learning rate, Adam would turn rounding errors
+    # into full steps.
     runs = [bench.run(tmp_path / name, trainable="head", device=device, lr=1e-12) for name in ("stored", "run")]
     stored, running = runs
     running._feed = running._inference._feed = GraphFeed(chgnet, bench.cache)

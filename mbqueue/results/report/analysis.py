@@ -157,7 +157,7 @@ def roc(predictions: Predictions) -> Roc | None:
     if is_one.all() or not is_one.any():
         return None
     order = np.argsort(-predictions.y_pred, kind="stable")
-    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # the last of equal predictions
+    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # the last of several equal predictions
     true, false = np.cumsum(is_one[order])[ends], np.cumsum(~is_one[order])[ends]
     kept = np.unique(np.linspace(0, len(ends) - 1, min(len(ends), _ROC_POINTS)).astype(int))
     rates = [np.concatenate([[0.0], counts[kept] / counts[-1]]) for counts in (false, true)]
