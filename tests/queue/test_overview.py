@@ -249,7 +249,7 @@ def test_an_error_is_shown_with_its_whole_message_not_its_last_line(world):
         told = traceback.format_exc()
     world.queue.fail(world.take(_trained(world)), error=told, now=world.now)
     (error,) = _overview(world)["errors"]
-    start = "mbqueue.errors.InvalidCrystals: 1 entry of bad.csv cannot be used: y: no atoms; Fix them, or leave them"
+    start = "mbqueue.errors.InvalidCrystals: 1 entry of bad.csv cannot be used: y: no atoms; Fix them (and run"
     assert error["error"].startswith(start)
     assert start in world.queue.events()[-1].why
 
