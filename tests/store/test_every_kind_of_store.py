@@ -115,7 +115,7 @@ def test_plain_http_to_another_machine_is_refused_unless_allowed(monkeypatch: py
         monkeypatch.setenv("AWS_ENDPOINT_URL", fine)
         backend_of("s3://bucket/prefix", PATIENT)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.1:9000")
-    with pytest.raises(UsageError, match=r"AWS_ENDPOINT_URL names .* without TLS.*AWS_ALLOW_HTTP=true"):
+    with pytest.raises(UsageError, match=r"AWS_ENDPOINT_URL is the address .* without TLS.*AWS_ALLOW_HTTP=true"):
         backend_of("s3://bucket/prefix", PATIENT)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     backend_of("s3://bucket/prefix", PATIENT)
