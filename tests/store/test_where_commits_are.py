@@ -224,7 +224,7 @@ def test_machines_that_share_only_a_queue_cannot_both_work_with_it(
         StoreError, match=rf"{one.live_dir} .*{two.live_dir}, lacks full_finetune fold 0 .*set up a store"
     ):
         session(two)
-    with pytest.raises(StoreError, match="another folder"):
+    with pytest.raises(StoreError, match="a different folder"):
         Project(two.root).results("full_finetune")
     # A moved folder is still accepted, because the id inside it is the same.
     one.root.rename(tmp_path / "mounted")
