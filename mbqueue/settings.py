@@ -104,7 +104,9 @@ class NotifySettings:
 class Settings:
     """All settings in mbqueue.toml."""
 
-    session: str = _setting("1h50m", "Length of a session. `mbqueue work --session` takes precedence.", check=_duration)
+    session: str = _setting(
+        "1h50m", "Length of a session. The option `--session` of `mbqueue work` takes precedence.", check=_duration
+    )
     checkpoint_minutes: float = _setting(5.0, "Minutes between checkpoints within an epoch.", gt=0)
     pruned_hours: float = _setting(24.0, "Hours to keep the checkpoints of pruned trials.", ge=0)
     lease_seconds: float = _setting(120.0, "Seconds after which a silent session loses its job.", ge=1)

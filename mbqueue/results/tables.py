@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbqueue import files
-from mbqueue.errors import ResultsError
+from mbqueue.errors import ResultsError, counted
 from mbqueue.results.cells import csv_rows, csv_text
 
 #: Columns of history_fold_{i}.csv and their types. MAEs are in the unit of the target, losses in the unit of the loss.
@@ -177,7 +177,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     if bad.size:
         first = int(bad[0])
         raise ResultsError(
-            f"{bad.size} rows for {path.name} contain numbers that are not finite, the first for crystal "
+            f"{path.name} would contain {counted(bad.size, 'row')} with numbers that are not finite. The first is crystal "
             f"{predictions.ids[first]}: target {y_true[first]}, prediction {y_pred[first]}. Nothing was written. Check "
             "the fold's training history."
         )

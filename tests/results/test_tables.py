@@ -53,7 +53,7 @@ def test_an_epoch_twice_is_refused_and_the_old_file_stays(tmp_path, history):
     write_history(path, history(2))
     before = path.read_bytes()
     rows = history(3)
-    with pytest.raises(ResultsError, match="has epoch 2; epochs must run"):
+    with pytest.raises(ResultsError, match="has epoch 2, but the epochs must be"):
         write_history(path, [*rows[:2], rows[1]])
     assert path.read_bytes() == before
 
@@ -118,7 +118,9 @@ def test_ids_with_commas_quotes_and_umlauts_survive(tmp_path):
 
 def test_a_prediction_that_is_not_finite_is_refused_by_id(tmp_path):
     table = Predictions(["a", "b"], ["C", "C"], np.ones(2, np.int64), np.zeros(2), np.array([0.0, np.nan]))
-    with pytest.raises(ResultsError, match=r"the first is b: target 0\.0, prediction nan"):
+    with pytest.raises(
+        ResultsError, match=r"would contain 1 row with .*The first is crystal b: target 0\.0, prediction nan"
+    ):
         write_predictions(tmp_path / "p.csv", table)
     assert not (tmp_path / "p.csv").exists()
 
