@@ -178,8 +178,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         first = int(bad[0])
         raise ResultsError(
             f"{path.name} would contain {counted(bad.size, 'row')} with numbers that are not finite. The first is "
-            f"crystal {predictions.ids[first]}: target {y_true[first]}, prediction {y_pred[first]}. Nothing was written. Check "
-            "the fold's training history."
+            f"crystal {predictions.ids[first]}: target {y_true[first]}, prediction {y_pred[first]}. Nothing was "
+            "written. Check the fold's training history."
         )
     columns = (
         predictions.ids,
