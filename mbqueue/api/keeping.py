@@ -48,7 +48,7 @@ class Keeping(OpenedProject):
             try:
                 judge_again(queue, now=self._clock.now(), by="recover")
             except SearchUnavailable as error:
-                tell(f"{error} Without Optuna, mbqueue cannot prune trials again, so pruned trials resume.")
+                tell(f"{error} Without Optuna, mbqueue cannot tell which trials were pruned, so these trials resume.")
 
     def back_up(self, file: str | Path) -> Backup:
         """Write the whole state (queue, checkpoints, results, jobs, settings) to one archive.
