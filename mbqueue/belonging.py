@@ -29,7 +29,7 @@ from mbqueue.mounts import mount_of
 
 #: The file in a live folder that records its project.
 BELONGING_FILE = "project.json"
-#: Seconds between two checks for a request to stop, while waiting for an answer.
+#: Seconds between checks for a stop request while waiting for an answer.
 _NOTICE_SECONDS = 0.1
 _ID = re.compile(r"[0-9a-f]{16}")
 _ID_FILE = re.compile(r"project-([0-9a-f]{16})\.json")
@@ -104,7 +104,7 @@ def note_live_dir(root: Path, live: Path) -> None:
     """Record a project's live folder on this machine, unless it is the default live folder."""
     if live in {default_live_dir(root, str(root)), _noted_live_dir(root)}:
         return
-    with suppress(OSError):  # the home folder may be read-only, and only `status` without the drive needs this note
+    with suppress(OSError):  # the home folder may be read-only; only `status` without the drive needs this note
         files.make_folder(_note_of(root).parent)
         files.write_json(_note_of(root), {"root": str(root), "live": str(live)})
 

@@ -21,9 +21,9 @@ STORE_VARIABLE = "MBQUEUE_STORE"
 #: The object that marks a bucket or folder as a store of mbqueue. The first session creates this object.
 MARKER = "mbqueue-store.json"
 
-#: Time limits of the requests that a session makes while it blocks the queue for others. A commit makes one or two such
-#: requests (`mbqueue.storage.objects.ObjectStore.create`). Two requests must end before SQLite stops waiting for the
-#: locked database (mbqueue.queue.sqlite).
+#: Time limits for requests that a session makes while it blocks the queue for other sessions. A commit makes one or two
+#: such requests (`mbqueue.storage.objects.ObjectStore.create`). Both must finish before another session's SQLite stops
+#: waiting for the locked database (`mbqueue.queue.sqlite`).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
 #: Time limits for checkpoints: 5 MB at 80 kB/s take about a minute.
 PATIENT = {"connect_timeout": "5s", "timeout": "60s"}

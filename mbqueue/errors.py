@@ -130,7 +130,7 @@ class InvalidCrystals(DataError):
         columns: which columns mbqueue read, in words; empty if they are unknown.
     """
 
-    #: The maximum number of invalid entries that the message lists. The message only counts the others.
+    #: The message lists at most this many invalid entries. For the rest, it gives only their number.
     LISTED = 20
 
     def __init__(self, source: str, offenders: Sequence[tuple[str, str]], columns: str = "") -> None:

@@ -205,7 +205,7 @@ def _wrong(section: type, content: Mapping[str, Any], prefix: str = "") -> Itera
             else:
                 yield f"{prefix}{name}: is a section; write [{name}], and its keys on the lines below"
         elif problem := _problem(kind, field.metadata, value):
-            # The message leaves out a text value, because it may be a password or a secret address.
+            # The message leaves out text values, which may be passwords or secret addresses.
             yield f"{prefix}{name}{f' = {value!r}' if isinstance(value, int | float) else ''}: {problem}"
 
 

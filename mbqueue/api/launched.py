@@ -19,8 +19,8 @@ from mbqueue.errors import counted
 if TYPE_CHECKING:
     from mbqueue.session.outcome import SessionOutcome
 
-#: Environment variables with the job's end and start, in seconds since the epoch. Slurm 22.05 and later set these
-#: variables.
+#: Environment variables that contain the job's end and start times, in seconds since the epoch. Slurm 22.05 and later
+#: set them.
 END_VARIABLE, START_VARIABLE = "SLURM_JOB_END_TIME", "SLURM_JOB_START_TIME"
 #: Signals that announce that the job's time is almost up. The job may run again afterwards.
 _TO_BE_CONTINUED = {signal.SIGUSR1, signal.SIGUSR2}

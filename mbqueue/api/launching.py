@@ -20,7 +20,7 @@ from mbqueue.errors import SessionError, UsageError
 #: The longest time to reserve at the end of a job. A short job reserves only a tenth of its time limit.
 LONGEST_MARGIN_SECONDS = 180.0
 MAX_IDLE = "10m"
-#: How often a job may run again after its time is up. One-hour jobs reach this number after more than a month.
+#: How many times a job may run again after its time is up. One-hour jobs take more than a month to reach this number.
 _MAX_TIMEOUTS = 1000
 #: The sbatch options that mbqueue sets.
 _OWN = {"time", "signal", "output", "error", "open_mode", "array", "requeue", "ntasks_per_node", "nodes"}
@@ -126,7 +126,8 @@ class Launching(OpenedProject):
                 gpus_per_node=0 if gpus is None else 1,
                 visible_gpus=() if gpus is None else (number,),
                 stderr_to_stdout=True,
-                # Otherwise a program that reads the command's output would wait until the jobs end.
+                # Close the inherited output. A program that reads this command's output would otherwise wait until the
+                # jobs end.
                 setup=["exec < /dev/null > /dev/null 2>&1"],
             )
             executors.append(executor)
@@ -194,7 +195,8 @@ class Launching(OpenedProject):
             stderr_to_stdout=True,
             setup=list(setup) or None,
             gpus_per_node=1 if with_gpu and not asks_for_gpus else None,
-            # From Slurm 22.05 on, srun does not inherit this option from sbatch, and the session would have one core.
+            # From Slurm 22.05 on, srun does not inherit this option from sbatch. Without it, the session would get one
+            # core.
             srun_args=None if cores is None else [f"--cpus-per-task={cores}"],
             # Without "requeue", a cluster may refuse to requeue a job.
             additional_parameters={"requeue": True, **further},

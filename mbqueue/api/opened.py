@@ -96,7 +96,7 @@ class OpenedProject:
 
         store, names = store_of(self.folder.topology), list[str]()
         assert store is not None
-        with contextlib.suppress(StoreError):  # the store is new or unavailable, which the first session reports
+        with contextlib.suppress(StoreError):  # the first session reports a store that is new or unavailable
             names = sorted({experiment for experiment, _ in finished_epochs(store)})
         if names:
             raise QueueLost(

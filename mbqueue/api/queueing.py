@@ -54,7 +54,7 @@ class Queueing(OpenedProject):
             UsageError, DataError: if the experiment or its dataset does not exist, or a restore was interrupted.
             QueueLost: if the queue, or a part of it, was lost.
         """
-        # pydantic builds its validators during this import, so commands that only read the queue leave it out.
+        # This import is slow, because pydantic builds its validators. Commands that only read the queue skip it.
         from mbqueue.experiment import load_spec  # noqa: PLC0415
         from mbqueue.search.file import is_search  # noqa: PLC0415
 
@@ -114,7 +114,7 @@ class Queueing(OpenedProject):
             specs.append(load_spec(path, overrides=overrides | own))
         with open_queue(self.folder, refuses=anything) as queue:
             there = {one.name: one.spec_hash for one in queue.experiments()}
-        # Try names that belong to a different spec first: they raise the error before anything is enqueued.
+        # Start with the specs whose name already belongs to a different spec. They fail before anything is enqueued.
         taken_first = sorted(specs, key=lambda spec: there.get(spec.name, spec.hash) == spec.hash)
         done = {spec.name: self._put(spec, priority=priority) for spec in taken_first}
         return tuple(done[spec.name] for spec in specs)
@@ -213,10 +213,10 @@ class Queueing(OpenedProject):
             now = self._clock.now()
             newest = experiments_of(queue, experiment)[-1]
             begins_more = newest != experiment and not queue.experiment(newest).paused
-            if begins_more:  # a search whose newest trial is paused begins no trials
+            if begins_more:  # while its newest trial is paused, a search begins no new trials
                 queue.pause(newest, now=now, by="cancel")
             cancelled = {name: queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment)}
-            # If the newest trial was cancelled, the search begins no more trials, so the trial need not stay paused.
+            # A search whose newest trial was cancelled begins no new trials, so the pause is no longer needed.
             if begins_more and fold is None and cancelled[newest]:
                 queue.resume(newest, now=now, by="cancel")
             return sum(cancelled.values())

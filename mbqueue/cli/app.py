@@ -125,7 +125,7 @@ def _leave_a_folder_that_is_gone(project: Path | None) -> None:
         named = Path(project or os.environ.get(ENVIRONMENT_VARIABLE, "")).expanduser()
         if not named.is_absolute():
             raise
-        with suppress(OSError):  # if the project is also gone, the command reports that later
+        with suppress(OSError):  # if the project's folder is gone too, a later check reports it
             os.chdir(named)
             say(f"The working folder of this shell is gone. Relative paths now begin in {named}.")
 

@@ -19,7 +19,7 @@ from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
 if TYPE_CHECKING:
     from mbqueue.api.tasks import TaskEntry
 
-#: Seconds between two lines of progress in a log.
+#: Seconds between progress lines in a log.
 _LINE_SECONDS = 15.0
 
 cache = typer.Typer(

@@ -200,7 +200,7 @@ def _store(url: str, place: CommitsPlace | None) -> Finding:
         if place is not None and place.kind == "store" and not store.is_the_one(place.id):
             return Finding("object store", "problem", url, "This is not the store with the queue's commits.")
         if is_new := store.check():
-            store.forget()  # the first session marks the store as used, once the store matches the queue
+            store.forget()  # the first session marks the store after comparing it with the queue
     except (UsageError, StoreError) as error:
         return Finding("object store", "problem", url, str(error))
     return Finding("object store", "ok", f"{url}: writable, does not overwrite objects{', new' if is_new else ''}")

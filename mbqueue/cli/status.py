@@ -16,7 +16,7 @@ from mbqueue.cli.console import print_json, print_line
 from mbqueue.cli.options import JsonOption, open_project
 from mbqueue.errors import UsageError
 
-#: Seconds between two updates with --watch.
+#: Seconds between updates with --watch.
 WATCH_SECONDS = 2.0
 
 

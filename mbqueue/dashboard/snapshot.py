@@ -36,7 +36,7 @@ _SESSION_COLUMNS = (
     "id", "state", "host", "pid", "device", "started_at", "heartbeat_at", "deadline_at", "structures_per_second", "job",
 )  # fmt: skip
 _ERROR_COLUMNS = ("job", "experiment", "kind", "fold", "epoch", "state", "failures", "at", "retry_at", "error")
-#: Keys of an overview whose values change constantly.
+#: Overview keys whose values change constantly.
 _FLEETING = frozenset(
     {
         "now",

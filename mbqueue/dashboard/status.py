@@ -19,7 +19,7 @@ from mbqueue.dashboard.experiments import STYLES, by_interest, cut, experiment, 
 from mbqueue.dashboard.failures import job_label, last_errors
 from mbqueue.dashboard.searches import search_lines, trial_table
 
-#: The order in which the view counts jobs by state: open jobs first.
+#: The order in which the view lists job counts by state. Open jobs come first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
 _NOBODY = "No session is running. Start one with: mbqueue work"
 #: The maximum number of experiments to draw with their folds. Active experiments, and experiments that need attention,
@@ -38,7 +38,7 @@ class _Limits(NamedTuple):
     error_lines: int
 
 
-#: Limits to try in this order until the view fits the console's height.
+#: Limits that are tried in this order until the view fits the console's height.
 _LIMITS = (_Limits(1000, 5, 6), _Limits(8, 3, 2), _Limits(3, 2, 2), _Limits(1, 1, 1))
 
 
@@ -160,7 +160,7 @@ class _Dashboard:
         def height(parts: Iterable[RenderableType]) -> int:
             return sum(len(console.render_lines(part, options, pad=False)) for part in parts)
 
-        # Leave one line free, because the cursor's line after the view would scroll a full screen.
+        # Leave one line free for the cursor, which would otherwise make a full screen scroll.
         room = console.height - 1
         for limits in _LIMITS:
             rest = list(self._rest(limits, width, plain))

@@ -19,22 +19,22 @@ from mbqueue.errors import DataError
 
 #: A part of a comment line that ase does not split: an escaped character, or text in quotes or brackets.
 _TOGETHER = r"""\\.?|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{(?:[^}\\]|\\.)*\}|\[(?:[^\]\\]|\\.)*\]"""
-#: An equals sign or a word of a comment line.
+#: An equals sign or a word in a comment line.
 _PART = re.compile(rf"=|(?:{_TOGETHER}|[^ \t\r\n\f\v=])+")
-#: A quotation mark or bracket that is not closed. ase would read the rest of the line as part of its text.
+#: A quotation mark or bracket that is never closed. ase would treat the rest of the line as quoted text.
 _OPEN = re.compile(rf"{_TOGETHER}|(?P<open>[\"'{{\[])")
 #: A value that every program reads in the same way: without quotes, or in one pair of quotes.
 _TEXT = re.compile(r"""(?P<bare>[^\s\\"'{}\[\]]*)|"(?P<double>(?:[^"\\]|\\")*)"|'(?P<single>[^'\\]*)'""")
 #: The columns of each atom if the comment line has no Properties.
 _PROPERTIES = "species:S:1:pos:R:3"
-#: The element's symbol for each atomic number, which is a string here.
+#: Element symbols by atomic number. The numbers are strings, as in the file.
 _SYMBOLS_BY_Z = {str(number): symbol for number, symbol in enumerate(SYMBOLS, 1)}
-#: The columns that give an atom's element: ase's name for each, and its name in files.
+#: The columns that give an atom's element: from ase's name for the column to its name in files.
 _SHOWN = {"symbols": "species", "numbers": "Z"}
 _DIMENSIONS = 3
 #: Keys of a comment line that describe the geometry and the columns. All other keys are data about the crystal.
 _OF_LINES = ("Properties", "Lattice", "pbc")
-#: This line number and line mark the end of the file.
+#: The line number and the line that mark the end of the file.
 _END = (0, "")
 
 

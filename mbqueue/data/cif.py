@@ -23,15 +23,16 @@ from mbqueue.data.parser_warnings import heard
 from mbqueue.data.space_groups import space_group_of
 from mbqueue.data.symmetry import Sites, Symmetry, check_symmetry, check_taken, operations_of, parse_operation
 
-#: The largest volume per atom, Å³, of a CIF that does not state the number of atoms in its cell. If the volume is
-#: larger, the CIF probably lists only the asymmetric unit. Among 37,248 crystals in the Materials Project, cesium has
-#: the largest volume per atom, 123 Å³. Separate limits for each element would detect only a few more incomplete files.
+#: The largest accepted volume per atom, in Å³, for a CIF that does not state the number of atoms in its cell. If the
+#: volume is larger, the CIF probably lists only the asymmetric unit. Among 37,248 crystals in the Materials Project,
+#: cesium has the largest volume per atom, 123 Å³. Separate limits for each element would detect only a few more
+#: incomplete files.
 LARGEST_VOLUME_PER_ATOM = 250.0
-#: The lowest plausible density, g/cm³. The least dense crystals in the Materials Project are two hydrogen crystals,
+#: The lowest plausible density, in g/cm³. The least dense crystals in the Materials Project are two hydrogen crystals,
 #: with 0.039 and 0.107 g/cm³, and helium, with 0.46 g/cm³.
 SMALLEST_DENSITY = 0.03
-#: The largest volume per atom, Å³, of any CIF: one atom in a cube with edges of 30 Å. Lengths in pm would give volumes
-#: of millions of Å³.
+#: The largest accepted volume per atom, in Å³, for any CIF: one atom in a cube with edges of 30 Å. Lengths in pm would
+#: give volumes of millions of Å³.
 _LARGEST_BOX = 27_000.0
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(\(\d+\))?\Z")
@@ -48,13 +49,14 @@ _OPERATIONS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
 _MAGNETIC_OPERATIONS = ("_space_group_symop_magn_operation.xyz", "_space_group_symop_magn_operation_xyz")
 _FORMULA = "_chemical_formula_sum"
 _UNITS_PER_CELL = "_cell_formula_units_z"
-#: The largest relative difference between the composition and the file's formula, which may be rounded (``Al0.67``).
+#: The largest accepted relative difference between the composition and the file's formula, which may be rounded
+#: (``Al0.67``).
 _FORMULA_TOLERANCE = 0.01
 #: The largest accepted relative differences from the file's volume and density. Cell parameters are rounded, and atomic
 #: masses have been revised.
 _VOLUME_TOLERANCE, _DENSITY_TOLERANCE = 0.02, 0.1
-#: If the density differs from the density in the file by at most this fraction, the number of atoms in the cell is
-#: right.
+#: If the computed density differs from the file's density by at most this fraction, the cell has the right number of
+#: atoms.
 _DENSITY_PROOF = 0.03
 
 
@@ -264,7 +266,7 @@ def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
         return False
     z = _number(units, "_cell_formula_units_Z")
     if z < 1:
-        return False  # pymatgen writes 0 if the cell is LiO, half of the formula unit Li2O2
+        return False  # for a cell with half a formula unit (LiO for Li2O2), pymatgen writes Z = 0
     expected = 1.0 if _is_of_whole_cell(formula, unit, z) else z
     if abs(ratios[0] - expected) > _FORMULA_TOLERANCE * expected:
         raise Unusable(

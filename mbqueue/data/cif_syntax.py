@@ -24,7 +24,7 @@ _TOKEN = re.compile(
 
 #: Values that mean "unknown" or "inapplicable".
 _UNKNOWN = ("", "?", ".")
-#: The spelling of tags that pymatgen requires, by lower-case tag. In a CIF, case does not matter.
+#: The spelling of tags that pymatgen requires, by lower-case tag. Tags in a CIF are not case-sensitive.
 _SPELLINGS = {
     tag.lower(): tag
     for tag in (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-#: Atomic weight by Z, g/mol: a zero, then the standard values for H to Pu (IUPAC 2005). An element without a standard
-#: value has the weight of its longest-lived isotope.
+#: Atomic weights by atomic number, in g/mol: a zero, then the standard values for H to Pu (IUPAC 2005). For an element
+#: without a standard value, the weight is that of its longest-lived isotope.
 # fmt: off
 _MASSES = np.array(
     [

@@ -20,22 +20,22 @@ from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from mbqueue.data.geometry import count_neighbors, examine
 from mbqueue.task import FORMATION_ENERGY, Target
 
-#: Two atoms closer than this, Å, count as overlapping. Such atoms are often copies of one atom, because a CIF rounds
+#: Atoms closer together than this, in Å, count as overlapping. They are often copies of one atom, because a CIF rounds
 #: 1/3 to 0.333. The shortest real distance is 0.74 Å, in H₂.
 OVERLAP = 0.3
 #: The largest absolute value accepted for a target. The limit is far above any formation energy in eV/atom and any
 #: property in a sensible unit. The square of the limit is far below the largest float32.
 LARGEST_TARGET = 1e6
-#: Values that are accepted for a class, in addition to the numbers 0 and 1.
+#: Values that are accepted for a class in addition to the numbers 0 and 1.
 _CLASSES = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0}
-#: Cells with a smaller volume per atom, Å³, count as flat. The density check has a stricter limit, but runs last.
+#: Cells with a smaller volume per atom, in Å³, count as flat. The density check has a stricter limit, but runs last.
 MIN_VOLUME_PER_ATOM = 0.1
-#: The smallest accepted volume per atom, Å³. A denser cell has duplicate atoms or a wrong lattice. In the Materials
+#: The smallest accepted volume per atom, in Å³. A denser cell has duplicate atoms or a wrong lattice. In the Materials
 #: Project, C3N4 has the smallest volume per atom, 5.57 Å³, followed by diamond with 5.71 Å³. Metallic hydrogen would
 #: have 3 Å³ per atom.
 SMALLEST_VOLUME_PER_ATOM = 2.5
-#: The largest accepted density, g/cm³. Among 37,248 crystals in the Materials Project, plutonium is the densest, with
-#: 24.6 g/cm³. The densest stable element is osmium, with 22.0 g/cm³.
+#: The largest accepted density, in g/cm³. Among 37,248 crystals in the Materials Project, plutonium is the densest,
+#: with 24.6 g/cm³. The densest stable element is osmium, with 22.0 g/cm³.
 LARGEST_DENSITY = 30.0
 #: The largest number of periodic images within 6 Å. A cell with more images is too skewed or too thin.
 MAX_IMAGES = 2_000_000

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from mbqueue.errors import DataError
 from mbqueue.task import N_FOLDS
 
-#: The number of batches in a window, within which crystals are sorted by size. The number is small, so that a batch
-#: stays a random sample of crystals of similar size.
+#: Crystals are sorted by size within windows of this many batches. The number is small so that each batch stays a
+#: random sample of crystals of similar size.
 _WINDOW = 16
 
 #: The seed of matbench's folds (matbench.constants), which are scikit-learn's ``KFold(5, shuffle=True)``.

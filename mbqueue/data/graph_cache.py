@@ -168,7 +168,7 @@ class GraphCache:
             return shard
 
         if progress is not None:
-            progress(0, len(crystals))  # the first shard may take long, because the code is compiled first
+            progress(0, len(crystals))  # the first shard may take a while: the code has to be compiled
         numbers = range(len(cache._borders) - 1)
         with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
             shards = list(pool.map(lambda number: finish(number, wait=False), numbers))

@@ -14,7 +14,7 @@ from mbqueue.data.elements import ATOMIC_NUMBERS
 from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard
 
-#: The line that gives the kind of coordinates (``Direct``, ``Fractional`` or ``Cartesian``) begins with one of these.
+#: First letters of the line that gives the kind of coordinates (``Direct``, ``Fractional`` or ``Cartesian``).
 _MODES = "dDfFcCkK"
 _CARTESIAN = "cCkK"
 #: The flags that say whether VASP may move an atom along an axis.

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from mbqueue.data.entries import Unusable
 
-#: How many units a lattice vector has, so that translations with a denominator up to 12 are whole numbers of units.
+#: Units per lattice vector: the least common multiple of 1 to 12, so that any fraction with a denominator up to 12 is a
+#: whole number of units.
 _UNITS = 27720
 _LARGEST_DENOMINATOR = 12
 #: The largest difference between a rounded translation, such as 0.33, and the exact fraction.
@@ -20,17 +21,18 @@ _TRANSLATION_TOLERANCE = 0.005
 #: The largest relative change that an operation may make to the cell's metric. The limit is not zero, because cell
 #: parameters are rounded.
 _METRIC_TOLERANCE = 0.03
-#: Two images at most this far apart, in Å, count as one atom. Two distances count as equal if they differ by at most
-#: the second value, in Å.
+#: Images at most the first distance apart, in Å, count as one atom. Two distances count as equal if they differ by at
+#: most the second value, in Å.
 _SAME_ATOM, _SAME_DISTANCE = 0.05, 0.02
-#: Ranges of space groups, each as (last number, number of rotations and reflections), from International Tables A.
+#: The number of rotations and reflections for each range of space groups, as (last space group, number). From
+#: International Tables A.
 _POINT_GROUP_ORDERS = (
     *((1, 1), (9, 2), (46, 4), (74, 8), (82, 4), (122, 8), (142, 16), (146, 3), (161, 6), (167, 12), (174, 6)),
     *((190, 12), (194, 24), (199, 12), (220, 24), (230, 48)),
 )
 #: The number of lattice points in the cell of each kind of lattice; for R, in the cell with hexagonal axes.
 _LATTICE_POINTS = {"P": 1, "A": 2, "B": 2, "C": 2, "I": 2, "F": 4, "R": 3, "H": 3}
-#: The largest difference, degrees, between an angle of a hexagonal cell and 90 or 120 degrees.
+#: The largest difference, in degrees, between an angle of a hexagonal cell and 90 or 120 degrees.
 _ANGLE_TOLERANCE = 0.5
 #: Random weights. The weighted sum of an operation's numbers identifies the operation.
 _WEIGHTS = np.random.default_rng(0).integers(1 << 60, size=12)

@@ -337,7 +337,7 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
                 f"does not use. mbqueue saved them as {settings} without using them. Read that file, and copy what you "
                 "want."
             )
-        # mbqueue.toml must exist at every instant, because it may name the live folder.
+        # mbqueue.toml must exist at all times, because it may name the live folder.
         if settings.exists():
             replaced.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(settings, replaced / settings.name)

@@ -20,7 +20,7 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE
 from mbqueue.storage.objects import ObjectStore, store_of
 
-#: The largest file of crystals accepted, in bytes: far more than any dataset needs.
+#: The largest accepted crystals file, in bytes: far larger than any dataset needs.
 LARGEST_BYTES = 1 << 32
 _NAME = re.compile(rf"([0-9a-f]{{16}})-([0-9a-f]{{64}}){DUPLICATE}\.bin")
 

@@ -12,7 +12,7 @@ from mbqueue.queue.jobs import Job, State
 from mbqueue.queue.store import Queue
 from mbqueue.storage.mounted import Drive
 
-#: Seconds between two announcements of a session.
+#: Seconds between a session's announcements.
 ANNOUNCE_SECONDS = 120.0
 
 

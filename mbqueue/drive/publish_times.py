@@ -29,8 +29,8 @@ class Rounds:
             queue.note(published_note(seconds), by=self._session, now=ended_at)
 
 
-#: mbqueue measures the fixed time per file with files below this size, in bytes. mbqueue measures the time per byte
-#: with larger files.
+#: Files smaller than this, in bytes, are used to measure the fixed time per file. Larger files are used to measure the
+#: time per byte.
 SMALL_FILE = 1_000_000
 
 

@@ -46,19 +46,20 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import in_folder
 from mbqueue.storage.results import total_bytes
 
-#: Seconds between two rounds of publishing while the mount works.
+#: Seconds between rounds of publishing while the mount works.
 ROUND_SECONDS = 15.0
 #: Seconds before a failed round of publishing is retried. The pause doubles after each failure, up to
 #: `LONGEST_RETRY_SECONDS`.
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
-#: Seconds between two snapshots while a session is running.
+#: Seconds between snapshots while a session is running.
 SNAPSHOT_SECONDS = 60.0
-#: Seconds between two reads of what other sessions have published.
+#: Seconds between reads of what other sessions have published.
 RECONCILE_SECONDS = 30.0
-#: The longest time, in seconds, that training waits while reading what other sessions have published.
+#: The longest time, in seconds, that training waits for a read of what other sessions have published.
 READ_SECONDS = 30.0
-#: Seconds that a session waits for its first round, which finds other sessions, before it claims a job.
+#: Seconds that a session waits for its first round of publishing before it claims a job. That round finds other
+#: sessions.
 FIRST_ROUND_SECONDS = 60.0
 #: Seconds that the last round may take in a session without a deadline.
 LAST_ROUND_SECONDS = 600.0
@@ -94,7 +95,7 @@ class Publisher:
         self._drive = drive or Drive(project.root)
         self._sealed = project.live_dir / f"{files.TEMP_PREFIX}snapshot.db"
         self._reentry = Reentry(project, self._drive, note=note, clock=clock)
-        # The main thread needs its own reader, because a reader cannot be shared, and must not wait for the mount.
+        # The main thread must not wait for the mount. It has its own reader, because threads cannot share a reader.
         self._read = TimedDrive(self._drive, should_stop=should_stop)
         self._beside = Reentry(project, self._read, note=note, clock=clock)
         self._snapshots = Snapshots(self._drive, self._reentry.damaged)

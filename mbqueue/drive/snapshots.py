@@ -268,7 +268,7 @@ class Snapshots:
         try:
             self._drive.write_new(f"{base}.json", text)
         except BaseException:
-            # Remove this database, because the next attempt will use another name.
+            # Remove this database, because the next attempt will use a different name.
             with contextlib.suppress(OSError):
                 self._drive.remove(f"{base}.db")
             raise

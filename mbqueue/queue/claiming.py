@@ -13,7 +13,7 @@ from mbqueue.queue.jobs import Job, Lease
 
 #: If this many sessions in a row die on a job without saving any work, the job itself probably kills them.
 MAX_LOST_IN_A_ROW: Final = 20
-#: The longest lease allowed.
+#: The longest lease that a session may request.
 LONGEST_LEASE_SECONDS: Final = 86_400.0
 #: No lease or delay ends more than this many seconds from now, even if clocks differ. A later time must come from a
 #: wrong clock, so mbqueue treats it as past.
@@ -27,9 +27,9 @@ _TAKE = """
 
 _TAKEN = "RETURNING *, (SELECT name FROM experiments WHERE experiments.id = experiment_id) AS experiment"
 
-# A claim first searches for a job of the fold that the session has loaded, and then among all jobs. Each search reads
-# an index in order and stops at the first match. A claim skips a fold while the session that last worked on the fold is
-# live and idle.
+# A claim searches first among the jobs of the fold that the session has loaded, and then among all jobs. Each search
+# reads an index in order and stops at the first match. A claim skips a fold while the session that last worked on the
+# fold is live and idle.
 _FREE = """
     state = 'ready' AND paused = 0
        AND (not_before <= :now OR not_before > :now + :absurd)

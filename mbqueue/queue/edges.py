@@ -8,9 +8,10 @@ from mbqueue.queue.database import Statements
 from mbqueue.queue.dialect import Dialect
 
 
-# The edges: prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record.
-# The statements use subqueries, because for a join both databases may scan all epochs of a fold once per epoch. The "+"
-# in "+later.fold" is for SQLite, which uses an index on an expression only if the other side is not a plain column.
+# The edges: prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record. The
+# statements use subqueries instead of joins. With a join, both databases may scan all epochs of a fold once for each
+# epoch. The "+" in "+later.fold" is for SQLite, which uses an index on an expression only if the other side is not a
+# plain column.
 def _links(sql: Dialect) -> Iterator[str]:
     fold, epoch = f"{sql.or_else}(earlier.fold, -1)", f"{sql.or_else}(earlier.epoch, -1)"
     fold_before = f"""
@@ -73,7 +74,7 @@ SKIP_ALL = """
     WHERE experiment_id = :experiment_id AND state IN ('waiting', 'ready')
 """
 
-#: The reason for skipping the jobs of a pruned trial begins with this text, by which `retry` recognises the jobs.
+#: The reason for skipping a pruned trial's jobs begins with this text. `retry` uses the text to recognise these jobs.
 PRUNED = "pruned: "
 
 

@@ -194,8 +194,8 @@ class SqliteFile(Database):
             connection = self._connect(read_only=self.read_only)
             self._local.connection, self._local.pid = connection, os.getpid()
             with self._lock:
-                # Remember the first file that was opened. If a different file replaces this file, a thread that starts
-                # later must not write to the new file.
+                # Remember which file was opened first. If that file is replaced, a thread that starts later must not
+                # write to the new one.
                 self._file = self._file or _file_at(self.path)
                 self._open.append((os.getpid(), connection))
         return connection

@@ -16,21 +16,21 @@ from mbqueue.queue.moved import MOVED_VERSION, moved_error
 from mbqueue.queue.schema import RULES, SCHEMA_VERSION, commits_place, require_known, tables
 from mbqueue.queue.transitions import TRANSITIONS
 
-#: The name that a database records for each schema version, oldest first. An unknown name in a database shows that a
-#: newer mbqueue wrote the version number, and that the number is not damaged.
+#: The name that a database records for each schema version, oldest first. If a database contains an unknown name, a
+#: newer mbqueue wrote its version number, and the number is not damaged.
 _NAMES = ("0001_queue", "0002_adopting", "0003_commits_place", "0004_claiming_next", "0005_pruning")
 _SET = "mbqueue.queue"
 
 _EVENTS_INDEX = "CREATE INDEX events_experiment ON events (experiment_id)"
 
-#: The statements that upgrade to each version from the one before. The versions that are missing here changed only the
+#: The statements that upgrade to each version from the previous version. Versions without an entry changed only the
 #: rows of the table of transitions.
 _STEPS: dict[int, tuple[str, ...]] = {
     3: (commits_place(SQLITE).strip(),),
     4: ("DROP INDEX events_experiment",),  # few queries used this index, but every event had to be written to it
 }
 
-#: The table of recorded names. sqlite-utils created this table in existing databases, and the definition is the same.
+#: The table of recorded names. The definition is that of existing databases, in which sqlite-utils created the table.
 _RECORD = (
     """
     CREATE TABLE "_sqlite_migrations" (

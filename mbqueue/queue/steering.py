@@ -17,7 +17,7 @@ from mbqueue.queue.jobs import Lease
 from mbqueue.queue.notes import note
 from mbqueue.queue.pruning import take_up
 
-#: How often sessions may rewind a job before the job is committed or you retry it.
+#: How many times sessions may rewind a job before it is committed or you retry it.
 MAX_REWINDS: Final = 5
 
 _PAUSE_JOBS = """

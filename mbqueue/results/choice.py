@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: The mark after the number or score of a fold on which the settings were chosen. ASCII terminals get the second mark.
+#: The mark that follows a fold's number or score if the settings were chosen on this fold. The second is for ASCII
+#: terminals.
 MARK, ASCII_MARK = "†", "*"
 
 
@@ -46,7 +47,7 @@ def _choices(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The choices that `promote` recorded for the experiment and its members, each once."""
     members = (spec.get("made_from") or {}).get("members", ())
     of_members = [choice for member in members for choice in _choices(member["spec"])]
-    # A blend gets the choices of all its members.
+    # For a blend, return the choices of all its members.
     found = of_members or ([spec["chosen"]] if spec.get("chosen") else [])
     return [choice for position, choice in enumerate(found) if choice not in found[:position]]
 

@@ -19,7 +19,7 @@ from mbqueue.results.tables import RESTORE, Predictions, history_file, predictio
 from mbqueue.storage.results import ResultFile
 from mbqueue.task import Target, target_of
 
-#: The largest results.json accepted, in bytes. 130,000 dropped entries with their reasons take 20 MB.
+#: The largest accepted results.json, in bytes. 130,000 dropped entries with their reasons take 20 MB.
 LARGEST_RESULTS = 256 << 20
 #: The keys of `run` in files from versions that did not write a checksum.
 _RUN_BEFORE_CHECKSUMS = frozenset(

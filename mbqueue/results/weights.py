@@ -11,7 +11,7 @@ from scipy import optimize, sparse
 
 from mbqueue.errors import ResultsError
 
-#: Probabilities closer than this to 0 or 1 are clipped to this distance, so that no single crystal dominates.
+#: Probabilities are clipped to stay at least this far from 0 and 1, so that no single crystal dominates.
 _SUREST = 1e-6
 
 

@@ -17,7 +17,7 @@ from mbqueue.search.file import Search
 from mbqueue.search.study import distribution, imported_optuna
 from mbqueue.search.trials import Trial, TrialState
 
-#: mbqueue computes importances only from at least this many trials.
+#: The minimum number of trials for computing importances.
 _FEWEST_TRIALS = 4
 #: Optuna's names for the states of trials.
 _STATES = {

@@ -69,7 +69,7 @@ class CrystalCopies:
             return
         if isinstance(shared.blobs, ObjectStore):
             # The session plans commits by the duration of the store's last put. These large puts would distort the
-            # plan, so they use a copy of the store object.
+            # plan, so make them through a copy of the store object.
             shared = replace(shared, blobs=replace(shared.blobs))
         thread = threading.Thread(
             target=self._keep, args=(shared, file, dataset_hash), name="mbqueue-crystals", daemon=True

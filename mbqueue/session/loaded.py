@@ -52,7 +52,7 @@ class Loaded:
         Raises:
             Stopped: if the session is asked to stop while the crystals are read or converted.
         """
-        # With a limit, the crystals also depend on the seed, so compare their hash, known after `prepare`.
+        # With a limit, the crystals also depend on the seed. Compare their hash, which is known once `prepare` is done.
         data = self._data
         if data is None or data.wanted != spec.data or data.crystals.hash != experiment.dataset_hash:
             self._fold, self._data = None, None

@@ -18,7 +18,7 @@ PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 #: How long a session waits for the store before it ends: a paid machine must not wait forever.
 PATIENCE_SECONDS = 3600.0
-#: If another session on this machine has recorded that the store is out of reach, a session trusts the record this
+#: If another session on this machine has recorded that the store is out of reach, a session trusts the record for this
 #: long.
 HEARSAY_SECONDS = 60.0
 

@@ -55,7 +55,7 @@ class _Epoch:
             job.epoch,
             fence=self._lease.fence,
             session=session.id,
-            # Do not start a step that cannot end and be saved before the deadline.
+            # Do not start a step that cannot finish and be saved before the deadline.
             should_stop=lambda: session.stop_reason(self._step_seconds) is not None,
             on_step=self._tell,
             save=self._save,

@@ -19,7 +19,7 @@ from mbqueue.belonging import Belonging
 from mbqueue.files import fsync_dir
 from mbqueue.storage.blobs import Listed, Unreadable
 
-#: A write checks after this many bytes whether it must stop.
+#: How many bytes to write between checks for a stop request.
 PIECE_BYTES = 4 << 20
 #: The maximum number of copies of one file, named `name (1)` and so on. A write adds a copy if all others are damaged.
 _MOST_DUPLICATES = 10

@@ -28,7 +28,7 @@ from mbqueue.errors import CacheError
 from mbqueue.files import make_folder, replacing, sha256_of_file, write_bytes, write_json
 
 FORMAT = 1
-#: Number of crystals in a shard, whose features take about 15 MB.
+#: The number of crystals in a shard. Their features take about 15 MB.
 SHARD_SIZE = 2048
 #: Features per atom.
 FEATURES = 64

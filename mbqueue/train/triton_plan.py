@@ -11,8 +11,8 @@ from mbqueue.errors import TrainingError
 from mbqueue.train.gated import PRODUCTS
 from mbqueue.train.kernels.tiles import PARTIALS, TILES, Tiles, tiles_of
 
-#: How many columns the widest arrays have: first among arrays with a row per atom or short bond, then among arrays with
-#: a row per directed bond or angle.
+#: The number of columns of the widest arrays: first of those with a row per atom or short bond, then of those with a
+#: row per directed bond or angle.
 _WIDEST, _WIDE = 640, 128
 
 

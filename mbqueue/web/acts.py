@@ -9,7 +9,8 @@ from mbqueue.api import Project
 from mbqueue.errors import UsageError
 from mbqueue.experiment_file import parse_overrides
 
-#: Maximum seconds to wait for sessions to stop before answering. Some sessions may still be saving after this time.
+#: The longest time, in seconds, to wait for sessions to stop before answering. Some sessions may still be saving
+#: afterwards.
 _STOP_WAIT_SECONDS = 5.0
 
 

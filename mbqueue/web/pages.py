@@ -95,7 +95,8 @@ class _Guarded:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        # Cookies ignore ports. The port is in the name, so that two boards on one machine do not share a cookie.
+        # Browsers send a cookie to all ports of a host. The name contains the port, so that two boards do not share a
+        # cookie.
         cookie_name = f"mbqueue_board_{(scope.get('server') or ('', 0))[1]}"
 
         async def send_with_headers(message: Message) -> None:

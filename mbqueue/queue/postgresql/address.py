@@ -69,7 +69,7 @@ def parse_address(url: str) -> Address:
         options = {}
     is_name = bool(schema) and schema.isprintable() and "\ufffd" not in schema
     if not is_name or not all("=" in option for option in given) or not _is_plain(base) or not _is_sound(options):
-        # The cause is hidden, because libpq's error repeats the unreadable part, which may be a password.
+        # This error hides its cause, because libpq's error repeats the unreadable part, which may be a password.
         raise UsageError(
             "The URL of the queue cannot be read. Use this form: "
             "postgresql://USER@HOST:5432/DATABASE?sslmode=verify-full (in names, write @ as %40, / as %2F and so on). "

@@ -128,7 +128,8 @@ _TRIGGERS = (
 #: The number of triggers through which the database enforces the rules.
 TRIGGERS = len(_TRIGGERS)
 
-#: The statements that upgrade to each version from the one before. Each upgrade also replaces the trigger functions.
+#: The statements that upgrade to each version from the previous version. Each upgrade also replaces the trigger
+#: functions.
 _STEPS: dict[int, tuple[str, ...]] = {
     2: (commits_place(POSTGRESQL),),
     # Before this version, the table of jobs had CHECK constraints, and the table of events had foreign keys.

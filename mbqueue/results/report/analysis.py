@@ -14,7 +14,7 @@ from mbqueue.results.report.elements import POSITIONS, elements_of
 from mbqueue.results.scores import CLASS_THRESHOLD, roc_auc
 from mbqueue.results.tables import Predictions
 
-#: The quantiles of the error in the report, as shares of the crystals.
+#: The error quantiles that the report shows, as fractions of the crystals.
 QUANTILES = (0.5, 0.9, 0.99)
 #: Smaller errors are drawn at this value, because float32 predictions are no more precise than that.
 SMALLEST_ERROR = 1e-5
@@ -22,12 +22,13 @@ _PARITY_BINS = 160
 _TARGET_BINS = 30
 _ROC_POINTS = 400
 
-# The validation MAE has risen if it exceeds the best epoch's MAE by the first factor. If the training MAE kept falling,
-# the fold overfits when the best epoch is old, or when the rise reaches the second factor.
+# The validation MAE has risen if it exceeds the best epoch's MAE times the first factor. If the training MAE kept
+# falling, the fold overfits if the best epoch is old or the MAE exceeds the best epoch's times the second factor.
 _RISE, _DOUBLED = 1.05, 2.0
 # The best epoch is old if at least this share of all epochs, and at least this many epochs, come after it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
-# Ratios of validation MAE to training MAE: the gap is small up to the first, and large from the second on.
+# The gap between training and validation is small up to the first ratio of validation MAE to training MAE. From the
+# second ratio on, the gap is large.
 _SMALL_GAP, _LARGE_GAP = 1.25, 2.0
 #: The minimum number of epochs for judging a curve.
 _FEWEST_EPOCHS = 3

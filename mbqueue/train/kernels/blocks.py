@@ -51,7 +51,7 @@ def sigmoid(x: Any) -> Any:
     The code uses exp(y) = 2^n · exp(r) with n = round(y / ln 2), and the polynomial for exp(r) from expf in Cephes.
     """
     y = -x
-    # The next two lines let NaN pass through, because every comparison with NaN is false.
+    # NaN passes through the next two lines, because every comparison with NaN is false.
     y = np.float32(87.0) if y > np.float32(87.0) else y
     y = np.float32(-87.0) if y < np.float32(-87.0) else y
     n = np.floor(y * np.float32(1.44269504088896341) + np.float32(0.5))
