@@ -35,6 +35,7 @@ from mbqueue.session.crystal_copies import CrystalCopies
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.report import Report
+from mbqueue.session.searching import Searching
 from mbqueue.session.session import Session
 from mbqueue.session.stop import StopRequest
 from mbqueue.storage.commits import Commits
@@ -178,6 +179,7 @@ class SteppedSession:
                 mock.patch.multiple(
                     worker,
                     Session=partial(_PausingSession, self),
+                    Searching=partial(_PausingSearching, self),
                     _claim=partial(_claim_between_pauses, self),
                     Publisher=partial(_QuietPublisher, self),
                     Heartbeat=_QuietHeartbeat,
@@ -196,11 +198,20 @@ class SteppedSession:
 def _claim_between_pauses(stepped: SteppedSession, session: Session, *arguments: Any) -> Lease | None:
     if (lease := session.take_next()) is not None:
         return lease
-    stepped.pause()
     stepped.lease = _claim(session, *arguments)
     if stepped.lease is not None:
         stepped.pause()
     return stepped.lease
+
+
+class _PausingSearching(Searching):
+    def __init__(self, stepped: SteppedSession, session: Session) -> None:
+        super().__init__(session)
+        self._stepped = stepped
+
+    def advance(self) -> None:
+        super().advance()
+        self._stepped.pause()
 
 
 class _PausingSession(Session):
