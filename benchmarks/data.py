@@ -148,7 +148,7 @@ def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -
         labels[str(number)] = {str(number): {"energy_per_atom": -1.0}}
     dataset = GraphData(str(folder), labels=labels, targets="e", energy_key="energy_per_atom")
     keys = {graph_id: place for place, (_, graph_id) in enumerate(dataset.keys)}
-    # GraphData calls torch.load, whose default in newer versions is to refuse CHGNet's class.
+    # GraphData calls torch.load, which refuses CHGNet's class by default in newer versions of torch.
     load, torch.load = torch.load, lambda file: load(file, weights_only=False)
 
     class NoBases:

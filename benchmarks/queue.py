@@ -46,13 +46,13 @@ from typing import Any
 
 from benchmarks.postgres import is_installed, running_server
 
-#: A function that takes and finishes one job, or returns False if there is no job.
+#: A function that claims and finishes one job, or returns False if there is no job.
 Step = Callable[[], bool]
 #: One `prepare`, then 18 epochs and one `predict` for each of five folds, and one `record`.
 JOBS_OF_AN_EXPERIMENT = 97
-#: Before the measurement starts, the processes together finish this many jobs. After these jobs, the logs stop growing.
+#: Before the measurement, the processes together finish this many jobs. By then, the logs have stopped growing.
 WARM_UP_JOBS = 160
-#: Tables of at most this many jobs get more rounds, because they are soon empty and each round measures little.
+#: Tables of at most this many jobs get more rounds, because each round soon runs out of jobs and measures little.
 SMALL_TABLE = 10_000
 
 _SLOW = "FSYNC_MS"
@@ -351,7 +351,7 @@ def drain(
         done, last = done + 1, passed
     end.send((done, max(last, time.perf_counter() - began)))
     end.close()
-    os._exit(0)  # a normal exit would wait for the threads of some systems
+    os._exit(0)  # a normal exit would wait for threads that some systems start
 
 
 def main() -> None:

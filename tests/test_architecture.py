@@ -77,7 +77,7 @@ def test_rooms_import_only_lower_rooms() -> None:
     wrong = [
         f"{file} imports {name}, which is not below {room}"
         for file, room, name in imports()
-        # The package exports the API, so no module inside may import the package itself.
+        # No module may import the top-level package, because that package imports the API from them.
         if room != "__init__" and upward(room, name)
     ]
     assert wrong == []

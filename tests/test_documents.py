@@ -108,7 +108,7 @@ LEFT_OUT = {
     "make test": "runs this test",
     "make test-kernels": "takes minutes; tests/train/test_offline.py runs a part of it",
 }
-#: Commands that appear only in running text → the test that runs the command, or the reason why no test does.
+#: Commands that appear only in running text → the test that runs the command, or why no test does.
 NAMED_IN_TEXT = {
     "mbqueue --project DIR status": "tests/cli/conftest.py",
     "mbqueue enqueue mine": "tests/cli/test_data_commands.py",

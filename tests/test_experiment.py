@@ -47,7 +47,7 @@ def test_a_wrong_key_or_value_is_named_with_what_is_allowed(content: dict[str, A
         spec(**content)
     for text in ["jobs/x.toml", *said]:
         assert text in str(caught.value)
-    assert caught.value.__suppress_context__  # pydantic's own wording does not help a user
+    assert caught.value.__suppress_context__  # hide pydantic's error, because it does not help a user
 
 
 @pytest.mark.parametrize("value", ["0.2.0", 3, None, ["0.3.0"]])

@@ -174,10 +174,10 @@ def test_the_cells_run_from_the_mount_to_the_report(tmp_path: Path, monkeypatch:
     assert seen.experiments.loc["full_finetune", "state"] == "done"
     assert "Plotly" in colab.run(report)
     colab.run(stop)
-    # The session may still be ending, or may have ended.
+    # By now, the session is ending or has ended.
     assert "No session" in colab.said[-1] or "nothing is left to do" in colab.said[-1]
     assert len(colab.not_run) == 1
-    # The next session runs the same cells, on another machine.
+    # The next session runs the same cells on a different machine.
     shutil.rmtree(live)
     assert colab.run(enqueue) == "unchanged"
     assert colab.names["project"].status().experiments.loc["full_finetune", "state"] == "done"

@@ -20,7 +20,7 @@ BADGE_PLACES = ("README.md", "docs/tutorials/first-session.md", NOTEBOOK)
 
 _IMAGE = "https://colab.research.google.com/assets/colab-badge.svg"
 _BADGE = re.compile(rf"\[!\[Open in Colab\]\({re.escape(_IMAGE)}\)\]\([^)]*\)")
-#: The notebook's line, with quotes escaped as in its JSON.
+#: The notebook's line that sets REPOSITORY, with its quotes escaped as in the JSON file.
 _INSTALLED_FROM = re.compile(r'REPOSITORY = \\"[^"]*\\"')
 _KEPT = re.compile(r'(?m)^repository = "[^"]*"')
 _ADDRESS = re.compile(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+")

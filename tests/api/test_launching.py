@@ -45,7 +45,7 @@ def test_a_preempted_job_saves_its_work_and_runs_again_to_the_same_result_byte_f
     with Queue(project.queue_db, read_only=True) as queue:
         until(lambda: any(job.epoch == 1 for job in queue.jobs(state=State.LEASED)))
         (first,) = queue.sessions()
-        # The signal that the executor sends shortly before a job's time is up.
+        # Send the signal that the executor sends shortly before a job reaches its time limit.
         os.kill(first.pid, signal.SIGUSR2)
         until(lambda: {job.state for job in queue.jobs()} == {State.COMMITTED})
         until(lambda: all(session.ended_at for session in queue.sessions()))
@@ -105,8 +105,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
         (Ending.STOPPED, StopCause.by_signal(signal.SIGUSR2), "", True),
         (Ending.STOPPED, TIME_IS_UP, "", True),
         (Ending.STOPPED, StopCause.by_lost_device("an illegal access"), "", True),
-        (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "echo RUNNING", True),  # preempted
-        (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "echo COMPLETING", False),  # cancelled
+        (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "echo RUNNING", True),  # Slurm preempted the job
+        (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "echo COMPLETING", False),  # a user cancelled the job
         (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "exit 1", False),
         (Ending.STOPPED, StopCause.by_signal(signal.SIGINT), "echo RUNNING", False),
         (Ending.STOPPED, StopCause(StopKind.ASKED, "the session's time is up"), "", False),

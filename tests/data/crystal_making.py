@@ -42,7 +42,7 @@ def structures(draw: st.DrawFn, max_atoms: int = 6, min_edge: float = 1.5, max_e
     a, b, c = draw(edge), draw(edge), draw(edge)
     matrix = np.array([[a, 0, 0], [draw(skew) * a, b, 0], [draw(skew) * a, draw(skew) * b, c]])
     if draw(st.booleans()):
-        # The lattice is rotated by a fixed amount, so that no vector is along an axis.
+        # Rotate the lattice by a fixed amount, so that no lattice vector lies along an axis.
         turn = np.array([[2, -2, 1], [2, 1, -2], [1, 2, 2]]) / 3
         matrix = matrix @ turn
     n_atoms = draw(st.integers(1, max_atoms))

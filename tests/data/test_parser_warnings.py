@@ -17,11 +17,11 @@ from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard, is_harmless
 
 REFUSED, HARMLESS = "refused", "harmless"
-#: The effect of a warning that the parser never gives to mbqueue.
+#: The effect listed for a warning that mbqueue never gets.
 NOT_GIVEN = "not given"
 
-#: The start of each warning of pymatgen's CIF reader (2026.10) → its effect; … stands for a part that varies. The
-#: reader does not give mbqueue some of these warnings, because mbqueue passes primitive=False, on_error="raise" and
+#: The start of each warning of pymatgen's CIF reader (2026.10) → its effect; … stands for a part that varies. mbqueue
+#: never gets the warnings marked `NOT_GIVEN`, because mbqueue passes primitive=False, on_error="raise" and
 #: check_cif=False, and writes no CIF.
 CIF_WARNINGS = {
     "Possible issue in CIF file at line: …": REFUSED,
@@ -52,8 +52,9 @@ POSCAR_WARNINGS = {
     "Selective dynamics toggled with Fluorine element detected.": HARMLESS,
     "Ignoring selective dynamics tag, as no ionic degrees of freedom were fixed.": HARMLESS,
 }
-#: The effect of each warning in the modules of ase 3.29 that read extended XYZ and databases. The warnings with the
-#: effect `NOT_GIVEN` are about writing, plugins or ase's own code. mbqueue rejects entries with any unlisted warning.
+#: The effect of each warning in the modules of ase 3.29 that read extended XYZ and databases. mbqueue never gets the
+#: warnings marked `NOT_GIVEN`, which are about writing, plugins or ase's own code. mbqueue rejects an entry that
+#: causes an unlisted warning.
 ASE_WARNINGS = {
     "Skipping unhashable information ": NOT_GIVEN,
     "Failed to register external IO format ": NOT_GIVEN,

@@ -39,7 +39,7 @@ def assert_same(crystals: Crystals, structures: list[Structure]) -> None:
 def frame(sample) -> pd.DataFrame:
     rows = range(0, 100, 4)
     structures = [sample.crystals.structure(row) for row in rows]
-    # Coordinates with many digits or outside the cell, charged species, and a cell given by Cartesian vectors.
+    # Include coordinates that have many digits or lie outside the cell, and charged species.
     structures[3] = structures[3].copy().translate_sites([0], [1.234567890123456789, -3.3, 1e-17], to_unit_cell=False)
     structures[4] = structures[4].copy().add_oxidation_state_by_guess()
     return pd.DataFrame({"structure": structures, "e_form": sample.crystals.targets[list(rows)]})

@@ -414,7 +414,7 @@ def test_json_of_pandas_is_read_in_every_orient(tmp_path, orient, as_text):
     assert_all_three(load(str(tmp_path / "t.json")), ids=list(CRYSTALS))
 
 
-#: The names of rows in a table without a column of ids.
+#: pandas' `orient` → what names the rows of a table that has no id column.
 NAMED_BY = {"split": "the index", "index": "the key", "columns": "the index", "table": "the index"}
 
 
@@ -766,7 +766,7 @@ def test_an_empty_line_at_which_ase_would_stop_is_refused(tmp_path, at):
 
 XYZ_CELL = 'Lattice="3 0 0 0 3 0 0 0 3"'
 
-#: Additional ``Properties`` of a frame, the line of its atom (line 6 of the file), and the expected error.
+#: For each case: extra ``Properties`` of the frame, its atom's line (line 6 of the file), and the expected error.
 WRONG_ATOMS = {
     "element-in-capitals": ("", "CO 0 0 0", "line 6 has the species 'CO'; write an element's symbol"),
     "oh": ("", "HO 0 0 0", "line 6 has the species 'HO'; write"),

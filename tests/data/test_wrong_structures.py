@@ -138,7 +138,7 @@ WRONG = {
         .replace("1.000(1)", "1 0").replace("0.5 1.\n", "0.5 1 2\n"),
         "pymatgen says: Structure has implicit hydrogens defined",
     ),
-    # occupancies and places
+    # occupancies and positions
     "occupancy-a-dot": (SALT.replace("1.000(1)", "."), r"occupancy of atom 'Na1' is unknown \('.'\)"),
     "occupancy-a-question": (SALT.replace("1.000(1)", "?"), "occupancy of atom 'Na1' is unknown"),
     "occupancy-nought": (SALT.replace("1.000(1)", "0"), "has an occupancy of 0"),
@@ -176,7 +176,7 @@ WRONG = {
     "empty": (
         BISMUTH.replace("4.546", "14.546").replace("11.862", "61.862"), "less dense than any crystal .* Å³ per atom",
     ),
-    # the file
+    # the file's layout
     "two-crystals": (SALT + BISMUTH, r"the CIF has 2 crystals \(NaCl, Bi\), and the id does not select one"),
     "two-of-one-name": (SALT.replace("data_NaCl", "data_crystal") * 2, "the CIF has 2 crystals"),
     "cell-twice": (SALT + "_cell_length_a 5\n", "_cell_length_a occurs twice"),
@@ -197,7 +197,7 @@ WRONG = {
 }  # fmt: skip
 
 
-#: CIF tags that contradict rock salt's space group (F m -3 m) or each other → the kind of tag.
+#: CIF tags that contradict rock salt's space group (F m -3 m) or each other → the kind of contradiction.
 CONTRADICTIONS = {
     "_symmetry_Int_Tables_number 1": "symbol-and-number",
     "_symmetry_Int_Tables_number 221": "another lattice",

@@ -25,7 +25,7 @@ from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import work
 from mbqueue.storage.mounted import Drive
 
-#: A time limit, in seconds, much longer than any test; a test that waits this long fails.
+#: A time limit in seconds that is much longer than any test should take.
 FOR_EVER = 120.0
 
 
@@ -93,7 +93,7 @@ def test_training_continues_and_later_converges_wherever_reading_the_mount_hangs
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "READ_SECONDS", 1.0)
-    # The clock does not advance, because otherwise the first session would count as dead.
+    # The clock must not advance, or the first session would count as dead. So nothing may wait for the clock.
     monkeypatch.setattr(publishing, "LONGEST_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(publishing, "RECONCILE_SECONDS", 0.0)
     for n_hung in range(20):
@@ -186,7 +186,7 @@ def test_a_real_session_stops_while_reading_the_mount_hangs(tmp_path: Path, monk
         stop.request(_terminated())
 
     monkeypatch.setattr(Drive, "names", hang)
-    other = SimpleNamespace(session=SimpleNamespace(id="29991231T235959Z"))  # that session started later than this one
+    other = SimpleNamespace(session=SimpleNamespace(id="29991231T235959Z"))  # a session that started later
     others: Any = property(lambda _self: [other])
     with monkeypatch.context() as patched:
         patched.setattr(Publisher, "others", others)

@@ -160,7 +160,7 @@ def test_a_partial_snapshot_of_a_dead_session_is_removed_with_snapshots_of_the_s
                     path.write_bytes(whole.read_bytes()[:100])
     assert not any(path.exists() for path in left)
     assert other.exists()
-    # Three snapshots that count as uploaded, and the newest.
+    # Three snapshots that count as uploaded, plus the newest one.
     assert len(list((root / "state/snapshots").glob("*.json"))) == 4
 
 

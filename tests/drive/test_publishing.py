@@ -204,7 +204,7 @@ def test_a_failing_mount_degrades_the_session_and_gets_everything_once_it_return
     assert told["folds"][0]["committed"] != told["folds"][0]["published"]
     assert told["folds"][0]["seconds_at_risk"] > 0
     assert any("DEGRADED" in note for note in session.notes)
-    mount.train(session, 1)  # training continues
+    mount.train(session, 1)  # training continues despite the failing drive
     drive.fails_with = None
     assert session.publish()
     told = publishing_status(session.project)
@@ -362,7 +362,7 @@ def test_a_damaged_commit_on_the_mount_costs_only_the_work_after_the_one_before(
     assert told is not None
     assert any("is skipped" in note for note in notes)
     assert told["damaged"]
-    mount.clock.advance(1000.0)  # the other session has been silent longer than a live session would be
+    mount.clock.advance(1000.0)  # the other session has now been silent for too long to be alive
     resumed = SteppedSession(mount.root, project.live_dir, mount.clock)
     mount.work(resumed, 20)
     assert is_done(resumed.queue)

@@ -31,7 +31,7 @@ from mbqueue.topology import LIVE_VARIABLE, QUEUE_VARIABLE
 STORE = "s3://earlier/mbqueue/project"
 SCHEMA = "earlier"
 FOLDS = (0, 1)
-#: With the loss that head_finetune.toml had in that version.
+#: Settings that include the loss that head_finetune.toml used in that version.
 SMALL = {"data.limit": 20, "train.batch_size": 4, "train.huber_delta": 0.1}
 
 
@@ -102,7 +102,8 @@ def require_same_weights(model: bytes, same_model: bytes) -> None:
 
 def require_equal(found: dict[str, Any], plain: dict[str, Any]) -> None:
     assert found["head_finetune"] == plain["head_finetune"]
-    # The earlier version predicted these through the whole model, this one from stored energies: other last digits.
+    # The earlier version predicted with the whole model. This version predicts from stored energies, so the last
+    # digits differ.
     for (model, predicted, _), (same_model, same, _) in zip(
         found["pretrained_infer"][0], plain["pretrained_infer"][0], strict=True
     ):
@@ -154,7 +155,8 @@ def test_a_drive_with_two_lines_of_commits_resumes_with_the_further_one_and_keep
 def test_a_project_with_its_commits_in_a_bucket_resumes(
     earlier: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Every machine uses the frozen outputs in the store, which another type of processor may have computed.
+    # The resumed project uses the frozen outputs in the store. A different type of processor may have computed them,
+    # so the project to compare with must use them too.
     plain = from_commits_alone(earlier, tmp_path / "plain", frozen=earlier / "store" / "bucket" / "frozen")
     bucket = f"{s3.url}/{STORE.split('/')[2]}"
     urllib.request.urlopen(urllib.request.Request(bucket, method="PUT")).close()
@@ -175,6 +177,6 @@ def test_an_archive_is_restored_and_resumes(earlier: Path, plain: dict[str, Any]
         project.folder.queue_db.unlink()
         project.recover()
     found = ends(project)
-    if forget:  # predictions and records are made again
+    if forget:  # the predict and record jobs run again
         found["started"] = [line for line in found["started"] if "pretrained" not in line]
     require_equal(found, plain)

@@ -232,7 +232,7 @@ def test_a_newer_schema_is_refused(queue, url, postgres_server, read_only):
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
-#: The definitions in a schema, except the table of receipts, which each transaction writes.
+#: A query that lists a schema's definitions, without the columns of the table `receipts`.
 DEFINITIONS = """
     SELECT 'column', table_name || '.' || column_name, data_type || is_nullable || coalesce(column_default, '')
     FROM information_schema.columns WHERE table_schema = '{schema}' AND table_name <> 'receipts'

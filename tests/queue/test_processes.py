@@ -32,7 +32,7 @@ def test_a_worker_frozen_past_its_lease_changes_nothing_when_it_wakes(world, tmp
     assert _read_line(stale) == "claimed 1"
     os.kill(stale.pid, signal.SIGSTOP)
     try:
-        world.now = time.time() + 1  # the lease of 0.2 s has expired by the clock of the next holder
+        world.now = time.time() + 1  # by the next holder's clock, the lease of 0.2 s has expired
         session = world.session()
         lease = world.take(session)
         assert (lease.job.kind, lease.fence) == ("prepare", 2)

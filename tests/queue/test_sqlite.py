@@ -133,7 +133,7 @@ def test_a_version_with_a_flipped_bit_is_not_mistaken_for_a_newer_mbqueues(world
 
 def test_an_interrupted_creation_is_completed_at_the_next_opening(tmp_path):
     path = tmp_path / "queue.db"
-    _sql(path, "PRAGMA journal_mode = WAL")  # the first statement that creates a queue
+    _sql(path, "PRAGMA journal_mode = WAL")  # creating a queue begins with this statement
     with Queue(path) as queue:
         assert queue.jobs() == ()
 

@@ -22,11 +22,11 @@ from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 
-#: MBQUEUE_LONG=1 tries everything; otherwise each test tries a sample that differs from run to run.
+#: With MBQUEUE_LONG=1, each test runs all its cases; otherwise it runs a random sample of them.
 LONG = os.environ.get("MBQUEUE_LONG", "") not in {"", "0"}
 #: The seed of the sample; every failure prints it.
 SEED = int(os.environ.get("MBQUEUE_TEST_SEED", random.SystemRandom().randrange(10**6)))
-#: MBQUEUE_SHARE=2/5 tries only the second fifth of a long run, so you can split the run over machines or days.
+#: MBQUEUE_SHARE=2/5 runs only the second fifth of a long run, so you can split the run across machines or days.
 SHARE, SHARES = map(int, os.environ.get("MBQUEUE_SHARE", "1/1").split("/"))
 
 EXPERIMENT = "head_finetune"

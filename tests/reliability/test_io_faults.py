@@ -14,7 +14,7 @@ from warm import Warm
 from .conftest import EXPERIMENT, SEED, SHARE, SHARES, WORK, Lab, Straight, points_of, tell
 
 FAILURE = 1
-#: File operations that a test makes fail. The database, perhaps on another disk, keeps working.
+#: The file operations that these tests make fail. The database keeps working, as if it were on a different disk.
 FILES = ("open", "write", "fsync", "rename", "unlink")
 FAULTS = {
     "EIO once": {"number": errno.EIO},

@@ -24,7 +24,7 @@ LEAST_SESSIONS = 40 if LONG else 15
 CRYSTALS, EPOCHS = (60, 3) if LONG else (20, 2)
 ENQUEUE = ("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0-4", "--epochs", str(EPOCHS))
 ENQUEUE += ("--set", f"data.limit={CRYSTALS}", "--set", "train.batch_size=8")
-#: The weight of each way in which a session ends. The first sessions end once in each way; later endings are random.
+#: Ending of a session → its weight in the random draw. Each ending occurs once before the random draws begin.
 #: Deadlines are rare, because a session with a deadline runs for seconds and does much of the work.
 ENDINGS = {"deadline": 1 if LONG else 0, "lost mount": 2, "SIGTERM": 4, "SIGKILL": 5}
 #: The exit codes to expect after each ending. While a session is still reading its project from the mount, SIGTERM

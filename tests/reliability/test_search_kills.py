@@ -23,7 +23,7 @@ from mbqueue.search.trials import Trial, TrialState, trials_of
 from .conftest import LONG, SEED, SETTINGS, WORK, Lab, tell
 
 TRIALS, EPOCHS, DEATHS = (12, 8, 20) if LONG else (4, 3, 3)
-#: The database, and the number of concurrent sessions.
+#: Cases to test: the database and the number of concurrent sessions.
 WAYS = [("sqlite", 1), ("postgresql", 2)]
 if LONG:
     WAYS += [("sqlite", 2), ("postgresql", 1)]
@@ -163,7 +163,7 @@ def test_a_search_with_killed_sessions_loses_and_repeats_no_trial_and_gives_the_
     sampler = TPE if workers == 1 else RANDOM
     straight, seconds = undisturbed[sampler]
     deaths, ways, tried = 0, 0, {}
-    while deaths < DEATHS:  # one search may finish after fewer deaths
+    while deaths < DEATHS:  # a search may finish before it reaches this many deaths
         server: PostgresServer | None = request.getfixturevalue("postgres_server") if database != "sqlite" else None
         lab = make(warm, tmp_path / str(ways), sampler, server="" if server is None else server.url())
         deaths += work_and_die(lab, chance, 2 * seconds / DEATHS, workers=workers, deaths=DEATHS - deaths)

@@ -41,7 +41,7 @@ IN_A_ROW = ("parity", "errors", "by-atoms", "by-target", "by-elements")
 WIDTH = 1250
 #: The narrowest window that headless Chromium allows.
 PHONE_WIDTH = 500
-#: The smallest size in bytes of a screenshot with plots; a page without plots gives a much smaller file.
+#: The minimum size, in bytes, of a screenshot that shows plots. A screenshot without plots is much smaller.
 SMALLEST_SCREENSHOT = 40_000
 FOLDS = range(5)
 #: The parts of each session, as (kind, minutes). `publish` runs at the same time as the part before it.

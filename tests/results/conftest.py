@@ -135,7 +135,7 @@ def predictions() -> Callable[..., Predictions]:
 def official_predictions() -> dict[int, Predictions]:
     """All five official test sets with shuffled rows, since nothing may depend on their order."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # matbench's imports
+        warnings.simplefilter("ignore")  # matbench's imports warn
         from matbench.metadata import mbv01_validation
     rng = np.random.default_rng(0)
     folds = {}

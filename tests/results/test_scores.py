@@ -19,7 +19,7 @@ CLASS = Target(name="metallicity", unit="", kind="class")
 
 def test_scores_equal_those_of_matbench():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # matbench's imports
+        warnings.simplefilter("ignore")  # matbench's imports warn
         from matbench.data_ops import score_array
     rng = np.random.default_rng(0)
     y_true = np.concatenate([rng.normal(0, 1, 200), [0.0, 1e-6]])  # MAPE ignores targets near 0
@@ -35,7 +35,7 @@ def test_scores_of_a_class_equal_those_of_scikit_learn_and_matbench(spread):
     from sklearn import metrics
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # matbench's imports
+        warnings.simplefilter("ignore")  # matbench's imports warn
         from matbench.data_ops import score_array
     rng = np.random.default_rng(1)
     y_true = (rng.random(500) < 0.3).astype(float)

@@ -331,7 +331,7 @@ def test_a_search_killed_at_20_random_moments_ends_as_an_uninterrupted_one(queue
     enqueue(queue, make_search())
     chance = random.Random(5)
     deaths = 0
-    # Between two trials no job is open, and the next session begins the second trial.
+    # Between two trials, no job is open, so also count the trials. The next session begins the next trial.
     while not queue.outlook(now=NOW).is_exhausted or len(queue.trials()) < 12:
         worker = start(address)
         if deaths < 20:

@@ -47,7 +47,7 @@ def test_a_session_in_the_background_is_the_only_one_and_ends_gracefully(project
         assert not queue.jobs(state=State.LEASED)
         assert not any(job.failures or job.lost_in_a_row for job in queue.jobs())
 
-    said = run(project.folder.root, "logs", "-f")  # `follow` ends by itself, since the session has ended
+    said = run(project.folder.root, "logs", "-f")  # `-f` stops by itself, because the session has ended
     assert said.returncode == 0
     assert f"session {started.session}" in said.stdout
     assert "SIGTERM" in said.stdout
@@ -75,7 +75,7 @@ def test_a_session_that_ends_at_once_counts_as_started_whatever_the_clocks_say(
         "from pathlib import Path\n"
         "from mbqueue.queue.store import Queue\n"
         f"with Queue(Path({str(project.folder.queue_db)!r})) as queue:\n"
-        "    session = queue.start_session(device='cpu', now=1.0, alive_seconds=60.0)\n"  # its clock is far behind
+        "    session = queue.start_session(device='cpu', now=1.0, alive_seconds=60.0)\n"  # with a clock far behind
         "    queue.end_session(session, reason='done', now=2.0)\n"
     )
     quick.chmod(0o755)

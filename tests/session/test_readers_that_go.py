@@ -81,7 +81,7 @@ def test_a_session_whose_terminal_is_closed_ends_gracefully(project: ProjectFold
 
     def read_and_look() -> bool:
         with suppress(BlockingIOError):
-            os.read(ours, 65536)  # the session would block if its terminal were full
+            os.read(ours, 65536)  # otherwise the terminal's buffer fills and the session blocks
         return commits(project) > 1
 
     until(read_and_look, process)

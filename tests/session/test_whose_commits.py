@@ -22,7 +22,7 @@ from mbqueue.session.options import WorkOptions
 from mbqueue.session.worker import Ending, work
 
 RESULTS = Path("results", "daily", "2026-01-01")
-#: The folders of checkpoints to swap: of two folds of one experiment, or of the same fold of two experiments.
+#: The checkpoint folders to swap: two folds of one experiment, or the same fold of two experiments.
 PAIRS = {
     "two folds": (("head_finetune", 0), ("head_finetune", 1)),
     "two experiments": (("head_finetune", 0), ("other", 0)),

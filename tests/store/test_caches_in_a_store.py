@@ -93,7 +93,7 @@ def test_of_two_machines_that_prepare_at_once_both_use_the_bytes_of_the_first(
     send(late, two)
     assert np.array_equal(two.energies(), one.energies())
     assert np.array_equal(two.features(np.arange(5)), one.features(np.arange(5)))
-    send(ObjectStore.open(store.url), two)  # the store has files of both machines under the same names
+    send(ObjectStore.open(store.url), two)  # both machines stored files under the same names
     assert np.array_equal(two.energies(), one.energies())
 
 

@@ -199,6 +199,6 @@ class LyingDrive:
             number += 1
             name = f"{stem} ({number}){dot}{suffix}"
         self.cloud[name] = content
-        # Real drives sometimes upload a file twice, under a second name.
+        # Real drives sometimes upload a file again under a different name.
         if self._chance.random() < 0.03:
             self.cloud[f"{stem} ({number + 1}){dot}{suffix}"] = content

@@ -28,7 +28,7 @@ from mbqueue.train.outcome import EpochOutcome, StepReport
 from mbqueue.train.references import compositions
 
 CPU = torch.device("cpu")
-#: Devices for tests of computations: the CPU, and a GPU if there is one.
+#: The devices on which tests compute: the CPU, and the GPU if there is one.
 DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 
@@ -132,10 +132,10 @@ def crystals_of_many_kinds(seed: int = 0, copies: int = 1) -> list[Structure]:
             )
         out.append(
             Structure(Lattice.cubic(float(rng.uniform(2.4, 2.9))), ["Fe"], [[0, 0, 0]])
-        )  # one atom, its own neighbour
+        )  # one atom, whose neighbours are its own periodic images
         out.append(
             Structure(Lattice.cubic(float(rng.uniform(4.5, 5.5))), ["Cs", "Xe"], [[0, 0, 0], [0.5] * 3])
-        )  # no angle
+        )  # no angles
     return out
 
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with require
 
 def gradients(model: CHGNet, energy: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    # Weighted, so that errors of opposite sign in two crystals cannot cancel out.
+    # Weight the crystals differently, so that errors of opposite sign cannot cancel out.
     weights = torch.linspace(0.5, 1.5, len(energy), dtype=energy.dtype, device=energy.device)
     (energy * weights).square().sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -249,14 +249,14 @@ def test_products_of_float16_sum_in_float32_and_keep_small_gradients(
             model.zero_grad()
             scale = gradient_scale(64)
             assert scale == (2.0**18 if products else 1.0)
-            # This gradient is as small as the gradient of one crystal in a batch of 64 with an error of 1 meV/atom.
+            # Make the gradient as small as one crystal's gradient in a batch of 64 if its error is 1 meV/atom.
             (formation_energies(model, batch).sum() * (1e-2 / 64) * scale).backward()
             found[name] = {n: p.grad.double() / scale for n, p in model.named_parameters() if p.grad is not None}
     finally:
         PRODUCTS.reset(token)
     for name, exact in found["exact"].items():
         error = float((found["half"][name] - exact).norm() / exact.norm())
-        # Without the gradient scale, the error of many gradients is larger than the gradient itself.
+        # Without the gradient scale, many gradients would be smaller than their errors.
         assert error < 0.1, f"{name}: {error}"
     assert any(not torch.equal(found["half"][name], exact) for name, exact in found["exact"].items())
 
@@ -285,7 +285,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-#: Operations that deterministic algorithms on CUDA turn into a sort and a check of every index.
+#: Operations that sort and check all indices on CUDA if torch uses deterministic algorithms.
 SORTED_WHEN_DETERMINISTIC = {"index_add", "index_copy", "index_put", "scatter_add", "scatter", "index_reduce"}
 #: Operations that wait for the device.
 WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "equal"}

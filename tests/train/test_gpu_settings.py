@@ -84,7 +84,7 @@ def test_settings_hold_within_the_block_and_are_as_before_after_it(precision: st
     before = settings()
     with calculating(CUDA, precision):
         within = settings()
-        # torch up to 2.8 reads two settings for tf32, and refuses to multiply if they contradict each other.
+        # torch up to 2.8 reads two settings for tf32, and refuses matrix products if the two contradict each other.
         assert within["tf32"] is (precision == "tf32")
         assert within["fp32_precision"] == ("tf32" if precision == "tf32" else "ieee")
         assert not within["bf16_reduction"]
@@ -233,6 +233,6 @@ def test_a_session_on_a_gpu_keeps_and_restores_its_own_generator_alone(monkeypat
     assert [state.tolist() for state in states["cuda"]] == [[2] * 16]
     restore_random_states(states, torch.device("cuda:0"))
     assert held[0].tolist() == [2] * 16
-    earlier = {**states, "cuda": [torch.full((16,), 7, dtype=torch.uint8)] * 4}  # that machine had 4 GPUs
+    earlier = {**states, "cuda": [torch.full((16,), 7, dtype=torch.uint8)] * 4}  # saved on 4 GPUs
     restore_random_states(earlier, second)
     assert held[1].tolist() == [7] * 16

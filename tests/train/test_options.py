@@ -201,7 +201,7 @@ def test_a_soup_is_the_mean_of_the_weights_at_the_ends_of_the_last_epochs() -> N
     for weight in (1.0, 2.0, 6.0, 10.0):
         live["w"].data.fill_(weight)
         soup.stir()
-        soup.stir()  # an interrupted validation is repeated
+        soup.stir()  # as when an interrupted validation is repeated
         with soup.applied():
             found.append(float(live["w"].detach()))
         assert float(live["w"].detach()) == weight

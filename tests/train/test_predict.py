@@ -67,7 +67,7 @@ def test_the_pretrained_model_predicts_from_stored_energies_what_chgnet_predicts
     structures = [sample_bench.crystals.structure(row) for row in run.rows.test]
     theirs = np.array([float(each["e"]) for each in stock.predict_structure(structures, task="e")])
     assert np.abs(predicted - whole).max() < 1e-6
-    # CHGNet in float32 is itself up to 5e-6 away from CHGNet in float64 on these crystals.
+    # On these crystals, CHGNet's own float32 and float64 results differ by up to 5e-6.
     assert np.abs(predicted - theirs).max() < 5e-6
     assert np.abs(predicted - theirs).mean() < 1e-6
 

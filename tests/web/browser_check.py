@@ -34,7 +34,7 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-#: The machines that run continuous integration may be busy.
+#: CI machines may be busy.
 PATIENCE_MS = 240_000
 WIDTHS, SCHEMES = (1250, 390), ("light", "dark")
 HOSTILE = "<img src=x onerror=document.title='taken'>"
