@@ -36,8 +36,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbqueue.data.batch import Batch
 
-#: A full finetune uses all crystals of matbench_mp_e_form, five folds and 20 epochs, and validates on 5 % of the
-#: training set.
+#: The full finetune that this model predicts: all crystals of matbench_mp_e_form, five folds, 20 epochs, and
+#: validation on 5 % of the training set.
 CRYSTALS, FOLDS, EPOCHS, VALIDATION = 132_752, 5, 20, 0.05
 SESSION_HOURS = 1 + 50 / 60
 #: Operations per element of a message, apart from matrix products: norms, SiLU, sigmoid, weights, and their gradients.
@@ -235,8 +235,8 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
         reads += gathered(s.directed, s.undirected, 128, l2) + gathered(s.directed, s.undirected, 64, l2)
         return reads + 3 * 4 * s.directed, s.directed * (2 * product(1, 64, 64) + 128 * ELEMENTWISE)
 
-    # To sum over an atom's bonds or a short bond's angles, the kernels multiply by a matrix of 16 rows of zeros and
-    # ones.
+    # To sum over an atom's bonds or a short bond's angles, the kernels multiply by a matrix that has 16 rows and
+    # contains only zeros and ones.
     of_sum = product(1, 16, 64)
 
     def of_angles(with_second: bool) -> tuple[float, float]:
@@ -292,7 +292,7 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
     return rows
 
 
-#: The number of CHGNet's parameters that a full finetune trains.
+#: How many of CHGNet's parameters a full finetune trains.
 WEIGHTS = 380_000
 
 

@@ -282,7 +282,7 @@ class Table:
             self._left = self.jobs
             if self._server and self.system.store == "PostgreSQL":
                 with psycopg_connection(self._server) as connection:
-                    # Vacuum now, because PostgreSQL would soon do so by itself.
+                    # Vacuum now, because PostgreSQL might otherwise do so during the measurement.
                     connection.execute("VACUUM ANALYZE")
             # Finish these writes now, so that the measured processes do not wait for them.
             os.sync()
@@ -396,7 +396,7 @@ def run_with_a_slow_disk(milliseconds: float) -> int:
     """Run this command again with `slow_fsync.c` in all its processes, including the server; return its exit code."""
     source = Path(__file__).with_name("slow_fsync.c")
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # if this user is root, PostgreSQL runs as another user
+        Path(folder).chmod(0o755)  # if root runs this, PostgreSQL runs as a different user
         library = Path(folder) / "slow_fsync.so"
         subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
         again = [sys.executable, "-m", "benchmarks.queue", *sys.argv[1:]]

@@ -73,7 +73,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 def _peak_on_cpu(work: Callable[[], object]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
-    results = profile.profiler.kineto_results if profile.profiler else None  # Kineto records memory changes
+    results = profile.profiler.kineto_results if profile.profiler else None  # Kineto's results list every memory change
     changes = [event for event in results.events() if event.name() == "[memory]"] if results else []
     changes.sort(key=lambda event: event.start_ns())
     held = [*accumulate((event.nbytes() for event in changes), initial=0)]
@@ -133,7 +133,7 @@ class Stock:
         self.device = device
         self.model = load_pretrained("0.3.0").to(device)
         for parameter in self.model.composition_model.parameters():
-            parameter.requires_grad_(False)  # the trainer's default
+            parameter.requires_grad_(False)  # as CHGNet's trainer does by default
         self.loss = CombinedLoss(target_str="e", criterion="Huber", delta=0.1)
         self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-5)
 

@@ -57,7 +57,7 @@ SERVER, BUCKET = "postgresql://me@server/mbqueue", "s3://my-bucket/chgnet"
 COMMAND_PAGES = sorted(ROOT.glob("docs/reference/commands/*.md"))
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {*COMMAND_PAGES})
 
-#: Commands in the documents that no test runs, and the reason.
+#: Commands in the documents that no test runs → the reason.
 LEFT_OUT = {
     "python3 -m venv .venv": "`make` does the same before it runs the tests",
     "source .venv/bin/activate": "the same",
@@ -437,7 +437,7 @@ QUOTED = re.findall(r"^### `(.*)`$", (ROOT / "docs" / "reference" / "errors.md")
 
 @pytest.mark.parametrize("quoted", QUOTED)
 def test_a_quoted_error_text_is_one_that_the_program_says(quoted: str) -> None:
-    # A blank next to an ellipsis may belong to the part that varies.
+    # A space next to an ellipsis may belong to the part that varies.
     pieces = [re.escape(piece.strip()) for piece in quoted.split("…")]
     pattern = re.compile(".*?".join(pieces), re.DOTALL)
     assert any(pattern.search(text) for text in said_by_the_program()), quoted

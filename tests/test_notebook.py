@@ -21,7 +21,7 @@ from mbqueue.project import ENVIRONMENT_VARIABLE
 from mbqueue.topology import LIVE_VARIABLE
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "mbqueue_colab.ipynb"
-#: This cell needs the network, and would install into the environment of the tests.
+#: Do not run this cell: it needs the network and would install packages into the tests' environment.
 NOT_RUN = re.compile(r"pip install")
 
 

@@ -35,7 +35,7 @@ def is_same(one: str, other: str) -> bool:
 def test_each_lower_bound_is_the_version_that_the_oldest_environment_has() -> None:
     oldest = pinned("constraints-oldest.txt")
     bounds = lower_bounds()
-    del bounds["torch"]  # the test machines offer only one build of torch
+    del bounds["torch"]  # only one build of torch is available on the test machines
     wrong = {
         name: (bound, oldest.get(name)) for name, bound in bounds.items() if not is_same(bound, oldest.get(name, "0"))
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-#: Each phrase, and what to write instead. A blank also matches a line break, `#` and quotation marks.
+#: Phrase → what to write instead. A space also matches a line break, `#` and quotation marks.
 PHRASES = {
     "whoever": "you, the session, the command",
     "somebody": "you, another session",
@@ -31,7 +31,7 @@ PHRASES = {
     "in the midst": "in the middle, during",
 }
 SUFFIXES = {".py", ".md", ".toml", ".ipynb", ".html", ".js", ".css", ".yml", ".sh", ""}
-#: Folders that builds and runs create at the top of the repository.
+#: Folders that builds and runs create in the root of the repository.
 MADE = {"site", "results", "state"}
 
 

@@ -270,7 +270,7 @@ def test_in_a_terminal_of_24_lines_sessions_totals_and_errors_are_always_seen():
 def test_finished_experiments_shrink_to_a_line_before_running_ones():
     lines = draw(busy_overview(), height=24, fits_height=True).splitlines()
     assert "first  done  100/100 epochs, test MAE 0.0300 ± 0.0000 eV/atom over 5 folds" in lines
-    assert sum(line[:1].isdigit() for line in lines) == 5  # the folds of the running experiment
+    assert sum(line[:1].isdigit() for line in lines) == 5  # one line for each fold of the running experiment
 
 
 def test_with_room_enough_nothing_becomes_one_line():

@@ -154,7 +154,7 @@ def test_pure_strain_changes_all_images_of_a_bond_alike(tmp_path):
     assert cache is not None
     batch = make_batch(cache, [0], Distortion(strain=0.03, seed=1))
     plain = make_batch(cache, [0])
-    # Strain scales all periodic images of a bond by the same factor.
+    # Strain scales parallel bonds by the same factor.
     share = (batch.bond_length / plain.bond_length).tolist()
     theirs = graph(convert(cache.crystals), 0, 1)
     image = theirs.image[theirs.undirected2directed]

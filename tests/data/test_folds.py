@@ -149,7 +149,7 @@ def test_crystals_of_a_grouped_batch_are_of_a_size_and_batches_come_in_any_order
 
 
 def test_draws_are_the_same_with_every_version_of_numpy():
-    # Compare with recorded values, because a different result would silently redraw every validation set.
+    # Compare with recorded values, because any change would silently redraw every validation set.
     assert folds.epoch_order(np.arange(8), seed=0, fold=0, epoch=1).tolist() == EPOCH
     assert folds.validation_split(np.arange(20), 0.2, seed=0, fold=0)[1].tolist() == VALIDATION
     assert folds.drawn_rows(20, 4, seed=0).tolist() == DRAWN

@@ -99,7 +99,7 @@ def test_training_continues_and_later_converges_wherever_reading_the_mount_hangs
     for n_hung in range(20):
         two.drive.back.clear()
         two.drive.hangs.clear()
-        two.drive.hangs_at = two.drive.reads + 1  # results of earlier reads are cached
+        two.drive.hangs_at = two.drive.reads + 1  # earlier reads are cached, so hang at the next one
         began = time.monotonic()
         taken = two.look()
         assert time.monotonic() - began < FOR_EVER / 2

@@ -127,7 +127,7 @@ def test_a_session_publishes_everything_at_its_end_and_the_next_machine_resumes(
     told = publishing_status(first.project)
     assert told is not None
     assert (told["state"], told["folds"][0]["seconds_at_risk"]) == ("published", 0.0)
-    shutil.rmtree(first.project.live_dir)  # the machine is gone
+    shutil.rmtree(first.project.live_dir)  # lose the first machine's disk
     second = mount.session()
     mount.work(second, 20)
     assert is_done(second.queue)
@@ -413,7 +413,7 @@ def test_a_hostile_or_damaged_snapshot_is_skipped_for_the_one_before(
     copy = mount.base / "evil.db"
     copy.write_bytes(newest.read_bytes())
     harm(copy)
-    # Write a matching manifest, as an attacker could.
+    # Write a manifest that matches the harmful database, as an attacker could.
     listing |= {"size": copy.stat().st_size, "sha256": files.sha256_of_file(copy), "number": listing["number"] + 1}
     text = json.dumps(listing).encode()
     base = f"{listing['number']:08d}-{listing['database']}-{hashlib.sha256(text).hexdigest()[:12]}"

@@ -69,7 +69,7 @@ def test_sigkill_during_commits_leaves_no_partial_commit_and_loses_none(world, t
     world.enqueue(folds=(0, 1, 2, 3, 4), epochs=400)
     worker = start("publishing", world.address, files, start_new_session=True)
     said = [_read_line(worker)]
-    time.sleep(random.Random(seed).uniform(0.0, 0.15))  # the seed decides when the worker is killed
+    time.sleep(random.Random(seed).uniform(0.0, 0.15))  # the seed determines when to kill the worker
     worker.kill()
     said += worker.stdout.read().splitlines()  # communicate() would lose buffered lines
     worker.communicate()

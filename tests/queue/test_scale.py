@@ -24,7 +24,7 @@ def _filled(path, spec, n_experiments) -> Queue:
             priority=number % 3,
         )
     session = queue.start_session(device="cpu", now=1.0, alive_seconds=1e9)
-    with queue.writing() as db:  # skip the thousands of commits that lead to this state
+    with queue.writing() as db:  # reach this state without thousands of commits
         for claims in ("kind = 'prepare'", *(f"epoch = {epoch}" for epoch in range(1, 6))):
             half = f"{claims} AND experiment_id % 2 = 0"
             db.execute(f"UPDATE jobs SET state = 'ready' WHERE state = 'waiting' AND {half}")

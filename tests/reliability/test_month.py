@@ -177,7 +177,7 @@ class MonthOnADrive:
     def go_on(self, ending: str) -> None:
         """Upload some of the written files; then lose the machine, or bring its mount back."""
         if ending in {"SIGTERM", "deadline"} and self._chance.random() < 0.7:
-            self.drive.settle()  # the end command may wait until the drive has uploaded everything
+            self.drive.settle()  # a session's end command may wait until the drive has uploaded everything
         for _ in range(self._chance.randrange(1, 4)):
             self.drive.move()
         if self._chance.random() < 0.5:

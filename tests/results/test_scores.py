@@ -46,7 +46,7 @@ def test_scores_of_a_class_equal_those_of_scikit_learn_and_matbench(spread):
     theirs = score_array((y_true > 0.5).tolist(), y_pred.tolist(), "classification")
     for name in ("accuracy", "balanced_accuracy", "f1"):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-12), name
-    # matbench has already turned the probabilities into classes.
+    # matbench turns probabilities into classes before it computes its ROC AUC.
     assert ours[leaderboard_measure(CLASS).key] == pytest.approx(theirs["rocauc"], rel=1e-12)
 
 

@@ -86,7 +86,7 @@ def test_a_session_that_had_saved_work_says_that_another_can_resume(
     outcome = work(project, WorkOptions(device="cpu"), report=report)
     assert (outcome.ending, outcome.jobs_done) == (Ending.STOPPED, 1)
     assert any("The GPU stopped working" in line for line in report.lines)
-    # On a cluster, a job that made progress requeues itself, since it may get a working GPU next time.
+    # On a cluster, a job that made progress requeues itself, because it may get a working GPU next time.
     launched = LaunchedSession("/p", seconds=60.0, margin_seconds=6.0, device="cuda", max_idle=None)
     assert launched.is_to_be_continued(outcome)
 

@@ -25,7 +25,7 @@ from mbqueue.train import chgnet
 from mbqueue.train.fold import FoldRun
 
 PACKAGE = Path(mbqueue.__file__).parent
-#: Methods and functions whose call stacks the test reads, in the order of the path.
+#: Functions whose call stacks the test reads, in the order in which a run reaches them.
 STATIONS: list[tuple[Any, str]] = [
     (Enqueueing, "enqueue"),
     (Claims, "claim"),
@@ -36,7 +36,7 @@ STATIONS: list[tuple[Any, str]] = [
     (chgnet, "model_bytes"),
     (predict, "commit_fold"),
 ]
-#: Files to leave out of a call stack: the command line, and the decorator that every transaction of the queue has.
+#: Files to leave out of a call stack: the command line, and the decorator on each of the queue's transactions.
 LEFT_OUT = {"cli/app.py", "cli/__init__.py", "queue/database.py"}
 
 

@@ -83,7 +83,7 @@ def test_the_history_has_one_row_per_epoch_with_the_documented_columns(
     assert [row["epoch"] for row in read_history(path)] == [1, 2]
 
 
-# CHGNet's own code calls torch in a way that causes a warning.
+# CHGNet's own code causes this warning from torch.
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 def test_the_model_loads_with_chgnet_and_predicts_what_the_file_of_predictions_says(
     finished: tuple[ProjectFolder, Path, SessionOutcome, list[str]],

@@ -72,7 +72,7 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
         server.shutdown()
 
 
-#: The fields of a manifest besides size and hash.
+#: The fields of a manifest except size and hash.
 FACTS: dict[str, Any] = {
     "experiment": "small",
     "spec_hash": "s",

@@ -203,7 +203,7 @@ def test_a_death_at_any_operation_leaves_the_commit_before_or_the_new_one_whole(
         newest = after_death.commits()[-1]
         assert newest.manifest.epoch in (1, 2)
         assert after_death.checkpoint(newest) == {1: b"one", 2: b"two"}[newest.manifest.epoch]
-        # A session that resumes with a higher fence can commit, and earlier commits stay.
+        # A session that resumes with a higher fence can commit.
         after_death.stage(b"three", facts(epoch=2, fence=2)).publish()
         assert whole(store, tmp_path / f"later-{at}")[-1] == "e0002-done-f0002 by a"
     assert at > 4

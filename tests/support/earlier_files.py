@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 PACKED = Path(__file__).parent.parent / "earlier" / "files.tar.xz"
-#: Shorter tensors stay in the archive, because replacing them with a hash would save nothing.
+#: Tensors shorter than this stay in the archive, because replacing them with a hash would save nothing.
 _SHORTEST_BYTES = 1024
 
 

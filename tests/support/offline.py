@@ -45,7 +45,7 @@ TYPES = dict.fromkeys(
     ["n", "n_atoms", "n_bonds", "n_shorts", "n_angles", "n_rows", "n_columns", "tiles", "rows_each", "atoms_stride",
      "bonds_stride", "shorts_stride", "weights_stride", "d_weights_stride"], "i32"
 ) | dict.fromkeys(["inv_cutoff", "norm", "half_root"], "fp32") | {"table": "*i64", "numbers": "*i64"}  # fmt: skip
-#: Compute capability → the maximum shared memory of a block in bytes (CUDA programming guide).
+#: Compute capability → the maximum shared memory of a block, in bytes, from the CUDA programming guide.
 SHARED = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
 
 

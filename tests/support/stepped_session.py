@@ -150,7 +150,7 @@ class SteppedSession:
     def _run(self) -> None:
         self._awake.acquire()
         try:
-            if self.project.topology.is_mirrored:  # as `Project` does
+            if self.project.topology.is_mirrored:  # `Project` also does this
                 enter(self.project, note=self.notes.append, clock=self.clock)
             options = WorkOptions(device="cpu", forever=True)
             worker.work(self.project, options, report=_Listening(self), stop=self._stop, clock=self.clock)
@@ -187,7 +187,7 @@ class SteppedSession:
                 )
             )
             stack.enter_context(mock.patch.object(saver, "ThreadPoolExecutor", _AtOnce))
-            # Python's generator would add thousands of numbers to each checkpoint, and training does not use it.
+            # Random states would add thousands of numbers to each checkpoint, and this training does not use them.
             stack.enter_context(
                 mock.patch.multiple(learner, random_states=lambda _device: {}, restore_random_states=lambda *_: None)
             )

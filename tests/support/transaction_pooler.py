@@ -8,7 +8,7 @@ import struct
 import threading
 from contextlib import suppress
 
-_NO_ENCRYPTION = {80877103, 80877104}  # codes of requests for TLS and GSS encryption
+_NO_ENCRYPTION = {80877103, 80877104}  # the codes with which a client requests TLS or GSS encryption
 
 
 class TransactionPooler:

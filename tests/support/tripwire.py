@@ -4,7 +4,7 @@ Below one folder, these operations count: opening a file to write, write(2), fsy
 mkdir. Every BEGIN IMMEDIATE, change and COMMIT of SQLite also counts, but not its work within a COMMIT.
 """
 
-# This module replaces functions that pathlib calls, so it must not use pathlib for them.
+# This module replaces functions that pathlib calls, so it must not call them through pathlib.
 # ruff: noqa: PTH100, PTH110, PTH112, PTH115, PTH118, PTH120, PTH202
 
 from __future__ import annotations

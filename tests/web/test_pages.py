@@ -64,7 +64,7 @@ def test_the_board_keeps_running_while_the_queue_is_unavailable_and_says_so(boar
     queue_db = board.project.folder.queue_db
     away = queue_db.with_suffix(".away")
     queue_db.rename(away)
-    board.act({"act": "pause", "experiment": "first"})  # makes the next request read the status
+    board.act({"act": "pause", "experiment": "first"})  # this makes the next request read the status
     seen = _until(board, lambda facts: facts["trouble"] is not None)
     assert "first" in seen["html"], "the last known state stays on the page"
     away.rename(queue_db)

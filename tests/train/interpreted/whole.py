@@ -86,7 +86,7 @@ def test_energies_and_gradients_are_those_of_plain_torch(
     assert float((found - exact).abs().max()) < energy
     size = float(torch.stack([gradient.norm() for gradient in exact_gradients.values()]).norm())
     for name, expected in exact_gradients.items():
-        # A gradient that is much smaller than the others consists only of rounding errors.
+        # Rounding errors dominate a gradient that is much smaller than the others.
         error = float((gradients[name] - expected).norm()) / max(float(expected.norm()), 1e-2 * size)
         assert error < tolerance, f"{name}: {error}"
     assert all(not gradients[name].any() for name in gradients.keys() - exact_gradients.keys())
@@ -156,11 +156,11 @@ def test_a_step_takes_few_launches_of_kernels_that_are_compiled_offline(
             guard=guard, parameters=list(trained.values()), rate=1e-5,
         )  # fmt: skip
 
-    # Do not count the torch operations that the interpreter runs inside a kernel, since a GPU would not launch them.
+    # Do not count torch operations that the interpreter runs inside a kernel, because a GPU would not launch them.
     for kernel in {k for m in list(sys.modules.values()) for k in vars(m).values() if _is_kernel(k)}:
         monkeypatch.setattr(kernel, "run", _outside(kernel.run))
     with gpu_path.using(kernels=True):
-        step()  # the optimizer creates its moments
+        step()  # in this step, the optimizer allocates its moments
         launching.launches.clear()
         with Launches() as launches:
             step()
