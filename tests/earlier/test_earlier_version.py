@@ -155,8 +155,8 @@ def test_a_drive_with_two_lines_of_commits_resumes_with_the_further_one_and_keep
 def test_a_project_with_its_commits_in_a_bucket_resumes(
     earlier: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The resumed project uses the frozen outputs in the store. A different type of processor may have computed them,
-    # so the project to compare with must use them too.
+    # The resumed project uses the store's frozen outputs, which a different type of processor may have computed. So
+    # let `plain` use the same outputs.
     plain = from_commits_alone(earlier, tmp_path / "plain", frozen=earlier / "store" / "bucket" / "frozen")
     bucket = f"{s3.url}/{STORE.split('/')[2]}"
     urllib.request.urlopen(urllib.request.Request(bucket, method="PUT")).close()

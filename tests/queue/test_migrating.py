@@ -70,7 +70,7 @@ def test_a_queue_comes_back_from_postgresql_with_the_same_rows(used, url):
     assert made.rows == {table: len(rows) for table, rows in before.items()}
     with open_on_server(url) as queue:
         assert dump(queue) == before
-        queue.verify()  # this also checks that the triggers are enabled again
+        queue.verify()  # `verify` also checks that the triggers are enabled
         with pytest.raises(QueueError, match="never deleted"), queue.writing() as db:
             db.execute("DELETE FROM jobs")
     (used.root / "mbqueue.toml").write_text(f'queue = "{url}"\n')

@@ -201,7 +201,7 @@ def test_a_month_on_a_drive_that_lies_equals_one_uninterrupted_run(
             "deadline": None,
             "SIGTERM": Fault(at=at, action="end"),
             "SIGKILL": Fault(at=at),
-            # SIGTERM ends the session a few operations after the mount is lost.
+            # Lose the mount, and send SIGTERM a few operations later.
             "lost mount": Fault(at=at, action="unmount", mount=str(lab.root), later=chance.randrange(20, 60)),
         }[ending]
         trace, began = tmp_path / f"trace{len(endings)}", time.monotonic()

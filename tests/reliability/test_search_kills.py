@@ -48,8 +48,8 @@ SAMPLER
 "train.batch_size" = {{ choices = [4, 8] }}
 "train.ema_decay" = {{ choices = [0.0, 0.9], when = {{ "train.batch_size" = [8] }} }}
 """
-#: `tpe` chooses settings by earlier results. `random` uses only the seed and the trial's number, so two workers try the
-#: same settings as one worker.
+#: `tpe` chooses settings based on earlier results. `random` uses only the seed and the trial's number, so two workers
+#: try the same settings as one worker.
 TPE, RANDOM = 'sampler = "tpe"', 'sampler = "random"'
 
 

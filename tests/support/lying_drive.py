@@ -144,7 +144,7 @@ class LyingDrive:
                 status = os.lstat(full)
                 assert stat.S_ISREG(status.st_mode), f"{path}: a link on a drive that has none"
                 assert not name.endswith(".lock"), f"{path}: a lock on a drive that has none"
-                # A rewritten file has a new inode or modification time. Do not read a file again if neither has changed.
+                # A rewritten file has a new inode or modification time, so read a file again only if either differs.
                 signature = (status.st_ino, status.st_size, status.st_mtime_ns)
                 if client.signatures.get(path) != signature or path not in client.seen:
                     now[path] = Path(full).read_bytes()

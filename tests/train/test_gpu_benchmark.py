@@ -128,7 +128,7 @@ def test_a_failing_part_is_reported_and_the_others_run(
     def fails(*_args: Any) -> None:
         raise ValueError("not today\nwith details")
 
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # `gpu.main` sets this, so let pytest restore it
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # `gpu.main` sets this variable, so let pytest restore it
     monkeypatch.setattr(gpu, "_interpret", lambda: None)
     monkeypatch.setattr(gpu, "Bench", lambda *_args: None)
     monkeypatch.setattr(gpu, "PARTS", {"one": fails, "two": lambda *_args: 2})

@@ -38,7 +38,7 @@ FLAGS = (
 PATIENCE_MS = 240_000
 WIDTHS, SCHEMES = (1250, 390), ("light", "dark")
 HOSTILE = "<img src=x onerror=document.title='taken'>"
-#: Console messages that the check causes on purpose.
+#: Console messages that this check causes on purpose.
 EXPECTED = ("net::ERR_CONNECTION_REFUSED", "Failed to load resource: the server responded with a status of 400")
 
 
