@@ -325,7 +325,7 @@ def _seconds_if_it_fits(work: Callable[[], object], device: torch.device) -> flo
     except (OutOfMemory, RuntimeError) as error:
         if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)):
             raise
-    torch.cuda.empty_cache()  # not in the except block, where the error keeps the tensors alive
+    torch.cuda.empty_cache()  # inside the except block, the error would keep the tensors alive
     return None
 
 

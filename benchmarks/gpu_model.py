@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbqueue.data.batch import Batch
 
-#: The full finetune that this model predicts: all crystals of matbench_mp_e_form, five folds, 20 epochs, and
+#: The full finetune whose time is predicted: all crystals of matbench_mp_e_form, five folds, 20 epochs, and
 #: validation on 5 % of the training set.
 CRYSTALS, FOLDS, EPOCHS, VALIDATION = 132_752, 5, 20, 0.05
 SESSION_HOURS = 1 + 50 / 60

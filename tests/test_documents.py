@@ -51,7 +51,7 @@ RUN_IN_ORDER = (
     "docs/how-to/many-machines.md",
     "docs/how-to/slurm.md",
 )
-#: Placeholders in the documents for a reader's own server and bucket.
+#: The placeholders that the documents use for a reader's own server and bucket.
 SERVER, BUCKET = "postgresql://me@server/mbqueue", "s3://my-bucket/chgnet"
 #: Pages generated from the commands; tests/cli runs their examples.
 COMMAND_PAGES = sorted(ROOT.glob("docs/reference/commands/*.md"))

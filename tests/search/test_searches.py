@@ -216,7 +216,7 @@ def test_a_summary_of_a_budget_says_what_is_left_of_it(queue):
     enqueue(queue, make_search(trials=0, gpu_hours=20 / 3600, pruner="none"))
     session = start_session(queue)
     seen = []
-    for jobs in (11, 22):  # a trial has 11 jobs and takes 8 seconds
+    for jobs in (11, 22):  # each trial has 11 jobs and takes 8 seconds
         do_jobs(queue, session, now=now, jobs=jobs)
         (summary,) = summaries(queue.overview(now=NOW))
         seen.append((summary["state"], summary["seconds"], summary["seconds_left"]))

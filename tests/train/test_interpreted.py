@@ -17,7 +17,7 @@ def test_kernels_in_the_interpreter(file: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(FOLDER / file)],
         env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=FOLDER.parents[2],  # to import benchmarks
+        cwd=FOLDER.parents[2],  # makes `benchmarks` importable
         capture_output=True,
         text=True,
         check=False,

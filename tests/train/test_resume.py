@@ -55,7 +55,7 @@ def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any)
             fence += 1
             run = bench.run(folder, **options)
             finished = helpers.train_epoch(run, epoch, stop_after=at_once, fence=fence, session=f"s{fence}").finished
-    # In each epoch, a run can stop at each training step and at each of `at_once` validations.
+    # An epoch consists of its training steps and `at_once` validations, and each run does `at_once` of these.
     assert fence == 2 * -(-(run.steps_per_epoch + at_once) // at_once)
     return run
 

@@ -120,7 +120,7 @@ def require(counted: Counted, said: Any, layers: int, but: int = 0) -> None:
 def test_messages_of_bonds(model: Any, counted: Counted) -> None:
     plan, inputs = Plan.of(BATCH), (drawn(ATOMS, 256), drawn(BONDS, 128), drawn(BONDS, 64), gate())
     shorts, said = drawn(SHORTS, 128), works(model)
-    # The bonds of a centre atom are adjacent, so the cost model counts one read of that atom for all of them.
+    # The bonds of a centre atom are adjacent, so the cost model counts one read of the atom for all its bonds.
     again = 4 * 128 * (2 * BONDS - ATOMS)
     triton_bonds.bonds_forward(plan, *inputs, shorts)
     require(counted, said["bond messages"], 4, again)
