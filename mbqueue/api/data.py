@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mbqueue.session.ensemble import EnsembleTable
     from mbqueue.session.loading import LoadedData
 
-#: A function that takes the name of the current work, and returns a callback that receives (done, total).
+#: A function that takes the name of a piece of work and returns its progress callback, which receives (done, total).
 Progress = Callable[[str], Callable[[int, int], None]]
 
 

@@ -62,7 +62,7 @@ class Keeping(OpenedProject):
 
         self.folder.topology.require_queue_file("The backup", _FROM_SERVER)
         if queue_exists(self.folder):
-            open_queue(self.folder, read_only=True).close()  # raises an error, for example if the queue was moved away
+            open_queue(self.folder, read_only=True).close()  # raises an error if, for example, the queue was moved away
         self._fetch_commits()
         return back_up(self.folder, from_here(Path(file)), clock=self._clock)
 

@@ -157,7 +157,7 @@ class Results(Searches):
         page = None if output is None else page_for(Path(output), REPORT_FILE)
         recorded = self.results(experiment)
         page = page or self._shown_folder(recorded) / REPORT_FILE
-        if output is not None or page.exists():  # on a drive, the default folder of the page may be missing
+        if output is not None or page.exists():  # on a drive, the page's default folder may be missing
             require_writable(page, force=force, reads=[*_files_of(recorded), *self.folder.never_outputs], ours=MARK)
         if png is not None:
             from mbqueue.results.report.pictures import require_pictures, write_pictures  # noqa: PLC0415

@@ -172,7 +172,7 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     Yields:
         A function that takes a label and returns a callback. Call the callback with the work done and the total work.
     """
-    # Imported here, because the other commands in this module start faster without it.
+    # Import rich here, so that the other commands in this module start faster.
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

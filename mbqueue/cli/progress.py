@@ -20,7 +20,7 @@ class Screen:
     def __init__(self) -> None:
         self._console = Console(stderr=True, soft_wrap=True)
         self._rows: dict[str, Spinner] = {}
-        # A separate thread redraws the lines, so that the spinners also turn between messages.
+        # A separate thread redraws the lines, so that the spinners keep turning between messages.
         self._live = Live(get_renderable=self._draw, console=self._console, transient=True, refresh_per_second=8)
         self._is_moving = self._console.is_terminal
 

@@ -190,7 +190,7 @@ def cancel(
     Example: mbqueue cancel full_finetune --yes
     """
     project = open_project(context)
-    project.status(experiment)  # raises an error, for example for an unknown name, before the question
+    project.status(experiment)  # fails before asking, for example if the name is unknown
     if not yes:
         typer.confirm(f"Cancel the unfinished jobs of {_place(experiment, fold)}?", abort=True, err=True)
     changed = project.cancel(experiment, fold=fold)

@@ -14,7 +14,7 @@ from mbqueue.results.folder import Recorded
 from mbqueue.results.scores import Measure
 from mbqueue.task import N_FOLDS, Target
 
-#: Width in characters of a table with a name of twelve characters, five folds and their mean.
+#: Width, in characters, of a table with a twelve-character name, five folds and their mean.
 _NEEDED_FOR_FOLDS = 70
 
 

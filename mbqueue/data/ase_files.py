@@ -32,7 +32,7 @@ _SYMBOLS_BY_Z = {str(number): symbol for number, symbol in enumerate(SYMBOLS, 1)
 #: The columns that give an atom's element: from ase's name for the column to its name in files.
 _SHOWN = {"symbols": "species", "numbers": "Z"}
 _DIMENSIONS = 3
-#: Keys of a comment line that describe the geometry and the columns. All other keys are data about the crystal.
+#: Keys of a comment line that describe the geometry and the columns. All other keys describe the crystal.
 _OF_LINES = ("Properties", "Lattice", "pbc")
 #: The line number and the line that mark the end of the file.
 _END = (0, "")

@@ -13,7 +13,7 @@ import numpy as np
 from mbqueue.data import machine_code, neighbors
 from mbqueue.data.neighbors import find_bonds, sufficient_cutoff
 
-#: Bits for the roles of a directed bond in angles: first bond, second bond.
+#: Bits that mark the roles of a directed bond in angles: as the first bond, and as the second bond.
 AS_I = 1
 AS_J = 2
 

@@ -37,13 +37,14 @@ SMALLEST_VOLUME_PER_ATOM = 2.5
 #: The largest accepted density, in g/cm³. Among 37,248 crystals in the Materials Project, plutonium is the densest,
 #: with 24.6 g/cm³. The densest stable element is osmium, with 22.0 g/cm³.
 LARGEST_DENSITY = 30.0
-#: The largest number of periodic images within 6 Å. A cell with more images is too skewed or too thin.
+#: The largest accepted number of periodic images to search for neighbours within 6 Å. A cell with more images is too
+#: skewed or too thin, or its atoms are too far apart.
 MAX_IMAGES = 2_000_000
-#: The largest number of cubes with edges of 6 Å, or of copies of atoms, in the box around a crystal. The converter
-#: needs memory for each cube and each copy. This many cubes fill a cubic box with edges of 1,300 Å.
+#: The largest accepted number of 6 Å cubes, or of copies of atoms, in the box around all atoms of a crystal. The
+#: converter needs memory for each cube and each copy. This many cubes fill a cubic box with edges of 1,300 Å.
 MAX_CUBES = 10_000_000
-#: The largest number of bonds, and of angles, in one crystal. A diamond cell of 2,000 atoms has 0.3 million bonds and
-#: 0.5 million angles. Larger numbers could exceed the 32 bits of a batch's indices.
+#: The largest accepted number of bonds, or of angles, in one crystal. A diamond cell of 2,000 atoms has 0.3 million
+#: bonds and 0.5 million angles. Larger numbers could exceed the 32 bits of a batch's indices.
 MAX_BONDS = 10_000_000
 #: Occupancies this close to 1 count as 1 (pymatgen's tolerance).
 _OCCUPANCY_TOLERANCE = 1e-8

@@ -19,7 +19,7 @@ from mbqueue.files import fsync_dir, sha256_of_file
 
 Progress = Callable[[int, int], None]
 
-#: A download fails after this many attempts in a row without a new byte.
+#: A download fails after this many consecutive attempts without a new byte.
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60.0
 _CHUNK = 1 << 18

@@ -54,7 +54,7 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is cut short or damaged ({error}). Download or copy the file again.") from error
     except OSError as error:
-        if error.errno is None:  # bz2 raises an OSError without a number for damaged data
+        if error.errno is None:  # for damaged data, bz2 raises an OSError without an errno
             raise DataError(f"{path} is cut short or damaged ({error}). Download or copy the file again.") from error
         raise SourceAway(f"{path} cannot be read: {error}.") from error
 

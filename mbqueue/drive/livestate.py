@@ -23,7 +23,7 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import in_folder, named_after
 
 FORMAT = 1
-#: Seconds to wait for the lock, longer than any write to a local disk takes.
+#: Seconds to wait for the lock. No write to a local disk takes this long.
 _LOCK_SECONDS = 60.0
 
 

@@ -45,7 +45,7 @@ def rebuild_queue(
     if is_empty:
         building.unlink()
         return
-    # Rename the queue only now, so that no process ever opens an incomplete one.
+    # Give the queue its final name only now, so that no process can open an incomplete queue.
     building.replace(project.queue_db)
     files.fsync_dir(project.live_dir)
 

@@ -32,7 +32,7 @@ def positions_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady
     keep = set(settled[-kept:] or range(min(kept, len(seen_at))))
     newer = range(max(keep, default=-1) + 1, len(seen_at))
     last = seen_at[max(keep)] if keep else now
-    # As long as a mount keeps failing, no file counts as uploaded, so spread the kept files further apart.
+    # While a mount keeps failing, no file counts as uploaded, so spread the kept files further apart.
     apart = max(SETTLED_SECONDS, now - last) / SPACED
     for position in newer:
         if seen_at[position] - last >= apart:

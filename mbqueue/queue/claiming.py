@@ -13,7 +13,7 @@ from mbqueue.queue.jobs import Job, Lease
 
 #: If this many sessions in a row die on a job without saving any work, the job itself probably kills them.
 MAX_LOST_IN_A_ROW: Final = 20
-#: The longest lease that a session may request.
+#: The longest lease, in seconds. Longer requests are shortened to this.
 LONGEST_LEASE_SECONDS: Final = 86_400.0
 #: No lease or delay ends more than this many seconds from now, even if clocks differ. A later time must come from a
 #: wrong clock, so mbqueue treats it as past.
@@ -53,10 +53,11 @@ def _claim_statement(sql: Dialect) -> str:
     """
 
 
-# Claims the job that needs the committed epoch, if an ordinary claim would choose the same job. The job changes from
-# waiting to leased directly, because making it ready first would update its row and the claim indexes twice. A session
+# Claims the job that needs the committed epoch, if an ordinary claim would choose the same job. The job changes
+# directly from waiting to leased. Making it ready first would update its row and the claim indexes twice. A session
 # whose last heartbeat is older than half a lease makes an ordinary claim instead, which counts as a heartbeat. The
-# query has no ORDER BY, because PostgreSQL would scan the primary key of `needs` until a new queue has statistics.
+# query has no ORDER BY. With one, PostgreSQL would scan the primary key of `needs` as long as a new queue has no
+# statistics.
 _CLAIM_NEXT = f"""{_TAKE}
     WHERE id = (SELECT job_id FROM needs WHERE needed_id = :id LIMIT 1)
       AND state = 'waiting' AND paused = 0 AND {HAS_ALL_IT_NEEDS}

@@ -44,7 +44,7 @@ MOST_URGENT = 2**31 - 1
 
 # Keys that may differ between two specs of one experiment, because they do not change a fold's result.
 _FREE_KEYS = {"name", "results_name", "description", "folds"}
-# The message lists differences in these keys last, because their values contain whole specs.
+# The message lists these keys last, because their values contain whole specs.
 _LONG_KEYS = {"trial", "made_from"}
 # The message lists at most 20 keys, and truncates each value to 80 characters.
 _MOST_SHOWN, _LONGEST_SHOWN = 20, 80

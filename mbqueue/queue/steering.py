@@ -50,8 +50,8 @@ _HURRY = """
     WHERE experiment_id = :experiment_id AND (:fold IS NULL OR fold = :fold) AND state = 'ready' AND not_before > 0
 """
 
-# Counts how often sessions have rewound a job since its last commit or retry (`times`). `same` counts only the rewinds
-# by this session for this reason.
+# Counts how many times sessions have rewound a job since its last commit or retry (`times`). `same` counts only the
+# rewinds by this session for this reason.
 _REWOUND = """
     SELECT count(*) AS times, coalesce(sum(CASE WHEN by = :session AND why = :why THEN 1 ELSE 0 END), 0) AS same
     FROM events

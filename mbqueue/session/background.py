@@ -229,7 +229,7 @@ def _wait_until_at_work(
     while clock.monotonic() < deadline:
         code = child.poll()
         found = tuple(row.id for row in _unended(project) if _belongs(row, started.process))
-        # If a session on one of several devices could not start, its process is no longer a child process.
+        # A session that could not start on one of several devices is no longer among the child processes.
         if found and (len(found) == sessions or len(found) >= len(_children(child.pid))):
             break
         if code is not None:

@@ -12,7 +12,7 @@ from mbqueue.errors import LeaseLost, QueueError, QueueReplaced
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.store import Queue
 
-#: The number of heartbeats within the length of a lease. Some heartbeats may fail before the lease expires.
+#: How many heartbeats a session sends per lease length. A few can fail before the lease expires.
 BEATS_PER_LEASE = 4
 
 

@@ -120,7 +120,7 @@ def _run(
         with session.publisher or nullcontext(), copies:  # publishes the remaining work on exit
             ending, cause, lost = _work_and_end(session, loaded, options)
     if lost is not None:
-        # Without this error, a script or cluster could start session after session that makes no progress.
+        # Without this error, a script or cluster could keep starting sessions that make no progress.
         if not (session.jobs_done or session.has_saved):
             raise lost
         report.note(str(lost))

@@ -26,7 +26,7 @@ from mbqueue.topology import Topology
 
 FORMAT = 1
 LARGEST_MARKER = 1 << 16
-#: Larger objects get the time limit of `LASTING`.
+#: Objects larger than this, in bytes, get the time limit of `LASTING`.
 LARGE_BYTES = 16 << 20
 #: The number of attempts of `create_patiently`, and the pause after the first attempt.
 _CREATE_TRIES = 3

@@ -28,7 +28,7 @@ from mbqueue.train.step import infer
 #: The maximum number of crystals and of directed bonds in one batch of the backbone. These limits affect the last
 #: digits of the outputs, so they are the same for every experiment and device. A batch of this size fits in 4 GiB.
 BATCH_CRYSTALS, BATCH_BONDS = 64, 65_536
-#: Features that no experiment needs so far may fill at most this share of the free disk space.
+#: Features that no experiment needs yet may fill at most this share of the free disk space.
 _SHARE_OF_DISK = 0.25
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 N_ELEMENTS = 94
 #: Candidate ridge strengths; a strength of 1 weighs as much as one crystal.
 _RIDGES = 10.0 ** np.arange(-3, 2.01, 0.5)
-#: The ridge strength of logistic regression, which weighs as much as one crystal. The strength is fixed, because the
+#: The ridge strength for logistic regression, which weighs as much as one crystal. The strength is fixed, because the
 #: leave-one-out error of logistic regression has no closed form.
 _LOGISTIC_RIDGE = 1.0
 _NEWTON_STEPS = 30

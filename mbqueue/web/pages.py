@@ -179,7 +179,7 @@ class _Board:
         if reading.status is not None:
             try:
                 facts |= self._filled(request, reading.status.overview, reading.status.session_seconds)
-            except (MbqueueError, OSError) as error:  # the browser keeps showing the old part
+            except (MbqueueError, OSError) as error:  # the browser continues to show the old part
                 facts["trouble"] = reading.trouble or str(error) or type(error).__name__
         # The browser computes ages with its own clock, so the board sends nothing new when only ages change.
         tag = f'"{hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]}"'

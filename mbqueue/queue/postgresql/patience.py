@@ -93,7 +93,7 @@ def reached(address: Address, call: Callable[[], Result], wait: Wait | None) -> 
         except psycopg.Error as error:
             if _is_temporary(address, error):
                 raise Interrupted(str(unreachable(address.shown, error))) from error
-        return once()  # the server may just have come back; if it refused the connection, this call fails too
+        return once()  # the server may be back; if it still refuses the connection, this call raises the error
 
     return once() if wait is None else Patience(address.shown).attempt(unless_away, wait)
 

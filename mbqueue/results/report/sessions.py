@@ -28,7 +28,7 @@ _KIND_COLOURS = {
     "failed": "#D55E00",
     PUBLISH: "#882255",
 }
-#: Height of a bar, and of the thin line below it, as shares of a session's row.
+#: Heights of a bar and of the thin line below it, as fractions of the height of a session's row.
 _BAR, _BESIDE = 0.7, 0.14
 
 
