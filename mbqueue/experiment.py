@@ -375,7 +375,7 @@ def parse_spec(content: Mapping[str, Any], *, source: str, advice: str = "Fix th
     try:
         return Spec.model_validate(dict(content))
     except ValidationError as error:
-        raise SpecError(_explain(error, source, advice)) from None  # the message replaces pydantic's
+        raise SpecError(_explain(error, source, advice)) from None  # replaces pydantic's message
 
 
 def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:

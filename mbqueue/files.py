@@ -40,7 +40,7 @@ def make_folder(folder: Path) -> None:
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    # Without this sync, a power loss could remove the new folder, even with synced files in it.
+    # Without this sync, a power loss could remove the new folder even if the files in it are synced.
     fsync_dir(folder.parent)
 
 

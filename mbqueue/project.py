@@ -349,7 +349,7 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
         why = "the folder contains no project"
     except PermissionError:
         raise
-    except OSError as error:  # including TimeoutError
+    except OSError as error:  # OSError includes TimeoutError
         why = error.strerror or str(error)
     if why is None:
         return found

@@ -50,7 +50,7 @@ def prepare(
     """
     project = open_project(context)
     wanted = DataSpec(dataset=dataset, limit=limit, drop_invalid=drop_invalid, id_column=id_column)
-    say(f"preparing {dataset} …")  # printed before the imports, which are slow on a new machine
+    say(f"preparing {dataset} …")  # print this before the imports, which are slow on a new machine
     with progress_bars() as progress:
         data = project.prepare(wanted, target_column=target_column, seed=seed, progress=progress)
     for crystal_id, reason in data.dropped:

@@ -91,7 +91,8 @@ def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short
         if short[0, position - 1] >= short[0, position]:
             return False
 
-    # Each directed bond is the first or the second of its pair. The loops avoid a branch that CPUs mispredict.
+    # Each directed bond is the first or the second of its pair. CPUs would mispredict a branch on this, so the loops
+    # avoid one.
     is_first = np.ones(n_directed, np.uint8)
     for pair in range(n_pairs):
         is_first[second[pair]] = 0

@@ -17,7 +17,7 @@ from mbqueue.task import ENERGY_COLUMNS, options_for
 ID_NAMES = ("id", "material_id", "mbid", "jid")
 STRUCTURE_NAMES = ("structure", "cif")
 
-#: The words that mean a missing value, as in pandas, but in lower case.
+#: The words that stand for a missing value: those of pandas, in lower case.
 _MISSING = frozenset(("", "nan", "-nan", "na", "n/a", "#n/a", "#na", "#n/a n/a", "<na>", "null", "none")) | frozenset(
     ("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan")
 )

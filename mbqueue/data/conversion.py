@@ -13,7 +13,7 @@ import numpy as np
 from mbqueue.data import machine_code, neighbors
 from mbqueue.data.neighbors import find_bonds, sufficient_cutoff
 
-#: Bits that mark the roles of a directed bond in angles: as the first bond, and as the second bond.
+#: Bits that mark whether a directed bond is the first bond of an angle, and whether it is the second bond of one.
 AS_I = 1
 AS_J = 2
 

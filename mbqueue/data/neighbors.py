@@ -235,7 +235,7 @@ def find_bonds(cart: Any, lattice: Any, cutoff: float) -> Any:
                 for slot in range(begin, end):
                     dx, dy, dz = points[slot, 0] - x, points[slot, 1] - y, points[slot, 2] - z
                     squared = dx * dx + dy * dy + dz * dz
-                    # Write every pair, but advance only if the pair is near, because CPUs often mispredict a branch.
+                    # Write every pair, but advance only past a near pair. CPUs would often mispredict a branch here.
                     slots[count], squares[count] = slot, squared
                     count += int((squared < limit) & (squared > TOLERANCE * TOLERANCE))
         per_atom[center] = count - before

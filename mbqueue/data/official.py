@@ -160,7 +160,7 @@ def _receive(url: str, part: Path, progress: Progress | None) -> bool:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)  # noqa: S310
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
-            # The server's file has no more bytes. The caller checks whether the SHA-256 is right.
+            # The server's file has no more bytes. The caller verifies its SHA-256.
             error.close()
             return True
         raise

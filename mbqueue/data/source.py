@@ -14,7 +14,7 @@ from mbqueue.errors import DataError, SourceAway
 
 Progress = Callable[[int, int], None]
 
-#: The longest row or line accepted in a dataset, in bytes; a 2,000-atom cell takes 0.5 MB.
+#: The longest accepted row or line of a dataset, in bytes. A 2,000-atom cell takes 0.5 MB.
 LONGEST_ROW = 1 << 28
 
 

@@ -34,7 +34,7 @@ _POINT_GROUP_ORDERS = (
 _LATTICE_POINTS = {"P": 1, "A": 2, "B": 2, "C": 2, "I": 2, "F": 4, "R": 3, "H": 3}
 #: The largest difference, in degrees, between an angle of a hexagonal cell and 90 or 120 degrees.
 _ANGLE_TOLERANCE = 0.5
-#: Random weights. The weighted sum of an operation's numbers identifies the operation.
+#: Random weights. The weighted sum of an operation's entries identifies the operation.
 _WEIGHTS = np.random.default_rng(0).integers(1 << 60, size=12)
 
 #: Rotations [n, 3, 3] and translations [n, 3].

@@ -199,7 +199,7 @@ def agree_on_project(project: ProjectFolder, drive: Drive) -> None:
         known = replace(known, id=next(iter(ids_in(project.state_dir)), None) or secrets.token_hex(8))
     assert known.id is not None
     if not (project.state_dir / id_file(known.id)).exists():
-        drive.belonging = None  # the mount has no id yet to compare with
+        drive.belonging = None  # the mount has no id to compare with yet
         content = json.dumps({"id": known.id}).encode()
         drive.write_new(f"{PUBLISHED_ID}/{id_file(known.id)}", content)
     known.keep(project.live_dir)

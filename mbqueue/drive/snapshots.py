@@ -35,7 +35,7 @@ from mbqueue.storage.names import DUPLICATE, HIGHEST_FENCE
 FORMAT = 1
 #: Keep this many of the newest snapshots that count as uploaded.
 KEPT = 3
-#: The largest snapshot accepted, in bytes. A queue of 100,000 jobs takes 60 MB.
+#: The largest accepted snapshot, in bytes. A queue of 100,000 jobs takes 60 MB.
 LARGEST_SNAPSHOT = 2 << 30
 LARGEST_LISTING = 16 << 20
 #: Seconds that the check of a snapshot may take. Snapshots above `_CHECKED_IN_TIME` bytes get proportionally more time.
@@ -45,7 +45,7 @@ _CHECKED_IN_TIME = 64 << 20
 _NAME = re.compile(rf"(\d{{8}})-([0-9a-f]{{8}})-([0-9a-f]{{12}}){DUPLICATE}\.(json|db)")
 #: The largest priority that PostgreSQL can store.
 _MOST_URGENT = 2**31 - 1
-#: The latest time accepted, in seconds since the epoch: the year 8307, which is before the last date in Python.
+#: The latest accepted time, in seconds since the epoch. It is in the year 8307, before Python's last date.
 _LATEST = 2e11
 #: The highest snapshot number. File names have eight digits for the number.
 _MOST_SNAPSHOTS = 10**8 - 1

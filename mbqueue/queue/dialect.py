@@ -78,7 +78,7 @@ class _Sqlite(Dialect):
     table = often_changed = " STRICT"
     keyed_table = " STRICT, WITHOUT ROWID"
     lock = skip_locked = ""  # SQLite needs no row locks, because it allows only one writer at a time.
-    or_else = "ifnull"  # for a query with coalesce(…), SQLite would not use an index on ifnull(…)
+    or_else = "ifnull"  # SQLite would not use an index on ifnull(…) for a query with coalesce(…).
     claim_covers = ", not_before, affinity"
     board_index = " INDEXED BY jobs_board"
 

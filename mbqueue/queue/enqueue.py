@@ -101,7 +101,8 @@ class Enqueueing(Part):
                 taken = {row["name"] for row in db.execute("SELECT name FROM experiments")}
                 from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 
-                # Parsing adds keys that did not exist when the spec was written, with the values that were used then.
+                # Parsing adds the keys that did not exist when the spec was written. Their values are those that were
+                # used then.
                 there = parse_spec(experiment.spec, source=f"the spec of {spec.name} in the queue")
                 raise ExperimentExists(_difference(spec.name, there.to_json(), spec.to_json(), taken))
             missing = tuple(fold for fold in spec.folds if fold not in experiment.spec["folds"])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mbqueue.experiment import Spec
     from mbqueue.storage.manifest import Identity
 
-#: The note that a worker adds to a job once data and model are on the device and work begins.
+#: The note that a worker adds to a job once the data and the model are on the device and work begins.
 LOADED_NOTE = "data and model are loaded"
 
 #: The note that a session on a drive adds after it has published to the mount during training.

@@ -17,7 +17,7 @@ from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, SKIP_ALL, SKIP_LATER_EPOCHS
 from mbqueue.queue.jobs import Job, Kind, Lease, error_message
 
-#: How many attempts may fail before a job becomes `failed`.
+#: A job becomes `failed` after this many failed attempts.
 MAX_FAILURES: Final = 5
 #: The delay after the first failure. Each later delay is four times as long, up to `LONGEST_RETRY_SECONDS`.
 RETRY_SECONDS: Final = 30.0

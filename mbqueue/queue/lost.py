@@ -152,7 +152,7 @@ def _is_in_file(project: ProjectFolder, lost: Iterable[Lost]) -> bool:
     """Whether the project's SQLite file still contains the experiments that a queue on a server lost."""
     if not project.topology.queue_url or not project.queue_db.exists():
         return False
-    with suppress(QueueError), Queue(project.queue_db, read_only=True) as queue:  # if the queue is damaged or moved
+    with suppress(QueueError), Queue(project.queue_db, read_only=True) as queue:  # the queue is damaged or was moved
         return {one.experiment for one in lost} <= {experiment.name for experiment in queue.experiments()}
     return False
 

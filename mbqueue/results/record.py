@@ -114,7 +114,7 @@ class RecordInputs:
     blends: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
-#: A function that takes the content of results.json, and a function that publishes the files.
+#: A function with two arguments: the content of results.json, and a function that publishes the files.
 Commit = Callable[[dict[str, Any], Callable[[], None]], None]
 
 

@@ -30,7 +30,7 @@ from mbqueue.queue.jobs import Job, Kind, State
 from mbqueue.session.outcome import Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
 
-#: The shortest time between two reports of a job's progress.
+#: The shortest time between reports of a job's progress.
 ADVANCED_SECONDS = 0.2
 
 EVENTS = {name for name in vars(Report) if not name.startswith("_")}

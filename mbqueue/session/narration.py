@@ -12,7 +12,7 @@ from mbqueue.queue.jobs import Job
 from mbqueue.session.messages import ToldError
 from mbqueue.session.report import Report
 
-#: How often a log reports a running job, in seconds.
+#: Seconds between reports of a running job in a log.
 LOG_SECONDS = 15.0
 
 Style = str | None

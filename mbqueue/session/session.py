@@ -146,7 +146,7 @@ class Session:
             raise
         except QueueError:
             # A failing disk may have written the commit anyway. Find the lease that was claimed in the same
-            # transaction; otherwise, its job stays blocked until the lease expires.
+            # transaction. Otherwise, its job stays blocked until the lease expires.
             with suppress(QueueError):
                 self._next_lease = self._held_beside(lease)
             raise

@@ -51,7 +51,7 @@ def remove_released(project: ProjectFolder, trials: Iterable[Experiment], store:
     for folder in project.fold_dirs():
         if folder.parent.name in names:
             Commits(in_folder(folder), named_after(folder)).clear()
-            with suppress(OSError):  # a folder with damaged files stays: you may want to inspect them
+            with suppress(OSError):  # keep a folder with damaged files, because you may want to inspect them
                 folder.rmdir()
                 folder.parent.rmdir()
     for experiment, fold in finished_epochs(store) if store is not None else ():

@@ -324,7 +324,7 @@ def _idle_ending(session: Session, searching: Searching) -> tuple[Ending, str]:
     unfinished = sum(n for state, n in counts.items() if state not in {"committed", "skipped", "cancelled"})
     if not unfinished and not searching.is_stuck:
         return Ending.DONE, Ending.DONE.value
-    # The queue is exhausted, so a job that is still ready is paused.
+    # The session found no job to claim, so any ready jobs are paused.
     causes = {
         "jobs failed": counts["failed"],
         "jobs are paused": counts["ready"],

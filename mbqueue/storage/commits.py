@@ -75,7 +75,7 @@ class Commits:
             except Unreadable as error:
                 wrong[file.base] = Damaged(str(error))
             except FileNotFoundError:
-                continue  # superseded and removed since it was listed
+                continue  # the commit was superseded and removed after it was listed
             except CheckpointError as error:
                 wrong[file.base] = error
         for base, why in wrong.items():

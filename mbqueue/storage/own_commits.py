@@ -195,8 +195,8 @@ class OwnCommits(Commits):
         """Remove the checkpoint of a commit that was certainly not published."""
         if self.near is not None:
             self.near.discard(commit)
-        # In a store, the checkpoint stays, because its manifest may exist if an answer was lost. `prune` removes the
-        # checkpoint later.
+        # In a store, keep the checkpoint: its manifest may exist although the store's answer was lost. `prune` removes
+        # the checkpoint later.
         elif not self.place.has_hashed_checkpoints and self._manifest_there(commit) is None:
             self.place.blobs.remove(self.place.path(f"{commit.base}.pt"))
 

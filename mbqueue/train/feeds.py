@@ -64,7 +64,7 @@ class FeatureBatch:
 class Feed(Protocol):
     """A source of batches, with the function by which a model predicts from a batch."""
 
-    #: Work per crystal, [N]; ``max_bonds`` limits the sum of this work over a batch.
+    #: The work for each crystal, [N]. ``max_bonds`` limits the sum of the work over a batch.
     costs: NDArray[np.int64]
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> Any:

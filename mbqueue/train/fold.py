@@ -257,7 +257,7 @@ class FoldRun:
                 except OutOfMemory as full:
                     shortage = full.shortage
             stepper.settle()
-            if shortage is not None:  # outside the except block, so no reference to the failed step remains
+            if shortage is not None:  # outside the except block, so that no reference to the failed step remains
                 self._conditions.training.make_room(shortage, self.device, self._crystals.ids)
         return True
 

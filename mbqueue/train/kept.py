@@ -16,7 +16,7 @@ from mbqueue.errors import CacheError
 from mbqueue.files import make_folder
 from mbqueue.train.feeds import Rows
 
-#: Seconds between two writes of the outputs. An interruption loses at most this much work.
+#: Seconds between writes of the outputs. An interruption loses at most this much work.
 WRITE_SECONDS = 10.0
 #: Seconds after which the outputs of an unfinished prediction are removed.
 FORGET_SECONDS = 7 * 86400.0
@@ -99,7 +99,7 @@ def infer_kept(
 
     try:
         found = infer(rows[len(there) :], part_is_done)
-    finally:  # also on Ctrl-C
+    finally:  # write the outputs on Ctrl-C too
         if kept is not None:
             kept.write()
     return None if found is None else np.concatenate([there, found[0]])

@@ -114,7 +114,7 @@ def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[st
             for one in [pool.submit(unless_failed, *shard) for shard in shards]:
                 yield one.result()
         except BaseException:
-            has_failed.set()  # also if the caller closes this generator early
+            has_failed.set()  # runs even if the caller closes this generator early
             raise
 
 

@@ -80,7 +80,7 @@ class Access:
 def _host(request: Request) -> str:
     try:
         return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    except ValueError:  # brackets without an IPv6 address
+    except ValueError:  # the Host header has brackets without an IPv6 address
         return ""
 
 

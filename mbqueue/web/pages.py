@@ -116,7 +116,8 @@ class _Guarded:
             return
         given = request.query_params.get(TOKEN)
         if given is not None and not self._access.is_embedded and request.method == "GET":
-            # Remove the token from the address, so that screenshots, bookmarks and the history do not contain it.
+            # Remove the token from the address, so that screenshots, bookmarks and the browser's history do not contain
+            # it.
             rest = [(key, value) for key, value in request.query_params.multi_items() if key != TOKEN]
             # Redirect only to a query, because a path such as //other.example/ would lead to another site.
             answer = RedirectResponse("?" + urlencode(rest), status_code=303)

@@ -62,7 +62,7 @@ def parse_address(url: str) -> Address:
     given = [option for option in query.split("&") if option]
     ours = [option for option in given if option.startswith(_SCHEMA)]
     schema = unquote(ours[-1].removeprefix(_SCHEMA)) if ours else DEFAULT_SCHEMA
-    rest = "&".join(option for option in given if option not in ours)  # unchanged: libpq does not decode + as a space
+    rest = "&".join(option for option in given if option not in ours)  # keep +: libpq does not decode it as a space
     try:
         options = conninfo_to_dict(f"{base}?{rest}" if rest else base)
     except (Error, ValueError):

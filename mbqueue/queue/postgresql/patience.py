@@ -41,7 +41,7 @@ class Patience:
     def __init__(self, name: str) -> None:
         self._name = name
         self._is_away = False
-        # Use a separate generator, because checkpoints contain the state of the module `random`.
+        # Use a separate generator, because checkpoints contain the state of Python's `random` module.
         self._random = random.Random()
 
     def attempt(self, call: Callable[[], Result], wait: Wait = _sleep) -> Result:

@@ -65,7 +65,7 @@ def _functions() -> Iterator[str]:
         END $$
     """
     # Announce only jobs that other sessions may claim immediately. More announcements would be slow, because PostgreSQL
-    # commits all transactions that send a notification one after the other.
+    # commits transactions that send notifications one at a time.
     event = "INSERT INTO {schema}.events (at, job_id, experiment_id, by, from_state, to_state, why)"
     row = "NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by"
     yield f"""

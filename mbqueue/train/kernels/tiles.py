@@ -71,7 +71,7 @@ class Tiles:
         }
 
 
-#: Tile sizes by compute capability, which is 75 for T4, 80 for A100, 86 for A10 and RTX 30, 89 for L4, 90 for H100.
+#: Tile sizes by compute capability: 75 for T4, 80 for A100, 86 for A10 and RTX 30, 89 for L4, 90 for H100.
 TILES = {
     capability: Tiles(
         bond_rows=32, bond_atoms=4, bond_warps=8, bond_back_rows=16, bond_back_warps=8, bond_sum_rows=16,

@@ -22,7 +22,7 @@ from torch import Tensor
 from mbqueue.train.kernels.launching import launch, room
 from mbqueue.train.kernels.tiles import BASIS_PARTIALS, BASIS_ROWS
 
-#: Number of functions in a basis: 31, padded with a zero function.
+#: Number of functions in a basis: 31, plus a zero function as padding.
 WIDTH = 32
 
 _RADIAL, _FOURIER = 0, 1
