@@ -63,7 +63,7 @@ from mbqueue.topology import LIVE_VARIABLE, Topology, live_folder
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
 #: The pattern of an experiment's name, which is also the name of its folders.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-#: Matches the name of a fold's folder, both as a regular expression and as a glob. `fold_name` makes such names.
+#: Matches the name of a fold's folder, both as a regular expression and as a glob. `fold_name` creates such names.
 FOLD_PATTERN = f"fold_[0-{N_FOLDS - 1}]"
 
 #: Seconds to wait for a drive before using only what this machine recorded about the project.

@@ -10,7 +10,7 @@ import numpy as np
 from mbqueue.errors import ResultsError
 from mbqueue.results.tables import Predictions
 
-#: The minimum number of crystals for fitting weights: in total, and per member.
+#: The minimum number of crystals for fitting weights: in total, and for each member.
 FEWEST_CRYSTALS, FEWEST_PER_MEMBER = 30, 10
 
 

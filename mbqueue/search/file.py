@@ -16,7 +16,7 @@ from mbqueue.provenance import KEPT_BY_COMMANDS
 from mbqueue.section import Section
 from mbqueue.task import N_FOLDS
 
-#: The pattern of a search's name. A trial's name is the search's name with ``.000``, ``.001`` and so on.
+#: The pattern of a search's name. A trial's name is the search's name followed by ``.000``, ``.001`` and so on.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$"
 MOST_TRIALS = 1000
 

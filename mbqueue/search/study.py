@@ -74,7 +74,8 @@ def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: i
             pruner=_pruner(optuna, search, trials),
         )
         judged = False
-        # Report the judged trial last, but under its own number, from which Hyperband derives its bracket.
+        # Report the judged trial last, but under its own number. Hyperband derives the trial's bracket from this
+        # number.
         replayed = [study.ask() for _ in trials]
         for trial, replay in sorted(zip(trials, replayed, strict=True), key=lambda pair: pair[0].number == number):
             for step, value in _steps(search, trial, fold):

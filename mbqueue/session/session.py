@@ -93,7 +93,7 @@ class Session:
             self.stop
             or not self.deadline.allows(SHORTEST_JOB_SECONDS)
             or (self.max_jobs is not None and self.max_jobs - self.jobs_done <= 1)
-            # Before its next job, a session may have to adopt the commits of others, or wait for the store.
+            # Before its next job, a session may have to adopt other sessions' commits, or wait for the store.
             or (self.publisher is not None and self.publisher.others)
             or (self.watch is not None and self.watch.why is not None)
         )

@@ -72,7 +72,7 @@ def graceful_signals(stop: StopRequest, *, at_once: Callable[[], None] = lambda:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
-        # Count the SIGINTs, because the session may already be stopping for another reason when the first one arrives.
+        # Count the SIGINTs: when the first one arrives, the session may already be stopping for another reason.
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             at_once()

@@ -87,9 +87,8 @@ def work(
         DeviceBusy: if other processes use so much of the GPU's memory that nothing can be computed.
     """
     clock = SystemClock() if clock is None else clock
-    stop = (
-        StopRequest() if stop is None else stop
-    )  # not `stop or …`: a `StopRequest` is false until a stop is requested
+    # Do not use `stop or StopRequest()`, because a `StopRequest` is false until a stop is requested.
+    stop = StopRequest() if stop is None else stop
     require_queue(project, wait=stop.wait)
     project.topology.require_shared()
     require_original(project)
@@ -139,7 +138,8 @@ def _begin(
 ) -> Session:
     """Check where the commits are, and record the start of the session in the queue and in the report."""
     settings = project.settings
-    # A process that starts several sessions runs the end command after all of them, so each session reserves time.
+    # A process that starts several sessions runs the end command once they have all ended. Each session reserves time
+    # for it.
     deadline = Deadline(
         clock,
         options.session_seconds,

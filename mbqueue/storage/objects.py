@@ -28,7 +28,7 @@ FORMAT = 1
 LARGEST_MARKER = 1 << 16
 #: Objects larger than this, in bytes, get the time limit of `LASTING`.
 LARGE_BYTES = 16 << 20
-#: The number of attempts of `create_patiently`, and the pause after the first attempt.
+#: The number of attempts that `create_patiently` makes, and the pause after the first attempt.
 _CREATE_TRIES = 3
 _PAUSE_SECONDS = 0.2
 

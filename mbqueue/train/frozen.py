@@ -33,7 +33,7 @@ SHARD_SIZE = 2048
 #: Features per atom.
 FEATURES = 64
 FROZEN_PREFIX = "frozen-"
-#: Seconds between checks for a stop while waiting for another process's shard.
+#: Seconds between checks for a stop request while waiting for another process's shard.
 _POLL_SECONDS = 0.5
 _KINDS = ("energies", "features")
 
@@ -211,11 +211,11 @@ class Progress:
     total: int
 
 
-#: A function that computes atom features [A, 64] and interaction energies [B] of rows, or returns None if stopped. The
-#: function passes the number of finished rows to a callback.
+#: A function that computes the atom features [A, 64] and interaction energies [B] of the given rows. It passes the
+#: number of finished rows to a callback, and returns None if stopped.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
-#: A function that searches other stores for all given kinds of a shard's outputs. The function returns the store and
-#: the shard's number in the store, or None.
+#: A function that searches other stores for a shard's outputs of all given kinds. It returns the store and the shard's
+#: number in that store, or None.
 Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 

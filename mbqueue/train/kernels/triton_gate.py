@@ -12,7 +12,8 @@ import triton.language as tl
 #: Layer norm's epsilon, as in torch and CHGNet.
 EPSILON = tl.constexpr(1e-5)
 WIDTH = tl.constexpr(64)
-#: Number of entries in the matrices of core and gate, [128, 64], which come before the vectors in partial sums.
+#: Number of entries in the matrices of core and gate, together [128, 64]. In partial sums, they come before the
+#: vectors.
 MATRICES = tl.constexpr(2 * 64 * 64)
 
 
