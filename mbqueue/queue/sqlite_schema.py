@@ -30,7 +30,7 @@ _STEPS: dict[int, tuple[str, ...]] = {
     4: ("DROP INDEX events_experiment",),  # few queries used this index, but every event had to be written to it
 }
 
-#: The table of recorded names. The definition is that of existing databases, in which sqlite-utils created the table.
+#: The table of recorded names, exactly as sqlite-utils created it in existing databases.
 _RECORD = (
     """
     CREATE TABLE "_sqlite_migrations" (

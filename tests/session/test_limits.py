@@ -31,7 +31,8 @@ def too_large_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fail", "limit"), [(out_of_memory, r"no memory left.*ulimit -v"), (too_large_a_file, r"file size limit.*ulimit -f")]
+    ("fail", "limit"),
+    [(out_of_memory, r"no memory left.*ulimit -v"), (too_large_a_file, r"file size limit.*ulimit -f")],
 )
 def test_the_limit_is_named_and_the_job_keeps_its_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: object, limit: str

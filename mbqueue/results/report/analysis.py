@@ -22,8 +22,8 @@ _PARITY_BINS = 160
 _TARGET_BINS = 30
 _ROC_POINTS = 400
 
-# The validation MAE has risen if it exceeds the best epoch's MAE times the first factor. If the training MAE kept
-# falling, the fold overfits if the best epoch is old or the MAE exceeds the best epoch's times the second factor.
+# The validation MAE has risen if it exceeds the best epoch's MAE times the first factor. A fold whose training MAE kept
+# falling overfits if the best epoch is old, or if the validation MAE exceeds the best one times the second factor.
 _RISE, _DOUBLED = 1.05, 2.0
 # The best epoch is old if at least this share of all epochs, and at least this many epochs, come after it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2

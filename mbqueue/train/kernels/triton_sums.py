@@ -36,7 +36,7 @@ def angles_to_shorts_kernel(
     d_shorts, d_weights, weights_stride, d_weights_stride,
     HAS_WEIGHTS: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sum, for each short bond, the rows of the angles in which it is the first bond, or the second bond.
+    """For each short bond, sum the rows of the angles that have it as their first bond, and as their second bond.
 
     The two sums are separate. The kernel also computes the gradient of the short bond's weight.
 
