@@ -192,7 +192,7 @@ def _is_wide(slots: Any, copies: Any, first: Any) -> bool:
 
 @compiled
 def _with_room(records: Any, at: int, needed: int) -> Any:
-    """Return ``records`` if it has room for ``needed`` bytes; else a larger buffer that begins with its ``at`` bytes."""
+    """Return ``records`` if it has room for ``needed`` bytes; else a larger buffer with its first ``at`` bytes."""
     if needed <= len(records):
         return records
     larger = np.empty(2 * needed, np.uint8)
