@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mbqueue import files
 from mbqueue.drive.livestate import LiveState
+from mbqueue.drive.notes import note_files
 from mbqueue.drive.snapshots import Snapshots
 from mbqueue.project import ProjectFolder
 from mbqueue.storage.commits import Commits
@@ -42,7 +43,7 @@ def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Calla
                         f"{there.place.name}/{commit.base}.json differs from the commit of that name in {folder}, and "
                         "was left unchanged."
                     )
-    for path in source.notes_dir.glob("*.json"):
+    for path in note_files(source):
         if not (target.notes_dir / path.name).exists():
             files.write_bytes(target.notes_dir / path.name, path.read_bytes())
 

@@ -74,10 +74,15 @@ def write_note(project: ProjectFolder, content: Mapping[str, Any]) -> None:
     files.write_text(path, text)
 
 
+def note_files(project: ProjectFolder) -> list[Path]:
+    """The files of all notes, without temp files of processes that died while they wrote."""
+    return [path for path in project.notes_dir.glob("*.json") if not path.name.startswith(files.TEMP_PREFIX)]
+
+
 def read_notes(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str, Any]]:
     """Read the requests for all experiments, the earliest first. Damaged files are skipped and reported to ``note``."""
     found = []
-    for path in project.notes_dir.glob("*.json"):
+    for path in note_files(project):
         try:
             found.append(_read(path))
         except (OSError, *NOT_OURS) as error:

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from mbqueue.clock import Clock, utc_text
 from mbqueue.drive.moving import take_commits
-from mbqueue.drive.notes import keep_note, merged, read_notes, requests_of, steer_as_noted, write_note
+from mbqueue.drive.notes import keep_note, merged, note_files, read_notes, requests_of, steer_as_noted, write_note
 from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
 from mbqueue.drive.reentry import Reentry
 from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
@@ -252,7 +252,7 @@ def _leave_aside(
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
 
-    for path in project.notes_dir.glob("*.json"):
+    for path in note_files(project):
         if path.stem not in asked:
             is_of_others = path.stem in overruled
             take(path, "its settings differ from those of the checkpoints" if is_of_others else "it is damaged")

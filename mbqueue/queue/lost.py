@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbqueue.errors import CheckpointError, QueueError
-from mbqueue.files import sha256_of_json
+from mbqueue.files import TEMP_PREFIX, sha256_of_json
 from mbqueue.project import ProjectFolder, fold_named
 from mbqueue.queue.jobs import Experiment
 from mbqueue.queue.store import Queue
@@ -76,7 +76,7 @@ def traces(project: ProjectFolder) -> list[Trace]:
     """Find the traces of experiments: the notes and commits in the live folder."""
     found: list[Trace] = []
     for note in _entries(project.notes_dir):
-        if note.name.endswith(".json"):
+        if note.name.endswith(".json") and not note.name.startswith(TEMP_PREFIX):
             found += _of_note(note)
     for experiment in _entries(project.all_checkpoints):
         for folder in _entries(experiment):

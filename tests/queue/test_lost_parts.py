@@ -12,12 +12,13 @@ from small_project import ManualClock, make_project
 
 from mbqueue.api import Project
 from mbqueue.buckets import STORE_VARIABLE
-from mbqueue.drive.notes import keep_note
+from mbqueue.drive.notes import keep_note, read_notes
 from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.recover import recover
 from mbqueue.drive.reentry import enter
 from mbqueue.errors import QueueLost, UsageError
 from mbqueue.experiment import Spec, load_spec
+from mbqueue.files import temp_beside
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.lost import described, lost_parts
 from mbqueue.queue.opening import anything, note_once, open_on_server, open_queue
@@ -61,6 +62,18 @@ def put(folder: ProjectFolder, name: str, clock: ManualClock) -> None:
 
 def ignored(_text: str) -> None:
     """Ignore a note."""
+
+
+def test_a_note_that_a_killed_process_left_half_written_is_no_lost_experiment(whole: Project) -> None:
+    (note,) = whole.folder.notes_dir.glob("*.json")
+    temp = temp_beside(note)
+    for content in ("", note.read_text()[:-9], note.read_text()):
+        temp.write_text(content)
+        with open_queue(whole.folder, read_only=True) as queue:
+            assert lost_parts(whole.folder, queue) == []
+        notes: list[str] = []
+        assert len(read_notes(whole.folder, notes.append)) == 1
+        assert notes == []
 
 
 @pytest.mark.parametrize("damaged", ["checkpoints/head_finetune/fold_0/e0001-done-f*.json", "wanted/*.json"])

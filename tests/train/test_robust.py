@@ -68,7 +68,7 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_on
     assert outcome.history_row["val_mae"] == pytest.approx(whole.history_row["val_mae"], rel=1e-3)
     assert outcome.steps_per_epoch == whole.steps_per_epoch
     assert len(told) == 3, "8 to 4 and 4 to 2 in training, 5 to 2 in validation"
-    assert all("at most 2 run at once" in text for text in told[1:])
+    assert all("runs at most 2 at once" in text for text in told[1:])
     remembered = json.loads(memory.read_text())
     assert {key.rpartition("|")[2]: value for key, value in remembered.items()} == {
         "train": {"limit": 2},
