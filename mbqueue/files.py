@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,6 +70,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temp.unlink(missing_ok=True)
         raise
     fsync_dir(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove abandoned temp files from a folder in which other processes may be writing."""
+    if any(folder.glob(f"{TEMP_PREFIX}*")):
+        with tempfile.NamedTemporaryFile(prefix=TEMP_PREFIX, dir=folder) as probe:
+            _sweep(Path(probe.name), "*")
 
 
 def _sweep(temp: Path, name: str) -> None:

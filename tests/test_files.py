@@ -79,3 +79,6 @@ def test_leftovers_of_dead_processes_are_removed_and_files_of_live_ones_are_not(
     assert not old.exists()
     assert new.exists(), "it may be of a process that is still writing"
     assert other.exists(), "it is of another file"
+    files.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, "f.json"]
+    files.sweep(tmp_path / "missing")

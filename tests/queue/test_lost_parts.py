@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,9 @@ def test_a_note_that_a_killed_process_left_half_written_is_no_lost_experiment(wh
         notes: list[str] = []
         assert len(read_notes(whole.folder, notes.append)) == 1
         assert notes == []
+    os.utime(temp, (0, 0))
+    whole.work(device="cpu", max_jobs=0)
+    assert not temp.exists()
 
 
 @pytest.mark.parametrize("damaged", ["checkpoints/head_finetune/fold_0/e0001-done-f*.json", "wanted/*.json"])
