@@ -89,13 +89,15 @@ def made_project(root: Path) -> Project:
     project.enqueue("full_finetune", dataset="sample", folds=[0], name="learner", settings=small | {"train.epochs": 6})
     project.enqueue("head_finetune", dataset="sample", folds=[0], name="other", settings=small | {"train.epochs": 2})
     project.enqueue("full_finetune", dataset="sample", folds=[1], name="failing", settings=small | {"train.epochs": 2})
-    with open_queue(project.folder) as queue, queue.database.writing() as db:
-        db.execute(
-            "UPDATE jobs SET error = ?, failures = 5 WHERE kind = 'prepare' AND experiment_id = "
-            "(SELECT id FROM experiments WHERE name = 'failing')",
-            (f"Traceback\nValueError: {HOSTILE}",),
-        )
-    project.cancel("failing")
+    project.set_priority("failing", 1)  # so that its job is claimed here
+    now = time.time()
+    with open_queue(project.folder) as queue:
+        session = queue.start_session(device="cpu", now=now, alive_seconds=60)
+        lease = queue.claim(session, now=now, lease_seconds=60)
+        assert lease is not None
+        assert lease.job.experiment == "failing"
+        queue.fail(lease, error=f"Traceback\nValueError: {HOSTILE}", now=now, final=True)
+        queue.end_session(session, reason="a job has failed", now=now)
     return project
 
 
