@@ -5,8 +5,8 @@ that has lost everything. To tell them apart, a project on a drive gets an id wh
 The id is in the name of a file that never changes. If two machines publish to a project for the first time at the same
 moment, they create two ids, and each machine checks the id that it created.
 
-The live folder's path is in mbqueue.toml or derived from the project's resolved path, and both require the drive. So
-each machine also records the path, next to the default live folders.
+To read the live folder's path from mbqueue.toml, or to derive it from the project's resolved path, mbqueue needs the
+drive. So each machine also records the live folder's path next to the default live folders.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mbqueue.mounts import mount_of
 
 #: The file in a live folder that records its project.
 BELONGING_FILE = "project.json"
-#: Seconds between checks for a stop request while waiting for an answer.
+#: Seconds between checks for a stop request in `answer_within`.
 _NOTICE_SECONDS = 0.1
 _ID = re.compile(r"[0-9a-f]{16}")
 _ID_FILE = re.compile(r"project-([0-9a-f]{16})\.json")
@@ -137,8 +137,9 @@ def _note_of(root: Path) -> Path:
 def answer_within(
     seconds: float, ask: Callable[[], Answer], *, should_stop: Callable[[], bool] = lambda: False
 ) -> Answer:
-    """Call ``ask`` in a thread, and return its result or raise its error. A thread that hangs on a mount is left
-    running.
+    """Call ``ask`` in a thread, and return its result or raise its error.
+
+    If ``ask`` does not return in time, its thread keeps running, because Python cannot stop a thread.
 
     Raises:
         TimeoutError: if the call takes longer than ``seconds``.

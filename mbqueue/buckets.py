@@ -22,12 +22,12 @@ STORE_VARIABLE = "MBQUEUE_STORE"
 MARKER = "mbqueue-store.json"
 
 #: Time limits for requests that a session makes while it blocks the queue for other sessions. A commit makes one or two
-#: such requests (`mbqueue.storage.objects.ObjectStore.create`). Both must finish before another session's SQLite stops
+#: such requests (`mbqueue.storage.objects.ObjectStore.create`), which must finish before another session's SQLite stops
 #: waiting for the locked database (`mbqueue.queue.sqlite`).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
 #: Time limits for checkpoints: 5 MB at 80 kB/s take about a minute.
 PATIENT = {"connect_timeout": "5s", "timeout": "60s"}
-#: Time limits for larger objects.
+#: Time limits for objects that are larger than a checkpoint.
 LASTING = {"connect_timeout": "5s", "timeout": "1800s"}
 _SCHEMES = {"s3", "gs", "az", "file"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -96,11 +96,7 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
 
 
 def _needs_http(environment: Mapping[str, str]) -> bool:
-    """Whether to allow HTTP: only for an S3 server on this machine, or if AWS_ALLOW_HTTP is set.
-
-    Raises:
-        UsageError: if the server is on another machine, and its address begins with http://.
-    """
+    """Whether to allow HTTP: only for an S3 server on this machine, or if AWS_ALLOW_HTTP is set."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     name = next((name for name in names if environment.get(name)), "")
     endpoint = urlsplit(environment.get(name, ""))
@@ -116,11 +112,7 @@ def _needs_http(environment: Mapping[str, str]) -> bool:
 
 
 def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Make store options with the credentials of an AWS profile, which obstore cannot read; empty if not needed.
-
-    Raises:
-        UsageError: if boto3, which reads the profile, is not installed.
-    """
+    """Make store options with the credentials of an AWS profile, which obstore cannot read; empty if not needed."""
     named = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     if any(environment.get(name) for name in named) or not (
         environment.get("AWS_PROFILE") or Path("~/.aws/credentials").expanduser().exists()

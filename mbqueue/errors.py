@@ -37,8 +37,8 @@
     ├── MembersNotRecorded       a member of a blend has not been recorded yet
     └── ResultsError             result files are missing, incomplete or contradictory
 
-Only ``mbqueue.cli`` turns these errors into exit codes. A message consists of full sentences. It names the file, job
-or crystal, and ends with what to do.
+Only ``mbqueue.cli`` turns these errors into exit codes. An error's message consists of full sentences, names the file,
+job or crystal, and ends with what to do.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class InvalidCrystals(DataError):
         columns: which columns mbqueue read, in words; empty if they are unknown.
     """
 
-    #: The message lists at most this many invalid entries. For the rest, it gives only their number.
+    #: How many invalid entries the message lists at most; it only counts the others.
     LISTED = 20
 
     def __init__(self, source: str, offenders: Sequence[tuple[str, str]], columns: str = "") -> None:
@@ -221,7 +221,7 @@ class DeviceTooSmall(TrainingError):
 
 
 class DeviceBusy(MbqueueError):
-    """A single crystal does not fit the device memory that other programs leave free. The job loses no attempts."""
+    """A single crystal does not fit the device memory that other programs leave free. The job loses no attempt."""
 
 
 class CheckpointError(MbqueueError):

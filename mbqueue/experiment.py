@@ -1,7 +1,7 @@
 """Experiment specs: the content of files in jobs/, checked before anything is enqueued.
 
 A spec is immutable and complete (defaults are filled in), and it has a hash. The hash covers everything that changes
-the result of a fold. So it excludes, for example, the name and the list of folds. You can add folds to an experiment,
+the result of a fold, so it excludes, for example, the name and the list of folds. You can add folds to an experiment,
 but its hash never changes.
 """
 
@@ -255,7 +255,7 @@ _FIRST_TARGET = asdict(FORMATION_ENERGY.target)
 
 
 class Spec(Section):
-    """One experiment, complete."""
+    """All sections of one experiment, with the defaults filled in."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Name in the queue; by default the name of the file.")
     results_name: str = Field(
@@ -423,7 +423,6 @@ def _meant(key: tuple[int | str, ...]) -> str:
 
 
 def _description(key: tuple[int | str, ...]) -> str:
-    """The description of a key; empty for an unknown one."""
     section = dict(_sections()).get(key[:-1])
     field = section.model_fields.get(str(key[-1])) if section is not None else None
     return (field.description or "") if field is not None else ""

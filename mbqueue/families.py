@@ -1,6 +1,6 @@
 """The families of models: the names of their pretrained weights, and their modules.
 
-Specs use this module, and so do commands that do not train or predict. It therefore imports no model.
+This module imports no model, because specs and commands that neither train nor predict use this module.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class Family:
     """One kind of model.
 
     Attributes:
-        name: the name in texts.
+        name: the name in messages.
         module: the module that implements `mbqueue.train.family.ModelFamily`.
-        pretrained: where the module finds each file of pretrained weights, by the name that experiments use.
+        pretrained: name of pretrained weights in experiment files → the file where the module finds these weights.
     """
 
     name: str

@@ -154,7 +154,6 @@ def read_small_text(path: Path, *, at_most: int = 1 << 20) -> str:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hex SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):

@@ -91,8 +91,8 @@ def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: C
 def replacing_folder(target: Path) -> Iterator[Path]:
     """Yield an empty temporary folder, which replaces ``target`` when the ``with`` block ends without an error.
 
-    After an error or a crash, ``target`` is unchanged. One exception remains: after a crash between the last two
-    renames, the old folder has a temporary name.
+    After an error or a crash, ``target`` is unchanged, with one exception: after a crash between the last two renames,
+    the old folder has a temporary name.
     """
     files.make_folder(target.parent)
     staging = files.temp_beside(target)

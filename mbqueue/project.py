@@ -13,8 +13,8 @@
     │   └── background.json         the process of the background session
     └── results/daily/YYYY-MM-DD/EXPERIMENT/
 
-These paths are computed from the project's folder. The exception is the path of a results folder, which is stored,
-because it contains the date on which the experiment was enqueued.
+mbqueue computes all paths from the project's folder, except the path of a results folder. That path contains the date
+on which the experiment was enqueued, so mbqueue stores it.
 
 On a drive or network mount, or if the user gives a live folder, the project is *split*. Files that change are in the
 live folder on a local disk. Each file on the mount is written once, under a name that is never reused:
@@ -32,8 +32,8 @@ live folder on a local disk. Each file on the mount is written once, under a nam
     └── crystals/DATASET-HASH.bin   crystals from which a new machine makes its cache/
 
 With an object store, the store contains the commits, the results, and data that is expensive to compute, under the
-prefix in the setting `store`. The folders above contain copies. Objects never change. An object whose name contains no
-hash is written only once.
+prefix in the setting `store`. The project's own folders then contain copies. Objects never change. mbqueue writes an
+object whose name contains no hash only once.
 
     STORE/
     ├── mbqueue-store.json          the store's id, which queues record (`mbqueue.buckets.MARKER`)
@@ -146,7 +146,6 @@ class ProjectFolder:
 
     @property
     def jobs_dir(self) -> Path:
-        """The folder of experiment files."""
         return self.root / "jobs"
 
     @property
@@ -156,7 +155,6 @@ class ProjectFolder:
 
     @property
     def results_dir(self) -> Path:
-        """The folder of all results."""
         return self.root / "results"
 
     @property
@@ -166,7 +164,6 @@ class ProjectFolder:
 
     @property
     def queue_db(self) -> Path:
-        """The SQLite file of the queue."""
         return self.live_dir / "queue.db"
 
     @property
@@ -186,7 +183,6 @@ class ProjectFolder:
 
     @property
     def background_file(self) -> Path:
-        """The file that records the process of the background session."""
         return self.live_dir / "background.json"
 
     def predictions_dir(self, *names: str) -> Path:
@@ -203,11 +199,9 @@ class ProjectFolder:
 
     @property
     def all_checkpoints(self) -> Path:
-        """The folder of the checkpoints and manifests of all folds."""
         return self.live_dir / "checkpoints"
 
     def checkpoints_dir(self, experiment: str, fold: int) -> Path:
-        """The folder of one fold's checkpoints and manifests."""
         return self.all_checkpoints / experiment / fold_name(fold)
 
     def fold_dirs(self) -> list[Path]:
@@ -268,12 +262,11 @@ class ProjectFolder:
 
 
 def fold_name(fold: int) -> str:
-    """The name of a fold's folder."""
     return f"fold_{fold}"
 
 
 def fold_named(name: str) -> int | None:
-    """The fold of a folder; None if no fold has a folder of this name."""
+    """The number of the fold whose folder has this name; None if no fold's folder has this name."""
     return int(name[-1]) if re.fullmatch(FOLD_PATTERN, name) else None
 
 
@@ -324,12 +317,7 @@ def from_here(path: Path) -> Path:
 
 
 def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away: bool) -> ProjectFolder:
-    """Return the project that ``look`` finds, after comparing it with the live folders on this machine.
-
-    Raises:
-        ProjectNotFound: if the drive of a known project is not mounted, or contains another project in its place, and
-            ``while_away`` is False.
-    """
+    """Return the project that ``look`` finds, after comparing it with the live folders on this machine."""
     given = os.environ.get(LIVE_VARIABLE)
     known = next(((path, live) for path in paths if (live := live_dir_of(path, given)) is not None), None)
     if known is None:

@@ -1,7 +1,4 @@
-"""Sections that commands add to a spec, to record where it comes from: a search, `promote` or `blend`.
-
-Files in jobs/ never contain these sections.
-"""
+"""Sections that only commands add to a spec, to record where it comes from: a search, `promote` or `blend`."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ class TrialOf(Section):
     Attributes:
         search: the whole search, as plain JSON values.
         number: the trial's number, from 0.
-        settings: the trial's values of the keys that the search varies, by dotted key.
+        settings: dotted key → the trial's value, for each key that the search varies.
         kept: whether a user has resumed the trial after it was pruned, so that mbqueue does not prune it again.
         released: what remains of the trial if its checkpoints have been removed; else None.
     """

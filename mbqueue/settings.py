@@ -1,9 +1,9 @@
 """The settings in mbqueue.toml: how sessions behave. No setting changes a result.
 
 Each setting is one field with a name, type, default, bounds and description. docs/reference/experiment-file.md is
-generated from these fields. Every command reads the settings, and importing pydantic takes longer than all the rest of
-`mbqueue status`. So settings are plain dataclasses, checked in this module. Experiments (mbqueue.experiment) use
-pydantic, because few commands read them.
+generated from these fields. Every command reads the settings, and importing pydantic takes longer than everything else
+that `mbqueue status` does. So settings are plain dataclasses, checked in this module. Experiments (mbqueue.experiment)
+use pydantic, because few commands read experiments.
 """
 
 from __future__ import annotations
@@ -137,7 +137,6 @@ class Settings:
 
     @property
     def session_seconds(self) -> float:
-        """Length of a session in seconds."""
         return parse_duration(self.session)
 
 
@@ -210,7 +209,6 @@ def _wrong(section: type, content: Mapping[str, Any], prefix: str = "") -> Itera
 
 
 def _problem(kind: Any, allowed: Mapping[str, Any], value: Any) -> str | None:
-    """Describe what is wrong with a setting's value; None if the value is valid."""
     if get_origin(kind) is tuple:
         choices = get_args(get_args(kind)[0])
         fits = isinstance(value, list) and all(one in choices for one in value)

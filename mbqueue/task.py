@@ -120,7 +120,7 @@ TASKS: dict[str, Task] = {
         FORMATION_ENERGY,
         _task("matbench_mp_gap", 106_113, "gap pbe", "scalar", "PBE band gap", "eV"),
         _task("matbench_mp_is_metal", 106_113, "is_metal", "class", "metallicity"),
-        # Kind "energy" is per atom, but this energy is per cell. All cells have five atoms, so "scalar" fits.
+        # Kind "energy" is for energies per atom. This energy is per cell; all cells have five atoms, so "scalar" fits.
         _task("matbench_perovskites", 18_928, "e_form", "scalar", "heat of formation of the cell", "eV/unit cell"),
         _task("matbench_log_kvrh", 10_987, "log10(K_VRH)", "scalar", "logarithm of the bulk modulus", "log10(GPa)"),
         _task("matbench_log_gvrh", 10_987, "log10(G_VRH)", "scalar", "logarithm of the shear modulus", "log10(GPa)"),

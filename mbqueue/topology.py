@@ -156,7 +156,8 @@ def live_folder(root: Path, settings: Settings, *, on_server: bool | None = None
     """Choose the live folder of a project; None if its live state is in state/.
 
     $MBQUEUE_LIVE_DIR takes precedence over the settings. If neither names a live folder, a project on a drive or
-    network mount gets one in ~/.cache. A project on a cluster's file system needs none if its queue is on a server.
+    network mount gets one in ~/.cache. A project on a cluster's file system needs no live folder if its queue is on a
+    server.
 
     Args:
         on_server: whether to assume that the queue is on a server; by default, as in the settings.

@@ -113,12 +113,6 @@ class Blending(Queueing, Results):
         return self._put(parse_spec(spec, source=f"the experiment {name}"), priority=priority)
 
     def _recorded_member(self, name: str) -> Recorded:
-        """Return the verified results of a recorded experiment, for use as a member of a new experiment.
-
-        Raises:
-            UsageError: if the experiment is not in the queue, or is itself a blend.
-            ResultsError: if the experiment is not recorded, or its files are damaged.
-        """
         from mbqueue.results.tables import is_blend  # noqa: PLC0415
 
         with open_queue(self.folder, read_only=True, refuses=anything) as queue:
@@ -150,11 +144,6 @@ def _chosen(found: Sequence[Recorded]) -> dict[str, Any]:
 
 
 def _require_alike(first: Recorded, other: Recorded) -> None:
-    """Refuse experiments whose predictions cannot be averaged.
-
-    Raises:
-        UsageError: if the experiments differ in target, crystals or folds; the message names the difference.
-    """
     ours, theirs = first.target, other.target
     if (ours.name, ours.unit, ours.kind) != (theirs.name, theirs.unit, theirs.kind):
         what = f"{first.name} predicts the {ours.axis}, and {other.name} predicts the {theirs.axis}"
@@ -169,11 +158,6 @@ def _require_alike(first: Recorded, other: Recorded) -> None:
 
 
 def _require_common_validation(found: Sequence[Recorded]) -> None:
-    """Refuse to fit weights if the members' validation sets share too few crystals.
-
-    Raises:
-        ResultsError: if the members share too few crystals; the message names the fold.
-    """
     import numpy as np  # noqa: PLC0415 - needed only here
 
     from mbqueue.experiment import parse_spec  # noqa: PLC0415

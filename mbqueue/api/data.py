@@ -142,7 +142,7 @@ class Data(OpenedProject):
                         tell(f"{data.dataset} is not on this machine; using the crystals of {experiment.name}.")
                         return experiment.dataset_hash
         except MbqueueError as error:
-            tell(f"{error} The dataset is read from its source.")  # the source can be read without the queue
+            tell(f"{error} The dataset is read from its source.")
         return None
 
 

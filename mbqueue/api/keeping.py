@@ -117,7 +117,7 @@ class Keeping(OpenedProject):
         """Move the queue's commits to the project's store, or to its folder if it has no store.
 
         Commits in the old store or on this machine are copied first. The queue refuses sessions whose commits are not
-        in the recorded place, so move commits only with this method.
+        in the recorded place, so move commits only with `move_commits`.
 
         Args:
             lost: continue even if finished epochs cannot be found; sessions then train these epochs again.

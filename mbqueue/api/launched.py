@@ -1,6 +1,6 @@
 """A job for a cluster: it runs one session that ends in time, and returns to the cluster's queue if work is left.
 
-The job imports this module on the machine that runs it.
+The job imports this module on the machine that runs the job.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from mbqueue.errors import counted
 if TYPE_CHECKING:
     from mbqueue.session.outcome import SessionOutcome
 
-#: Environment variables that contain the job's end and start times, in seconds since the epoch. Slurm 22.05 and later
-#: set them.
+#: Environment variables that Slurm 22.05 and later set to the job's end and start times, in seconds since the epoch.
 END_VARIABLE, START_VARIABLE = "SLURM_JOB_END_TIME", "SLURM_JOB_START_TIME"
-#: Signals that announce that the job's time is almost up. The job may run again afterwards.
+#: Signals that announce that the job's time is almost up. After such a signal, the job may run again.
 _TO_BE_CONTINUED = {signal.SIGUSR1, signal.SIGUSR2}
 
 
@@ -82,7 +81,7 @@ class LaunchedSession:
         """Whether the job should run again, because its time ended or the session lost its machine or GPU.
 
         A new process may be able to use a GPU that this process has lost. If the GPU is broken, the new process fails
-        when it starts.
+        at its start.
         """
         from mbqueue.session.outcome import Ending, StopKind  # noqa: PLC0415
 
@@ -93,14 +92,14 @@ class LaunchedSession:
         return outcome.cause.kind in {StopKind.TIME, StopKind.DEVICE_LOST} or outcome.cause.signal in _TO_BE_CONTINUED
 
     def checkpoint(self) -> Any:
-        """Return the job to submit again, which is this job, because the queue records its progress."""
+        """Return this job unchanged, for submitit to submit again, because the queue records the job's progress."""
         from submitit.core.utils import DelayedSubmission  # noqa: PLC0415
 
         return DelayedSubmission(self)
 
     @staticmethod
     def _preemption_handler() -> Any:
-        """Return submitit's signal handler, which requeues the job when it is called after the session."""
+        """Return submitit's signal handler, which requeues the job when called after the session."""
         from submitit.core.job_environment import JobEnvironment  # noqa: PLC0415
 
         number = JobEnvironment._usr_sig()

@@ -136,7 +136,6 @@ class Launching(OpenedProject):
     def _session(
         self, time: str, gpus: int | None, workers: int | None, max_idle: str | None
     ) -> tuple[LaunchedSession, int]:
-        """Return the session that each job runs, and the number of jobs."""
         if (gpus is None) == (workers is None):
             raise UsageError(
                 "Give either a number of GPUs (--gpus 5) or a number of workers without one (--workers 5)."
@@ -195,8 +194,8 @@ class Launching(OpenedProject):
             stderr_to_stdout=True,
             setup=list(setup) or None,
             gpus_per_node=1 if with_gpu and not asks_for_gpus else None,
-            # From Slurm 22.05 on, srun does not inherit this option from sbatch. Without it, the session would get one
-            # core.
+            # From Slurm 22.05 on, srun does not inherit --cpus-per-task from sbatch. Without this argument, the session
+            # would get one core.
             srun_args=None if cores is None else [f"--cpus-per-task={cores}"],
             # Without "requeue", a cluster may refuse to requeue a job.
             additional_parameters={"requeue": True, **further},

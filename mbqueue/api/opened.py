@@ -84,11 +84,7 @@ class OpenedProject:
             tell(f"{self.folder.notes_dir} cannot be written ({error}), so mbqueue recover cannot restore this change.")
 
     def _require_no_earlier_commits(self, queue: Queue) -> None:
-        """With an object store, refuse to begin a queue if the store has the commits of an earlier queue.
-
-        Raises:
-            QueueLost: if the store has commits of an earlier queue.
-        """
+        """With an object store, refuse to begin a queue if the store has the commits of an earlier queue."""
         if not (self.folder.topology.store and queue.is_empty()):
             return
         from mbqueue.session.shared_commits import finished_epochs  # noqa: PLC0415 - only projects with a store need it
@@ -113,12 +109,7 @@ class OpenedProject:
             Publisher(self.folder, None, note=tell, clock=self._clock).round()
 
     def _bring_results(self, queue: Queue, experiment: str) -> None:
-        """With an object store, fetch an experiment's results from other machines.
-
-        Raises:
-            ResultsError: if result files are missing from the store or damaged.
-            StoreError: if the store does not answer, or lacks the queue's commits.
-        """
+        """With an object store, fetch an experiment's results from other machines."""
         from mbqueue.session.commits_binding import opened_store  # noqa: PLC0415 - status need not wait for it
 
         store = opened_store(self.folder, queue)
@@ -149,9 +140,6 @@ class OpenedProject:
 
         If only files of the `record` job are lost, the result contains the first fold, because predicting any fold
         again also repeats `record`.
-
-        Raises:
-            StoreError: if the files are in an object store that does not answer, so their state is unknown.
         """
         from mbqueue.results.folder import read_recorded  # noqa: PLC0415
         from mbqueue.results.record import broken_folds  # noqa: PLC0415

@@ -54,7 +54,7 @@ class Queueing(OpenedProject):
             UsageError, DataError: if the experiment or its dataset does not exist, or a restore was interrupted.
             QueueLost: if the queue, or a part of it, was lost.
         """
-        # This import is slow, because pydantic builds its validators. Commands that only read the queue skip it.
+        # Commands that only read the queue skip this import, which is slow because pydantic builds its validators.
         from mbqueue.experiment import load_spec  # noqa: PLC0415
         from mbqueue.search.file import is_search  # noqa: PLC0415
 
@@ -114,7 +114,7 @@ class Queueing(OpenedProject):
             specs.append(load_spec(path, overrides=overrides | own))
         with open_queue(self.folder, refuses=anything) as queue:
             there = {one.name: one.spec_hash for one in queue.experiments()}
-        # Start with the specs whose name already belongs to a different spec. They fail before anything is enqueued.
+        # Start with the specs whose name belongs to a different spec, so that they fail before anything is enqueued.
         taken_first = sorted(specs, key=lambda spec: there.get(spec.name, spec.hash) == spec.hash)
         done = {spec.name: self._put(spec, priority=priority) for spec in taken_first}
         return tuple(done[spec.name] for spec in specs)
@@ -206,14 +206,14 @@ class Queueing(OpenedProject):
     def cancel(self, experiment: str, *, fold: int | None = None) -> int:
         """Cancel the unfinished jobs of an experiment or fold, and return their number. Committed work stays.
 
-        A cancelled search begins no further trials until you call `retry`. If its newest trial had already ended, call
-        `resume` instead.
+        A cancelled search begins no further trials until you call `retry`. If the search's newest trial had already
+        ended, call `resume` instead.
         """
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
             newest = experiments_of(queue, experiment)[-1]
             begins_more = newest != experiment and not queue.experiment(newest).paused
-            if begins_more:  # while its newest trial is paused, a search begins no new trials
+            if begins_more:  # a search begins no new trials while its newest trial is paused
                 queue.pause(newest, now=now, by="cancel")
             cancelled = {name: queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment)}
             # A search whose newest trial was cancelled begins no new trials, so the pause is no longer needed.
@@ -252,7 +252,7 @@ class Queueing(OpenedProject):
             changed = queue.retry(experiment, fold=fold, now=self._clock.now())
             try:
                 lost_folds = self._lost_folds(queue, experiment)
-            except StoreError as error:  # the retry above remains in effect
+            except StoreError as error:  # the jobs stay retried
                 lost_folds = {}
                 tell(f"{error} Result files could not be checked. Retry again once the store answers.")
             again = {lost: why for lost, why in lost_folds.items() if fold in (None, lost)}
@@ -315,7 +315,7 @@ class Queueing(OpenedProject):
             seconds: time between two updates.
 
         Raises:
-            UsageError: outside a notebook, where you can use `mbqueue status --watch` instead.
+            UsageError: outside a notebook. In a terminal, use `mbqueue status --watch`.
         """
         try:
             from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
@@ -340,7 +340,6 @@ def _overrides(
     *,
     drop_invalid: bool,
 ) -> dict[str, Any]:
-    """Collect the arguments that replace values of an experiment's file, by dotted key."""
     overrides = dict(settings or {})
     if folds is not None:
         overrides["folds"] = list(folds)
@@ -354,5 +353,4 @@ def _overrides(
 
 
 def _named(overrides: dict[str, Any], name: str | None) -> dict[str, Any]:
-    """If ``name`` is given, add it to the overrides, as the name for the queue and the results folder."""
     return overrides if name is None else {"results_name": name} | overrides | {"name": name}

@@ -262,8 +262,7 @@ class Results(Searches):
         Raises:
             ResultsError: if not all five official folds are recorded, or matbench is not installed; the message lists
                 every reason.
-            UsageError: if ``authors`` is empty, or the folder exists; with ``force``, only if the existing folder is
-                not an export.
+            UsageError: if ``authors`` is empty, or the folder exists. With ``force``, an earlier export may exist.
         """
         from mbqueue.results.export import export_submission  # noqa: PLC0415
 
@@ -273,7 +272,7 @@ class Results(Searches):
 
     @property
     def _results_dirs(self) -> list[Path]:
-        """The folders that can contain recorded results. A project on a drive has two, one in the live folder."""
+        """The folders that can contain recorded results; for a project on a drive, also one in the live folder."""
         return list(dict.fromkeys([self.folder.working_results("results"), self.folder.results_dir]))
 
     def _shown_folder(self, recorded: Recorded) -> Path:

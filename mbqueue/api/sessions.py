@@ -101,8 +101,8 @@ class Working(OpenedProject):
 
         Results are byte-for-byte identical to a single session's if all sessions use the same number of threads.
         Signals are forwarded to all sessions; a second SIGINT ends all sessions at once. If a session dies, its report
-        gets a note and the others keep running. The other arguments are the same as in `work`, and apply to each
-        session.
+        gets a note and the other sessions keep running. The other arguments are the same as in `work`, and apply to
+        each session.
 
         Args:
             devices: names such as ``["0", "1"]``, ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``.
@@ -133,7 +133,7 @@ class Working(OpenedProject):
         devices: Sequence[str] | None = None,
         **arguments: Unpack[WorkArguments],
     ) -> BackgroundSession:
-        """Start a session in its own process, which outlives this one; return once it is running.
+        """Start a session in a process that outlives this one; return once the session is running.
 
         The log is in state/logs (`mbqueue logs -f`); `stop` ends the session. The arguments are the same as in `work`
         or, with ``devices``, in `work_on_devices`.
@@ -148,7 +148,6 @@ class Working(OpenedProject):
         return background.start(self.folder, options, clock=self._clock)
 
     def _options(self, arguments: WorkArguments, **others: Any) -> WorkOptions:
-        """Convert the arguments of `work` to a session's options; ``others`` are other fields of `WorkOptions`."""
         from mbqueue.session.options import WorkOptions  # noqa: PLC0415
 
         return replace(WorkOptions.of(self.folder.settings, **arguments), **others)
@@ -167,7 +166,9 @@ class Working(OpenedProject):
         return background.stop(self.folder, wait_seconds=wait_seconds, clock=self._clock, session=session)
 
     def log(self, *, lines: int = 50, follow: bool = False) -> Iterator[str]:
-        """Yield the last lines of the newest background session's log; with ``follow``, also new lines until it ends.
+        """Yield the last lines of the newest background session's log.
+
+        With ``follow``, also yield new lines until the session ends.
 
         Raises:
             UsageError: if no session has been started in the background.

@@ -68,7 +68,6 @@ def predict_again(
 
 
 def _tell(outcome: EnqueueOutcome, *, as_json: bool) -> None:
-    """Print what was enqueued, as text or JSON."""
     made = outcome.experiment
     if as_json:
         members = [member["experiment"] for member in made.spec["made_from"]["members"]]

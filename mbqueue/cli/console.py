@@ -18,12 +18,10 @@ _GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET}
 
 
 def print_line(text: str = "") -> None:
-    """Print a line of data to standard output."""
     sys.stdout.write(text + "\n")
 
 
 def print_json(content: Any) -> None:
-    """Print a JSON document to standard output."""
     print_line(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False))
 
 
@@ -43,8 +41,8 @@ def tolerate_narrow_streams() -> None:
 def outliving_readers() -> Iterator[None]:
     """Keep running when the reader of standard output or error goes away, such as a closed terminal or `head`.
 
-    All later output is dropped. Otherwise the flush at exit would fail and change the exit code. If the disk is full, a
-    log loses lines.
+    All later output is dropped; otherwise, the flush at exit would fail and change the exit code. If the disk is full,
+    a log loses lines.
     """
     before = sys.stdout, sys.stderr
     ours = [_Outliving(stream) for stream in before]

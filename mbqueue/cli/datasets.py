@@ -170,7 +170,7 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Show progress on standard error: bars in a terminal, and occasional lines in a log or notebook.
 
     Yields:
-        A function that takes a label and returns a callback. Call the callback with the work done and the total work.
+        A function that takes a label and returns a callback, which receives the work done and the total work.
     """
     # Import rich here, so that the other commands in this module start faster.
     from rich.console import Console

@@ -126,7 +126,6 @@ class _Commands:
         print_line(f"… killed: kill -9 {process.pid}")
 
     def results(self) -> Path:
-        """The project's only results folder."""
         (folder,) = (self.root / "results" / "daily").glob("*/*/")
         return folder
 

@@ -224,7 +224,7 @@ def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
                 opened_store(project, queue)
     except (UsageError, StoreError) as error:
         return place, str(error)
-    except MbqueueError:  # the check of the queue reports an unreadable queue
+    except MbqueueError:  # a different check reports an unreadable queue
         pass
     return place, ""
 

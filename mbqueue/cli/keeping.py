@@ -19,7 +19,7 @@ ForceOption = Annotated[
 def recover(context: typer.Context, force: ForceOption = False) -> None:
     """Rebuild a lost or damaged queue from the manifests of the checkpoints.
 
-    All finished epochs are restored. The next session repeats the predictions and computes the scores again.
+    This command restores all finished epochs. The next session repeats the predictions and computes the scores again.
 
     Example: mbqueue recover
     """
@@ -63,7 +63,7 @@ def migrate_queue(
     """Move the queue into an empty database, with all jobs, fences and events.
 
     End all sessions first. Afterwards, change mbqueue.toml or MBQUEUE_QUEUE as this command says. The old database
-    remains, but refuses all sessions.
+    stays, but refuses all sessions.
 
     Example: mbqueue migrate-queue postgresql://me@server/mbqueue
     """
@@ -92,7 +92,7 @@ def move_commits(
     """Move the commits to the store in mbqueue.toml or, without a store, to the project's folder.
 
     A queue refuses sessions that use a different store. To move the commits, end all sessions, change or remove `store`
-    in mbqueue.toml, then run this command. It copies the commits, then updates the queue.
+    in mbqueue.toml, then run this command. The command copies the commits, then updates the queue.
 
     Example: mbqueue move-commits
     """

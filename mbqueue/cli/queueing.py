@@ -107,7 +107,6 @@ def enqueue(
 
 
 def _enqueued(outcome: EnqueueOutcome) -> str:
-    """Describe in one line what `enqueue` did."""
     label, results = outcome.experiment.name, outcome.experiment.results_dir
     return {
         "created": f"{label}: enqueued, {counted(outcome.n_jobs, 'job')}. Results will be in {results}",
@@ -160,7 +159,7 @@ def events(
 
 
 def pause(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
-    """Pause an experiment or fold. A session that is training it writes a checkpoint, then releases the job.
+    """Pause an experiment or fold. A session that is training a paused fold writes a checkpoint, then releases the job.
 
     Example: mbqueue pause full_finetune --fold 2
     """
@@ -217,9 +216,9 @@ def priority(
     value: Annotated[int, typer.Argument(help="Experiments with a higher priority run first; the default is 0.")],
     fold: FoldOption = None,
 ) -> None:
-    """Set the priority of an experiment or fold. It takes effect when a session claims its next job.
+    """Set the priority of an experiment or fold. The new priority applies when a session claims its next job.
 
-    Write two dashes before a negative priority, like: -- -5
+    Write two dashes before a negative priority: -- -5
 
     Example: mbqueue priority head_finetune 10
     """

@@ -64,8 +64,8 @@ def work(
     While other sessions run the last jobs, or failed jobs wait for a retry, the session waits.
 
     You can kill a session at any instant; the next session resumes. On SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 or
-    SIGUSR2, the session finishes the step, writes a checkpoint and ends. A second Ctrl-C ends it at once. Exit code 75
-    means that work is left, so run the command again.
+    SIGUSR2, the session finishes the step, writes a checkpoint and ends. A second Ctrl-C ends the session at once. Exit
+    code 75 means that work is left, so run the command again.
 
     Example: mbqueue work --session 1h50m
     """
@@ -168,7 +168,7 @@ def stop(
         float, typer.Option(help="Maximum number of seconds to wait for sessions to save their work.", min=0)
     ] = 60.0,
 ) -> None:
-    """Stop all sessions of this project on this machine. Each one finishes its step and writes a checkpoint.
+    """Stop all sessions of this project on this machine. Each session finishes its step and writes a checkpoint.
 
     Example: mbqueue stop
     """

@@ -43,7 +43,7 @@ def _scores(comparison: Comparison, sign: str, dash: str, mark: str, width: int)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     first = comparison.recorded[0]
     measure, unit = first.board_measure, first.target.unit
-    # This is the only column that may shrink, because the others do not wrap.
+    # Only this column may shrink, because the other columns do not wrap.
     table.add_column(", ".join(filter(None, [measure.label, unit])), overflow="fold")
     shown = range(N_FOLDS) if width >= _NEEDED_FOR_FOLDS else range(0)
     for fold in shown:

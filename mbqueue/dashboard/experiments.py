@@ -169,7 +169,7 @@ def _mark(plain: bool) -> str:
 
 
 def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
-    """Draw the table of folds. A narrow table leaves out the curves, then the bars, then the best epochs."""
+    """Draw the table of folds. A table that is too wide loses the curves first, then the bars, then the best epochs."""
     folds = entry["folds"]
     headers = [*(header for header, _ in _COLUMNS[:-1]), _score(entry)[1]]
     rows = [[(header, "dim") for header in headers], *(_cells(entry, fold, plain) for fold in folds)]
@@ -212,7 +212,7 @@ def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> li
 
 
 def _curve(val_mae: Sequence[float | None], length: int, plain: bool) -> str:
-    """Draw a fold's learning curve. Each fold has its own scale, so that a bad fold does not flatten the others."""
+    """Draw a fold's learning curve on a scale of its own, so that a bad fold does not flatten the other curves."""
     values = [math.nan if value is None else value for value in val_mae]
     drawn = [value for value in values if _is_drawable(value)]
     low = min(drawn, default=1.0)

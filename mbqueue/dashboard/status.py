@@ -1,8 +1,8 @@
 """Draw the output of `mbqueue status` from the queue's overview (see mbqueue.queue.overview).
 
 This module imports no heavy package, so that the command starts fast. The view fits 80 columns and grows with the
-terminal. It uses ASCII if the output cannot show block characters. It contains no control characters, so you can pipe
-it to other programs.
+terminal. The view uses ASCII if the output cannot show block characters. It contains no control characters, so you can
+pipe the view to other programs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Height = Callable[[Iterable[RenderableType]], int]
 
 
 class _Limits(NamedTuple):
-    """How many sessions, errors and lines per error the view shows at most."""
+    """The maximum numbers of sessions, errors and lines per error in the view."""
 
     sessions: int
     errors: int
@@ -59,7 +59,7 @@ def render(
         session_seconds: usual length of a session, to estimate how many sessions are left.
         width: width of the view in columns; by default that of the console.
         fits_height: limit the view to the console's height. Experiments shrink to one line each, done and cancelled
-            ones first. If this is not enough, some sessions and errors are left out.
+            ones first. If the view is still too high, some sessions and errors are left out.
         opened: show all trials of searches.
     """
     return _Dashboard(overview, now, session_seconds, width, fits_height, opened)
@@ -69,10 +69,10 @@ def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
     """Compute the device time that an experiment has used, and estimate how much it still needs.
 
     The estimate for preparing the data uses the current rate. The estimates for epochs and predictions use the mean
-    time of the finished ones.
+    time of finished epochs and predictions.
 
     Returns:
-        The seconds used and the seconds left. The latter is None while any part of the work has no estimate.
+        The seconds used and the seconds left; None as the seconds left while any part of the work has no estimate.
     """
     folds = experiment["folds"]
     used = float(experiment["seconds"])
@@ -106,7 +106,7 @@ class TimeLeft(NamedTuple):
         used: time of all work so far, including unfinished jobs.
         left: estimated time left, summed over all experiments and searches that have an estimate.
         unknown: number of experiments and searches whose time left is unknown.
-        sessions: number of sessions of the usual length that fit the time left.
+        sessions: how many sessions of the usual length the time left corresponds to.
     """
 
     used: float
@@ -170,7 +170,7 @@ class _Dashboard:
         yield Group(*above, *rest)
 
     def _shortened(self, room: int, height: Height, width: int, plain: bool) -> list[RenderableType]:
-        """Draw the experiments on at most ``room`` lines, if possible. As few as possible are reduced to one line."""
+        """Draw the experiments on at most ``room`` lines, if possible. Reduce as few as possible to one line."""
         shown = self.shown
         n_drawn = len(shown) if len(shown) <= room else max(1, room - 2)
         n_whole = min(n_drawn, _EXPERIMENTS_SHOWN)

@@ -23,7 +23,7 @@ def timeline(
 ) -> list[Span]:
     """Divide the time of sessions into spans, each with a kind.
 
-    If the work of a job was committed or properly released, the kind is that of the job: prepare, train, predict or
+    If the work of a job was committed or properly released, the span has the job's kind: prepare, train, predict or
     record. The other kinds are:
 
     * `load`: loading the data and the model.
@@ -33,13 +33,13 @@ def timeline(
     * `cut off`: an attempt of a session that died or lost its lease, if the lost part of the work is unknown.
     * `failed`: an attempt that ended with an error.
     * `idle`: all other time of a session, such as start-up, waiting, and jobs of other experiments.
-    * `publish`: publishing to a drive. It may overlap with spans of other kinds.
+    * `publish`: publishing to a drive, which may overlap with spans of other kinds.
 
     Args:
         sessions: the sessions to draw.
         events: events of one experiment or of all experiments, oldest first, and events of publishing.
         now: the current time, at which unfinished spans end, in seconds since the Unix epoch.
-        results: results of committed jobs by job id, of which `seconds` and `checkpoint_seconds` are used.
+        results: job id → result of the committed job; only the keys `seconds` and `checkpoint_seconds` are used.
 
     Returns:
         The spans, by session and start.
@@ -57,7 +57,6 @@ def timeline(
 def _jobs(
     rows: dict[str, SessionRow], events: Iterable[Event], now: float, results: Mapping[int, Mapping[str, Any]]
 ) -> Iterable[list[Span]]:
-    """Yield a list of spans for each job."""
     claimed: dict[int, Event] = {}
     loaded: dict[int, float] = {}
     spans: dict[int, list[Span]] = {}

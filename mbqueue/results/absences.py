@@ -1,4 +1,4 @@
-"""Report elements in a fold's test set that its training set lacks, since predictions are poor for them."""
+"""Report elements in a fold's test set that its training set lacks, since predictions for these elements are poor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def absences(
     Elements that no test crystal of the fold contains are left out.
 
     Args:
-        folds: ``folds`` of results.json, with the ``absent_elements`` of each fold's training set.
+        folds: the key ``folds`` of results.json, with the ``absent_elements`` of each fold's training set.
         predictions: fold → predictions of its test set.
     """
     missing: dict[tuple[str, ...], list[str]] = {}

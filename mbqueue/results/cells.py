@@ -2,8 +2,8 @@
 
 A spreadsheet may run a cell as a formula if it begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return
 (OWASP, CSV injection). So mbqueue puts an apostrophe before the text of such a cell, unless the cell is a number. If
-the text already has apostrophes before one of these characters, mbqueue adds one more. This lets mbqueue read its own
-CSV files back exactly.
+the text begins with apostrophes and then one of these characters, mbqueue also adds an apostrophe, so that it can read
+its own CSV files back exactly.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 For crystals that two experiments both predicted, d = |error of B| − |error of A|, which is negative if B is better. The
 interval is mean(d) ± t · s / √n, with Student's t at n − 1 degrees of freedom for the 95 % level. The interval accounts
-for the choice of test crystals. It does not account for the choice of the training seed, or for the training data that
-folds have in common. So the comparison also shows the difference on each fold.
+for the choice of test crystals, but not for the choice of the training seed or for the training data that folds have in
+common. So the comparison also shows the difference on each fold.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class PairedDifference:
     Attributes:
         mae_a, mae_b: each experiment's MAE on these crystals.
         mean, low, high: mean of |error b| − |error a|, and its 95 % interval; None for fewer than two crystals.
-        share_better: share of these crystals on which b's error is smaller.
-        per_fold: fold → mean difference, for folds with the same crystals in both.
+        share_better: fraction of these crystals on which b's error is smaller.
+        per_fold: fold → mean difference, for folds with the same crystals in both experiments.
         differences: float64 [n].
     """
 

@@ -42,12 +42,10 @@ class Recorded:
 
     @property
     def name(self) -> str:
-        """Name of the experiment."""
         return str(self.content["experiment"])
 
     @property
     def target(self) -> Target:
-        """The predicted target."""
         return target_of(self.content["spec"])
 
     @property
@@ -57,7 +55,6 @@ class Recorded:
 
     @property
     def measure(self) -> Measure:
-        """The main score."""
         return measures_of(self.target)[0]
 
     @property
@@ -118,7 +115,6 @@ def read_recorded(folder: Path, *, verify: bool = True) -> Recorded:
 
 
 def _content_of(path: Path) -> dict[str, Any]:
-    """Read results.json, and check that it is undamaged."""
     try:
         if path.stat().st_size > LARGEST_RESULTS:
             raise ResultsError(f"{path} is larger than any file that mbqueue writes. {RESTORE}")
@@ -162,7 +158,7 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
     The newest results are those enqueued on the latest day and, among these, those recorded last.
 
     Args:
-        results_dirs: folders to search. If several contain equally new results, the first of them wins.
+        results_dirs: folders to search. If several folders contain equally new results, the first of them wins.
 
     Raises:
         ResultsError: if there is no such results folder. The error lists the complete results that exist.

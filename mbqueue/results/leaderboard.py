@@ -59,7 +59,6 @@ def leaderboard(dataset: str) -> tuple[Published, ...]:
 
 
 def source() -> str:
-    """The source of the published scores."""
     return str(tomllib.loads(FILE.read_text(encoding="utf-8"))["source"])
 
 

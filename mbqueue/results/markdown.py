@@ -19,7 +19,7 @@ _CLASS_SCORES = (
     "compares the probability with the target. The rocauc of matbench 0.6 is the balanced accuracy here, because "
     "matbench turns probabilities into classes first."
 )
-#: The page lists at most this many dropped entries, and results.json lists all of them.
+#: How many dropped entries the page lists at most; results.json lists all dropped entries.
 _DROPPED_LISTED = 20
 
 
@@ -146,7 +146,6 @@ def _how(content: dict[str, Any], target: Target) -> list[str]:
 
 
 def _made(content: dict[str, Any]) -> list[str]:
-    """Describe how an experiment was made from others: a blend's members and weights, or models and strains."""
     members = members_of(content["spec"])
     if not is_blend(content["spec"]):
         strains = content["spec"]["train"]["test_strains"]
@@ -182,7 +181,6 @@ def _trained(spec: dict[str, Any], target: Target) -> list[str]:
 
 
 def _files(names: Sequence[str]) -> list[str]:
-    """Describe the result files, with one line per kind of file."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(name.split("_")[0].split(".")[0], []).append(f"`{name}`")

@@ -132,8 +132,7 @@ def _write(path: Path, benchmark: Any) -> None:
 def _quiet_matbench() -> Iterator[Any]:
     """Import matbench's MatbenchBenchmark class, and keep matbench's log off standard output in the ``with`` block.
 
-    On import, matbench attaches a log handler to ``sys.stdout``, and every call logs something. But standard output
-    must contain only data.
+    On import, matbench attaches a log handler to ``sys.stdout``, and every call logs something.
     """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # matbench 0.6 and matminer use calls that newer Pythons deprecate

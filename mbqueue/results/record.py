@@ -20,8 +20,8 @@ last. The file contains the size and SHA-256 of every other file, and its own ch
     notes            pretraining_overlap, choice (only if the settings were chosen on a fold)
     run              everything that may differ between equal runs: recorded_at, enqueued_on, versions, devices,
                      sessions ([{id, device, seconds}]), hours, fold_seconds, fingerprint_changes ([{fold, epoch,
-                     step, changes}]), files ({name: {size, sha256}}), checksum (SHA-256 of the rest of
-                     results.json, as canonical JSON; missing from files of earlier versions)
+                     step, changes}]), files ({name: {size, sha256}}), checksum (SHA-256 of results.json without
+                     this key, as canonical JSON; missing from files of earlier versions)
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def broken_folds(
 ) -> dict[int, str]:
     """Fold → the problem, for folds whose history, predictions or model are missing or damaged.
 
-    The worker only has to predict such a fold again, because the fold's checkpoints contain everything else.
+    The worker only has to predict a broken fold again, because the fold's checkpoints contain everything else.
 
     Args:
         spec: the experiment's spec, as plain JSON values.

@@ -6,13 +6,13 @@ For numbers, with targets t and predictions p (all except mape in their unit):
     rmse       sqrt(mean (p − t)²)
     median     median |p − t| (not among matbench's)
     max_error  max |p − t|
-    mape       mean |(t − p) / t| over |t| > 1e-5 (a share, not per cent)
+    mape       mean |(t − p) / t| over |t| > 1e-5 (a fraction, not per cent)
 
 For classes, with targets 0 or 1 and predicted probabilities p of class 1 (above 0.5 counts as class 1):
 
     rocauc             area under the curve of true against false positive rate, over all thresholds of p
-    accuracy           share of right classes
-    balanced_accuracy  mean of the shares of right classes among those of class 1 and those of class 0
+    accuracy           fraction of crystals whose class is predicted correctly
+    balanced_accuracy  mean of the accuracy on class 1 and the accuracy on class 0
     f1                 2 TP / (2 TP + FP + FN)
     log_loss           mean of −log of the probability given to the right class, which counts as at least 1e-12
     mae                mean |p − t|
@@ -124,7 +124,7 @@ def _of_classes(is_one: NDArray[np.bool_], probability: NDArray[np.float64]) -> 
 
 
 def roc_auc(is_one: NDArray[np.bool_], probability: NDArray[np.float64]) -> float:
-    """Area under the ROC curve: the share of pairs in which class 1 has the higher probability (Mann-Whitney).
+    """Area under the ROC curve: the fraction of pairs in which class 1 has the higher probability (Mann-Whitney).
 
     Args:
         is_one: whether each crystal is of class 1, [N]; both values must occur.

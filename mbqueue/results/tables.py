@@ -51,7 +51,7 @@ RESTORE = "Restore it from a copy, or enqueue the experiment under another name.
 
 
 def advised(error: ResultsError, advice: str) -> ResultsError:
-    """Copy an error, with different advice instead of `RESTORE`."""
+    """Copy an error, with ``advice`` in place of `RESTORE`."""
     return ResultsError(f"{str(error).removesuffix(RESTORE)}{advice}")
 
 

@@ -36,7 +36,8 @@ class Access:
     Attributes:
         token: the token that every request must contain; None on localhost, where requests need no token.
         is_embedded: whether a notebook shows the pages through its proxy. Because cookies are unreliable in notebooks,
-            each link then contains the token. Because the proxy may change the Host header, the origin is not compared.
+            each link then contains the token. A notebook's proxy may change the Host header, so the board does not
+            compare the origin.
         csrf: the secret that every action must contain; each run of the board has a new one.
     """
 
@@ -92,5 +93,5 @@ def _netloc(origin: str) -> str:
 
 
 def _equal(given: str, secret: str) -> bool:
-    """Compare a text with a secret in constant time, so that the time reveals nothing about the secret."""
+    """Compare in constant time, so that the time reveals nothing about the secret."""
     return hmac.compare_digest(given.encode(), secret.encode())

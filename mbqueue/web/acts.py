@@ -9,8 +9,8 @@ from mbqueue.api import Project
 from mbqueue.errors import UsageError
 from mbqueue.experiment_file import parse_overrides
 
-#: The longest time, in seconds, to wait for sessions to stop before answering. Some sessions may still be saving
-#: afterwards.
+#: The longest time, in seconds, to wait for sessions to stop before answering. After this time, some sessions may still
+#: be saving.
 _STOP_WAIT_SECONDS = 5.0
 
 

@@ -64,7 +64,7 @@ class Figures:
             return drawn[1]
 
     def _curves(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Draw the learning curves. They change with every epoch, but need only the histories, so drawing is fast."""
+        """Draw the learning curves, which change with every epoch but need only the histories."""
         from mbqueue.results.report import figures  # noqa: PLC0415 - plotly takes a second to import
         from mbqueue.results.tables import history_file, read_history  # noqa: PLC0415
 
@@ -76,7 +76,6 @@ class Figures:
         return {_CURVES: figures.learning_curves(histories, self._project.target(entry["name"]))}
 
     def _finished(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Draw the report's figures of finished folds."""
         if not any(fold["state"] == "done" for fold in entry["folds"]):
             return {}
         from mbqueue.results.report.page import draw  # noqa: PLC0415
@@ -91,7 +90,7 @@ class Figures:
         return {"timeline": timeline(spans)} if spans else {}
 
     def paired(self, names: list[str]) -> tuple[str, bytes]:
-        """Compare recorded experiments. The result is cached until one of their files changes.
+        """Compare recorded experiments. The result is cached until one of the experiments' files changes.
 
         Returns:
             The comparison's HTML, and its figure as JSON.

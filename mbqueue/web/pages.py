@@ -95,8 +95,8 @@ class _Guarded:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        # Browsers send a cookie to all ports of a host. The name contains the port, so that two boards do not share a
-        # cookie.
+        # Browsers send a cookie to all ports of a host. The cookie's name contains the port, so that two boards do not
+        # share a cookie.
         cookie_name = f"mbqueue_board_{(scope.get('server') or ('', 0))[1]}"
 
         async def send_with_headers(message: Message) -> None:
@@ -180,7 +180,7 @@ class _Board:
         if reading.status is not None:
             try:
                 facts |= self._filled(request, reading.status.overview, reading.status.session_seconds)
-            except (MbqueueError, OSError) as error:  # the browser continues to show the old part
+            except (MbqueueError, OSError) as error:  # the browser keeps the old part of the page
                 facts["trouble"] = reading.trouble or str(error) or type(error).__name__
         # The browser computes ages with its own clock, so the board sends nothing new when only ages change.
         tag = f'"{hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]}"'
@@ -248,7 +248,6 @@ class _Board:
         return self._templates.get_template("compare.html").render(**shared, names=names, body=body, trouble=trouble)
 
     def figures(self, request: Request) -> Response:
-        """Serve the figures of a page as JSON."""
         names = request.query_params.getlist("name")
         reading = self._reader.read()
         if request.query_params.get("paired"):
@@ -262,8 +261,8 @@ class _Board:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def file(self, request: Request) -> Response:
-        """Serve a result file. A request can only choose one of the existing files, because its name is not used as a
-        path."""
+        """Serve a result file. A request can only choose one of the existing files, because the requested name is not
+        used as a path."""
         wanted, name = request.query_params.get("file"), request.query_params.get("name", "")
         for path in self._files(name):
             if path.name == wanted:
@@ -352,7 +351,6 @@ def _number(value: float | None) -> str:
 
 
 def _part_done(job: Mapping[str, Any] | None) -> float:
-    """The finished fraction of a job, from 0 to 1; 0 if unknown."""
     progress = job and job["progress"]
     return min(1.0, progress["done"] / progress["total"]) if progress and progress.get("total") else 0.0
 
@@ -360,7 +358,7 @@ def _part_done(job: Mapping[str, Any] | None) -> float:
 def _spark(values: list[float | None]) -> str:
     """Convert a curve to the points of an SVG polyline, 100 wide and 24 high, with a logarithmic vertical axis.
 
-    Empty for fewer than two positive values.
+    The result is empty for fewer than two positive values.
     """
     known = [(position, math.log(value)) for position, value in enumerate(values) if value is not None and value > 0]
     if len(known) < 2:

@@ -37,7 +37,7 @@ def serve(
     """Serve the board until SIGINT or SIGTERM.
 
     Args:
-        host: the address to listen on. Unless it is localhost, the board makes a token and adds it to the URL.
+        host: the address to listen on. Unless ``host`` is localhost, the board makes a token and adds it to the URL.
         port: the port to listen on; 0 chooses a free port.
         read_only: serve the pages without buttons.
         on_address: called with the URL as soon as browsers can open it.

@@ -16,7 +16,7 @@ from mbqueue.results.tables import Predictions
 
 #: The error quantiles that the report shows, as fractions of the crystals.
 QUANTILES = (0.5, 0.9, 0.99)
-#: Smaller errors are drawn at this value, because float32 predictions are no more precise than that.
+#: Errors below this value are drawn at this value, because float32 predictions are no more precise.
 SMALLEST_ERROR = 1e-5
 _PARITY_BINS = 160
 _TARGET_BINS = 30
@@ -25,7 +25,7 @@ _ROC_POINTS = 400
 # The validation MAE has risen if it exceeds the best epoch's MAE times the first factor. A fold whose training MAE kept
 # falling overfits if the best epoch is old, or if the validation MAE exceeds the best one times the second factor.
 _RISE, _DOUBLED = 1.05, 2.0
-# The best epoch is old if at least this share of all epochs, and at least this many epochs, come after it.
+# The best epoch is old if at least this fraction of all epochs, and at least this many epochs, come after it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
 # The gap between training and validation is small up to the first ratio of validation MAE to training MAE. From the
 # second ratio on, the gap is large.
@@ -158,7 +158,7 @@ def roc(predictions: Predictions) -> Roc | None:
     if is_one.all() or not is_one.any():
         return None
     order = np.argsort(-predictions.y_pred, kind="stable")
-    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # the last of several equal predictions
+    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # of equal predictions, keep the last
     true, false = np.cumsum(is_one[order])[ends], np.cumsum(~is_one[order])[ends]
     kept = np.unique(np.linspace(0, len(ends) - 1, min(len(ends), _ROC_POINTS)).astype(int))
     rates = [np.concatenate([[0.0], counts[kept] / counts[-1]]) for counts in (false, true)]
@@ -167,7 +167,7 @@ def roc(predictions: Predictions) -> Roc | None:
 
 @dataclass(frozen=True)
 class Reliability:
-    """For each bin of predicted probabilities: the mean probability, the share of class 1, and the number of
+    """For each bin of predicted probabilities: the mean probability, the fraction of class 1, and the number of
     crystals."""
 
     predicted: NDArray[np.float64]
@@ -192,7 +192,7 @@ def confusion(predictions: Predictions) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class ErrorDistribution:
-    """A histogram of absolute errors in logarithmic bins, and the quantiles (share → error)."""
+    """A histogram of absolute errors in logarithmic bins, and the quantiles (fraction → error)."""
 
     edges: NDArray[np.float64]
     counts: NDArray[np.int64]
@@ -222,9 +222,9 @@ class Trend:
 
 
 def trend(values: NDArray[Any], abs_error: NDArray[np.float64], edges: NDArray[np.float64]) -> Trend:
-    """Compute errors in the bins between ``edges``, whose centres are the means of their values.
+    """Compute errors in the bins between ``edges``. The last bin includes its upper edge.
 
-    The last bin includes its upper edge.
+    The centre of a bin is the mean of the values in the bin.
     """
     which = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     rows = []
@@ -257,7 +257,6 @@ def by_target(predictions: Predictions) -> Trend:
 
 
 def by_element_count(predictions: Predictions) -> Trend:
-    """Compute errors against the number of elements in the crystal."""
     n_elements = np.array([len(elements_of(formula)) for formula in predictions.compositions])
     edges = np.arange(n_elements.min(), n_elements.max() + 2) - 0.5
     return trend(n_elements, predictions.abs_error, edges)

@@ -24,14 +24,12 @@ _NAME_COLUMNS = 28
 
 
 def write_comparison(comparison: Comparison, path: Path) -> Path:
-    """Write the comparison to ``path`` and return it."""
     body = ["<h1>Comparison</h1>", *sections(comparison, plot("paired", paired_differences(comparison)))]
     files.write_text(path, page("Comparison", body))
     return path
 
 
 def paired_differences(comparison: Comparison) -> go.Figure:
-    """Draw the figure of a comparison: every paired difference with its interval."""
     return paired(comparison.pairs, comparison.recorded[0].target)
 
 

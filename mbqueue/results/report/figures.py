@@ -25,7 +25,7 @@ from mbqueue.task import Target
 FOLD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 INK, _GRID, QUIET = "#222222", "#e3e3e3", "#9a9a9a"
 _SCALE = "Viridis"
-#: Up to this number of crystals, the parity plot draws each one as a point.
+#: Up to this number of crystals, the parity plot draws each crystal as a point.
 _MOST_POINTS = 3000
 _ROUND_NUMBERS = [m * 10**power for power in range(4) for m in (1, 2, 5)]
 #: On an axis with more decades than this, only powers of ten have labels, because further labels would overlap.
@@ -178,7 +178,6 @@ def _points(predictions: Predictions) -> go.Scatter:
 
 
 def _density(density: Density) -> go.Heatmap:
-    """Plot the number of crystals per bin, with logarithmic colours."""
     counts = density.counts.astype(float)
     with np.errstate(divide="ignore"):
         shade = np.where(counts > 0, np.log10(counts), np.nan)

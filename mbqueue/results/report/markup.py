@@ -42,7 +42,6 @@ addEventListener("load", () => document.querySelectorAll(".js-plotly-plot").forE
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """Build a complete HTML file."""
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
