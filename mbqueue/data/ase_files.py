@@ -29,10 +29,10 @@ _TEXT = re.compile(r"""(?P<bare>[^\s\\"'{}\[\]]*)|"(?P<double>(?:[^"\\]|\\")*)"|
 _PROPERTIES = "species:S:1:pos:R:3"
 #: Element symbols by atomic number. The numbers are strings, as in the file.
 _SYMBOLS_BY_Z = {str(number): symbol for number, symbol in enumerate(SYMBOLS, 1)}
-#: The columns that give an atom's element: from ase's name for the column to its name in files.
+#: The columns that give an atom's element: ase's name for each column, and the column's name in files.
 _SHOWN = {"symbols": "species", "numbers": "Z"}
 _DIMENSIONS = 3
-#: Keys of a comment line that describe the geometry and the columns. All other keys describe the crystal.
+#: Keys of a comment line that describe the cell and the columns. All other keys are the crystal's key-value pairs.
 _OF_LINES = ("Properties", "Lattice", "pbc")
 #: The line number and the line that mark the end of the file.
 _END = (0, "")
@@ -45,8 +45,8 @@ class _Row(NamedTuple):
         atoms: ase's ``Atoms``; None if there is a problem.
         cells: the crystal's key-value pairs, as ase reads them.
         key: the crystal's name in the file; None if it has no name.
-        comment: the text of the key-value pairs in an extended XYZ file; else empty.
-        problem: the reason why the atoms cannot be used; empty if they can.
+        comment: the text of the key-value pairs in an extended XYZ file; otherwise empty.
+        problem: the reason why the atoms are unusable; empty if they are usable.
     """
 
     atoms: Any
@@ -62,7 +62,7 @@ class _Frame(NamedTuple):
     Attributes:
         line: line number of the crystal's first line, from 1.
         lines: the line with the number of atoms, the comment line and the lines of the atoms.
-        vectors: the lines after the atoms that describe the cell.
+        vectors: the lines that describe the cell, which follow the atoms.
     """
 
     line: int
@@ -76,7 +76,7 @@ def read_extxyz(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
 
     def rows() -> Iterator[_Row]:
         for frame in _frames(path):
-            comment = "" if frame.vectors else frame.lines[1].strip()  # ase ignores pairs if there are VEC lines
+            comment = "" if frame.vectors else frame.lines[1].strip()  # with VEC lines, ase ignores the pairs
             pairs = key_val_str_to_dict(comment) if comment else {}
             try:
                 _check_atoms(frame, str(pairs.get("Properties", _PROPERTIES)))
@@ -94,11 +94,6 @@ def read_extxyz(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
 
 
 def _frames(path: Path) -> Iterator[_Frame]:
-    """Yield the lines of each crystal in an extended XYZ file.
-
-    Raises:
-        Unusable: if the file is cut short, has a wrong count of atoms, or has an empty line between crystals.
-    """
     try:
         with path.open(encoding="utf-8-sig") as stream:
             lines = enumerate(stream, 1)
@@ -126,14 +121,8 @@ def _frames(path: Path) -> Iterator[_Frame]:
 def _check_atoms(frame: _Frame, properties: str) -> None:
     """Check the elements and columns of a crystal's atoms, because ase accepts invalid ones.
 
-    ase reads CO as Co, ignores the species if there is a Z, and ignores surplus values.
-
-    Args:
-        frame: the crystal.
-        properties: the columns of each atom, in order, as ``name:type:width``.
-
-    Raises:
-        Unusable: if the columns are ambiguous, or an atom has too few values, too many values or no valid element.
+    ase reads CO as Co, ignores the species if there is a Z, and ignores surplus values. ``properties`` gives the
+    columns of each atom, in order, as ``name:type:width``.
     """
     from ase.io.extxyz import parse_properties  # noqa: PLC0415  as above
 
@@ -211,11 +200,7 @@ def _read(gatherer: Gatherer, columns: Columns, path: Path, rows: Iterator[_Row]
 
 
 def _written(comment: str) -> list[tuple[str, str | None]]:
-    """Split an extended XYZ comment line into keys and the texts of their values; None for a key without a value.
-
-    Raises:
-        Unusable: if a quotation mark or bracket in the line is not closed.
-    """
+    """Split an extended XYZ comment line into keys and the texts of their values; None for a key without a value."""
     unclosed = next((found["open"] for found in _OPEN.finditer(comment) if found["open"]), None)
     if unclosed is not None:
         raise Unusable(f"the comment line does not close {unclosed}; put the whole text in double quotes")
@@ -246,12 +231,9 @@ def _repeated(written: list[tuple[str, str | None]]) -> str:
 
 
 def _as_written(written: list[tuple[str, str | None]], columns: Columns, name: Any, target: Any) -> tuple[Any, Any]:
-    """Return id and target as they are written in the file, because ase converts them.
+    """Return id and target exactly as the file writes them, because ase converts them.
 
     ase reads ``007`` as 7, ``1e5`` as 100000.0 and ``1_0`` as 10.
-
-    Raises:
-        Unusable: if the text of the id is ambiguous.
     """
     texts = dict(written)
     if (of_target := texts.get(columns.target or "")) is not None and not isinstance(target, bool):
@@ -269,13 +251,12 @@ def _as_written(written: list[tuple[str, str | None]], columns: Columns, name: A
 
 
 def _cells(atoms: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-    """The key-value pairs of a crystal, and the results of its calculator."""
     results = atoms.calc.results if atoms.calc is not None else {}
     return {key: _plain(value) for key, value in {**results, **named}.items()}
 
 
 def _plain(value: Any) -> Any:
-    """Convert a NumPy scalar to a Python value; return other values unchanged."""
+    """Convert a NumPy scalar to a Python value."""
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
 
 

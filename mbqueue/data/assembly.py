@@ -14,7 +14,7 @@ from mbqueue.data.conversion import AS_I, AS_J
 from mbqueue.data.machine_code import compiled
 
 #: Coefficients of asin(x) = x + x · p(x²) / q(x²) for |x| ≤ 1/2, from fdlibm's e_acos.c (Sun Microsystems 1993). As in
-#: fdlibm, acos of a larger |x| is computed from asin. The error is below one unit in the last place of a float64.
+#: fdlibm, the acos of a larger |x| comes from asin. The error is below one unit in the last place of a float64.
 _P = (
     1.66666666666666657415e-01,
     -3.25565818622400915405e-01,
@@ -28,10 +28,7 @@ _Q = (-2.40339491173441421878e00, 2.02094576023350569471e00, -6.8828397160545329
 
 @compiled
 def _numbers(part: Any, width: int, numbers: Any) -> Any:
-    """Decode ``part``, uint8 [n · width], into ``numbers``, uint32 [n]; return the largest number.
-
-    If ``width`` is 1 or n is 0, the function returns 0.
-    """
+    """Decode ``part``, uint8 [n · width], into ``numbers``, uint32 [n]; return the largest (0 if ``width`` is 1)."""
     largest = np.uint32(0)
     if width == 2:
         for position in range(np.uint64(len(numbers))):
@@ -168,8 +165,8 @@ def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) 
 
     Returns:
         Z of each atom, int64 [A]; its crystal, int64 [A]; its Cartesian coordinates, Å, float64 [A, 3]. Unlike those of
-        ``graphs.cartesian``, the coordinates may differ from pymatgen's in the last bit. This changes no bond, because
-        the bonds are already in the records.
+        ``graphs.cartesian``, the coordinates may differ from pymatgen's in the last bit. The difference changes no
+        bond, because the bonds are already in the records.
     """
     total = 0
     for count in n_atoms:
@@ -191,7 +188,7 @@ def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) 
 def arc_cosines(cosines: Any, angles: Any) -> None:
     """Write the arc cosines of ``cosines``, float64 within ±1, to ``angles``, float32, radian.
 
-    Unlike a loop that calls libm's acos, this loop can be vectorised.
+    The compiler can vectorise this loop, but not a loop that calls libm's acos.
     """
     p0, p1, p2, p3, p4, p5 = _P
     q1, q2, q3, q4 = _Q

@@ -13,7 +13,7 @@ from torch import Tensor
 from mbqueue.data.elements import MAX_ATOMIC_NUMBER
 from mbqueue.data.orders import first_places, offsets_of, sorted_by
 
-#: The alignment, in bytes, of the tensors in one buffer. It is sufficient for any kernel.
+#: The alignment, in bytes, of the tensors in one buffer. An alignment of 64 bytes is sufficient for any kernel.
 _ALIGNMENT = 64
 
 
@@ -66,7 +66,6 @@ class Batch:
     angle: Tensor
 
     def __len__(self) -> int:
-        """Number of crystals."""
         return len(self.rows)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:

@@ -24,7 +24,6 @@ class StoredCache:
     """One cache, which is a folder in the project's cache folder.
 
     Attributes:
-        folder: the path of the cache.
         kind: "graphs" (crystals and their graphs) or "frozen" (a frozen backbone's outputs for them).
         dataset: first 16 characters of the crystals' hash or, for some frozen backbones, of the structures' hash.
         structures: for graphs, first 16 characters of the hash of the crystals' structures; else empty.
@@ -56,7 +55,7 @@ class StoredCache:
 
     @property
     def how_far(self) -> str:
-        """A text that says how many shards of an unfinished cache exist."""
+        """How many shards of an unfinished cache exist, as text for the user."""
         return f"unfinished, {self.n_shards} of {self.n_shards_needed} shards; run mbqueue prepare to continue"
 
 
@@ -74,7 +73,7 @@ class Verdict:
 
 
 def stored_caches(cache_dir: Path) -> list[StoredCache]:
-    """Every cache in ``cache_dir``, newest first, without files and folders that mbqueue did not make."""
+    """Every cache in ``cache_dir``, newest first; files and folders that mbqueue did not make are ignored."""
     found = []
     for folder in sorted(cache_dir.iterdir()) if cache_dir.is_dir() else []:
         name = _NAME.fullmatch(folder.name)
@@ -143,14 +142,14 @@ def prune_caches(
     keep_sources: Collection[str] = (),
     note: Callable[[str], None] = lambda _text: None,
 ) -> list[StoredCache]:
-    """Remove outdated caches and those that the arguments do not keep; return the removed caches.
+    """Remove all caches that are outdated or not listed in the arguments; return the removed caches.
 
     A cache that is being built is never removed. A process that is reading a removed cache can continue.
 
     Args:
         keep: hashes of datasets to keep.
-        keep_sources: names or paths of more datasets to keep. Their hashes are unknown, because a session may still be
-            preparing them.
+        keep_sources: names or paths of datasets to keep, for datasets that a session may still be preparing, so that
+            their hashes are unknown.
         note: called with a sentence for each cache that is kept because it is being built.
     """
     stored = stored_caches(cache_dir)

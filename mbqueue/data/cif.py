@@ -1,7 +1,7 @@
 """Read crystals from CIF files with pymatgen, and check the result against the file.
 
-Where a file is unclear, pymatgen guesses. If the file has no symmetry operations, pymatgen takes the asymmetric unit
-for the whole cell. It takes the first letters of an atom's label for the element, and an occupancy of ``.`` for 0.
+If a file is ambiguous, pymatgen guesses. If the file has no symmetry operations, pymatgen treats the asymmetric unit as
+the whole cell. Pymatgen reads the first letters of an atom's label as the element, and an occupancy of ``.`` as 0.
 Therefore, this module treats pymatgen's warnings as errors (``parser_warnings``), rejects ambiguous files, and compares
 the composition with the file's formula.
 """
@@ -64,7 +64,6 @@ def read_cif(text: str, name: str) -> dict[str, Any]:
     """Read one crystal, and return it in the format of pymatgen's ``Structure.as_dict()``.
 
     Args:
-        text: the CIF.
         name: the entry's id, which selects a data block if several list atoms.
 
     Raises:
@@ -118,7 +117,6 @@ def _sites(block: CifBlock) -> Sites:
 
 
 def _check_multiplicities(block: CifBlock, n_atoms: int) -> None:
-    """Check that the sites' multiplicities add up to the number of atoms, if the file states each as a number."""
     multiplicities = block.columns.get("_atom_site_symmetry_multiplicity", [])
     if multiplicities and all(value.isdecimal() for value in multiplicities):
         expected = sum(map(int, multiplicities))
@@ -285,7 +283,7 @@ def _is_of_whole_cell(formula: Mapping[str, float], unit: Mapping[str, float] | 
 
 
 def _check_volume(block: CifBlock, structure: Any, *, is_confirmed: bool) -> bool:
-    """Compare volume and density with the file's; return whether the number of atoms is now confirmed."""
+    """Compare the cell's volume and density with those in the file; return whether the number of atoms is confirmed."""
     volume = float(structure.volume)
     told = block.value("_cell_volume")
     if told is not None:

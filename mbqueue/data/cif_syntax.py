@@ -171,7 +171,6 @@ class _Tokens:
         return token
 
     def next_tag(self) -> str | None:
-        """Take the next token if it is a tag; otherwise return None."""
         ahead = self._peek()
         return None if ahead is None or ahead[1] or not ahead[0].startswith("_") else self._take()
 
@@ -184,7 +183,6 @@ class _Tokens:
             yield self._take()
 
     def value(self, tag: str) -> str:
-        """Take the value that follows ``tag``."""
         found = next(self.values(), None)
         if found is None:
             raise Unusable(f"{tag} has no value")
@@ -194,8 +192,7 @@ class _Tokens:
 def _tokens_of(text: str) -> Iterator[re.Match[str]]:
     """The tokens of a CIF without its comments.
 
-    Raises:
-        Unusable: if two tokens are separated only by a blank that is not ASCII, because pymatgen removes such blanks.
+    Only ASCII whitespace may separate two tokens, because pymatgen removes all other blanks.
     """
     before: re.Match[str] | None = None
     for match in _TOKEN.finditer(text):

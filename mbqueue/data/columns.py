@@ -17,14 +17,14 @@ from mbqueue.task import ENERGY_COLUMNS, options_for
 ID_NAMES = ("id", "material_id", "mbid", "jid")
 STRUCTURE_NAMES = ("structure", "cif")
 
-#: The words that stand for a missing value: those of pandas, in lower case.
+#: The words by which pandas recognises a missing value, in lower case.
 _MISSING = frozenset(("", "nan", "-nan", "na", "n/a", "#n/a", "#na", "#n/a n/a", "<na>", "null", "none")) | frozenset(
     ("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan")
 )
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell means that the value is missing: null, NaN, an empty cell, ``N/A`` and the like."""
+    """Whether a cell marks a missing value: null, NaN, an empty cell, ``N/A`` and the like."""
     if isinstance(value, str):
         return value.strip().casefold() in _MISSING
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -36,7 +36,10 @@ def is_no_id(value: Any) -> bool:
 
 
 def inexact_id(value: Any) -> str:
-    """The reason why a cell cannot be an id; empty if it can. Only strings and whole numbers keep their exact text."""
+    """The reason why a cell cannot be an id; empty if it can.
+
+    Parsers preserve the exact text only of strings and whole numbers.
+    """
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return ""
     return f"the id was read as {type(value).__name__}, so its text may differ from the file's; write ids as text"
@@ -63,7 +66,7 @@ class Columns:
     def __init__(
         self, wanted: ColumnNames, *, targets_required: bool, target_names: Sequence[str] = ENERGY_COLUMNS
     ) -> None:
-        """Start with no columns chosen. ``target_names`` are candidates for the target, in order of preference."""
+        """Start with no columns chosen. ``target_names``: names to try for the target, in order of preference."""
         self.id: str | None = None
         self.structure: str | None = None
         self.target: str | None = None

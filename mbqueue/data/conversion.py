@@ -130,7 +130,7 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
             short[n_short], roles[n_short] = here, role
             n_short += int(role != 0)
         bond += per_atom[center]
-        # Drop the bonds that have no partner at this centre.
+        # Drop the bonds that form no angle at this centre.
         end, n_short = n_short, begin
         for position in range(begin, end):
             is_i, is_j = roles[position] & AS_I, roles[position] >> 1
@@ -150,8 +150,8 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
 def graph_of(cart: Any, lattice: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
     """Compute the graph of one crystal.
 
-    At the cut-off, rounding can remove just one direction of a bond. The graph then contains neither direction. (CHGNet
-    would raise an error. Its radial basis is zero at that length.)
+    If a bond is as long as the cut-off, rounding can drop one of its two directions. This function then drops the other
+    direction too. CHGNet's converter would raise an error, although its radial basis is zero at that length.
 
     Returns:
         bonds per atom, int64 [n]; the copy of an atom that is the neighbour in each directed bond, int32 [D]; atom and
@@ -182,7 +182,6 @@ def _put(records: Any, at: int, value: int, width: int) -> int:
 
 @compiled
 def _is_wide(slots: Any, copies: Any, first: Any) -> bool:
-    """Whether a record needs numbers of 4 bytes: it has more than 65,535 directed bonds or an image beyond ±127."""
     far = 0
     for bond in first:
         for axis in range(1, 4):
@@ -192,7 +191,7 @@ def _is_wide(slots: Any, copies: Any, first: Any) -> bool:
 
 @compiled
 def _with_room(records: Any, at: int, needed: int) -> Any:
-    """Return ``records`` if it has room for ``needed`` bytes; else a larger buffer with its first ``at`` bytes."""
+    """Return a buffer with room for ``needed`` bytes: ``records``, or a larger copy of its first ``at`` bytes."""
     if needed <= len(records):
         return records
     larger = np.empty(2 * needed, np.uint8)
@@ -220,8 +219,9 @@ def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, b
     undirected bond [U], the directed bonds that take part in angles [s], the image of each undirected bond's neighbour
     in the first direction [U, 3], and the roles in angles [s]. Each image number and role takes 1 byte, and each other
     number takes 2 bytes. A record is wide if it has more than 65,535 directed bonds or an image beyond ±127. In a wide
-    record, every number except the roles takes 4 bytes. The rest can be derived: undirected bonds are numbered in the
-    order of their first directed bonds, and the neighbour in one direction is the centre in the other.
+    record, every number except the roles takes 4 bytes. The record omits what follows from these numbers: undirected
+    bonds are numbered in the order of their first directed bonds, and the neighbour in one direction is the centre in
+    the other.
 
     Args:
         atom_offsets: index of each crystal's first atom in ``cart``, int64 [N + 1], starting with 0.

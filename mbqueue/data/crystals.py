@@ -46,7 +46,6 @@ class Crystals:
     lattices: NDArray[np.float64]
 
     def __len__(self) -> int:
-        """Number of crystals."""
         return len(self.ids)
 
     @property
@@ -56,7 +55,7 @@ class Crystals:
 
     @cached_property
     def hash(self) -> str:
-        """Hex SHA-256 over all attributes in the order of the crystals, including ids and targets."""
+        """Hex SHA-256 of all attributes, including ids and targets; it depends on the order of the crystals."""
         digest = hashlib.sha256(f"{FORMAT}\n{len(self)}\n".encode())
         digest.update(json.dumps(self.ids, ensure_ascii=False, separators=(",", ":")).encode())
         for array in (self.targets, self.atom_offsets, self.atomic_numbers, self.frac_coords, self.lattices):
@@ -65,7 +64,7 @@ class Crystals:
 
     @cached_property
     def structures_hash(self) -> str:
-        """Hex SHA-256 over cells and atoms only, so that it does not depend on ids and targets."""
+        """Hex SHA-256 of cells and atoms, which does not depend on ids and targets."""
         digest = hashlib.sha256(f"{FORMAT} structures\n{len(self)}\n".encode())
         for array in (self.atom_offsets, self.atomic_numbers, self.frac_coords, self.lattices):
             digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)

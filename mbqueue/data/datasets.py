@@ -155,7 +155,6 @@ def load(
 
 
 def _read_official(gatherer: Gatherer, columns: Columns, task: Task, progress: Progress | None) -> Path:
-    """Read the complete dataset of a task; return the path of its file."""
     from mbqueue.data import formats, official  # noqa: PLC0415  as in `load`
 
     file = official.official_file(task.dataset)
@@ -168,7 +167,6 @@ def _read_official(gatherer: Gatherer, columns: Columns, task: Task, progress: P
 
 
 def _read(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Read the user's file or folder."""
     from mbqueue.data import folders, formats  # noqa: PLC0415  as in `load`
 
     reader = folders.read_folder if path.is_dir() else formats.reader_of(path)

@@ -20,8 +20,8 @@ from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from mbqueue.data.geometry import count_neighbors, examine
 from mbqueue.task import FORMATION_ENERGY, Target
 
-#: Atoms closer together than this, in Å, count as overlapping. They are often copies of one atom, because a CIF rounds
-#: 1/3 to 0.333. The shortest real distance is 0.74 Å, in H₂.
+#: Atoms closer together than this, in Å, count as overlapping. Overlapping atoms are often copies of one atom, because
+#: a CIF rounds 1/3 to 0.333. The shortest real distance is 0.74 Å, in H₂.
 OVERLAP = 0.3
 #: The largest absolute value accepted for a target. The limit is far above any formation energy in eV/atom and any
 #: property in a sensible unit. The square of the limit is far below the largest float32.
@@ -72,7 +72,6 @@ class Gatherer:
     """
 
     def __init__(self, *, targets_required: bool = True, target: Target = FORMATION_ENERGY.target) -> None:
-        """Start without entries."""
         self._kind = target.kind
         self.offenders: list[tuple[str, str]] = []
         self.targets_required = targets_required
@@ -85,7 +84,6 @@ class Gatherer:
         self._lattices = array("d")
 
     def __len__(self) -> int:
-        """Number of usable entries so far."""
         return len(self._ids)
 
     def refuse(self, name: str, reason: str) -> None:
@@ -150,7 +148,6 @@ class Gatherer:
 
 
 def _class_of(target: Any) -> float:
-    """The class, 1 or 0, that a number or a word stands for."""
     try:
         value = _CLASSES[target] if isinstance(target, bool) or target in _CLASSES else float(target)
     except (TypeError, ValueError):
@@ -164,19 +161,17 @@ def _class_of(target: Any) -> float:
 
 
 def _shown(name: str) -> str:
-    """An id with unprintable characters escaped."""
     return "".join(one if _is_fit(one) else one.encode("unicode_escape").decode() for one in name)
 
 
 def _is_fit(character: str) -> bool:
-    """Whether a character may be in an id. It must be visible, or a blank that CSV and UTF-8 files preserve."""
+    """Whether a character may be in an id: it is visible, or a blank that CSV and UTF-8 files preserve."""
     return " " <= character <= "~" or not (
         unicodedata.category(character) in _UNFIT_CATEGORIES or character in _INVISIBLE
     )
 
 
 def _likeness(name: str, other: str) -> str:
-    """The reason why two similar ids cannot both be in a dataset."""
     if name == other:
         return "the id occurs twice"
     if name.split() == other.split():

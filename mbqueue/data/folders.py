@@ -48,7 +48,6 @@ def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
 
 
 def _structure_of(folder: Path, name: str, why: str, names_of: dict[str, str]) -> Any:
-    """Read the structure of one row of the list; ``names_of`` records the id of each file."""
     if why:
         raise Unusable(why)
     file = _file_of(folder, name)

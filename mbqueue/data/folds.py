@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from mbqueue.errors import DataError
 from mbqueue.task import N_FOLDS
 
-#: Crystals are sorted by size within windows of this many batches. The number is small so that each batch stays a
-#: random sample of crystals of similar size.
+#: Crystals are sorted by size within windows of this many batches. With small windows, each batch stays a random
+#: sample of crystals of similar size.
 _WINDOW = 16
 
 #: The seed of matbench's folds (matbench.constants), which are scikit-learn's ``KFold(5, shuffle=True)``.
@@ -95,7 +95,7 @@ def validation_split(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split a fold's training set into rows for training and rows for validation, both ascending.
 
-    The validation set, a ``share`` of the rows, is for selecting the best epoch. Each set has at least one row. With
+    ``share`` is the fraction of the rows that become the validation set. Each set has at least one row. With
     ``classes``, which has a value for each row of the dataset, each class is split separately.
 
     Raises:
@@ -131,8 +131,9 @@ def epoch_batches(
     """The batches of epoch ``epoch`` of ``fold``; each of ``rows`` is in exactly one batch.
 
     By default, ``epoch_order`` is cut into batches; the last batch may be smaller than ``batch_size``. With ``sizes``,
-    which has a value for each row of the dataset, each batch has crystals of similar size: windows of 16 batches are
-    sorted by size, and then the batches are shuffled. The smaller batch is not sorted, and can be at any position.
+    which has a value for each row of the dataset, each batch has crystals of similar size. To group crystals by size,
+    the function sorts windows of 16 batches by size, and then shuffles the batches. A batch that is smaller than
+    ``batch_size`` is not sorted, and can then be at any position.
     """
     order = epoch_order(rows, seed, fold, epoch)
     whole = len(order) - len(order) % batch_size

@@ -36,7 +36,7 @@ def reader_of(path: Path) -> Reader | None:
 
 
 def read_json(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Read a JSON table; without an id column, rows are named by the table's index or else by position."""
+    """Read a JSON table; without an id column, a row's name is its index in the table or, without one, its position."""
     for number, entry in enumerate(JsonTable(path, columns, progress).entries()):
         columns.fix_id()
         name, source = (entry.key, columns.row_names) if columns.id is None else (entry.id, f"column {columns.id}")
@@ -139,7 +139,7 @@ def uneven(found: int, expected: int, *, headless: bool = False) -> str:
 
 
 def add(gatherer: Gatherer, given: Any, structure: Any, target: Any) -> None:
-    """Add an entry under the given id; its structure may be text."""
+    """Add an entry with the given id; ``structure`` may be text."""
     name = str(given)
     if why := inexact_id(given):
         gatherer.refuse(name, why)
@@ -188,17 +188,12 @@ def _plain(text: str) -> str:
 
 
 def _looks_like_poscar(text: str) -> bool:
-    """Whether the second line is a number, like the scale in a POSCAR, and no line starts a CIF data block."""
+    """Whether a text is probably a POSCAR: its second line is a number (the scale), and it is not a CIF."""
     lines = text.split("\n", 2)
     return len(lines) > 2 and "data_" not in text.lower() and lines[1].strip()[:1] in tuple("+-.0123456789")
 
 
 def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[list[str]]:
-    """Yield the rows of a CSV file, except empty rows.
-
-    Raises:
-        DataError: if the file is not CSV in UTF-8.
-    """
     with _long_fields():
         try:
             yield from (row for row in csv.reader(lines, strict=True) if row)

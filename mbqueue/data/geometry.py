@@ -28,7 +28,7 @@ def _spacings(lattice: Any, spacings: Any) -> float:
 
 @compiled
 def examine(frac: Any, lattice: Any, overlap: float) -> Any:
-    """Compute quick measures of whether a cell is usable.
+    """Compute quantities that show quickly whether a cell is usable.
 
     A bond search uses the coordinates as given. The cost of the search therefore grows with the box around all atoms,
     which is far larger than the cell if coordinates are not wrapped.
@@ -84,7 +84,7 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
 
 @compiled
 def count_neighbors(frac: Any, lattice: Any, overlap: float, limit: float) -> Any:
-    """Count a cell's bonds and angles over all images of all pairs of atoms; stop once a number exceeds ``limit``.
+    """Count a cell's bonds and angles over all images of all pairs of atoms; stop once either exceeds ``limit``.
 
     Args:
         frac: fractional coordinates, float64 [n, 3].

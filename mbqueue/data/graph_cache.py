@@ -1,12 +1,12 @@
 """Build packed graphs on disk, in parallel and shard by shard, and memory-map them.
 
-The files ``shard-00000.bin`` and so on are array files, each with the graphs of some consecutive crystals. A shard
-records the hash of its structures, its cut-offs and its converter version, so that mbqueue detects outdated shards. A
-shard gets its final name only when complete. So a builder may die at any time, and the next one builds the missing
-shards. Builders share the work through one lock per shard, in ``locks/``.
+Each shard (``shard-00000.bin`` and so on) is an array file with the graphs of consecutive crystals. A shard records the
+hash of its structures, its cut-offs and its converter version, so that mbqueue detects outdated shards. A shard gets
+its final name only once it is complete. So a builder may die at any time, and the next builder makes the missing
+shards. Builders divide the work through one lock per shard, in ``locks/``.
 
-Opening a cache checks every shard's length, key and index. When a process first reads a record, the record's CRC-32 is
-checked. Only shards that fail a check are rebuilt.
+Opening a cache checks every shard's length, key and index. A process checks a record's CRC-32 when it first reads the
+record. Only shards that fail a check are rebuilt.
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ class _Shard:
 
     @property
     def stops(self) -> NDArray[np.int64]:
-        """The end of each record."""
         return np.append(self.index[1:, 0], len(self.records))
 
 
@@ -86,8 +85,6 @@ class GraphCache:
     """The graphs of one set of crystals, open for reading.
 
     Attributes:
-        crystals: the crystals of the graphs.
-        folder: the folder of the shards.
         index: int64 [N, 6], as in ``PackedGraphs``, with starts relative to a shard.
         cutoffs: atom cut-off used for each crystal, Å, float64 [N].
         atom_cutoff, bond_cutoff: the requested cut-offs, Å.
@@ -116,7 +113,7 @@ class GraphCache:
 
         Raises:
             CacheError: if a shard is missing or truncated, has a damaged index, or was made for different crystals or
-                cut-offs or by a different version of the converter. ``build`` replaces such shards.
+                cut-offs or by a different version of the converter. ``build`` replaces such a shard.
         """
         cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
         cache._take([cache._read(number) for number in range(len(cache._borders) - 1)])
@@ -137,7 +134,6 @@ class GraphCache:
         """Build all missing or unusable shards on all cores, then open the cache.
 
         Args:
-            crystals: the crystals to convert.
             folder: created if it does not exist.
             atom_cutoff: longest bond, Å.
             bond_cutoff: longest bond that takes part in angles, Å.
@@ -181,7 +177,6 @@ class GraphCache:
         return cache
 
     def __len__(self) -> int:
-        """Number of crystals."""
         return len(self.crystals)
 
     def bond_counts(self) -> NDArray[np.int64]:
@@ -198,7 +193,7 @@ class GraphCache:
         return self.crystals.n_atoms
 
     def widened(self) -> NDArray[np.int64]:
-        """Rows whose cut-off was raised to avoid isolated atoms, ascending."""
+        """Rows of the crystals whose cut-off was raised so that no atom is isolated, ascending."""
         return np.flatnonzero(self.cutoffs > self.atom_cutoff)
 
     def records(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -289,11 +284,6 @@ class GraphCache:
         )
 
     def _read_or_make(self, number: int, *, wait: bool) -> _Shard:
-        """Read a shard; if it is missing or unusable, build it first.
-
-        Raises:
-            Timeout: if another process is building this shard and ``wait`` is false.
-        """
         try:
             return self._read(number)
         except CacheError:
@@ -330,8 +320,8 @@ class GraphCache:
     def _link_twin(self, number: int) -> bool:
         """Link a complete shard of the same structures from another dataset's cache; False if there is none.
 
-        Datasets from different target columns of one table have the same graphs. Both folders then link to the same
-        file, which needs disk space only once and exists until both folders are removed.
+        Datasets made from different target columns of one table have the same graphs. Both folders then link to the
+        same file, which needs disk space only once and exists until both folders are removed.
         """
         path = self._path(number)
         for twin in sorted(self.folder.parent.glob(f"*-{CONVERTER_VERSION}/{path.name}")):

@@ -63,7 +63,7 @@ def cartesian(
     """Cartesian coordinates, Å, float64 [A, 3], bit-for-bit identical to pymatgen's ``site.coords`` on this machine.
 
     pymatgen computes ``np.dot(frac, matrix)`` for each site. Multiplying a stack of 1×3 matrices by a stack of 3×3
-    matrices calls the same BLAS routine, so the results are rounded in the same way.
+    matrices calls the same BLAS routine as ``np.dot``, so both round in the same way.
     """
     product: NDArray[np.float64] = np.matmul(frac_coords[:, None, :], np.repeat(lattices, n_atoms, axis=0))
     return product[:, 0, :]

@@ -1,8 +1,8 @@
 """Read a JSON document from start to end in bounded memory.
 
 The caller requests members, items and values in the order of the document. A compiled scanner finds the end of a value,
-and orjson parses the value. The text between values is checked, so that a document that is not JSON is rejected. In
-skipped values, only brackets and strings are checked.
+and orjson parses the value. The parser also checks the text between values, and so rejects a document that is not
+JSON. In skipped values, the parser checks only brackets and strings.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _end_of_value(text: Any, position: Any, state: Any) -> Any:
     """Find the end of the object, list or string at ``position``. Return -1 if the value ends beyond ``text``, -2 if
     its brackets do not match or are nested too deeply.
 
-    ``state`` is needed if a value continues in the next piece of the document. It contains the nesting depth, a flag
-    for being inside a string, a flag for following a backslash, and the open brackets.
+    ``state`` carries the scan from one piece of the document to the next: the nesting depth, whether the scan is inside
+    a string, whether it follows a backslash, and the open brackets.
     """
     depth, in_string, escaped = state[0], state[1], state[2]
     deepest = len(state) - 3
@@ -86,7 +86,6 @@ class JsonStream:
     """
 
     def __init__(self, stream: Source) -> None:
-        """Store ``stream`` without reading from it."""
         self._stream = stream
         self._text = b""
         self._bytes = np.empty(0, np.uint8)

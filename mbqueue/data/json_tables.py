@@ -39,7 +39,6 @@ class JsonTable:
     """A table in a JSON file."""
 
     def __init__(self, path: Path, columns: Columns, progress: Progress | None = None) -> None:
-        """Store the arguments; only `entries` opens the file."""
         self._path = path
         self._columns = columns
         self._open: Callable[[], AbstractContextManager[JsonStream]] = lambda: _opened(path, progress)
@@ -169,7 +168,7 @@ class JsonTable:
             )
 
     def _column_wise(self, names: list[str]) -> Iterator[Entry]:
-        """Yield the rows of an object of columns. A column is a list, or an object that maps the index to cells."""
+        """Yield the rows of a table that stores one column per key, as a list or as an object from index to cell."""
         self._columns.choose(names, str(self._path))
         ids, targets = (self._column(name) for name in (self._columns.id, self._columns.target))
         assert self._columns.structure is not None, "`choose` ensures it"
@@ -270,7 +269,7 @@ def _text_of(text: str) -> Callable[[], AbstractContextManager[JsonStream]]:
 def _index_of(schema: Any) -> list[str]:
     """The index columns of a table that pandas wrote with ``orient="table"``; empty if there are none.
 
-    pandas names the index as the primary key, unless it contains a value twice.
+    pandas names the index as the primary key, unless the index contains a value twice.
     """
     if not isinstance(schema, dict):
         return []
@@ -286,7 +285,6 @@ def _index_of(schema: Any) -> list[str]:
 
 
 def _is_row(value: Any) -> bool:
-    """Whether a value is a structure, or an object with a structure."""
     return isinstance(value, dict) and (_is_structure(value) or not set(STRUCTURE_NAMES).isdisjoint(value))
 
 

@@ -20,14 +20,14 @@ _OFFSET, _PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 
 
 class RepeatedKey(ValueError):
-    """An object has one key twice.
+    """A JSON object contains the same key twice.
 
     Attributes:
         key: the repeated key.
     """
 
     def __init__(self, key: str, where: str = "") -> None:
-        """Make the message; ``where`` is the start of the text that contains the object, or empty."""
+        """``where``: the start of the text that contains the object, for the message; empty if unknown."""
         self.key = key
         there = f"in the value that starts with {where}" if where else "in one object"
         super().__init__(f"the key {key[:_SHOWN]!r} appears twice {there}; remove one of the two")
@@ -37,7 +37,7 @@ def parse_json(text: bytes | memoryview) -> Any:
     """Parse a JSON value, including NaN and Infinity, which Python writes although JSON does not have them.
 
     Raises:
-        RepeatedKey: if an object in the value has one key twice.
+        RepeatedKey: if an object in the value contains the same key twice.
         ValueError: if the text is not JSON.
     """
     try:
@@ -57,7 +57,6 @@ def _parse_slowly(text: bytes | memoryview) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary from an object's members; raise ``RepeatedKey`` if two members have the same key."""
     members = dict(pairs)
     if len(members) < len(pairs):
         keys = sorted(key for key, _ in pairs)
@@ -87,7 +86,10 @@ def _count_keys(text: Any) -> Any:
 
 @compiled
 def _may_repeat_a_key(text: Any) -> Any:
-    """Whether two keys of one object in ``text`` (valid JSON) have the same hash, or a key contains an escape."""
+    """Whether an object in ``text`` (valid JSON) may repeat a key.
+
+    An object may repeat a key if two of its keys have the same hash, or if a key contains an escape.
+    """
     n_keys, size = _count_keys(text), 2
     while size < 2 * n_keys:
         size *= 2

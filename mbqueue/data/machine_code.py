@@ -23,9 +23,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def compiled(function: Function, **options: Any) -> Function:
     """Compile ``function`` on its first call, cache the code on disk, and run it without the GIL.
 
-    Numba stores the code next to the source or, if that folder is read-only, in the user's cache folder, and recompiles
-    when the source file has changed. Numba does not notice changes in other files; see ``compiled_with``. ``options``
-    are passed to ``numba.njit``.
+    Numba stores the code next to the source or, if that folder is read-only, in the user's cache folder. Numba
+    recompiles a function when its source file has changed, but does not notice changes in other files; see
+    ``compiled_with``. ``options`` are passed to ``numba.njit``.
     """
     make = partial(numba.njit, nogil=True, error_model="numpy", **options)
     try:
@@ -89,7 +89,7 @@ class _Compiling(event.Listener):  # type: ignore[misc]
 
     def on_start(self, event: Any) -> None:
         is_ours = event.data["dispatcher"].py_func.__module__.startswith("mbqueue.")
-        if is_ours and self._first.acquire(blocking=False):  # never released: send the note only once
+        if is_ours and self._first.acquire(blocking=False):  # never release the lock: send the note only once
             is_kept = not _tell_that_nothing_is_kept.cache_info().currsize
             once = " This is needed only once per machine." if is_kept else ""
             self._note(f"Compiling the numerical code for this processor, which takes about 20 s.{once}")

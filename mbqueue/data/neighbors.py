@@ -6,7 +6,7 @@ have edges of length ``cutoff``, and only the 27 cubes around the centre's cube 
 face, or a bond exactly at the cut-off, the result depends on rounding. To round like pymatgen, this module adds numbers
 in pymatgen's order, and needs NumPy's Cartesian coordinates (see ``graphs.cartesian``).
 
-The code uses plain loops, because Numba needs half a second to compile each array expression.
+As in ``conversion``, the code uses plain loops instead of array expressions.
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ def _fractional(cart: Any, m: Any) -> Any:
 
 @compiled
 def _extent(points: Any, axis: int) -> Any:
-    """Smallest and largest coordinate of ``points``, float64 [n, 3], along one axis."""
     least, most = points[0, axis], points[0, axis]
     for point in range(len(points)):
         least, most = min(least, points[point, axis]), max(most, points[point, axis])

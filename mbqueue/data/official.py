@@ -27,7 +27,7 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialFile:
-    """What matminer's metadata say about the file of a dataset.
+    """Matminer's metadata about the file of a dataset.
 
     Attributes:
         path: where matminer looks for the file: in ``$MATMINER_DATA``, else in its own folder.
@@ -75,7 +75,6 @@ def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock 
     at the same time, one waits for the other.
 
     Args:
-        file: the file to download.
         progress: called with (bytes present, total bytes; 0 if unknown).
         clock: the clock for waiting between attempts.
 
@@ -160,7 +159,7 @@ def _receive(url: str, part: Path, progress: Progress | None) -> bool:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)  # noqa: S310
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
-            # The server's file has no more bytes. The caller verifies its SHA-256.
+            # The server has no more bytes of the file. The caller verifies the file's SHA-256.
             error.close()
             return True
         raise

@@ -42,7 +42,7 @@ _ABOUT_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, Imp
 
 
 def is_harmless(message: str) -> bool:
-    """Whether a warning is on the list of harmless ones."""
+    """Whether a warning is listed as harmless."""
     return any(re.match(pattern, message) for pattern, _ in HARMLESS)
 
 
@@ -56,8 +56,8 @@ def concerns(messages: Iterable[str]) -> list[str]:
 def heard(parser: str) -> Iterator[list[str]]:
     """Raise ``Unusable`` if a parser in the ``with`` block fails or warns; the message quotes the warnings.
 
-    If the parser stores warnings instead of issuing them, append them to the yielded list. If the parser raises, its
-    exception and warnings are reported together, because often only the warnings name the problem.
+    If the parser stores warnings instead of issuing them, the caller appends them to the yielded list. If the parser
+    raises, the message contains both its exception and its warnings, because often only the warnings name the problem.
 
     Raises:
         Unusable: if the parser fails, or issues a warning that is not listed as harmless.

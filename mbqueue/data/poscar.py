@@ -1,7 +1,8 @@
 """Read crystals from POSCAR files (VASP 5 and 6) with pymatgen, after a check that the lines are unambiguous.
 
 pymatgen names the species of a VASP 4 file H, He, Li, …, ignores surplus lines, and splits numbers that run together.
-This module rejects such files. pymatgen also fails if comments follow the numbers of the cell, so they are removed.
+This module rejects VASP 4 files, surplus lines and such numbers. Because pymatgen also fails if comments follow the
+numbers of the cell, this module removes these comments.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mbqueue.data.elements import ATOMIC_NUMBERS
 from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard
 
-#: First letters of the line that gives the kind of coordinates (``Direct``, ``Fractional`` or ``Cartesian``).
+#: First letters of the line that names the kind of coordinates (``Direct``, ``Fractional`` or ``Cartesian``).
 _MODES = "dDfFcCkK"
 _CARTESIAN = "cCkK"
 #: The flags that say whether VASP may move an atom along an axis.
@@ -47,11 +48,7 @@ def read_poscar(text: str) -> dict[str, Any]:
 
 
 def _scale(line: str) -> str:
-    """The scale in line 2, without the text after it.
-
-    Raises:
-        Unusable: if there are several scales, one for each direction.
-    """
+    """The scale in line 2, without the text that follows the scale."""
     first, second = [*line.split(), "", ""][:2]
     try:
         float(second)

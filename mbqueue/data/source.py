@@ -19,14 +19,14 @@ LONGEST_ROW = 1 << 28
 
 
 class Source(Protocol):
-    """The interface of an open file."""
+    """The methods of an open file that readers use."""
 
     def read(self, length: int = -1, /) -> bytes:
-        """Up to ``length`` bytes; empty at the end."""
+        """Read up to ``length`` bytes; return no bytes at the end."""
         ...
 
     def readline(self, length: int = -1, /) -> bytes:
-        """The next line, at most ``length`` bytes; empty at the end."""
+        """Read the next line, but at most ``length`` bytes; return no bytes at the end."""
         ...
 
 

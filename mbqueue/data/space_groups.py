@@ -26,7 +26,7 @@ _LARGEST_HALL_NUMBER = 530
 _CHOICE = re.compile(r"(?::\s*([12SZHR])|\s([SZHR]))\s*\Z", re.IGNORECASE)
 _ORIGINS = {"S": "1", "Z": "2"}
 #: Further symbols by space group number: centred settings that International Tables do not list, and symbols from
-#: before 1992. The symbol ``e`` for a glide plane along two axes was introduced in 1992.
+#: before 1992, when the symbol ``e`` for a glide plane along two axes was introduced.
 _FURTHER = {
     **{1: ("A1", "B1", "C1", "F1", "I1"), 2: ("A-1", "B-1", "C-1", "F-1", "I-1")},
     39: ("Abm2", "Bma2", "B2cm", "C2mb", "Cm2a", "Ac2m"),
@@ -36,7 +36,7 @@ _FURTHER = {
     68: ("Ccca", "Cccb", "Abaa", "Acaa", "Bbcb", "Bbab"),
 }
 _MONOCLINIC = range(3, 16)
-#: Cubic groups whose ``-3`` was once written ``3``, as in Fm3m.
+#: Cubic groups for which older files write ``3`` instead of ``-3``, as in Fm3m.
 _CUBIC_WITH_INVERSION = (*range(200, 207), *range(221, 231))
 
 
@@ -63,8 +63,8 @@ class SpaceGroup:
     def settings(self) -> tuple[Operations, ...]:
         """The rotations and translations of each setting that the file allows.
 
-        A Hall symbol names one setting. A Hermann-Mauguin symbol leaves the origin open unless a choice follows it
-        (``:2``, ``S``, ``Z``), and a number alone leaves the axes open too.
+        A Hall symbol names one setting. A Hermann-Mauguin symbol does not specify the origin, unless a choice follows
+        the symbol (``:2``, ``S``, ``Z``). A space group number specifies neither origin nor axes.
         """
         found = [(hall, kind) for hall, kind in enumerate(_settings(), 1) if kind.number == self.number]
         keys = {_hall_key(name) for name in self.hall}
@@ -186,5 +186,4 @@ def _hall_key(symbol: str) -> str:
 
 
 def _key(symbol: str) -> str:
-    """Normalise a Hermann-Mauguin symbol: lower case, no blanks, no underscores."""
     return re.sub(r"[\s_]", "", symbol).lower()

@@ -18,19 +18,19 @@ _UNITS = 27720
 _LARGEST_DENOMINATOR = 12
 #: The largest difference between a rounded translation, such as 0.33, and the exact fraction.
 _TRANSLATION_TOLERANCE = 0.005
-#: The largest relative change that an operation may make to the cell's metric. The limit is not zero, because cell
-#: parameters are rounded.
+#: The largest relative change that an operation may make to the cell's metric. Because cell parameters are rounded, an
+#: exact operation can change the metric slightly.
 _METRIC_TOLERANCE = 0.03
-#: Images at most the first distance apart, in Å, count as one atom. Two distances count as equal if they differ by at
-#: most the second value, in Å.
+#: The largest distance, in Å, between two images that count as one atom, and the largest difference, in Å, between two
+#: distances that count as equal.
 _SAME_ATOM, _SAME_DISTANCE = 0.05, 0.02
-#: The number of rotations and reflections for each range of space groups, as (last space group, number). From
+#: The number of rotations and reflections for each range of space groups, as (last space group, number), from
 #: International Tables A.
 _POINT_GROUP_ORDERS = (
     *((1, 1), (9, 2), (46, 4), (74, 8), (82, 4), (122, 8), (142, 16), (146, 3), (161, 6), (167, 12), (174, 6)),
     *((190, 12), (194, 24), (199, 12), (220, 24), (230, 48)),
 )
-#: The number of lattice points in the cell of each kind of lattice; for R, in the cell with hexagonal axes.
+#: The number of lattice points in a cell, by the letter of the lattice; for R, the cell has hexagonal axes.
 _LATTICE_POINTS = {"P": 1, "A": 2, "B": 2, "C": 2, "I": 2, "F": 4, "R": 3, "H": 3}
 #: The largest difference, in degrees, between an angle of a hexagonal cell and 90 or 120 degrees.
 _ANGLE_TOLERANCE = 0.5
@@ -73,9 +73,7 @@ def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Site
     """Check that the operations form a group, fit the cell and are unambiguous.
 
     Args:
-        symmetry: the applied operations.
         lattice: rows are lattice vectors, Å, [3, 3].
-        sites: the atoms that the file lists.
         is_confirmed: whether another check has confirmed the number of atoms in the cell.
 
     Raises:
@@ -108,7 +106,7 @@ def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Site
 
 
 def _lattice_points(name: str, lattice: NDArray[np.float64]) -> int:
-    """Number of lattice points in a cell, from the lattice letter of a space group's name; 1 for other letters."""
+    """Number of lattice points in a cell, from the first letter of a space group's name; 1 for other letters."""
     letter = name.strip().lstrip("-").strip()[:1].upper()
     if letter == "R":
         lengths = np.linalg.norm(lattice, axis=1)

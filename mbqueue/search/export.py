@@ -1,6 +1,6 @@
 """Convert a search to an Optuna study, to write a file for optuna-dashboard or to compute importances.
 
-Unlike the studies of `mbqueue.search.study`, which choose the next step, exported studies only show results.
+An exported study only shows results. In contrast, `mbqueue.search.study` makes studies to choose the next step.
 """
 
 from __future__ import annotations
@@ -83,7 +83,6 @@ def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def _frozen(optuna: Any, search: Search, trial: Trial) -> Any:
-    """Convert a trial of a search to an Optuna trial."""
     distributions = {key: distribution(optuna, search, key, search.space[key]) for key in trial.settings}
     curves = {f"val_mae_fold_{fold}": list(curve) for fold, curve in trial.curves.items() if curve}
     return optuna.trial.create_trial(

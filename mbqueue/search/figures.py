@@ -76,7 +76,7 @@ def history(trials: Sequence[Trial], target: Target) -> go.Figure:
 def parallel_coordinates(search: Search, trials: Sequence[Trial], target: Target) -> go.Figure:
     """Plot one line per trial through its settings, coloured by its result.
 
-    Settings that a trial does not vary have the base's values.
+    If a trial does not vary a setting, the line passes through the base's value.
     """
     values = [trial.value for trial in trials if trial.value is not None]
     dimensions = []
@@ -124,7 +124,7 @@ def importance(shares: Mapping[str, float]) -> go.Figure:
 
 
 def learning_curves(trials: Sequence[Trial], target: Target) -> go.Figure:
-    """Plot the validation MAE of every trial over epochs, averaged over its folds. Pruned trials are faint."""
+    """Plot the validation MAE of every trial over epochs, averaged over folds, with faint lines for pruned trials."""
     figure = go.Figure()
     for name, shown, colour in _groups(trials):
         x: list[int | None] = []

@@ -27,7 +27,7 @@ FORMS = (
 )
 
 Value = bool | int | float | str
-#: Keys of a spec that a search cannot vary, because they are not settings.
+#: Keys of a spec that are not settings, so a search cannot vary them.
 _FIXED = {"name", "results_name", "description", "folds", *KEPT_BY_COMMANDS}
 #: Sections that must be the same in all trials, so that their validation MAEs are comparable.
 _COMPARED_BY = {"data", "target"}
@@ -50,8 +50,8 @@ class Setting(Section):
         log: whether to search the range on a logarithmic scale.
         step: distance between two values; None for a continuous range.
         choices: the values to try; None for a range.
-        when: maps other keys to values. A trial varies this key only if each of these keys has one of its values in
-            the trial. All other trials use the base's value.
+        when: conditions that map each of some other keys to a list of values. A trial varies this key only if every
+            key in ``when`` has a listed value in the trial. All other trials use the base's value.
     """
 
     low: Number | None = None
@@ -100,7 +100,7 @@ def _folds(folds: list[int]) -> list[int]:
 
 
 class Search(Section):
-    """The table [search] of a search file, with the defaults of missing keys.
+    """The table [search] of a search file, with defaults for missing keys.
 
     Attributes:
         base_spec: the spec of the base as it was when the search was enqueued.
@@ -257,7 +257,6 @@ def _is_taken(search: Search, point: Mapping[str, Value]) -> bool:
 
 
 def _problems(search: Search) -> Iterator[str]:
-    """Yield a message for each setting of a search that does not fit the base."""
     if not search.base_spec["train"]["epochs"] and search.pruner != "none":
         yield f"pruner = {search.pruner!r}: {search.base} trains no epochs, so there is nothing to prune"
     elif search.pruner in {"halving", "hyperband"} and search.min_epochs > (most := _most_epochs(search)):
@@ -291,7 +290,6 @@ def _problems(search: Search) -> Iterator[str]:
 
 
 def _most_epochs(search: Search) -> float:
-    """The most epochs per fold that a trial of the search may have."""
     varied = search.space.get("train.epochs")
     corners = [search.base_spec["train"]["epochs"]] if varied is None else varied.corners
     return max((value for value in corners if isinstance(value, int | float)), default=0)
@@ -339,11 +337,11 @@ def _lines(error: ValidationError) -> Iterator[str]:
 
 
 def reasons(error: SpecError) -> str:
-    """Extract the problems from an invalid experiment's error, without its first and last line."""
+    """Extract the problems from the error about an invalid experiment: all lines except the first and the last."""
     return "; ".join(line.strip() for line in str(error).splitlines()[1:-1])
 
 
 def wrong_search(path: Path, problems: list[str]) -> SpecError:
-    """Return an error that lists the problems of a search file, each of which begins with a key."""
+    """Return an error that lists the problems in a search file. Each problem begins with a key."""
     lines = "\n".join(f"  {problem}" for problem in problems)
     return SpecError(f"{path} is not a valid search:\n{lines}\nNothing was enqueued. Fix the file.")

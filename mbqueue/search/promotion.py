@@ -1,4 +1,4 @@
-"""Make an experiment from the best settings of a search."""
+"""Make an experiment from the best settings that a search found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mbqueue.task import N_FOLDS
 
 
 def promoted(queue: Queue, search: str, *, name: str, now: float) -> Spec:
-    """Return the spec of a search's base with the settings of the best trial, on all folds.
+    """Return the spec of a search's base experiment with the settings of the best trial, on all folds.
 
     Raises:
         UsageError: if there is no such search, or none of its trials is fully trained.

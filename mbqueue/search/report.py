@@ -85,7 +85,7 @@ def _head(search: Search, trials: Sequence[Trial], summary: Mapping[str, Any], t
 
 
 def _said(name: str, search: Search) -> str:
-    """The paragraph above a figure, which explains the figure."""
+    """The paragraph that explains a figure."""
     mean = ", the mean over folds" if len(search.folds) > 1 else ""
     conditional = [key for key, setting in search.space.items() if setting.when]
     return {

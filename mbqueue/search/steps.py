@@ -127,7 +127,7 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
 def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -> list[str]:
     """Give up the checkpoints of trials pruned more than ``after_seconds`` ago; return the names of these trials.
 
-    The caller then removes the files.
+    The caller must then remove the files.
     """
     is_trial = {trial.name for trial in queue.trials() if not trial.is_released}
     due = [
@@ -139,7 +139,7 @@ def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -
 
 
 def judge_again(queue: Queue, *, now: float, by: str) -> list[str]:
-    """Prune every open trial that the pruner would end at its current epoch, unless a session is training it.
+    """Prune every open trial that the pruner would end at its current epoch, except trials that a session is training.
 
     A queue rebuilt from commits needs this step, because commits do not record pruning.
 

@@ -1,7 +1,7 @@
 """Ask Optuna for the settings of a search's next trial, and whether a trial is worth more epochs.
 
-Every call builds a new study from the trials in the queue. So no study can be lost, and the answers depend only on the
-search, its seed, the trial's number and the commits. The first call imports Optuna.
+Every call builds a new study from the trials in the queue. So no study can be lost, and Optuna's answers depend only
+on the search, its seed, the trial's number and the commits. The first call imports Optuna.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 #: The number of random trials before TPE learns from results: a third of all trials, at most ten.
 _STARTUP_TRIALS, _STARTUP_SHARE = 10, 3
-#: The maximum number of draws for one trial if the experiment rejects the settings. After `_STUBBORN_DRAWS`, settings
-#: are drawn at random, because a sampler with few results may repeat rejected settings. A grid sampler never repeats
-#: settings.
+#: The maximum number of draws for one trial if the experiment rejects the settings. After `_STUBBORN_DRAWS` draws,
+#: settings are drawn at random, because a sampler with few results may repeat rejected settings. A grid sampler never
+#: repeats settings.
 _MOST_DRAWS, _STUBBORN_DRAWS = 50, 25
 #: For these samplers, each draw depends on the number of earlier draws, so the study must repeat all draws in order.
 _COUNTING = {"qmc", "cmaes"}
@@ -58,8 +58,8 @@ def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] |
 def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: int) -> bool:
     """Whether the pruner would end a trial after the newest epoch of a fold.
 
-    Halving and Hyperband compare the same epoch of the same fold in all trials. At the end of a fold, Wilcoxon compares
-    the best epochs of the trial's folds with those of the best trial.
+    The pruners "halving" and "hyperband" compare the same epoch of the same fold in all trials. At the end of a fold,
+    the pruner "wilcoxon" compares the best epochs of the trial's folds with those of the best trial.
 
     Args:
         trials: all trials of the search. The curves of trial ``number`` include the newest epoch.
@@ -111,7 +111,6 @@ def _drawn(optuna: Any, search: Search, trials: Sequence[Trial], draw: int) -> d
 
 
 def _suggested(asked: Any, key: str, values: Any) -> Value:
-    """Let Optuna suggest a value for a key of a trial."""
     if hasattr(values, "choices"):
         chosen: Value = asked.suggest_categorical(key, values.choices)
         return chosen
@@ -121,7 +120,6 @@ def _suggested(asked: Any, key: str, values: Any) -> Value:
 
 
 def _add(optuna: Any, study: optuna.Study, search: Search, trial: Trial) -> None:
-    """Add a trial from the queue to a study."""
     states = optuna.trial.TrialState
     distributions = {key: distribution(optuna, search, key, search.space[key]) for key in trial.settings}
     values = dict(enumerate(trial.curves[min(trial.curves)], start=1)) if trial.curves else {}
@@ -200,7 +198,6 @@ def _pruner(optuna: Any, search: Search, trials: Sequence[Trial]) -> Any:
 
 
 def _seed(search: Search, number: int, draw: int) -> int:
-    """Derive the seed for one draw of settings for one trial."""
     text = f"{search.seed} {number} {draw}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 

@@ -1,4 +1,4 @@
-"""Summaries of searches for `status`, from the trials in the queue."""
+"""Summarise searches for `status`, from the trials in the queue."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _left(trials: Sequence[Trial], wanted: int, budget_seconds: float, per_epoch
     """Estimate the seconds of work that a search still needs; None before its first epoch.
 
     The estimate assumes that each trial trains for as many epochs as the ended trials did on average, or for all its
-    epochs if no trial has ended. Trials that have not started yet use at most the remaining GPU-hours.
+    epochs if no trial has ended. Trials that have not started count for at most the remaining GPU-hours.
     """
     if not per_epoch:
         return None

@@ -32,7 +32,7 @@ class Trial:
     Attributes:
         experiment: the trial's name in the queue.
         settings: the value of each dotted key that the search varies.
-        curves: the validation MAE of each committed epoch, by fold.
+        curves: for each fold, the validation MAE of each committed epoch.
         epochs: epochs per fold, as enqueued.
         is_trained: whether every fold has finished training.
         seconds: time spent on the trial.
@@ -84,7 +84,7 @@ def trials_of(overview: Mapping[str, Any], search: str) -> list[Trial]:
 
 
 def experiments_of(queue: Queue, name: str) -> list[str]:
-    """List the names of a search's trials, oldest first. For an experiment, return only its own name."""
+    """List the names of a search's trials, oldest first. If ``name`` is not a search, return only ``name``."""
     found = [trial.name for trial in queue.trials() if trial.spec["trial"]["search"]["name"] == name]
     return found or [name]
 
