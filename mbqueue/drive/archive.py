@@ -146,11 +146,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
 
 
 def _require_nothing_lost(project: ProjectFolder) -> None:
-    """Refuse to replace work that `recover` could bring back.
-
-    Raises:
-        QueueLost: if the live folder contains work that is missing from the queue.
-    """
+    """Refuse to replace work that `recover` could bring back."""
     if cut_off_restore(project) is not None:
         return
     is_lost = bool(traces(project))
@@ -169,11 +165,7 @@ def _require_nothing_lost(project: ProjectFolder) -> None:
 
 
 def _require_whole(folder: Path, source: Path) -> None:
-    """Check that every commit in a folder is intact, and belongs to the fold that the folder is named after.
-
-    Raises:
-        DamagedArchive: if a commit is damaged, or belongs to another fold.
-    """
+    """Check that every commit in a folder is intact, and belongs to the fold that the folder is named after."""
 
     def refuse(stem: str, why: str) -> None:
         raise DamagedArchive(f"{source}: the commit {stem} is damaged: {why} Nothing was changed.")
@@ -231,9 +223,6 @@ def _commits(folder: Path) -> dict[str, bytes]:
 
     Returns:
         The content of each file, by file name.
-
-    Raises:
-        QueueError: if the newest commit is damaged, or the folder keeps changing while it is read.
     """
     wrong: dict[str, str] = {}
     commits = Commits(in_folder(folder), named_after(folder), wrong.__setitem__)

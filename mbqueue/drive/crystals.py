@@ -34,7 +34,6 @@ class SharedCrystals:
 
     @property
     def name(self) -> str:
-        """The folder's address, for messages."""
         return f"{self.blobs.url}/{self.folder}"
 
 

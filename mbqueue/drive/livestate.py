@@ -34,7 +34,7 @@ class LiveState:
     Attributes:
         database: id of the live database, for the names of its snapshots.
         number: number of the database's last snapshot, or of the snapshot that the database was made from.
-        ancestry: id of an earlier database → number of its snapshot from which a later database was made.
+        ancestry: id of each earlier database → number of the snapshot from which the next database was made.
         last_event: id of the last event in the published queue.
         commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit on the mount.
         published_at: when all committed work was last on the mount, in seconds since the epoch.

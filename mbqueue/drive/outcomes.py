@@ -79,7 +79,6 @@ class ResultListing:
 
     @property
     def stem(self) -> str:
-        """The beginning of the listing's file name."""
         return self.kind if self.fold is None else fold_name(self.fold)
 
     def is_another_in_the_folder_of(self, experiment: Experiment) -> bool:

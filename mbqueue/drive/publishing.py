@@ -1,9 +1,9 @@
 """Publish committed work to the mount while training continues.
 
-One round publishes everything that is committed and not yet on the mount: commits (each fold's best before its newest),
-then results, then a snapshot of the queue. In this order, a snapshot never mentions missing files. A superseded file is
-removed only after its successor has been read back and has had time to upload. If the mount fails, training continues.
-`mbqueue status` shows the reason, and rounds are retried with growing pauses until one succeeds.
+One round publishes all committed work that is not on the mount yet: first commits (each fold's best before its newest),
+then results. A snapshot of the queue comes last, so that it never mentions missing files. A superseded file is removed
+only after its successor has been read back and has had time to upload. If the mount fails, training continues. `mbqueue
+status` shows the reason, and rounds are retried with growing pauses until one succeeds.
 """
 
 from __future__ import annotations
@@ -58,22 +58,22 @@ SNAPSHOT_SECONDS = 60.0
 RECONCILE_SECONDS = 30.0
 #: The longest time, in seconds, that training waits for a read of what other sessions have published.
 READ_SECONDS = 30.0
-#: Seconds that a session waits for its first round of publishing before it claims a job. That round finds other
-#: sessions.
+#: Seconds that a session waits for its first round of publishing, which finds other sessions, before it claims a job.
 FIRST_ROUND_SECONDS = 60.0
 #: Seconds that the last round may take in a session without a deadline.
 LAST_ROUND_SECONDS = 600.0
 
 
 class Publisher:
-    """Publishes the content of one live folder. Use it as a context manager, which starts a thread, or call `round`.
+    """Publishes the content of one live folder: in a thread as a context manager, or during each call of `round`.
 
     Any number of sessions may share a live folder, but only one publishes at a time.
 
     Args:
         session: the publishing session; None for a command, which announces nothing.
-        remaining: returns the seconds until the session must end. A write that would take longer is not started.
-        should_stop: returns whether the session was asked to end. If so, its main thread stops waiting for the mount.
+        remaining: returns the seconds until the session must end. The publisher starts no write that would take longer.
+        should_stop: returns whether the session was asked to end. If True, the session's main thread stops waiting for
+            the mount.
         on_published: called with the duration of each round that wrote something.
         note: called from the thread with sentences for the user.
     """
@@ -95,7 +95,7 @@ class Publisher:
         self._drive = drive or Drive(project.root)
         self._sealed = project.live_dir / f"{files.TEMP_PREFIX}snapshot.db"
         self._reentry = Reentry(project, self._drive, note=note, clock=clock)
-        # The main thread must not wait for the mount. It has its own reader, because threads cannot share a reader.
+        # The main thread must not wait for the mount. Threads cannot share a reader, so the main thread has its own.
         self._read = TimedDrive(self._drive, should_stop=should_stop)
         self._beside = Reentry(project, self._read, note=note, clock=clock)
         self._snapshots = Snapshots(self._drive, self._reentry.damaged)
@@ -145,12 +145,12 @@ class Publisher:
     def reconcile(self, queue: Queue, *, now: float, spare: float = READ_SECONDS) -> list[tuple[int, int]]:
         """Adopt work that other sessions have published; do nothing while the mount fails or hangs.
 
-        Separate threads read the mount, and are abandoned if they take too long. The calling thread then adopts the
-        work that was read.
+        Separate threads read the mount, and are abandoned if they take too long. Only the calling thread writes to the
+        queue.
 
         Args:
             now: monotonic seconds. A call within `RECONCILE_SECONDS` of the previous call does nothing.
-            spare: how many seconds the call may take. It never takes more than `READ_SECONDS`.
+            spare: how many seconds the call may take, at most `READ_SECONDS`.
 
         Returns:
             (experiment id, fold) of the adopted folds.
@@ -254,7 +254,7 @@ class Publisher:
             self._note("The mount is back, and all committed work is published.")
 
     def _seal(self, queue: Queue, published_event: int, *, final: bool) -> int | None:
-        """Take a snapshot if one is due and the queue has new events. Return the id of its last event, or None."""
+        """Take a snapshot if one is due and the queue has new events. Return the id of the last event, or None."""
         now = self._clock.monotonic()
         due = self._snapshot_at is None or final or now - self._snapshot_at >= SNAPSHOT_SECONDS
         if not due or _last_event(queue) == published_event:

@@ -45,7 +45,7 @@ _CHECKED_IN_TIME = 64 << 20
 _NAME = re.compile(rf"(\d{{8}})-([0-9a-f]{{8}})-([0-9a-f]{{12}}){DUPLICATE}\.(json|db)")
 #: The largest priority that PostgreSQL can store.
 _MOST_URGENT = 2**31 - 1
-#: The latest accepted time, in seconds since the epoch. It is in the year 8307, before Python's last date.
+#: The latest accepted time, in seconds since the epoch. This time is in the year 8307, before Python's last date.
 _LATEST = 2e11
 #: The highest snapshot number. File names have eight digits for the number.
 _MOST_SNAPSHOTS = 10**8 - 1
@@ -62,7 +62,7 @@ class Listing:
     Attributes:
         number: higher than the numbers of all snapshots that this one continues.
         database: id of the live database.
-        ancestry: id of an earlier database → number of its snapshot from which a later database was made.
+        ancestry: id of each earlier database → number of the snapshot from which the next database was made.
         experiments: what `mbqueue recover` needs for each: spec, results_dir, priority, enqueued_at, prepare.
         last_event: id of the database's last event. The next snapshot is due only after a later event.
     """
@@ -331,7 +331,7 @@ def _is_time(value: object) -> bool:
 
 
 def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
-    """Check an experiment's record in a file, before the experiment is enqueued from it.
+    """Check a file's record of an experiment, from which the experiment will be enqueued.
 
     Raises:
         DamagedSnapshot: if the record is damaged, or written by a newer mbqueue.

@@ -102,7 +102,6 @@ class SeenSession:
 
     @property
     def identity(self) -> ProcessIdentity:
-        """The session's process."""
         return ProcessIdentity(self.host, self.boot_id, self.pid, self.pid_started)
 
 
@@ -259,7 +258,6 @@ _BACK_TO_WAITING = """
 
 
 def _agreed_epochs(jobs: Iterable[Row], history: Sequence[Mapping[str, Any]]) -> int:
-    """Count how many epochs, starting from the first, have the same committed rows as ``history``."""
     agreed = 0
     for job, row in zip(jobs, history, strict=False):
         if job["state"] != "committed":

@@ -15,8 +15,8 @@ from mbqueue.queue.jobs import Job, Lease
 MAX_LOST_IN_A_ROW: Final = 20
 #: The longest lease, in seconds. Longer requests are shortened to this.
 LONGEST_LEASE_SECONDS: Final = 86_400.0
-#: No lease or delay ends more than this many seconds from now, even if clocks differ. A later time must come from a
-#: wrong clock, so mbqueue treats it as past.
+#: No lease or delay ends more than this many seconds from now, even if clocks differ. mbqueue treats a later time as
+#: past, because only a wrong clock can cause it.
 ABSURD_SECONDS: Final = 2 * LONGEST_LEASE_SECONDS
 
 _TAKE = """
@@ -54,10 +54,9 @@ def _claim_statement(sql: Dialect) -> str:
 
 
 # Claims the job that needs the committed epoch, if an ordinary claim would choose the same job. The job changes
-# directly from waiting to leased. Making it ready first would update its row and the claim indexes twice. A session
-# whose last heartbeat is older than half a lease makes an ordinary claim instead, which counts as a heartbeat. The
-# query has no ORDER BY. With one, PostgreSQL would scan the primary key of `needs` as long as a new queue has no
-# statistics.
+# directly from waiting to leased. Marking the job as ready first would update its row and the claim indexes twice. A
+# session whose last heartbeat is older than half a lease makes an ordinary claim instead, which counts as a heartbeat.
+# An ORDER BY would make PostgreSQL scan the primary key of `needs` as long as a new queue has no statistics.
 _CLAIM_NEXT = f"""{_TAKE}
     WHERE id = (SELECT job_id FROM needs WHERE needed_id = :id LIMIT 1)
       AND state = 'waiting' AND paused = 0 AND {HAS_ALL_IT_NEEDS}
@@ -111,8 +110,8 @@ class Claims(Part):
         With `reap`, take back expired leases first. Jobs of the fold that the session has `loaded` (experiment id,
         fold) come first. Among the other jobs, the highest priority wins, then a fold in progress, then the oldest job.
         A claim skips paused jobs and jobs whose next attempt is due later. A claim also skips a fold that another live
-        session worked on last, unless that session is busy with another job. The number of jobs in the queue does not
-        affect how long a claim takes. A claim counts as a heartbeat of the session.
+        session worked on last, unless that session is busy with a different job. The number of jobs in the queue does
+        not affect how long a claim takes. A claim counts as a heartbeat of the session.
 
         Raises:
             QueueError: if the session does not exist or has ended.
@@ -143,7 +142,6 @@ class Claims(Part):
         return _claim_statement, {**values, "experiment_id": experiment_id, "fold": fold}
 
     def _claim_next(self, epoch: Job, session: str, now: float, lease_seconds: float) -> Bound:
-        """The statement that claims the job after an epoch, unless an ordinary claim would choose a different job."""
         return _CLAIM_NEXT, {**_lease_values(session, now, lease_seconds), "id": epoch.id}
 
     def _reap(self, db: Statements, *, by: str, now: float) -> Sequence[Bound]:

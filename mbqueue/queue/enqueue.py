@@ -44,9 +44,9 @@ MOST_URGENT = 2**31 - 1
 
 # Keys that may differ between two specs of one experiment, because they do not change a fold's result.
 _FREE_KEYS = {"name", "results_name", "description", "folds"}
-# The message lists these keys last, because their values contain whole specs.
+# The error message lists these keys last, because their values contain whole specs.
 _LONG_KEYS = {"trial", "made_from"}
-# The message lists at most 20 keys, and truncates each value to 80 characters.
+# The error message lists at most 20 keys, and truncates each value to 80 characters.
 _MOST_SHOWN, _LONGEST_SHOWN = 20, 80
 
 
@@ -101,8 +101,8 @@ class Enqueueing(Part):
                 taken = {row["name"] for row in db.execute("SELECT name FROM experiments")}
                 from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 
-                # Parsing adds the keys that did not exist when the spec was written. Their values are those that were
-                # used then.
+                # Parsing adds the keys that did not exist when the spec was written, with the values that mbqueue used
+                # then.
                 there = parse_spec(experiment.spec, source=f"the spec of {spec.name} in the queue")
                 raise ExperimentExists(_difference(spec.name, there.to_json(), spec.to_json(), taken))
             missing = tuple(fold for fold in spec.folds if fold not in experiment.spec["folds"])
@@ -217,7 +217,6 @@ def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Ex
 
 
 def _experiment_to_change(sql: Dialect) -> str:
-    """The statement that reads an experiment by its name, and locks it as `Database.hold` does."""
     return f"{_EXPERIMENT} {sql.lock}"
 
 

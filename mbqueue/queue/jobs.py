@@ -25,7 +25,6 @@ _PUBLISHED = re.compile(r"published to the mount in (\d+\.\d) s")
 
 
 def published_note(seconds: float) -> str:
-    """Make the note with the duration of publishing."""
     return _PUBLISHED_NOTE.format(seconds)
 
 
@@ -261,7 +260,6 @@ class SessionRow:
 
     @property
     def identity(self) -> ProcessIdentity:
-        """The session's process."""
         return ProcessIdentity(self.host, self.boot_id, self.pid, self.pid_started)
 
     def is_live(self, now: float) -> bool:

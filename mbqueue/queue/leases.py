@@ -39,7 +39,8 @@ _SAVE_PROGRESS = """
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
 
-# Marks as ready each job that was waiting only for this one. Jobs of the same fold are reserved for this session.
+# Marks as ready each job that was waiting only for the committed job. Jobs of the same fold are reserved for this
+# session.
 _UNLOCK = f"""
     UPDATE jobs SET state = 'ready', started = CASE WHEN :started = 1 THEN 1 ELSE started END,
         affinity = CASE WHEN fold = :fold THEN :session END,
@@ -323,11 +324,7 @@ class Leases(Claims):
         skip_rest: str | None,
         then: Sequence[Bound] = (),
     ) -> list[Rows]:
-        """Commit the job, run the statements of ``then`` in the same message to the server, and call ``publish``.
-
-        Returns:
-            The results of the statements in ``then``.
-        """
+        """Commit the job, run the statements of ``then`` in the same message to the server, and call ``publish``."""
         job = lease.job
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
@@ -359,7 +356,7 @@ class Leases(Claims):
         db.execute(SKIP_ALL, values)
 
     def _unlocking(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> Bound:
-        """The statement that unblocks the jobs that need this one. With ``skip_rest``, first skip all later epochs."""
+        """Return the statement that unblocks the next jobs; with ``skip_rest``, first skip the later epochs."""
         job, done = lease.job, lease.job.id
         if skip_rest is not None:
             scope = {"experiment_id": job.experiment_id, "fold": job.fold}
@@ -375,11 +372,7 @@ class Leases(Claims):
         return tuple(Job.from_row(row) for row in rows)
 
     def _fenced(self, db: Statements, statement: str, lease: Lease, values: Mapping[str, Any]) -> None:
-        """Run a statement that checks the job's id and the lease's fence.
-
-        Raises:
-            LeaseLost: if the statement changes no row.
-        """
+        """Run a statement that checks the job's id and the lease's fence."""
         self._require_held(db, lease, db.execute(statement, {**values, "id": lease.job.id, "fence": lease.fence}))
 
     def _require_held(self, db: Statements, lease: Lease, written: Rows) -> None:
@@ -394,11 +387,6 @@ class Leases(Claims):
 
 
 def _as_json(content: Mapping[str, Any]) -> str:
-    """Encode ``content`` as compact JSON.
-
-    Raises:
-        QueueError: if the content contains nan, inf or anything else that is not JSON.
-    """
     try:
         return _ENCODER.encode(content)
     except (TypeError, ValueError) as error:

@@ -127,11 +127,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
 
 
 def _require_another(source: Queue, old: Statements, target: Queue, new: Statements) -> None:
-    """Refuse to move a queue onto itself, for example through a different spelling of its address.
-
-    Raises:
-        UsageError: if source and target are the same queue, or another process is moving one of them.
-    """
+    """Refuse to move a queue onto itself, for example through a different spelling of its address."""
     if not source.database.dialect is target.database.dialect is POSTGRESQL:
         return
     if not (old.execute(_ONE_MOVER).fetchone()["is_ours"] and new.execute(_ONE_MOVER).fetchone()["is_ours"]):
@@ -173,11 +169,7 @@ def _take_back(target: Queue, old: Statements, new: Statements) -> None:
 
 
 def _is_copied(path: Path, old: Statements) -> bool:
-    """Whether a file already contains a copy of the queue; False if there is no file, or if its queue was moved away.
-
-    Raises:
-        UsageError: if the file contains a different queue.
-    """
+    """Whether a file already contains a copy of the queue; False if there is no file, or if its queue was moved away."""
     if not path.exists():
         return False
     try:

@@ -151,12 +151,6 @@ def _is_there(project: ProjectFolder, *, wait: Callable[[float], bool] | None = 
 
 
 def _require_not_lost(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> None:
-    """Refuse a project whose queue is gone.
-
-    Raises:
-        QueueLost: if the queue is gone but files of its experiments still exist.
-        UsageError: if the queue is gone because a restore was interrupted.
-    """
     on_server = bool(project.topology.queue_url)
     if not on_server and project.queue_db.exists():
         return

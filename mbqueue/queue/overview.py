@@ -376,7 +376,6 @@ def _fold_state(group: _Group) -> str:
 
 
 def _with_work(group: _Group, fold: int | None, progress: Mapping[str, Any]) -> _Group:
-    """Add the time spent on an uncommitted job to the job's group."""
     return group._replace(seconds=group.seconds + progress.get("seconds", 0.0)) if group.fold == fold else group
 
 

@@ -24,7 +24,6 @@ class ProcessIdentity:
 
 
 def this_process() -> ProcessIdentity:
-    """The identity of the calling process."""
     return identity_of(os.getpid())
 
 

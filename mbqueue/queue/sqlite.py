@@ -72,11 +72,9 @@ class Transaction:
         self.connection = connection
 
     def execute(self, statement: Sql, parameters: Parameters = (), /) -> sqlite3.Cursor:
-        """Run one statement."""
         return self.connection.execute(text_of(statement, SQLITE), parameters)
 
     def executemany(self, statement: Sql, parameters: Iterable[Parameters], /) -> None:
-        """Run one statement for each of many sets of parameters."""
         self.connection.executemany(text_of(statement, SQLITE), parameters)
 
 
@@ -120,7 +118,6 @@ class SqliteFile(Database):
             raise
 
     def close(self) -> None:
-        """Close this process's connections in all threads. The next transaction opens a new connection."""
         with self._lock:
             for owner, connection in self._open:
                 if owner == os.getpid():
@@ -162,7 +159,6 @@ class SqliteFile(Database):
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
-        """Open a read transaction, in which all statements see the same state of the database."""
         with self._translating():
             connection = self._connection()
             _begin(connection, "BEGIN")
@@ -180,7 +176,6 @@ class SqliteFile(Database):
         return ()
 
     def leases_run_out(self, _db: Statements) -> bool:
-        """Always true."""
         return True
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
@@ -295,7 +290,6 @@ class SqliteFile(Database):
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
-    """The device and inode of the file at a path; None if there is no such file."""
     try:
         found = path.stat()
     except OSError:

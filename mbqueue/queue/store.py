@@ -43,7 +43,6 @@ class Queue(Enqueueing, Leases, Sessions, Steering, Pruning, Reports, Adopting, 
         self.close()
 
     def close(self) -> None:
-        """Close all connections. The next transaction opens a new connection."""
         self.database.close()
 
     @repeatable
@@ -56,5 +55,4 @@ class Queue(Enqueueing, Leases, Sessions, Steering, Pruning, Reports, Adopting, 
         self.database.verify()
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        """Wait for a new job to claim, as `Database.wait` does."""
         self.database.wait(seconds, is_over)

@@ -60,7 +60,6 @@ class Compiling:
         thread.start()
 
     def wait(self) -> None:
-        """Wait until all kernels are compiled, or their compilation has failed."""
         for thread in self._threads.values():
             thread.join()
 

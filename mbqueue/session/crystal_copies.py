@@ -35,7 +35,7 @@ class CrystalCopies:
     Args:
         should_stop: returns whether the session has been asked to stop.
         spare: returns the seconds left for copying.
-        note: called from another thread with a sentence if a file was not copied.
+        note: called from a different thread with a sentence if a file was not copied.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class CrystalCopies:
         if dataset_hash in self._threads:
             return
         if isinstance(shared.blobs, ObjectStore):
-            # The session plans commits by the duration of the store's last put. These large puts would distort the
-            # plan, so make them through a copy of the store object.
+            # The session plans commits by the duration of the store's last put. Large puts of crystals would distort
+            # the plan, so make them through a copy of the store object.
             shared = replace(shared, blobs=replace(shared.blobs))
         thread = threading.Thread(
             target=self._keep, args=(shared, file, dataset_hash), name="mbqueue-crystals", daemon=True

@@ -91,7 +91,6 @@ class DevicesOutcome:
 
     @property
     def jobs_done(self) -> int:
-        """The number of jobs that the sessions committed."""
         return sum(session.jobs_done for session in self.sessions)
 
 

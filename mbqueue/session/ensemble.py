@@ -146,11 +146,6 @@ def predict_dataset(
 
 
 def _one_family(models: Sequence[Path]) -> ModelFamily:
-    """The family that reads all models.
-
-    Raises:
-        UsageError: if the models' families differ.
-    """
     first = family_of_file(models[0])
     for path in models[1:]:
         if family_of_file(path) is not first:
@@ -162,11 +157,6 @@ def _one_family(models: Sequence[Path]) -> ModelFamily:
 
 
 def _one_target(family: ModelFamily, models: Sequence[Path]) -> Target:
-    """The target that all models predict.
-
-    Raises:
-        UsageError: if the models' targets differ.
-    """
     first = family.target_of_model(models[0])
     for path in models[1:]:
         other = family.target_of_model(path)

@@ -12,7 +12,7 @@ from mbqueue.errors import LeaseLost, QueueError, QueueReplaced
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.store import Queue
 
-#: How many heartbeats a session sends per lease length. A few can fail before the lease expires.
+#: How many heartbeats a session sends per lease length. A few heartbeats can fail before the lease expires.
 BEATS_PER_LEASE = 4
 
 
@@ -62,9 +62,8 @@ class Heartbeat:
     def may_reap(self) -> bool:
         """Whether this session may take over expired leases.
 
-        If this session was silent for longer than a lease (sleep, a lost network, a changed clock), other sessions may
-        have been silent too. This session then waits for the length of a lease, so that other sessions can renew their
-        leases.
+        After a silence longer than a lease (sleep, a lost network, a changed clock), other sessions may have been
+        silent too. This session then waits for the length of a lease, so that other sessions can renew their leases.
         """
         now = self._clock.now()
         with self._lock:

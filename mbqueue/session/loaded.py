@@ -29,12 +29,7 @@ if TYPE_CHECKING:
 
 
 class Loaded:
-    """The data and model that a session keeps loaded on its device, ready for the next epoch.
-
-    Args:
-        session: the session that runs the jobs.
-        copies: copies the crystals for other machines.
-    """
+    """The data and model that a session keeps loaded on its device, ready for the next epoch."""
 
     def __init__(self, session: Session, device: torch.device, *, compiling: Compiling, copies: CrystalCopies) -> None:
         self.device = device
@@ -52,7 +47,7 @@ class Loaded:
         Raises:
             Stopped: if the session is asked to stop while the crystals are read or converted.
         """
-        # With a limit, the crystals also depend on the seed. Compare their hash, which is known once `prepare` is done.
+        # If the spec limits the number of crystals, the choice depends on the seed, so compare the crystals' hash too.
         data = self._data
         if data is None or data.wanted != spec.data or data.crystals.hash != experiment.dataset_hash:
             self._fold, self._data = None, None

@@ -158,7 +158,6 @@ def _read_before(project: ProjectFolder, key: str, note: Note) -> _Found | None:
 
 
 def _read(project: ProjectFolder, request: DataRequest, progress: Callable[[int, int], None], note: Note) -> _Found:
-    """Read the crystals from their source."""
     dataset = datasets.load(
         request.data.dataset,
         project_root=project.root,
@@ -176,7 +175,6 @@ def _read(project: ProjectFolder, request: DataRequest, progress: Callable[[int,
 
 
 def _check_unchanged(found: _Found, dataset_hash: str | None) -> None:
-    """Raise ``DataError`` if the crystals differ from those that the experiment was prepared with."""
     if dataset_hash is not None and found.crystals.hash != dataset_hash:
         raise DataError(
             f"{found.meta['source']} has changed since this experiment was prepared (the hash of its crystals was "

@@ -34,11 +34,9 @@ class _Found:
 
     @property
     def prepared(self) -> Mapping[str, Any]:
-        """The result of the member's `prepare` job."""
         return next(job.result for job in self.jobs if job.kind is Kind.PREPARE and job.result is not None)
 
     def predicted(self, fold: int) -> Mapping[str, Any]:
-        """The result of the member's `predict` job for a fold."""
         of_fold = (job for job in self.jobs if job.kind is Kind.PREDICT and job.fold == fold)
         return next(job.result for job in of_fold if job.result is not None)
 
@@ -83,11 +81,7 @@ def _fold_of(lease: Lease) -> int:
 
 
 def _again(session: Session, loaded: Loaded, lease: Lease, spec: Spec, member: _Found) -> FoldResults:
-    """Predict the fold's test set under strains with the member's model; keep the member's history and model.
-
-    Raises:
-        Stopped: if the session is asked to stop; the next session reuses finished predictions.
-    """
+    """Predict the fold's test set under strains with the member's model; keep the member's history and model."""
     job, fold = lease.job, _fold_of(lease)
     experiment, _ = session.experiment_of(job)
     crystals = loaded.data_for(job, experiment, spec).crystals
@@ -117,10 +111,6 @@ def _fitted(
     """Fit the members' weights to a fold's validation crystals; return the weights and the number of crystals.
 
     The job uses each member's recorded model to predict the validation crystals. It does not use the test set.
-
-    Raises:
-        Stopped: if the session is asked to stop; the next session reuses the predictions of finished batches.
-        ResultsError: if the members' validation sets share too few crystals.
     """
     assert spec.made_from is not None
     job, fold = lease.job, _fold_of(lease)

@@ -120,9 +120,6 @@ def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
 
     JSON objects are copied last, because they refer to other objects. All other names contain the content's hash, so
     objects of the same name and size are equal.
-
-    Raises:
-        StoreError: if the target has a JSON object with the same name but different content.
     """
     there = target.listed("")
     names = {name: listed.size for name, listed in source.listed("").items() if name != MARKER}

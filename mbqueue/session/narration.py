@@ -106,5 +106,4 @@ def amount_of(what: str, done: int, total: int) -> str:
 
 
 def _counted(rate: float) -> str:
-    """Format a rate for display; rates of 1e6 or more are shown in millions."""
     return f"{rate / 1e6:.3g} M" if rate >= 1e6 else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

@@ -52,12 +52,10 @@ class StopCause:
 
     @classmethod
     def by_signal(cls, number: int) -> StopCause:
-        """Return the cause for a session that received a signal."""
         return cls(StopKind.SIGNAL, signal.Signals(number).name, number)
 
     @classmethod
     def by_lost_device(cls, why: str) -> StopCause:
-        """Return the cause for a session whose GPU stopped working."""
         return cls(StopKind.DEVICE_LOST, f"the GPU stopped working ({why})")
 
 
@@ -80,5 +78,4 @@ class SessionOutcome:
 
     @property
     def reason(self) -> str:
-        """Why the session ended, in words."""
         return self.cause.reason

@@ -21,7 +21,6 @@ class Pace:
         self.per_second: float | None = None
 
     def reached(self, done: int) -> None:
-        """Record that ``done`` parts are finished now."""
         now = self._clock.monotonic()
         if self._first is None or done < self._first[1]:
             self._first = now, done

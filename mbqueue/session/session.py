@@ -80,7 +80,6 @@ class Session:
         return self.stop.reason
 
     def should_stop(self) -> bool:
-        """Whether the current job should stop now."""
         return self.stop_reason() is not None
 
     def stopped(self) -> Stopped:
@@ -146,7 +145,7 @@ class Session:
             raise
         except QueueError:
             # A failing disk may have written the commit anyway. Find the lease that was claimed in the same
-            # transaction. Otherwise, its job stays blocked until the lease expires.
+            # transaction, because its job would stay blocked until the lease expires.
             with suppress(QueueError):
                 self._next_lease = self._held_beside(lease)
             raise
@@ -182,7 +181,7 @@ class Session:
     def give_back_once(self, lease: Lease, error: Exception, reason: str) -> None:
         """Release a job; if it was already released for the same reason, count a failed attempt.
 
-        If releases never counted, sessions could claim and release the job forever.
+        If no release counted as a failed attempt, sessions could claim and release the job forever.
         """
         if (lease.job.id, reason) in self._given_back:
             self.fail(lease, error)
@@ -191,7 +190,6 @@ class Session:
             self.give_back(lease, reason)
 
     def fail(self, lease: Lease, error: Exception, *, final: bool = False) -> None:
-        """Record in the queue that an attempt failed, and report the failure."""
         text = "".join(traceback.format_exception(error))
         try:
             job = self.queue.fail(lease, error=text, now=self.clock.now(), final=final)
@@ -201,7 +199,6 @@ class Session:
         self.report.job_failed(lease.job, error, None if job.state is State.FAILED else job.not_before)
 
     def job_done(self, job: Job, summary: str) -> None:
-        """Count and report a job that was committed."""
         self.jobs_done += 1
         self.report.job_finished(job, summary)
 
@@ -318,10 +315,8 @@ class Session:
         raise Rewound(f"{why}. Later epochs are queued again.")
 
     def damaged(self, lease: Lease, text: str) -> None:
-        """Report damage to the user, and record it as an event of the job."""
         self.report.note(text)
         self.note_on(lease.job, text)
 
     def note_on(self, job: Job, text: str) -> None:
-        """Record a note as an event of the job."""
         self.queue.note(text, by=self.id, now=self.clock.now(), experiment_id=job.experiment_id, job_id=job.id)

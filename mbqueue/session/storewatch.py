@@ -62,7 +62,6 @@ class StoreWatch:
             self._note(f"DEGRADED: {why} Training continues as far as possible, and its commits wait for the store.")
 
     def answered(self) -> None:
-        """Record that the store answered."""
         self._answered_at = self._clock.now()
         if self._why is None:
             return

@@ -107,7 +107,7 @@ def _run(
     stop: StopRequest,
     clock: Clock,
 ) -> SessionOutcome:
-    """Run the session without its end command; raise the same errors as `work`."""
+    """Run the session without its end command."""
     with open_queue(
         project, wait=stop.wait, refuses=lambda lost: lost.is_overwritten_by_work, note=report.note
     ) as queue:
@@ -120,7 +120,7 @@ def _run(
         with session.publisher or nullcontext(), copies:  # publishes the remaining work on exit
             ending, cause, lost = _work_and_end(session, loaded, options)
     if lost is not None:
-        # Without this error, a script or cluster could keep starting sessions that make no progress.
+        # Raise an error if nothing was saved. Otherwise, a script or cluster could keep starting sessions in vain.
         if not (session.jobs_done or session.has_saved):
             raise lost
         report.note(str(lost))
@@ -140,7 +140,7 @@ def _begin(
     """Check where the commits are, and record the start of the session in the queue and in the report."""
     settings = project.settings
     # A process that starts several sessions runs the end command once they have all ended. Each session reserves time
-    # for it.
+    # for the end command.
     deadline = Deadline(
         clock,
         options.session_seconds,
@@ -284,7 +284,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
 
 
 def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> bool:
-    """Report what the session waits for. Return whether the user has been told how to retry without a delay."""
+    """Report what the session waits for. Return whether a note has told the user how to retry without a delay."""
     if outlook.is_exhausted:
         session.report.waiting("nothing is left to do; waiting for new jobs")
     elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
@@ -304,7 +304,7 @@ def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> b
 
 
 def _claim(session: Session, loaded: Loaded, searching: Searching) -> Lease | None:
-    """Return the job claimed with the last commit. Otherwise, let searches add trials, then claim a job."""
+    """Return the job claimed with the last commit. If there is none, let searches add trials, then claim a job."""
     lease = session.take_next()
     if lease is not None:
         return lease
@@ -319,7 +319,7 @@ def _claim(session: Session, loaded: Loaded, searching: Searching) -> Lease | No
 
 
 def _idle_ending(session: Session, searching: Searching) -> tuple[Ending, str]:
-    """Return how the session ends, and a description: BLOCKED if jobs or a search wait for the user, otherwise DONE.
+    """Return BLOCKED if jobs or a search wait for the user, otherwise DONE; also return a description.
 
     Cancelled jobs count as done.
     """
@@ -338,7 +338,6 @@ def _idle_ending(session: Session, searching: Searching) -> tuple[Ending, str]:
 
 
 def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
-    """Run one job; if it fails, report the failure to the queue."""
     session.report.job_started(lease.job)
     session.heartbeat.hold(lease)
     try:
@@ -403,7 +402,7 @@ def _ends_session(project: ProjectFolder, device: torch.device, error: Exception
 
 
 def _would_come_out_the_same(error: Exception) -> bool:
-    """Whether a retry would fail again, because the error is in the data, the spec or the arithmetic."""
+    """Whether a retry would fail in the same way."""
     lasting = DataError | SpecError | CheckpointMisfit | TrainingError | ResultsError | RewoundBefore
     return isinstance(error, lasting) and not isinstance(error, SourceAway | CacheError)
 

@@ -177,7 +177,6 @@ class Commits:
         return commit
 
     def _files(self) -> list[tuple[str, Listed, CommitFile]]:
-        """List the files of all commits as (name, listing entry, parsed name)."""
         listed = self.place.blobs.listed(self.place.folder)
         return [(name, one, file) for name, one in listed.items() if (file := commit_file(name)) is not None]
 

@@ -71,7 +71,6 @@ class Drive:
 
     @property
     def url(self) -> str:
-        """The path of the folder, for messages."""
         return str(self.root)
 
     def check(self) -> None:
@@ -194,5 +193,4 @@ class Drive:
         return True
 
     def remove(self, path: str) -> None:
-        """Remove a file if it exists."""
         (self.root / path).unlink(missing_ok=True)

@@ -177,12 +177,6 @@ class ObjectStore:
         return list(self.listed(folder))
 
     def read(self, path: str, *, at_most: int) -> bytes:
-        """Read an object. Return at most ``at_most`` + 1 bytes.
-
-        Raises:
-            FileNotFoundError: if there is no such object.
-        """
-
         backend = self._for(at_most)
 
         def work() -> bytes:
@@ -197,7 +191,6 @@ class ObjectStore:
         return content
 
     def put(self, path: str, content: bytes) -> None:
-        """Write an object, even if it exists. Use this only if the name determines the content."""
         began = time.monotonic()
         self._ask("put", lambda: self._for(len(content)).put(path, content, use_multipart=False) or True)
         self.put_seconds = time.monotonic() - began
@@ -235,11 +228,9 @@ class ObjectStore:
         return answer == content
 
     def remove(self, path: str) -> None:
-        """Remove an object if it exists."""
         self._ask("delete", lambda: self.bulk.delete(path) or True, may_lack=True)
 
     def move(self, path: str, target: str) -> bool:
-        """Rename an object; return False if it does not exist."""
         is_there = bool(self._ask("copy", lambda: self.bulk.copy(path, target) or True, may_lack=True))
         if is_there:
             self.remove(path)

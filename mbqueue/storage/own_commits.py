@@ -33,7 +33,6 @@ class Staged:
 
     @property
     def manifest(self) -> Manifest:
-        """The parsed manifest."""
         return self.commit.manifest
 
     def publish(self) -> Manifest:
@@ -186,7 +185,6 @@ class OwnCommits(Commits):
         return Staged(self, commit)
 
     def publish(self, commit: Commit) -> None:
-        """Create the manifest of a staged commit. See `Staged.publish`."""
         if not self.place.blobs.create(self.place.path(f"{commit.base}.json"), commit.content):
             raise self._taken(commit)
         self._keep_near(lambda near: near.place.blobs.put(f"{commit.base}.json", commit.content))

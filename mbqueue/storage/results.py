@@ -60,7 +60,6 @@ class ResultFile(NamedTuple):
         return f"{self.sha256[:_HASH_DIGITS]}-{self.name}"
 
     def fits(self, content: bytes) -> bool:
-        """Whether these bytes have the file's size and hash."""
         return len(content) == self.size and hashlib.sha256(content).hexdigest() == self.sha256
 
     def is_whole(self, path: Path) -> bool:
@@ -94,5 +93,4 @@ class ResultFile(NamedTuple):
 
 
 def total_bytes(listed: Iterable[ResultFile]) -> int:
-    """The total size of the files in bytes."""
     return sum(file.size for file in listed)

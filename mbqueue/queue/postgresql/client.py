@@ -73,7 +73,6 @@ class Client:
         self.is_orphaned = True
 
     def drop(self) -> None:
-        """Drop the connection."""
         if self.connection is not None:
             with suppress(psycopg.Error):
                 self.connection.close()
@@ -102,7 +101,6 @@ class Given:
 
 
 def _answers(cursor: Cursor[Any]) -> list[Rows]:
-    """Collect the results of all statements that were sent in one message."""
     given: list[Rows] = []
     while True:
         given.append(Given(cursor))
@@ -134,7 +132,6 @@ class Transaction:
 
     @property
     def is_begun(self) -> bool:
-        """Whether the server has begun the transaction."""
         return self._times is not None
 
     @property
@@ -148,7 +145,6 @@ class Transaction:
         return float(self._begun()["up_since"])
 
     def execute(self, statement: Sql, parameters: Parameters = (), /) -> Rows:
-        """Run one statement."""
         return self.together([(statement, parameters)])[0]
 
     def together(self, statements: Sequence[Bound]) -> list[Rows]:
@@ -163,13 +159,11 @@ class Transaction:
             self._connection.execute(";".join(statements).encode())
 
     def _begun(self) -> Any:
-        """Return the transaction's times; begin the transaction if needed."""
         if self._times is None:
             self._sent([])
         return self._times
 
     def _sent(self, statements: Sequence[Bound]) -> list[Rows]:
-        """Send statements in one message; return the result of each."""
         is_first = self._times is None
         cursor = ClientCursor(self._connection, row_factory=dict_row)
         texts = [self._text(cursor, *bound) for bound in ([*self._first, *statements] if is_first else statements)]
@@ -216,7 +210,6 @@ class LimitedConnection(Connection[Any]):
 
 
 def connect(address: Address) -> Connection[Any]:
-    """Open a connection in autocommit mode."""
     # The client inserts the values into the statements, so that one message can contain several statements.
     return LimitedConnection.connect(
         **address.options, autocommit=True, prepare_threshold=None, cursor_factory=ClientCursor, row_factory=dict_row

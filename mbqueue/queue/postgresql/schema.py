@@ -29,7 +29,8 @@ from mbqueue.queue.transitions import TRANSITIONS
 if TYPE_CHECKING:
     from psycopg import Connection
 
-#: The channel on which the server announces changes to waiting workers. The payload is the name of the schema.
+#: The channel on which the server announces changes to waiting workers. Each notification contains the name of the
+#: schema.
 CHANNEL = "mbqueue"
 
 # The number of the last transaction that each client has committed. If a connection is lost during a commit, this
