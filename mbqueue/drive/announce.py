@@ -4,7 +4,8 @@ Each announcement is a new file, SESSION-NUMBER.json. The session then removes i
 are only hints, because locks do not work on a mount. If two sessions train the same fold, mbqueue merges their commits.
 
 The clocks of two machines can differ by hours. So each machine uses its own clock: a session counts as live for a while
-after a new announcement was seen. A machine uses the times in an announcement only when it first sees that session.
+after a new announcement was seen. A machine uses the times in an announcement only when it first sees the announced
+session.
 """
 
 from __future__ import annotations

@@ -103,8 +103,8 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
     """Replace the project's state with the state in an archive, after checking the whole archive.
 
     The replaced state is kept next to the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archive's
-    settings contain different commands than the current settings, mbqueue saves the archive's settings in a separate
-    file, and reports this to ``note``.
+    settings contain different commands than the current settings, they are saved in a separate file, and ``note`` is
+    called.
 
     Raises:
         DamagedArchive: if the archive differs from what `back_up` wrote. Nothing is changed.
@@ -182,7 +182,7 @@ def _require_whole(folder: Path, source: Path) -> None:
 def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]:
     """Mark the project as being restored, with a file in the live folder.
 
-    If the restore is interrupted, commands that find no queue ask you to run it again.
+    If a restore is interrupted, commands that find no queue ask you to run the restore again.
     """
     said = project.live_dir / RESTORING
     files.write_text(said, shlex.quote(str(source.absolute())))
@@ -196,7 +196,7 @@ def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]
 def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the name and bytes of every file for the archive."""
     content = snapshot.read_bytes()
-    snapshot.unlink()  # remove it now, so that a later crash leaves no file behind
+    snapshot.unlink()  # a later crash then leaves no file behind
     yield "queue.db", content
     for folder in project.fold_dirs():
         for file, content in _commits(folder).items():

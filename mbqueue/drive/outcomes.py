@@ -1,4 +1,4 @@
-"""Publish result files to the mount. A listing next to the checkpoints verifies the result files.
+"""Publish result files to the mount. Readers verify result files with a listing next to the checkpoints.
 
 Result files have fixed names (preds_fold_0.csv), so they are the only files on a mount that may be replaced. A listing
 is written once, under a unique name, and contains the size and hash of every file. If a result file matches no listing,
@@ -143,7 +143,7 @@ class PublishedResults:
         self._drive.put(path, content)
 
     def are_whole(self, results_dir: str, listed: Sequence[ResultFile]) -> bool:
-        """Whether the result files on the mount match the listing; another session may have replaced them.
+        """Whether the result files on the mount match the listing, because another session may have replaced them.
 
         The first call reads every file. Later calls read only files whose size or modification time has changed.
         """

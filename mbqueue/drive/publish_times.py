@@ -11,7 +11,7 @@ class Rounds:
     """Collects the durations of one session's publishing rounds, until they are recorded in the queue.
 
     The durations are recorded just before a snapshot is taken. Recording each round at once would change the queue, and
-    so require another snapshot and another round.
+    require another snapshot and another round.
     """
 
     def __init__(self, session: str | None) -> None:
@@ -23,7 +23,7 @@ class Rounds:
         self._took.append((ended_at, seconds))
 
     def note(self, queue: Queue) -> None:
-        """Record a session's collected rounds in the queue. Do nothing for a command."""
+        """Record a session's collected rounds in the queue. A command records none."""
         while self._took and self._session is not None:
             ended_at, seconds = self._took.pop(0)
             queue.note(published_note(seconds), by=self._session, now=ended_at)

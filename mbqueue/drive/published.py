@@ -5,8 +5,8 @@ commits share a name, and a truncated manifest is recognised. Files that the mou
 
 Two sessions that could not see each other's commits may have trained the same fold. Only the rank of the commits
 decides which training is accepted (`mbqueue.storage.manifest`). The accepted chain is the commit with the highest rank,
-the history in its manifest, and the commit of its best epoch. That history must begin with the history of the best
-epoch's commit, row for row, with the same sessions and times. Commits of the other training are kept and reported.
+the history in its manifest, and the commit of its best epoch. The manifest's history must begin with the history of the
+best epoch's commit, row for row, with the same sessions and times. Commits that are not accepted are kept and reported.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class PublishedFold(Commits):
 
 
 def experiment_folders(drive: Drive, folder: str) -> list[str]:
-    """List the names in a folder that are valid experiment names. Leave out the files that drives add."""
+    """List the valid experiment names in a folder. Leave out all other names, such as files that a drive adds."""
     return [name for name in drive.names(folder) if re.fullmatch(NAME_PATTERN, name)]
 
 

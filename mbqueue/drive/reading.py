@@ -18,7 +18,7 @@ Parsed = TypeVar("Parsed")
 
 
 def what_is_wrong(error: Exception) -> str:
-    """Describe why a file cannot be used, based on the error that was raised when the file was parsed."""
+    """Describe why a file cannot be used, from the error that parsing the file raised."""
     return f"it lacks the key {error}" if isinstance(error, KeyError) else str(error)
 
 

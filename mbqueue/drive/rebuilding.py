@@ -1,6 +1,6 @@
 """Rebuild a queue from commits and users' requests.
 
-A session on a new machine and `recover` start from a snapshot or an empty database. Both add every known experiment
+A session on a new machine and `recover` start from a snapshot or an empty database. They add every known experiment
 (`enqueue_again`), and advance every fold to its newest commit (`trained_by`). `restore` starts from the archive's
 database, and also uses `trained_by`.
 """

@@ -59,10 +59,10 @@ def recover(
     `read_notes`), even if it has no commit. Sessions repeat `predict` and `record` jobs, unless the files of these jobs
     are intact on the mount. If the live folder is lost, the pauses are lost too.
 
-    If the replaced queue can be read, experiments and folds that only this queue contains are also restored, because
-    you may have started it after an earlier queue was lost. If two experiments have the same name, the one with
-    checkpoints is restored. If neither has checkpoints, the one that `read_notes` returns is restored. Before a file is
-    set aside, ``note`` is called with the reason and the new path.
+    Experiments and folds that only the replaced queue contains are also restored, if it can be read. You may have
+    started that queue after an earlier queue was lost. If two experiments have the same name, the one with checkpoints
+    is restored. If neither experiment has checkpoints, the experiment that `read_notes` returns is restored. Before a
+    file is set aside, ``note`` is called with the reason and the new path.
 
     If the project has a live folder, commits in state/ are first copied to the live folder. Sessions leave commits in
     state/ while the queue is on a server or the project is on a local disk.
@@ -128,7 +128,8 @@ def move_queue_aside(
     """Move the queue aside; return its new path, or None if there was no queue.
 
     Args:
-        beforehand: called just before the queue is moved. If it raises an exception, the queue is not moved.
+        beforehand: called just before the queue is moved. If ``beforehand`` raises an exception, the queue is not
+            moved.
 
     Raises:
         UsageError: if the queue is intact and ``force`` is not given, or a session uses the queue.
@@ -303,7 +304,7 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
 
 
 def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Commits:
-    """Make a reader of a folder's commits, which accepts only commits of the fold that the folder is named after."""
+    """Make a reader that accepts only commits of the fold that the folder is named after."""
     identity = named_after(folder)
     known = next((one for one in queue.experiments() if one.name == identity.experiment), None)
     if known is not None:
@@ -312,7 +313,7 @@ def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Comm
 
 
 def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest, now: float) -> bool:
-    """Enqueue an experiment from its file in jobs/, for an older manifest that does not say how it was enqueued.
+    """Enqueue an experiment from its file in jobs/, if an older manifest does not say how it was enqueued.
 
     Returns:
         Whether the file exists and has the same spec as the manifest.

@@ -2,8 +2,8 @@
 
 A new live folder gets the newest intact snapshot of the queue. At the start, and while other sessions run, mbqueue
 compares everything published with the live state. Experiments that exist only in another database are enqueued. Folds
-that have advanced further on the mount are adopted, with their verified files and results. If files of recorded work
-are missing, that work is queued again.
+that have advanced further on the mount are adopted, with their verified files and results. Recorded work is queued
+again if its files are missing.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Reentry:
         """Make the live queue from the newest intact snapshot or an empty queue, and add everything newer.
 
         Args:
-            further: adds anything else to the queue; called last.
+            further: called last, to add more to the queue.
         """
         self._drive.check()
         snapshot: PublishedSnapshot | None = None
@@ -154,8 +154,8 @@ class Reentry:
         """Compare everything published with the live state, and adopt all further progress.
 
         Args:
-            at_start: also queue recorded work again if its files are missing.
-            on_taken: called with (experiment id, fold) right after the checkpoints of a fold were adopted.
+            at_start: whether to queue recorded work again if its files are missing.
+            on_taken: called with (experiment id, fold) right after a fold's checkpoints were adopted.
         """
         with self._remembering_at_once():
             self._reconcile(queue, at_start, by, on_taken)
@@ -247,7 +247,7 @@ class Reentry:
         return taken
 
     def _take_over(self, here: Commits, folder: Path, chain: list[tuple[Commit, bytes]]) -> None:
-        """Copy accepted commits into the live folder. Set aside that folder's commits of any other training."""
+        """Copy accepted commits into the live folder. Set aside the folder's commits of any other training."""
         newest = chain[-1][0].manifest
         on_line = {one.base for one in here.commits() if newest.continues(one.manifest)}
         for stem in here.bases():

@@ -1,8 +1,8 @@
 """Decide which superseded files to keep on a mount that uploads and removes files in any order.
 
-A file that this machine reads back may not have been uploaded yet, while the removal of an older file may already have
-reached the drive. If the machine is lost at that moment, both files are gone. So mbqueue considers a file settled
-(uploaded) only after some time on the mount, and until then keeps the files that it supersedes.
+A mount may remove an older file from the drive before it uploads a newer file that this machine reads back. If the
+machine is lost in between, both files are gone. So mbqueue considers a file settled (uploaded) only after some time on
+the mount. Until then, mbqueue keeps the superseded files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def positions_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady
     """Return the positions in ``seen_at`` of the files to keep, at most ``kept`` + `NEWEST` + `SPACED`.
 
     Args:
-        seen_at: when each file was first seen on the mount, in monotonic seconds, the oldest work first.
+        seen_at: when each file was first seen on the mount, in monotonic seconds; files with older work come first.
         kept: number of settled files to keep.
         steady_since: the time since which the mount has not failed, in monotonic seconds. A failing mount uploads
             nothing.

@@ -16,8 +16,8 @@ Answer = TypeVar("Answer")
 class TimedDrive(Drive):
     """A read-only drive, with a time limit for reads.
 
-    If an abandoned thread finally gets an answer, the answer is kept for the next attempt. So a few attempts can read a
-    mount that is slower than the limit.
+    If an abandoned thread finally gets an answer, the answer is kept for the next attempt. So a few attempts succeed
+    even if each read takes longer than the limit.
 
     Args:
         should_stop: reads end early once it returns True.
@@ -33,7 +33,8 @@ class TimedDrive(Drive):
     def within(self, seconds: float) -> Iterator[None]:
         """Limit the total time of all reads in the block to ``seconds``. Later reads raise TimeoutError.
 
-        A request to stop raises InterruptedError. If the mount fails, reads raise OSError, the base class of both.
+        A request to stop raises InterruptedError. If the mount fails, reads raise OSError, the base class of these two
+        errors.
         """
         self._seconds, self._until = seconds, time.monotonic() + seconds
         yield

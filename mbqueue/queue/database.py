@@ -120,8 +120,8 @@ class Database(ABC):
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
         """Wait until there may be a new job to claim, or until ``is_over(seconds)`` returns True.
 
-        ``is_over`` takes a number of seconds, and sleeps for that time. If the database cannot announce changes, this
-        method calls ``is_over(seconds)`` only once.
+        ``is_over`` sleeps for the given number of seconds. If the database cannot announce changes, `wait` calls
+        ``is_over(seconds)`` only once.
         """
 
 
@@ -130,7 +130,8 @@ def repeatable(method: Method) -> Method:
 
     A repeated transaction sees the changes of other sessions, and refuses an outdated fence. `publish` is called only
     once, even if the transaction is repeated. During `publish`, the session holds the lease, and the job's row is
-    locked. So the files that `publish` moves stay valid, even if another session claims the job between two attempts.
+    locked. So the files that `publish` moves stay valid, even if another session claims the job between two attempts of
+    the transaction.
     """
 
     @wraps(method)

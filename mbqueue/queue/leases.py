@@ -154,8 +154,8 @@ class Leases(Claims):
                 self._prune(db, lease, now, skip_rest)
             found = [row for rows in given for row in rows]
             if not found:
-                # A session that declares this one dead takes these locks in a different order. In a deadlock, the
-                # server interrupts one of the two transactions, and mbqueue repeats it.
+                # A session that declares this session dead takes the locks of both jobs in a different order. In a
+                # deadlock, the server interrupts one of the two transactions, and mbqueue repeats it.
                 beat, open_next = self._beat(session, now, lease_seconds), self._unlocking(db, lease, now, skip_rest)
                 loaded = None if job.fold is None else (job.experiment_id, job.fold)
                 claim = self._claim(session, now, lease_seconds, loaded)

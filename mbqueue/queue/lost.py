@@ -31,8 +31,8 @@ class Trace:
 
     Attributes:
         path: the note, or the folder of the fold.
-        fold: None if the trace is a note that cannot be read.
-        spec_hash: None if the hash is unknown.
+        fold: the fold; None for a note that cannot be read.
+        spec_hash: the hash of the spec; None if unknown.
         epochs: the number of finished epochs, from the name of the newest commit; 0 for a note.
         manifest: the manifest of the newest commit; None for a note.
     """
@@ -50,7 +50,7 @@ class Lost:
     """A part of an experiment that is missing from the queue.
 
     Attributes:
-        fold: None if the whole experiment is missing.
+        fold: the fold, or None if the whole experiment is missing.
         is_of_other_spec: whether the queue has an experiment of the same name with a different spec.
         is_of_known_search: whether a search in the queue would give this name to a different trial.
         ahead: the number of finished epochs that the queue does not count as done.
@@ -64,11 +64,11 @@ class Lost:
 
     @property
     def is_overwritten_by_work(self) -> bool:
-        """Whether a session would set these commits aside, replace their note, or train their epochs again."""
+        """Whether a session would set commits aside, replace the note, or train epochs again."""
         return self.is_of_other_spec or self.is_of_known_search or self.ahead > 0
 
     def concerns(self, name: str) -> bool:
-        """Whether this part belongs to the experiment or search with the given name."""
+        """Whether the lost part belongs to the experiment or search with the given name."""
         return name in (self.experiment, self.experiment.rpartition(".")[0])
 
 

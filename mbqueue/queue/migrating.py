@@ -71,8 +71,8 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
     """Copy a queue into an empty one, and mark the source as moved (`mbqueue.queue.moved`).
 
     Before the commit, all copied rows are read back and compared. A target whose queue was moved away earlier counts as
-    empty if the source contains all of its events. If an earlier run copied the queue but crashed before it marked the
-    source, this run only marks the source.
+    empty if the source contains all events of that queue. If an earlier run copied the queue but crashed before it
+    marked the source, this run only marks the source.
 
     Raises:
         UsageError: if a session works with the source, or the target is not empty.
@@ -138,7 +138,7 @@ def _require_another(source: Queue, old: Statements, target: Queue, new: Stateme
 
 
 def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
-    """Mark the source as moved. The caller commits this change after the target's transaction."""
+    """Mark the source as moved. The caller commits the mark after the target's transaction."""
     now = source.database.instant(old, now)
     if source.database.dialect is POSTGRESQL:
         old.execute(f"LOCK TABLE {', '.join(COLUMNS)} IN EXCLUSIVE MODE")
@@ -169,7 +169,7 @@ def _take_back(target: Queue, old: Statements, new: Statements) -> None:
 
 
 def _is_copied(path: Path, old: Statements) -> bool:
-    """Whether a file already contains a copy of the queue; False if there is no file, or if its queue was moved away."""
+    """Whether a file already contains a copy of the queue; False if there is no file, or its queue was moved away."""
     if not path.exists():
         return False
     try:
@@ -185,7 +185,7 @@ def _is_copied(path: Path, old: Statements) -> bool:
 
 
 def _goes_on(db: Statements, *, after: Statements) -> bool:
-    """Whether ``db`` is a later state of ``after``, which means that its events begin with all events of ``after``."""
+    """Whether ``db`` is a later state of ``after``: its events begin with all events of ``after``."""
     events = rows_of(db, "events")
     return all(next(events, None) == before for before in rows_of(after, "events"))
 

@@ -51,10 +51,10 @@ def open_queue(
     If the queue does not exist, create it unless ``read_only`` is set.
 
     Args:
-        wait: sleeps for the given number of seconds, and returns True to stop waiting for the server. Sessions pass
-            this function to wait for an unreachable server. Without ``wait``, an unreachable server is an error.
-        refuses: decides whether a missing part of an earlier queue must be recovered before the command may run.
-        note: called with a message if parts of an earlier queue are missing but the command may run.
+        wait: sleeps for the given number of seconds, and returns True to stop waiting for the server. Without ``wait``,
+            an unreachable server is an error.
+        refuses: returns True if a missing part of an earlier queue must be recovered before the command may run.
+        note: called with a message if parts of an earlier queue are missing, but none of them must be recovered first.
 
     Raises:
         QueueError: if the queue cannot be opened, or if it does not exist and ``read_only`` is set.
@@ -97,7 +97,7 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
 
 
 def is_queue_there(project: ProjectFolder) -> bool:
-    """Whether a queue exists, for commands that can also run without a queue. Log a note if the queue was lost."""
+    """Whether a queue exists. Log a note if the queue was lost, because the command can also run without a queue."""
     try:
         return queue_exists(project)
     except (QueueLost, UsageError) as error:

@@ -27,8 +27,8 @@ running, paused, ready, failed, cancelled, waiting. `seconds` is the time spent 
 and `epoch_seconds` is the time spent on committed epochs. Each `progress` has the keys `what`, `done` and `total`, and
 if known also `seconds` and `seconds_left`. `sessions` leaves out sessions that ended, or whose last heartbeat is over a
 day old. A session is lost if its heartbeat is overdue, and has died if its process on this machine is gone. A dead
-session is listed with its job. Experiments, folds and counts show that job as ready, because the next session will
-release it.
+session is listed with its job. Experiments, folds and counts already show a dead session's job as ready, because the
+next session will release it.
 """
 
 from __future__ import annotations
@@ -78,8 +78,7 @@ def _board(sql: Dialect) -> str:
     """
 
 
-#: Finds the jobs that were started and then released. Paused jobs need a separate query, because they are missing
-#: from the index.
+#: Finds the jobs that were started and then released. The index contains no paused jobs, so they need a separate query.
 _BEGUN = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 0 AND progress IS NOT NULL"
 _BEGUN_AND_PAUSED = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 1 AND progress IS NOT NULL"
 
@@ -144,7 +143,7 @@ class Outlook:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether no job is ready, delayed or leased, so that the queue cannot continue until a person acts."""
+        """Whether the queue waits for a person, because no job is ready, delayed or leased."""
         return self.ready + self.delayed + self.leased == 0
 
 
@@ -163,7 +162,7 @@ class Reports(Part):
     ) -> tuple[Job, ...]:
         """Read all jobs, or only the jobs of one experiment, fold or state.
 
-        The jobs of an experiment are sorted: `prepare`, then each fold's epochs and `predict`, then `record`.
+        In each experiment, the `prepare` job comes first, then each fold's epochs and `predict` job, then `record`.
         """
         query = (
             "SELECT * FROM job_rows WHERE (:experiment IS NULL OR experiment = :experiment) "
@@ -380,7 +379,7 @@ def _with_work(group: _Group, fold: int | None, progress: Mapping[str, Any]) -> 
 
 
 def _given_back(group: _Group, job: Row) -> _Group:
-    """Return the group of jobs as it will be once the next session has released a dead session's job."""
+    """Return the counts of a group of jobs, as if a dead session's job were already released."""
     if group.fold != job["fold"]:
         return group
     state = State.READY if job["lost_in_a_row"] + 1 < MAX_LOST_IN_A_ROW else State.FAILED

@@ -142,10 +142,7 @@ class SqliteFile(Database):
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
-        """Open a write transaction, which locks the database at once.
-
-        The transaction is committed when the block ends, and rolled back if the block raises.
-        """
+        """Open a write transaction, which locks the database at once."""
         with self._translating():
             connection = self._connection()
             _begin(connection, "BEGIN IMMEDIATE")
@@ -168,7 +165,7 @@ class SqliteFile(Database):
                 connection.rollback()
 
     def instant(self, _db: Statements, now: float) -> float:
-        """The caller's time, because all processes run on one machine."""
+        """Return the caller's time, because all processes run on one machine."""
         return now
 
     def holding(self, _experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:  # noqa: ARG002
@@ -189,8 +186,7 @@ class SqliteFile(Database):
             connection = self._connect(read_only=self.read_only)
             self._local.connection, self._local.pid = connection, os.getpid()
             with self._lock:
-                # Remember which file was opened first. If that file is replaced, a thread that starts later must not
-                # write to the new one.
+                # Remember which file was opened first. After a replacement, no later thread may write to the new file.
                 self._file = self._file or _file_at(self.path)
                 self._open.append((os.getpid(), connection))
         return connection
@@ -237,7 +233,7 @@ class SqliteFile(Database):
             connection = self._connect(read_only=False)
             try:
                 sqlite_schema.is_current(connection, path=self.path)
-                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # only a new file accepts this setting
+                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # existing files keep their page size
                 connection.execute("PRAGMA journal_mode = WAL")
                 sqlite_schema.upgrade(connection, path=self.path)
             finally:

@@ -1,8 +1,8 @@
 """Start, find and stop sessions in the background. Imports no torch.
 
 ``state/background.json`` records the process by its pid, start time and boot id, so mbqueue never signals a later
-process with the same pid. A copied project also contains this JSON file and the queue's rows. The file therefore also
-records the project's folder. A session counts as running here only if its process has this project's queue open.
+process with the same pid. The JSON file also records the project's folder, because a copied project contains the file
+too. A session counts as running only if its process has this project's queue open.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def current(project: ProjectFolder) -> BackgroundSession | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # treat an unreadable file as missing: the queue also lists sessions
+        return None  # treat an unreadable file as missing, because the queue also lists sessions
 
 
 def came_with_a_copy(project: ProjectFolder) -> bool:
@@ -243,9 +243,7 @@ def _ended_early(
 ) -> BackgroundSession:
     """Find the sessions that started and ended between two checks; raise an error if there are none.
 
-    Args:
-        before: ids of earlier sessions. Start times cannot identify earlier sessions, because a queue's server may have
-            a different clock.
+    Start times cannot identify earlier sessions, because a queue's server may have a different clock.
     """
     here = this_process()
     # The parent of an ended process is unknown, so compare only the host and the boot id.
@@ -286,7 +284,7 @@ def _children(pid: int) -> list[str]:
 
 
 def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str | None]]:
-    """Yield (process, session id) for each other running session of this project on this machine."""
+    """Yield (process, session id) for each session of this project that runs on this machine in a different process."""
     here = this_process()
     queue_file = None if project.topology.queue_url else project.queue_db
     found = {row.identity: row.id for row in _unended(project) if not is_gone(row.identity, queue_file)}
@@ -301,7 +299,7 @@ def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str
 
 
 def _is_of_this_folder(content: Mapping[str, Any], project: ProjectFolder) -> bool:
-    """Whether a session of this folder wrote the file. Early versions recorded no folder; their files also count."""
+    """Whether a session of this folder wrote the file; also True if an early version wrote it, without a folder."""
     return bool(content.get("folder", _folder_id(project)) == _folder_id(project))
 
 

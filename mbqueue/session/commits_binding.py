@@ -7,7 +7,7 @@ a store needs no check, because the commits are next to that file.
 
 A session may change the recorded place from a folder to a store or another folder if no commits can be lost. No commits
 can be lost if no other session runs and the new place has every epoch that the queue counts as done. Any other change
-of the place requires `mbqueue move-commits` (`mbqueue.session.moving_commits`).
+of the recorded place requires `mbqueue move-commits` (`mbqueue.session.moving_commits`).
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def store_place(store: ObjectStore) -> CommitsPlace:
 def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
     """Return what a queue records as the place of its commits if they are in the project's own folder.
 
-    If the folder has no id, create one if ``make`` is set, and return None otherwise.
+    If the folder has no id, create one with ``make``, and return None without ``make``.
 
     Raises:
         QueueError: if the file with the folder's id is damaged.

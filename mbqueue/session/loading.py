@@ -44,7 +44,7 @@ class LoadedData:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The entries about the data in a run's fingerprint, except the data's hash."""
+        """The version of the graph converter, for a run's fingerprint."""
         return {"converter": CONVERTER_VERSION}
 
 
@@ -83,8 +83,8 @@ def load_data(
         dataset_hash: hash of the crystals, known once the experiment is prepared. If the cache has these crystals, the
             source is not read.
         store: the project's object store, if one is already open.
-        keep: a function that copies a file of crystals for other machines. It is called with the shared place, the file
-            and the dataset's hash. By default, the file is copied before this function returns.
+        keep: copies a file of crystals for other machines, given the shared place, the file and the dataset's hash. By
+            default, the file is copied before this function returns.
 
     Raises:
         DataError: if the source cannot be used, or has changed since the experiment was prepared.

@@ -110,7 +110,7 @@ def _fitted(
 ) -> tuple[dict[str, float], int]:
     """Fit the members' weights to a fold's validation crystals; return the weights and the number of crystals.
 
-    The job uses each member's recorded model to predict the validation crystals. It does not use the test set.
+    The job predicts the validation crystals, but not the test set, with each member's recorded model.
     """
     assert spec.made_from is not None
     job, fold = lease.job, _fold_of(lease)

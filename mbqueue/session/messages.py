@@ -45,7 +45,7 @@ class JsonLines(Report):
 
     Args:
         stream: must be unbuffered, so that no line is lost when the process ends.
-        on_gone: called once when no process reads the stream any more; later events are dropped.
+        on_gone: called once, when no process reads the stream any more; later events are dropped.
     """
 
     def __init__(self, stream: BinaryIO, *, on_gone: Callable[[], None]) -> None:
@@ -87,7 +87,7 @@ class JsonLines(Report):
         self._tell("note", text=text)
 
     def session_ended(self, outcome: SessionOutcome | Exception) -> None:
-        """Write the outcome of a session that ended without an error; after an error, only the exit code reports it."""
+        """Write the outcome of a session that ended without an error. Only the exit code reports an error."""
         if isinstance(outcome, Exception):
             return
         self._tell(

@@ -27,7 +27,6 @@ class Notifier(Report):
     """Sends a notification for each event that the settings name.
 
     Args:
-        settings: the command, the webhook, the events and the time limit.
         project: the project's folder, which the notification names.
         on_trouble: called from another thread with a sentence if a notification could not be sent.
     """

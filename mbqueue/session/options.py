@@ -79,7 +79,7 @@ class WorkOptions:
         )
 
     def arguments(self) -> list[str]:
-        """These options as arguments of `mbqueue work`."""
+        """The options as arguments of `mbqueue work`."""
         values = {
             "--session": NO_DEADLINE if self.session_seconds is None else _duration(self.session_seconds),
             "--max-jobs": self.max_jobs,

@@ -1,8 +1,8 @@
 """Refuse a copy of a project (`cp -r`) that shares only the queue or only the store with its original.
 
-Sessions of the copy would retrain or overwrite the original's work. A copy that shares both counts as another machine
-of the same project. Projects on a drive are not checked here, because a session must start even while the drive hangs.
-For these projects, `mbqueue.belonging` tells live folders apart.
+Sessions of the copy would retrain or overwrite the original's work. A copy that shares both the queue and the store
+counts as another machine of the same project. Projects on a drive are not checked here, because a session must start
+even while the drive hangs. For projects on a drive, `mbqueue.belonging` tells live folders apart.
 """
 
 from __future__ import annotations

@@ -9,9 +9,6 @@ class Pace:
     """The mean rate since the first progress report.
 
     Work done before the first report, possibly in an earlier session, does not affect the rate.
-
-    Args:
-        clock: measures the time between calls to `reached`.
     """
 
     def __init__(self, clock: Clock) -> None:

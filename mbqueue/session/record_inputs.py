@@ -75,9 +75,6 @@ def fingerprint_changes(commits: Mapping[int, Commits]) -> list[dict[str, Any]]:
     """List every time that training resumed with a different device, library version or micro-batch size.
 
     Each entry contains the fold, epoch and step, and what changed.
-
-    Args:
-        commits: the commits of each fold.
     """
     newest = {fold: of_fold.manifests()[-1:] for fold, of_fold in commits.items()}
     return [

@@ -40,8 +40,8 @@ class Searching:
     def _begin_trials(self) -> None:
         """Enqueue the next trial of each search that needs one; if none can begin, the session runs other jobs.
 
-        Sessions on one drive with different databases could give the same number to trials with different settings.
-        To avoid this, only the session that started first begins trials, and other sessions find the trials in its
+        Sessions on one drive with different databases could give the same number to trials with different settings. So
+        only the session that started first begins trials, and other sessions find the trials in that session's
         snapshots.
         """
         session = self._session

@@ -100,7 +100,7 @@ class Session:
     # -- the current job -------------------------------------------------------------------------------------------
 
     def take_next(self) -> Lease | None:
-        """Return and forget the lease that was claimed with the last commit; return None if there is none."""
+        """Return the lease that was claimed with the last commit, and forget it; return None if there is none."""
         lease, self._next_lease = self._next_lease, None
         return lease
 
@@ -285,7 +285,7 @@ class Session:
         return advanced
 
     def stoppable_progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
-        """Like `progress_of`, but the callback raises `Stopped` if the current job should stop."""
+        """Return a callback as `progress_of` does, but one that raises `Stopped` if the current job should stop."""
         advanced = self.progress_of(job, what)
 
         def advanced_or_stopped(done: int, total: int) -> None:

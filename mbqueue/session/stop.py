@@ -24,8 +24,8 @@ INTERRUPTED = 130
 class StopRequest:
     """A thread-safe request to stop one session, which keeps the first cause.
 
-    A plain flag replaces `threading.Event`, which can deadlock: a signal handler may interrupt the thread that holds
-    the event's lock, and then wait for this lock forever.
+    A plain flag replaces `threading.Event`, which can deadlock. A signal handler that interrupts the thread with the
+    event's lock would wait for the lock forever.
     """
 
     #: How often a wait checks for a stop request.
@@ -98,8 +98,8 @@ class Deadline:
 
     Args:
         session_seconds: length of the session; None for no deadline.
-        end_command_seconds: how long the end command may take. The session reserves this time, but at most a fifth of
-            its own length, so that a short session still trains.
+        end_command_seconds: how long the end command may take. A session reserves at most a fifth of its length for the
+            end command, so that a short session still trains.
     """
 
     #: Time kept free before the deadline, in addition to the time that a save takes.

@@ -72,7 +72,7 @@ class StoreWatch:
             self._note("The object store answers again.")
 
     def heard(self) -> str | None:
-        """Return an outage that another session here recorded after the store last answered this session, or None.
+        """Return an outage that another session on this machine recorded after the store's last answer, or None.
 
         The reason comes from the file that `mbqueue status` reads. An old reason is ignored, because the session that
         wrote it may have died.

@@ -21,7 +21,7 @@ class TensorBoardReport(Report):
 
     Steps go to EXPERIMENT/fold_i, and their numbers increase over all epochs. Epochs go to EXPERIMENT/fold_i/epochs.
     Steps that are repeated after a kill or a rewind replace the earlier steps (``purge_step``). TensorBoard purges all
-    values of a run from that step on, so epochs have a separate run.
+    later values of a run too, so epochs have a separate run.
 
     Raises:
         UsageError: if the package tensorboard is not installed.
@@ -80,7 +80,7 @@ class _Run:
     def add(self, values: Mapping[str, float], step: int) -> None:
         """Add the values of a step; hide earlier values of the same and later steps."""
         if self._writer is None or step <= self._newest:
-            # This import takes a second, so do it only when needed.
+            # Importing TensorBoard takes a second, so import it only when needed.
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
             self.close()

@@ -146,8 +146,9 @@ def _begin(
         options.session_seconds,
         end_command_seconds=settings.end_command_seconds if settings.end_command else 0.0,
     )
-    with suppress(OSError):  # if the folder cannot be written, this session leaves no temp files in it either
-        files.sweep(project.notes_dir)  # only the next write of the same note would remove them otherwise
+    # Without this call, only the next write of the same note would remove temp files of dead processes.
+    with suppress(OSError):
+        files.sweep(project.notes_dir)
     store, watch = _store(project, clock, report)
     commits_place = enter_place(project, queue, store, note=report.note, clock=clock)
     session_id = queue.start_session(

@@ -71,13 +71,13 @@ class Blobs(Protocol):
         """
 
     def put(self, path: str, content: bytes) -> None:
-        """Write a blob, even if it exists. Use this only if the name determines the content."""
+        """Write a blob, even if it exists. Use `put` only if the name determines the content."""
 
     def create(self, path: str, content: bytes) -> bool:
         """Write a new blob in one quick attempt. Return False if a blob of this name exists with different content.
 
-        Return True if such a blob exists with the same content, because an earlier attempt may have written it. So two
-        writers must write different bytes.
+        Return True if the blob exists with the same content, because an earlier attempt may have written it. So two
+        writers must never write the same bytes.
         """
 
     def remove(self, path: str) -> None:

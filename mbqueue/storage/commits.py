@@ -1,7 +1,7 @@
 """Read and copy the commits of one fold in one place. A commit is a checkpoint and its manifest.
 
-A commit exists once its manifest exists. Staging writes the checkpoint durably, which is slow and may run in a
-background thread. Publishing creates the manifest, which is fast. A worker publishes inside the transaction that checks
+A commit exists once its manifest exists. Staging writes the checkpoint durably. This slow step may run in a background
+thread. Publishing is fast, because it only creates the manifest. A worker publishes inside the transaction that checks
 the fence, so a worker that lost its lease publishes nothing. Published files never change.
 
 `Commits` accepts commits of one identity only (`mbqueue.storage.manifest.Identity`). A commit of another fold,
@@ -25,7 +25,7 @@ OnWrong = Callable[[str, str], None]
 
 
 def passed_over(where: str, note: Callable[[str], None]) -> OnWrong:
-    """Make a callback that writes a note about each skipped commit."""
+    """Make a callback that notes each skipped commit."""
     return lambda base, why: note(f"{where}/{base} is skipped: {why}")
 
 
@@ -47,8 +47,6 @@ class Commits:
     """Reads the commits of one fold, and checks every file.
 
     Args:
-        place: where the commits are stored.
-        identity: the fold to which the commits must belong.
         on_wrong: called once for each commit that is skipped because it is damaged or belongs to another fold.
     """
 
@@ -164,8 +162,8 @@ class Commits:
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
         tag, known = self._known.get(name, ("", None))
-        # If the name contains a hash, the content cannot have changed. Otherwise, the content has changed only if the
-        # tag has changed too.
+        # Content whose name contains a hash cannot have changed. Other content has changed only if the tag has changed
+        # too.
         if known is not None and (file.digits or (tag and tag == listed.tag)):
             return known
         source = f"{self.place.name}/{name}"
@@ -194,7 +192,7 @@ class Commits:
     # -- copies --------------------------------------------------------------------------------------------------
 
     def put(self, commit: Commit, checkpoint: bytes) -> None:
-        """Write a copy of a commit from another place, with the manifest last. Replace files with the same names."""
+        """Write a copy of a commit from elsewhere, with the manifest last. Replace files with the same names."""
         base = self.place.base(commit.manifest, commit.content)
         self.put_checkpoint(commit, checkpoint)
         self.place.blobs.put(self.place.path(f"{base}.json"), commit.content)

@@ -2,7 +2,7 @@
 
 `Manifest.rank` orders the commits of a fold: **further work first (epoch, finished, step), then the higher fence, then
 the smaller SHA-256 of the checkpoint**. Sessions that could not see each other's commits may have trained the same
-fold. Because of this order, all sessions that see the same commits choose the same commit.
+fold. The order makes all sessions that see the same commits choose the same commit.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Manifest:
         return (*self.work, self.fence, -int(self.sha256, 16))
 
     def continues(self, earlier: Manifest) -> bool:
-        """Whether this commit contains an earlier commit's work: its history rows and the sessions of its epoch."""
+        """Whether this commit contains the history rows of an earlier commit, and the sessions of its epoch."""
         rows = len(earlier.history)
         if earlier.spec_hash != self.spec_hash or earlier.rank > self.rank:
             return False
@@ -124,7 +124,7 @@ class Damaged(CheckpointError):
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The fold that commits must belong to. A hash that is None is unknown and not compared."""
+    """The fold to which commits must belong. A hash that is None is unknown and not compared."""
 
     experiment: str
     fold: int

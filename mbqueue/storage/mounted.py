@@ -92,7 +92,7 @@ class Drive:
             return []
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """The entries of a folder by name, without sizes and times, which are slow to read."""
+        """The entries of a folder by name, without sizes and times, because reading these is slow."""
         return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
 
     def signature(self, path: str) -> tuple[int, int]:
@@ -141,7 +141,7 @@ class Drive:
             if self.read(path, at_most=len(content)) != content:
                 raise OSError(errno.EIO, "the bytes read back differ from the bytes written", str(target))  # noqa: TRY301
         except BaseException:
-            # Otherwise, on a full drive, each attempt would leave another truncated file.
+            # Remove the file, because each attempt on a full drive would leave another truncated file.
             with contextlib.suppress(OSError):
                 target.unlink()
             raise
@@ -159,9 +159,9 @@ class Drive:
     def put(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
         """Write a file whose name belongs only to this content; ``before_piece`` as in `write_new`.
 
-        If a file of this name has different content, that file is a truncated copy. mbqueue keeps the truncated copy,
-        and adds a number to the new file's name, as a drive does. Readers try all numbers. If too many files are
-        damaged, the last one is replaced.
+        A file of this name with different content is a truncated copy. mbqueue keeps the truncated copy, and adds a
+        number to the new file's name, as a drive does. Readers try all numbers. If every number is used, the last copy
+        is replaced.
         """
         stem, dot, suffix = path.rpartition(".")
         names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]

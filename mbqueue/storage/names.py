@@ -1,4 +1,4 @@
-"""Make and parse the names of commit files. No other module depends on their format.
+"""Make and parse the names of commit files. No other module depends on the format of these names.
 
 e0012-done-f0003.json                 the end of epoch 12, written under fence 3
 e0013-s000040-f0003.pt                the checkpoint after 40 steps of epoch 13
@@ -60,7 +60,7 @@ class CommitFile:
 
 
 def stem_of(*, epoch: int, step: int | None, fence: int) -> str:
-    """The name of the commit after ``step`` steps of an epoch, or at its end if ``step`` is None."""
+    """The name of the commit after ``step`` steps of an epoch, or at the epoch's end if ``step`` is None."""
     where = "done" if step is None else f"s{step:06d}"
     return f"e{epoch:04d}-{where}-f{fence:04d}"
 

@@ -54,7 +54,7 @@ class ObjectStore:
         url: the store's address, without secrets.
         on_trouble: called, from any thread, with the reason why the store does not answer or refuses a request.
         on_answer: called each time the store answers.
-        known_away: returns why the store does not answer, if another process has just found out; otherwise None.
+        known_away: returns why the store does not answer, if another process has just noticed; otherwise None.
         requests: number of operations, by kind.
         put_seconds: duration of the last `put`, in seconds.
         id: identifies the store even if its address changes; empty until the store has been checked.
@@ -196,10 +196,7 @@ class ObjectStore:
         self.put_seconds = time.monotonic() - began
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new object in one attempt. Return False if an object of this name exists with different content.
-
-        Return True if such an object exists with the same content, because an earlier attempt may have written it. So
-        two writers must write different bytes.
+        """Write a new object in one attempt, as `Blobs.create` does.
 
         Use this method in the transaction that checks the fence, while other sessions wait. The method sends at most
         two requests with the time limit of `BRISK`. If another process of this machine has just found that the store

@@ -40,8 +40,8 @@ class Staged:
 
         Raises:
             CommitTaken: if another worker has published a commit of this name.
-            StoreError: if an object store does not answer. The commit may have been published anyway. To find out,
-                publish it again.
+            StoreError: if an object store does not answer. To find out whether the commit was published, publish it
+                again.
         """
         self.commits.publish(self.commit)
         self.is_published = True
@@ -125,7 +125,7 @@ class OwnCommits(Commits):
         return Commit(file.base, copy.manifest, copy.content)
 
     def _copy_of_what_is_beside(self, file: CommitFile) -> Commit | None:
-        """Find the mirror's copy of the commit with this checkpoint. Compare hashes, because names may be reused."""
+        """Find the mirror's copy of the commit with this checkpoint. Names may be reused, so compare hashes."""
         path = self.place.path(f"{file.stem}.pt")
         try:
             sha256 = hashlib.sha256(self.place.blobs.read(path, at_most=LARGEST_CHECKPOINT)).hexdigest()

@@ -50,13 +50,13 @@ class Place:
         return file.suffix == "pt" and bool(file.digits) is (self.has_hashed_manifests or self.has_hashed_checkpoints)
 
     def base(self, manifest: Manifest, content: bytes) -> str:
-        """The name of a manifest with these bytes, without the suffix."""
+        """The name, without the suffix, of a manifest with these bytes."""
         if not self.has_hashed_manifests:
             return manifest.stem
         return f"{manifest.stem}-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
 
     def checkpoint_base(self, manifest: Manifest, content: bytes) -> str:
-        """The name of the checkpoint that belongs to a manifest with these bytes, without the suffix."""
+        """The name, without the suffix, of the checkpoint that belongs to a manifest with these bytes."""
         if self.has_hashed_checkpoints:
             return f"{manifest.stem}-{manifest.sha256[:HASH_DIGITS]}"
         return self.base(manifest, content)

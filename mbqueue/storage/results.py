@@ -1,7 +1,7 @@
 """Check result files, and read them from a folder, a mount or an object store.
 
 In a folder, `results.json` lists the result files. On a mount, a listing next to the commits lists the result files.
-With an object store, the job's row in the queue lists the result files. The check of a result file is always the same.
+With an object store, the job's row in the queue lists the result files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ResultFile(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> ResultFile:
-        """Describe a file.
+        """Return the name, size and hash of a file.
 
         Raises:
             FileNotFoundError: if the file does not exist.

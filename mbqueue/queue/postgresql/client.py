@@ -53,7 +53,8 @@ class Client:
     """One thread's connection to the server, and the name and number of its transactions.
 
     Attributes:
-        name: the name that the server shows for its transactions, and the key of its row in `receipts`.
+        name: the name that the server shows for the client's transactions, and the key of the client's row in
+            `receipts`.
         pid: the process that owns the connection.
         number: the number of the connection's latest write transaction.
         is_orphaned: whether the server may still have a transaction open for a lost connection.
@@ -113,8 +114,8 @@ class Transaction:
 
     Args:
         opening: the text of the statements that begin the transaction.
-        first: the statements after ``opening``. The last one returns two times: ``now``, when the transaction began,
-            and ``up_since``, when the server was started.
+        first: the statements after ``opening``. The last statement returns ``now``, when the transaction began, and
+            ``up_since``, when the server was started.
         server_clock: whether ``:now`` in a statement is the server's time, and not the time that the caller passes.
     """
 
@@ -190,7 +191,7 @@ class LimitedConnection(Connection[Any]):
         """Wait as psycopg does, for at most `ANSWER_SECONDS`.
 
         Raises:
-            OperationalError: if there was no answer in time; the message may still take effect.
+            OperationalError: if the server did not answer in time. The statements may still take effect.
         """
         return super().wait(self._limited(gen), *args, **options)
 
@@ -249,7 +250,7 @@ def _said(error: psycopg.Error) -> str:
 
 
 def _storable(value: Any) -> Any:
-    """Replace the characters that PostgreSQL cannot store in text: NUL and lone surrogates."""
+    """Replace NUL and lone surrogates, which PostgreSQL cannot store in text."""
     if isinstance(value, str) and ("\x00" in value or not value.isascii()):
         return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
     return value

@@ -45,7 +45,7 @@ class Patience:
         self._random = random.Random()
 
     def attempt(self, call: Callable[[], Result], wait: Wait = _sleep) -> Result:
-        """Run ``call``, such as one transaction. Repeat it each time that it is interrupted.
+        """Run ``call``, such as one transaction, and repeat it after each interruption.
 
         Raises:
             QueueError: if the server was unreachable for too long, or ``wait`` returned True.

@@ -66,7 +66,7 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE application_name = {client} AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()
 """
 
-# The last two statements wait for an open transaction that has written the client's row.
+# The last two statements wait for an open transaction that has written the client's row in `receipts`.
 _LAST_COMMITTED = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('search_path', {path}, true), set_config('lock_timeout', {lock}, true);
@@ -91,7 +91,7 @@ class PostgresServer(Database):
 
     Each thread, and each process after a fork, opens its own connection. A committed transaction is on the server's
     disk, as durable as the settings ``fsync`` and ``synchronous_commit`` make it. Other connections see a transaction
-    completely or not at all. Only the server's clock counts: ``:now`` is the server's time at the start of the
+    completely or not at all. Only the server's clock counts, so ``:now`` is the server's time at the start of the
     transaction, whatever time the caller passes.
 
     Lost connections are reopened. A transaction that was interrupted before its COMMIT was sent has changed
