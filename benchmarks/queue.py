@@ -50,7 +50,7 @@ from benchmarks.postgres import is_installed, running_server
 Step = Callable[[], bool]
 #: One `prepare`, then 18 epochs and one `predict` for each of five folds, and one `record`.
 JOBS_OF_AN_EXPERIMENT = 97
-#: Before the measurement, the processes together finish this many jobs. By then, the logs have stopped growing.
+#: The processes together finish this many jobs before the measurement, so that the logs have stopped growing.
 WARM_UP_JOBS = 160
 #: Tables of at most this many jobs get more rounds, because each round soon runs out of jobs and measures little.
 SMALL_TABLE = 10_000

@@ -77,7 +77,7 @@ def _peak_on_cpu(work: Callable[[], object]) -> int:
     changes = [event for event in results.events() if event.name() == "[memory]"] if results else []
     changes.sort(key=lambda event: event.start_ns())
     held = [*accumulate((event.nbytes() for event in changes), initial=0)]
-    # Freeing tensors of earlier work lowers the level, so measure from the lowest level so far.
+    # Freeing tensors of earlier work lowers the memory use, so measure from the lowest memory use so far.
     return max(now - least for now, least in zip(held, accumulate(held, min), strict=True))
 
 
@@ -133,7 +133,7 @@ class Stock:
         self.device = device
         self.model = load_pretrained("0.3.0").to(device)
         for parameter in self.model.composition_model.parameters():
-            parameter.requires_grad_(False)  # as CHGNet's trainer does by default
+            parameter.requires_grad_(False)  # CHGNet's trainer does this by default
         self.loss = CombinedLoss(target_str="e", criterion="Huber", delta=0.1)
         self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-5)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-#: Phrase → what to write instead. A space also matches a line break, `#` and quotation marks.
+#: Phrase → what to write instead. In a phrase, a space also matches a line break, `#` and quotation marks.
 PHRASES = {
     "whoever": "you, the session, the command",
     "somebody": "you, another session",

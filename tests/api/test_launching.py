@@ -105,8 +105,9 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
         (Ending.STOPPED, StopCause.by_signal(signal.SIGUSR2), "", True),
         (Ending.STOPPED, TIME_IS_UP, "", True),
         (Ending.STOPPED, StopCause.by_lost_device("an illegal access"), "", True),
-        (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "echo RUNNING", True),  # Slurm preempted the job
-        (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "echo COMPLETING", False),  # a user cancelled the job
+        # Slurm reports RUNNING for a preempted job, and COMPLETING for a job that a user cancelled.
+        (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "echo RUNNING", True),
+        (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "echo COMPLETING", False),
         (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "exit 1", False),
         (Ending.STOPPED, StopCause.by_signal(signal.SIGINT), "echo RUNNING", False),
         (Ending.STOPPED, StopCause(StopKind.ASKED, "the session's time is up"), "", False),

@@ -141,7 +141,9 @@ def test_a_session_killed_a_moment_ago_does_not_block_recover(local: LocalProjec
     local.train(2).die()
     connection = sqlite3.connect(local.project.queue_db)
     with connection:
-        connection.execute("UPDATE sessions SET pid_started = pid_started - 1")  # as if a later process had this pid
+        connection.execute(
+            "UPDATE sessions SET pid_started = pid_started - 1"
+        )  # pretend that a later process has this pid
     connection.close()
     recover(local.project, force=True, note=note, clock=local.clock)
     assert epochs_and_rows(local.project)

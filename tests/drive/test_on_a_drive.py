@@ -38,7 +38,7 @@ def _one_thread() -> Any:
 def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # All sessions run in this process, so none looks dead. Keep later sessions from waiting for earlier ones.
+    # All sessions run in this process, so none looks dead. Later sessions must not wait for earlier sessions.
     monkeypatch.setattr("mbqueue.drive.announce.ALIVE_SECONDS", 0.1)
     straight = make_project(tmp_path / "straight", checkpoint_minutes=60.0)
     expected = enqueue(straight, small_spec(straight))

@@ -31,7 +31,7 @@ def test_of_two_places_recorded_at_once_the_first_is_kept(world):
         world.queue.bind_commits(OTHER, instead_of=None, by="b", now=world.now)
     world.session()
     same = CommitsPlace(id="11", kind="store", address="file:///mounted/elsewhere")
-    world.queue.bind_commits(same, instead_of=None, by="b", now=world.now)  # the same store at another address
+    world.queue.bind_commits(same, instead_of=None, by="b", now=world.now)  # the same store at a different address
     assert world.queue.commits_place() == STORE
 
 

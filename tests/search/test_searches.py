@@ -366,7 +366,7 @@ def pruned_trial(queue: Queue) -> Trial:
 
 def released(queue: Queue, *, seconds: float) -> list[str]:
     """Give up checkpoints an hour after pruning; return the trials affected ``seconds`` after the last pruning."""
-    # If the queue is on a server, this time comes from the server's clock.
+    # If the queue is on a server, `changed_at` comes from the server's clock.
     last = max(job.changed_at for job in queue.jobs(state=State.SKIPPED))
     return steps.release_pruned(queue, after_seconds=3600.0, now=last + seconds, by="test")
 

@@ -63,7 +63,7 @@ def test_the_copy_does_not_stop_wait_for_or_show_sessions_of_the_original(pair: 
         assert any("uses the queue from which this one was copied" in reason for reason in reasons)
     assert pair.session.is_running
 
-    pair.copy.recover(force=True)  # works, because no session uses the copy's queue
+    pair.copy.recover(force=True)  # allowed, because no session uses the copy's queue
     with pytest.raises(UsageError, match="is using"):
         pair.original.recover(force=True)
     (stopped,) = pair.original.stop()
@@ -114,5 +114,5 @@ def test_a_copy_on_a_drive_does_not_take_the_live_folder_of_the_original(
     belonging = Belonging.of(tmp_path / "live")
     assert belonging is not None
     assert belonging.root == str(root)
-    root.rename(tmp_path / "moved")  # as if the drive were mounted elsewhere; mbqueue must still find the live folder
+    root.rename(tmp_path / "moved")  # the drive seems to be mounted elsewhere; mbqueue must still find the live folder
     assert Project(tmp_path / "moved").status()

@@ -40,7 +40,7 @@ def test_a_child_process_gets_the_options_that_its_command_line_was_made_of(tmp_
         main(["--project", str(make_project(tmp_path).root), "work", *options.arguments()])
     (got,) = given
     if options.session_seconds is not None:
-        # The time that the process took to start is subtracted.
+        # The session's length excludes the time that the process took to start.
         assert got.session_seconds is not None
         assert options.session_seconds - 60 < got.session_seconds <= options.session_seconds
     assert replace(got, session_seconds=None) == replace(options, session_seconds=None)

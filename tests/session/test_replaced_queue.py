@@ -33,7 +33,7 @@ def test_a_silent_live_session_keeps_its_queue_and_one_that_lost_it_writes_nothi
         refused = run(project.root, "recover", "--force")
         assert refused.returncode == 2
         assert "End it first: mbqueue stop" in refused.stderr
-        # Pretend that the session runs in a different container. `recover` cannot see it there and replaces the queue.
+        # Pretend that the session runs in a different container, where `recover` cannot see the session.
         with closing(sqlite3.connect(project.queue_db)) as connection, connection:
             connection.execute("UPDATE sessions SET boot_id = 'another'")
         replaced = run(project.root, "recover", "--force")

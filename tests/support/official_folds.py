@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mbqueue.data.folds import test_rows
 from mbqueue.task import N_FOLDS, Task
 
-#: The share of metals in the task matbench_mp_is_metal (``frac_true`` in matbench's metadata).
+#: The fraction of metals in the task matbench_mp_is_metal (``frac_true`` in matbench's metadata).
 SHARE_OF_METALS = 0.43492314796490533
 
 

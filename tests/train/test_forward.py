@@ -249,7 +249,7 @@ def test_products_of_float16_sum_in_float32_and_keep_small_gradients(
             model.zero_grad()
             scale = gradient_scale(64)
             assert scale == (2.0**18 if products else 1.0)
-            # Make the gradient as small as one crystal's gradient in a batch of 64 if its error is 1 meV/atom.
+            # Make the gradient as small as that of one crystal with an error of 1 meV/atom in a batch of 64.
             (formation_energies(model, batch).sum() * (1e-2 / 64) * scale).backward()
             found[name] = {n: p.grad.double() / scale for n, p in model.named_parameters() if p.grad is not None}
     finally:

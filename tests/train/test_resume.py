@@ -55,7 +55,7 @@ def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any)
             fence += 1
             run = bench.run(folder, **options)
             finished = helpers.train_epoch(run, epoch, stop_after=at_once, fence=fence, session=f"s{fence}").finished
-    # An epoch consists of its training steps and `at_once` validations, and each run does `at_once` of these.
+    # An epoch has `steps_per_epoch` training steps and `at_once` validations. Each run does `at_once` of them.
     assert fence == 2 * -(-(run.steps_per_epoch + at_once) // at_once)
     return run
 
@@ -138,7 +138,7 @@ def test_a_commit_in_mid_epoch_is_made_in_the_background_and_continues_exactly(
         if published:
             raise Killed
 
-    # A checkpoint is due at every step, but the background thread decides how many are published, so run until one is.
+    # A checkpoint is due at every step, but the background thread decides how many checkpoints are published.
     for fence in range(1, 40):
         try:
             outcome = helpers.train_epoch(

@@ -89,7 +89,7 @@ def made_project(root: Path) -> Project:
     project.enqueue("full_finetune", dataset="sample", folds=[0], name="learner", settings=small | {"train.epochs": 6})
     project.enqueue("head_finetune", dataset="sample", folds=[0], name="other", settings=small | {"train.epochs": 2})
     project.enqueue("full_finetune", dataset="sample", folds=[1], name="failing", settings=small | {"train.epochs": 2})
-    project.set_priority("failing", 1)  # so that its job is claimed here
+    project.set_priority("failing", 1)  # the claim below must get this job
     now = time.time()
     with open_queue(project.folder) as queue:
         session = queue.start_session(device="cpu", now=now, alive_seconds=60)
