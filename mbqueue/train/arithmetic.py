@@ -52,7 +52,7 @@ def usable_precision(device: torch.device, wanted: str) -> str:
 def calculating(device: torch.device, precision: str) -> Iterator[None]:
     """Use deterministic CUDA algorithms and ``precision`` for matrix products within a ``with`` block.
 
-    On the CPU, this function changes nothing. Blocks can be nested; the innermost block applies.
+    On the CPU, this function changes nothing. In nested ``with`` blocks, the innermost block decides.
     """
     if device.type != "cuda":
         yield
@@ -72,8 +72,8 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
     settings.allow_tf32 = precision == "tf32"
     # Matrix products in bf16 must sum in float32.
     settings.allow_bf16_reduced_precision_reduction = False
-    # Only warn, because some versions of torch may lack a deterministic form of an operation. A resumed run could then
-    # differ in its last bits, but that is no reason to refuse to train.
+    # Only warn if this version of torch lacks a deterministic form of an operation. A resumed run could then differ in
+    # its last bits, which is no reason to refuse to train.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # The code writes all memory before reading it, so filling newly allocated memory would waste time.
     deterministic.fill_uninitialized_memory = False
@@ -115,7 +115,7 @@ def _keep_tf32(settings: Any) -> Callable[[], None]:
 
 
 def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
-    """Collect the fingerprint: everything about a device and its software that affects the bytes of a result.
+    """Collect a fingerprint: everything about a device and its software that affects the bytes of a result.
 
     Args:
         precision: the precision of training, from `usable_precision`.

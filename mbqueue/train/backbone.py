@@ -28,14 +28,14 @@ from mbqueue.train.step import infer
 #: The maximum number of crystals and of directed bonds in one batch of the backbone. These limits affect the last
 #: digits of the outputs, so they are the same for every experiment and device. A batch of this size fits in 4 GiB.
 BATCH_CRYSTALS, BATCH_BONDS = 64, 65_536
-#: Features that no experiment needs yet may fill at most this share of the free disk space.
+#: The largest fraction of the free disk space to fill with features that no experiment has asked for.
 _SHARE_OF_DISK = 0.25
 
 
 def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbone:
     """Open the store, complete or not, of the pretrained backbone's outputs for an experiment's crystals.
 
-    All scalar and class targets of the same crystals share one store.
+    For the same crystals, all scalar and class targets use the same store.
     """
     family = family_of(spec.model.pretrained)
     weights = family.weights_hash(family.load_pretrained(spec.model.pretrained))
@@ -74,11 +74,12 @@ def prepare_frozen(
 ) -> bool:
     """Compute and store missing shards of the backbone's outputs in float32; return False if stopped before the end.
 
-    If this machine's cache already contains a shard for another dataset, the shard is copied. If the disk has room,
-    features are stored together with energies, because one pass computes both.
+    A shard that this machine's cache already contains for a different dataset is copied. If the disk has room, features
+    are stored together with energies, because one pass computes both.
 
-    Devices of the same model write the same bytes for the same crystals and weights, with one exception: if a device
-    runs out of memory, it computes the rest of that shard in smaller batches. `FrozenBackbone.digest` then differs.
+    Two devices of the same type write the same bytes for the same crystals and weights, with one exception. A device
+    that runs out of memory computes the remaining crystals of the shard in smaller batches, which changes
+    `FrozenBackbone.digest`.
 
     Raises:
         DeviceTooSmall: if a single crystal does not fit on the device.
@@ -108,7 +109,7 @@ def prepare_frozen(
             batch_size=BATCH_CRYSTALS,
             max_bonds=BATCH_BONDS,
             device=device,
-            memory=DeviceMemory(None, ""),  # a batch that did not fit while the device was full may fit next time
+            memory=DeviceMemory(None, ""),  # remember no limit, because the device may have more free memory next time
             ids=cache.crystals.ids,
             should_stop=should_stop,
         )
@@ -138,7 +139,7 @@ def prepare_frozen(
 
 
 def _room_for_features(frozen: FrozenBackbone) -> tuple[bool, str]:
-    """Decide whether to store features before an experiment needs them; also return a sentence for the user."""
+    """Return whether to store features before an experiment needs them, and a sentence for the user."""
     make_folder(frozen.folder)
     size = frozen.features_size
     free = shutil.disk_usage(frozen.folder.parent).free

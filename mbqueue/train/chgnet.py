@@ -165,7 +165,7 @@ def reset_read_out(model: CHGNet) -> None:
 
 
 def scale_output(model: CHGNet, factor: float) -> None:
-    """Scale the model's predictions in place, by multiplying the read-out's last layer and the references."""
+    """Scale the model's predictions, by multiplying the read-out's last layer and the references in place."""
     with torch.no_grad():
         for parameter in [*_last_layer(model).parameters(), model.composition_model.fc.weight]:
             parameter.mul_(factor)
@@ -182,7 +182,7 @@ def frozen(model: CHGNet, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def predict_from_features(model: CHGNet, features: Tensor, atoms: Any) -> Tensor:
-    """Predict each crystal, [B], as ``predict`` does, but from the features [A, 64] of the batch's atoms."""
+    """Predict each crystal, [B], as ``predict`` does, but from given atom features, [A, 64]."""
     interaction = read_out(model, features, atoms.atom_crystal, atoms.n_atoms)
     return interaction + reference_energies(model, atoms.atomic_numbers, atoms.atom_crystal, atoms.n_atoms)
 

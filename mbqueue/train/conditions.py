@@ -1,4 +1,4 @@
-"""Conditions of a fold's computation: precision, micro-batch size, and everything else that affects the last bits."""
+"""Choose a fold's precision and micro-batch size, and record everything that affects the last bits of its results."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from mbqueue.train.memory import DeviceMemory
 
 
 class Conditions:
-    """The conditions under which a fold computes on one device.
+    """The precision, the memory limits and the fingerprint with which a fold computes on one device.
 
     Args:
-        spec: the experiment.
-        device: where to compute.
         memory_file: JSON file that records how many crystals fit on each device; None for no file.
         extra: further entries of the fingerprint.
         on_note: called with a sentence when the conditions differ from what the experiment requests.
@@ -65,7 +63,7 @@ class Conditions:
         self.inference.begin()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Collect all facts that affect the bytes of a result, apart from the experiment itself."""
+        """Collect everything apart from the experiment that affects the bytes of a result."""
         return {
             **fingerprint(self._device, self.precision),
             **described(self._device),

@@ -1,9 +1,9 @@
-"""Find shards of the same crystals in the caches of other datasets, which may be larger or have other ids or targets.
+"""Find a dataset's shards in the caches of other datasets, which may be larger or have different ids or targets.
 
-The last digits of the backbone's outputs depend on which crystals share a batch. A shard is therefore copied from
-another dataset only if the same crystals form a shard there, in the same order. The copy then equals the shard that the
-backbone would compute for this dataset. Two crystals are the same if their elements, coordinates and cells agree bit
-for bit. The search covers only this machine's cache.
+The last digits of the backbone's outputs depend on which crystals are in a batch. mbqueue therefore copies a shard only
+if the other dataset has a shard with the same crystals in the same order. Such a copy equals the shard that the
+backbone would compute. Two crystals are the same if their elements, coordinates and cells agree bit for bit. The search
+covers only this machine's cache.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class Elsewhere:
 
     Args:
         frozen: the dataset's own store, complete or not.
-        crystals: the dataset.
     """
 
     def __init__(self, frozen: FrozenBackbone, crystals: Crystals) -> None:
@@ -59,7 +58,7 @@ class Elsewhere:
 
     @cached_property
     def _places(self) -> dict[int, list[tuple[FrozenBackbone, int]]]:
-        """For each shard found elsewhere, the stores that contain it, each with the shard's number there."""
+        """For each shard that other stores contain, these stores, each with the shard's number there."""
         others = self._others()
         if not others:
             return {}
@@ -82,7 +81,7 @@ class Elsewhere:
                 crystals, _ = Crystals.open(file)
             except CacheError:  # the file is damaged, or another process is removing it
                 continue
-            # The first hash names the folder for energy targets; the second hash names the one for all other targets.
+            # The first hash names the folder for energy targets, and the second hash the folder for all other targets.
             for key in (crystals.hash, crystals.structures_hash):
                 folder = frozen_folder(cache_dir, key, self._frozen.weights)
                 if folder in folders:

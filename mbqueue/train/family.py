@@ -24,7 +24,7 @@ from mbqueue.train.references import References
 
 
 class ModelFamily(Protocol):
-    """The functions that a module implements to support one kind of model.
+    """The functions that a module must implement to support one kind of model.
 
     Models are opaque to other modules, except for their parameters and ``state_dict``. Values for B crystals have the
     shape [B] and the unit of the target; features of A atoms have the shape [A, F].

@@ -47,7 +47,6 @@ class FeatureBatch:
     features: Tensor
 
     def __len__(self) -> int:
-        """Number of crystals."""
         return len(self.rows)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> FeatureBatch:
@@ -62,9 +61,9 @@ class FeatureBatch:
 
 
 class Feed(Protocol):
-    """A source of batches, with the function by which a model predicts from a batch."""
+    """A source of batches, and the function that predicts from a batch."""
 
-    #: The work for each crystal, [N]. ``max_bonds`` limits the sum of the work over a batch.
+    #: The work for each crystal, [N]. ``max_bonds`` limits the total work in a batch.
     costs: NDArray[np.int64]
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> Any:
@@ -202,7 +201,7 @@ def ahead(make: Callable[[int], T], n: int) -> Generator[T, None, None]:
 def host_batches(
     feed: Feed, parts_of: Sequence[Sequence[Rows]], *, pinned: bool, distortion: Distortion | None = None
 ) -> Generator[list[Any], None, None]:
-    """For each sequence of parts, yield its batches in host memory; a thread makes the batches ahead of time."""
+    """Yield the batches of each sequence of parts, in host memory; a thread makes the batches ahead of time."""
 
     def make(index: int) -> list[Any]:
         batches = [feed.load(rows, distortion) for rows in parts_of[index]]

@@ -41,8 +41,6 @@ from mbqueue.train.stepper import Stepper
 
 @dataclass(frozen=True, kw_only=True)
 class _Writer:
-    """The session that writes commits, its fence, and the time between commits."""
-
     fence: int
     session: str
     checkpoint_seconds: float
@@ -51,21 +49,16 @@ class _Writer:
 class FoldRun:
     """One fold of one experiment, ready to train or predict.
 
-    You can reuse a `FoldRun` for all epochs of the fold. Each `run_epoch` loads the newest commit, unless that commit's
-    state is already in memory.
+    You can reuse a `FoldRun` for all epochs of the fold. Each call of `run_epoch` loads the newest commit, unless that
+    commit's state is already in memory.
 
     Args:
-        spec: the experiment.
-        fold: 0 to 4.
-        crystals: the dataset.
         cache: the dataset's packed graphs; may be None for a head experiment.
         frozen: the pretrained backbone's outputs for the dataset, already prepared.
         checkpoints: the fold's commits.
-        device: where to compute.
         memory_file: JSON file that records how many crystals fit on each device; None for no file.
         fingerprint_extra: further entries of the fingerprint (the graph converter's version).
         on_note: called with a sentence for the user (a changed fingerprint, less memory than expected).
-        clock: measures the epochs.
     """
 
     def __init__(
@@ -129,7 +122,6 @@ class FoldRun:
         Args:
             epoch: number of the epoch, from 1; the previous epoch must be finished.
             fence: fence of the lease under which commits are written.
-            session: name of this session.
             should_stop: called before every training step and every validation batch.
             on_step: called after every step.
             save: publishes a staged commit inside the queue's fence.
@@ -257,7 +249,7 @@ class FoldRun:
                 except OutOfMemory as full:
                     shortage = full.shortage
             stepper.settle()
-            if shortage is not None:  # outside the except block, so that no reference to the failed step remains
+            if shortage is not None:  # in the except block, the error would still keep the failed step's memory
                 self._conditions.training.make_room(shortage, self.device, self._crystals.ids)
         return True
 
@@ -271,7 +263,7 @@ class FoldRun:
         return Distortion(strain=train.strain, jitter=train.jitter, seed=int(stream >> np.uint64(1)))
 
     def _validate(self, learner: Learner, should_stop: Callable[[], bool]) -> bool:
-        """Validate the weights that the epoch keeps, and write its history row; return False if stopped."""
+        """Validate the weights that the epoch keeps, and write the epoch's history row; return False if stopped."""
         began, own_mae = self._clock.monotonic(), 0.0
         if learner.needs_own_mae:
             own = self._validation(learner, should_stop)

@@ -2,11 +2,11 @@
 
 The code rearranges the computation in `chgnet.model.CHGNet._compute` without approximation:
 
-* In CHGNet, the first linear layer of a gated MLP takes a concatenation [a ‖ b ‖ c]. Here, the layer is the sum of
-  three smaller layers, applied to atoms, undirected bonds and angles before gathering. One product computes core and
-  gate.
+* In CHGNet, the first linear layer of a gated MLP takes a concatenation [a ‖ b ‖ c]. This module instead adds up three
+  smaller layers, applied to atoms, undirected bonds and angles before gathering. One product computes core and gate.
 * The batch contains lengths and angles, which are constants of the dataset because no forces are computed.
-* No later layer uses the last angle update, so the code leaves it out. Its parameters get no gradient in CHGNet either.
+* No later layer uses the last angle update, so the code omits this update. In CHGNet, too, the update's parameters get
+  no gradient.
 * Only bonds with angles change their features, so the bond convolution covers only the short bonds.
 """
 
@@ -156,7 +156,6 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
 
 
 def _gpu_forward(model: CHGNet, batch: Batch) -> ModuleType | None:
-    """Return `triton_forward` if the device uses its kernels and they support this model and batch, otherwise None."""
     args = model.model_args
     has_kernels = args["n_conv"] == 4 and not args.get("mlp_out_bias") and batch.bond_length.dtype == torch.float32
     if not (has_kernels and uses_kernels(batch.bond_length.device)):
@@ -177,7 +176,7 @@ def _convolve_atoms(
 
 
 def _first_of_angles(gated: GatedMLP, index: int, atoms: Tensor, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the contributions of centres and bonds to an angle's first layer, before gathering.
+    """Compute the contributions of centres and bonds to the first layer for angles, before gathering.
 
     Returns:
         contributions of the centres, [A, 128], and of bond i ‖ bond j, [S, 256]; the layer's matrix for angles.

@@ -5,9 +5,9 @@ trains. A shard stores one output of a fixed number of crystals in a .npy file, 
 The .json is written last, and a shard without a .json counts as missing, so a prepare job can stop at any point and
 resume later. Each folder contains the shards of one dataset and one set of weights.
 
-Outputs computed on different devices differ in the last digits. An undamaged shard is therefore never rewritten, and a
-digest of the stored bytes is part of the fingerprint of each training run. Each shard has its own lock, so several
-processes can share the work.
+Outputs computed on different devices differ in the last digits. An undamaged shard is therefore never rewritten, and
+each training run's fingerprint contains a digest of the stored bytes. Each shard has its own lock, so several processes
+can divide the work.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mbqueue.errors import CacheError
 from mbqueue.files import make_folder, replacing, sha256_of_file, write_bytes, write_json
 
 FORMAT = 1
-#: The number of crystals in a shard. Their features take about 15 MB.
+#: The number of crystals in a shard. The features of a shard take about 15 MB.
 SHARD_SIZE = 2048
 #: Features per atom.
 FEATURES = 64
@@ -49,7 +49,6 @@ class FrozenBackbone:
     Args:
         folder: where the shards are (see `frozen_folder`).
         atom_offsets: index of each crystal's first atom, int64 [N + 1].
-        dataset_hash: hash of the crystals.
         weights: hash of the weights.
     """
 
@@ -92,7 +91,7 @@ class FrozenBackbone:
 
     @contextmanager
     def making(self, shard: int, *, wait_seconds: float = -1) -> Iterator[None]:
-        """Hold the lock of a shard within a ``with`` block, while making or fetching the shard.
+        """Hold a shard's lock within a ``with`` block, in order to make or fetch the shard.
 
         Only one process on this machine can hold the lock. The operating system releases the lock if the process dies.
 
@@ -145,7 +144,7 @@ class FrozenBackbone:
         return path.read_bytes(), listing
 
     def install(self, kind: str, shard: int, content: bytes, listing: dict[str, Any]) -> bool:
-        """Write a shard from another machine durably; return False if it is damaged or belongs to a different store."""
+        """Durably write a shard from another machine; return False if it is damaged or belongs to a different store."""
         facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         if listing != {**self._identity, **facts}:
             return False
@@ -205,17 +204,17 @@ class FrozenBackbone:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Progress of a prepare job: the number of finished crystals, and the total number."""
+    """Progress of a prepare job: the numbers of finished crystals and of all crystals."""
 
     done: int
     total: int
 
 
-#: A function that computes the atom features [A, 64] and interaction energies [B] of the given rows. It passes the
-#: number of finished rows to a callback, and returns None if stopped.
+#: A function that computes the atom features [A, 64] and interaction energies [B] of the given rows. The function
+#: passes the number of finished rows to a callback, and returns None if stopped.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
-#: A function that searches other stores for a shard's outputs of all given kinds. It returns the store and the shard's
-#: number in that store, or None.
+#: A function that searches other stores for a shard's outputs of all given kinds. The function returns the store and
+#: the shard's number in that store, or None.
 Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 
@@ -228,9 +227,8 @@ class Preparing:
         compute: computes both kinds for rows of a shard.
         kinds: the kinds of output that are needed.
         keeps_features: whether to store features whenever the backbone runs, even if only energies are needed.
-        find: finds another store from which a shard can be copied, because it has the same crystals.
+        find: finds a store that has a shard with the same crystals, so that the shard can be copied.
         should_stop: called while waiting for another process.
-        on_progress: called with the progress.
         n_found, n_computed: number of crystals in the shards copied and computed so far.
     """
 

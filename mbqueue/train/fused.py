@@ -30,7 +30,7 @@ _RANGES = 32
 
 
 class FusedMessages:
-    """CHGNet's message passing on one batch with the CPU's kernels; the methods are those of `PlainMessages`."""
+    """CHGNet's message passing on one batch with the CPU's kernels, with the same methods as `PlainMessages`."""
 
     def __init__(self, batch: Batch) -> None:
         self._short = batch.short_bond
@@ -102,9 +102,9 @@ def _threads() -> ThreadPoolExecutor:
 def _subnormals_as_zero() -> Iterator[None]:
     """Treat numbers below 1.2e-38 as zero in this thread, within a ``with`` block.
 
-    Closed gates and bonds near the cut-off produce gradients this small. Such numbers do not change any sum, but some
-    processors take a hundred times as long for each (`python -m benchmarks.training --subnormals` measures the cost).
-    Each task sets the mode again, because earlier work in the thread may have changed it.
+    Closed gates and bonds near the cut-off produce gradients below 1.2e-38, which change no sum. But some processors
+    take a hundred times as long for each such number (`python -m benchmarks.training --subnormals` measures the cost).
+    Each task sets the mode again, because earlier work in the thread may have changed the mode.
     """
     was_on = float(np.float32(1e-38) * np.float32(0.1)) == 0.0
     torch.set_flush_denormal(True)
@@ -250,10 +250,8 @@ def _kernels() -> ModuleType:
 
 
 def _matrices(ranges: list[tuple[int, int]]) -> NDArray[np.float32]:
-    """Allocate a zeroed buffer per range for the gradient of a [128, 64] matrix."""
     return np.zeros((len(ranges), 128, 64), np.float32)
 
 
 def _norms(ranges: list[tuple[int, int]]) -> NDArray[np.float32]:
-    """Allocate a zeroed buffer per range for the gradients of scale, shift and bias, [3, 128]."""
     return np.zeros((len(ranges), 3, 128), np.float32)

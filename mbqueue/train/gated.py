@@ -73,7 +73,7 @@ def _rounded(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gate:
-    """The parameters of a gated MLP after its first linear layer, those of core above those of gate.
+    """The parameters of a gated MLP after its first linear layer; core's parameters precede gate's.
 
     Attributes:
         second: second linear layers, [128, 64]; None if there is only one layer.
@@ -92,7 +92,7 @@ class Gate:
 
     @classmethod
     def of(cls, gated: GatedMLP) -> Gate:
-        """Take the parameters from a stock layer."""
+        """Make a gate with the parameters of CHGNet's own layer."""
         core, gate = gated.mlp_core.layers, gated.mlp_gate.layers
         has_second = len(core) == 4
         return cls(
@@ -106,7 +106,7 @@ class Gate:
     def open(self, pre: Tensor) -> Tensor:
         """Compute the gated MLP's output, [n, 64], from the output of its first linear layer, [n, 128]."""
         if self.second is not None and self.bias is not None:
-            # Use chunks, because the gradient of two slices would be the sum of two padded arrays of the full size.
+            # Use chunk(), because slices would add up two padded full-size arrays in the backward pass.
             core, gate = functional.silu(pre).chunk(2, dim=1)
             core = linear(core, self.second[:64], self.bias[:64], products=self.products)
             gate = linear(gate, self.second[64:], self.bias[64:], products=self.products)

@@ -21,7 +21,8 @@ from mbqueue.train.kernel_check import check
 #: precision. In reduced precision, the kernels and plain torch round in different places.
 TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "fp16": 5e-3, "bf16": 5e-2}
 
-#: The number of crystals in the check: few enough to fit any GPU, but enough to contain all kinds of bonds and angles.
+#: The number of crystals in the kernel check: few enough to fit any GPU, but enough to contain all kinds of bonds and
+#: angles.
 CHECKED_CRYSTALS = 16
 
 
@@ -39,7 +40,7 @@ _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
 
 
 def uses_kernels(device: torch.device) -> bool:
-    """Whether the device uses the fused kernels. Inside `using`, its argument decides; otherwise, `check_once` does."""
+    """Whether the device uses the fused kernels, as set by `using` or, outside `using`, by `check_once`."""
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
@@ -65,7 +66,7 @@ def check_once(
     batch: Batch,
     note: Callable[[str], None],
 ) -> None:
-    """Let a GPU use the kernels if they agree with plain torch in float32 and in ``precision``.
+    """Check the GPU kernels, and use them if they agree with plain torch in float32 and in ``precision``.
 
     Each precision is checked once per process. If a check fails, the device uses plain torch from then on.
 
@@ -127,7 +128,7 @@ def _difference(
 
 
 def described(device: torch.device) -> dict[str, str]:
-    """Return the GPU's part of the fingerprint: whether it uses the kernels, their version and their tiles."""
+    """Return what the fingerprint contains about the GPU kernels: whether they run, their version and their tiles."""
     if device.type != "cuda":
         return {}
     if not uses_kernels(device):

@@ -32,13 +32,9 @@ class Inference:
     """Predicts rows of an experiment's dataset with the experiment's models, on one device.
 
     Args:
-        spec: the experiment.
         fold: 0 to 4; used in messages and in the key of partial predictions.
-        family: the family of the models.
         feed: the models' input.
-        crystals: the dataset.
         conditions: the device's limits.
-        device: where to compute.
         clock: measures the time between two writes of partial predictions.
         on_note: called with a sentence for the user.
     """
@@ -60,7 +56,7 @@ class Inference:
         self._conditions, self._device, self._clock, self._note = conditions, device, clock, on_note
 
     def check_kernels(self, rows: Rows) -> None:
-        """Let a GPU use its kernels if they agree with plain torch on the first crystals of ``rows``."""
+        """On a GPU, use the kernels if they agree with plain torch on the first crystals of ``rows``."""
         if self._device.type != "cuda" or not isinstance(self._feed, GraphFeed):
             return
         check_once(
@@ -182,7 +178,6 @@ class Inference:
         )
 
     def _finite(self, output: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
-        """Return ``output`` if it is finite for all ``rows``; otherwise raise NonFiniteLoss."""
         bad = rows[~np.isfinite(output)]
         if len(bad):
             raise NonFiniteLoss(

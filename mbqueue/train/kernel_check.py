@@ -46,12 +46,12 @@ def check(model: Any, batch: Batch, plain: Predict, fused: Predict, *, tolerance
 
 
 def told(error: BaseException) -> str:
-    """Return the type and first line of an exception of Triton or the driver, whose full text can be pages long."""
+    """Return an error's type and first line, because errors from Triton or the driver can be pages long."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 def _results(model: Any, batch: Batch, predict: Predict) -> dict[str, Tensor]:
-    """Compute the gradient of each parameter, by name, and the predictions, under an empty name."""
+    """Compute the gradient of each parameter, by name, and the predictions, which get the name ""."""
     model.zero_grad(set_to_none=True)
     values = predict(model, batch)
     # Weight the values, so that errors of opposite sign do not cancel.

@@ -32,12 +32,8 @@ class Learner:
     """A fold's training state between two steps; a new learner has taken no steps.
 
     Args:
-        spec: the experiment.
-        fold: 0 to 4.
-        dataset_hash: hash of the crystals.
         first: the initial model, which the learner copies.
         device: the device for the copy.
-        steps_per_epoch: number of optimizer steps in an epoch.
     """
 
     def __init__(
@@ -186,7 +182,7 @@ class Learner:
             self.best = {"epoch": self.epoch, "val_mae": val_mae}
 
     def state(self) -> TrainState:
-        """Copy the state to host memory; call this method only after `count` for all steps that have begun."""
+        """Copy the state to host memory; call this method only once every step that has begun has been counted."""
         assert not self._begun
         optimizer = optimizer_tensors(self.optimizer, self.trained)
         average = self.average or self.soup

@@ -17,19 +17,14 @@ from mbqueue.train.arithmetic import device_name
 
 #: A limit above the size of any batch, so in effect no limit.
 UNLIMITED = 1 << 20
-#: A GPU counts as free if at most this much memory is in use once the failed attempt's memory is released. A process's
-#: context and libraries take up to 0.6 GiB, and a display takes about as much.
+#: A GPU counts as free if at most this much of its memory is in use after a failed attempt has released its own memory.
+#: A process's context and libraries take up to 0.6 GiB, and a display takes about as much.
 _FREE_BYTES, _FREE_SHARE = 1 << 30, 0.1
 
 
 @dataclass(frozen=True)
 class Shortage:
-    """Crystals that did not fit in a device's memory, and PyTorch's error message.
-
-    Attributes:
-        rows: rows of the crystals in the micro-batch.
-        said: PyTorch's error message.
-    """
+    """The rows of a micro-batch that did not fit in a device's memory, and PyTorch's error message."""
 
     rows: Sequence[int]
     said: str
@@ -38,7 +33,7 @@ class Shortage:
 class OutOfMemory(Exception):
     """Raised when a device has run out of memory.
 
-    Free memory only after the ``except`` block, because the error's traceback keeps the failed attempt's tensors alive.
+    Free memory only after the ``except`` block, because the traceback keeps the tensors of the failed attempt alive.
     """
 
     def __init__(self, shortage: Shortage) -> None:
@@ -55,7 +50,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def bytes_in_use(device: torch.device) -> tuple[int, int]:
-    """Return the memory of a GPU that all processes use, and its total memory, in bytes; (0, 0) for the CPU."""
+    """Return how much of a GPU's memory is in use by any process, and its total, in bytes; (0, 0) for the CPU."""
     if device.type != "cuda":
         return 0, 0
     free, total = torch.cuda.mem_get_info(device)
@@ -86,7 +81,7 @@ class DeviceMemory:
         self.limit = self._learned
 
     def make_room(self, shortage: Shortage, device: torch.device, ids: Sequence[str]) -> None:
-        """Free the memory of a failed attempt, and set the limit to half of the attempt's number of crystals.
+        """Free the memory of a failed attempt, and set the limit to half the number of crystals in that attempt.
 
         Args:
             ids: id of every crystal of the dataset.

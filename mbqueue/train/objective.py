@@ -24,8 +24,6 @@ class Objective:
     """The loss and the metrics of one fold's training.
 
     Attributes:
-        spec: the training options.
-        kind: kind of the target.
         scale: factor from outputs to predictions, a power of two so that scaling is exact. The factor is 1 unless the
             target is a scalar.
     """

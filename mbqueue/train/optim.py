@@ -14,7 +14,7 @@ from mbqueue.errors import CheckpointMisfit
 from mbqueue.experiment import TrainSpec
 from mbqueue.train.family import ModelFamily
 
-#: The advice in an error about an undamaged checkpoint whose parameters differ from those of its spec.
+#: The advice in an error about an undamaged checkpoint with different parameters from those in its spec.
 ADVICE = "Another version of mbqueue wrote this checkpoint. Use that version, or train under a new name (--name)."
 
 
@@ -52,7 +52,7 @@ def make_optimizer(
 
 
 def learning_rate(spec: TrainSpec, step: int, total_steps: int) -> float:
-    """Return the learning rate of step ``step`` (from 0) of ``total_steps``, which depends only on the arguments."""
+    """Return the learning rate of step ``step`` (from 0) of ``total_steps``. The rate depends only on the arguments."""
     warmup_steps = int(spec.warmup * total_steps)
     if step < warmup_steps:
         return spec.lr * (step + 1) / warmup_steps
@@ -170,7 +170,7 @@ class WeightSoup:
             self.tensors[name] = total / len(self._window)
 
     def keep(self) -> None:
-        """Finish the epoch whose weights `stir` added; keep only the weights that later averages may need."""
+        """Make the last update by `stir` permanent, and keep only the weights that later averages may need."""
         is_too_old = not self.of_best and len(self._window) == self._epochs
         self.ends, self.end_maes = self._window[1:] if is_too_old else self._window, self._maes
 

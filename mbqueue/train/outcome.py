@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """Report on a finished optimizer step.
+    """A report on a finished optimizer step.
 
     Attributes:
         epoch: number of the epoch, from 1.
@@ -35,10 +35,10 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochOutcome:
-    """The outcome of training an epoch until it was finished or the training was stopped.
+    """The outcome of training an epoch, which either finished or was stopped.
 
     Attributes:
-        finished: whether the epoch is trained, validated and committed; False if it was stopped.
+        finished: whether the epoch is trained, validated and committed.
         epoch: number of the epoch, from 1.
         step: number of committed steps of the epoch.
         steps_per_epoch: total number of steps in the epoch.

@@ -53,9 +53,9 @@ _BATCH_SIZE = 64
 
 
 def opposite_strains(pairs: int, size: float = STRAIN_SIZE) -> list[Distortion | None]:
-    """Return the distortions to average over, which are None and ``pairs`` pairs of opposite random strains.
+    """Return the distortions to average over: None (no distortion) and ``pairs`` pairs of opposite random strains.
 
-    In the mean over a pair, the first-order changes of the energy cancel.
+    Averaging over a pair cancels the first-order change of the energy.
     """
     distortions: list[Distortion | None] = [None]
     for pair in range(pairs):
@@ -78,7 +78,6 @@ def predict_crystals(
     """Predict all crystals of ``cache``, in the cache's order, with each model.
 
     Args:
-        family: the family of the models.
         models: models that include their element references; see `ModelFamily.load_model`.
         strains: number of pairs of opposite strains; each prediction is a mean over the crystal and its strained forms.
         strain_size: standard deviation of the strains' components.

@@ -1,7 +1,7 @@
 """Fit a linear model of the composition, from which every training run starts.
 
 CHGNet predicts the mean of its read-out over the atoms, plus a constant for each element, weighted by the element's
-share of the atoms (CHGNet's AtomRef). For energies, the constants are reference energies, fitted on top of the
+fraction of the atoms (CHGNet's AtomRef). For energies, the constants are reference energies, fitted on top of the
 pretrained read-out. For other targets, the constants come from a regression of the target on the composition.
 """
 
@@ -24,7 +24,7 @@ _NEWTON_STEPS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """What each element contributes to a prediction; a crystal weights it by the element's share of its atoms.
+    """Each element's contribution to a prediction, which is weighted by the element's fraction of a crystal's atoms.
 
     Attributes:
         values: contributions in the unit of the model's output, float64 [94], element Z at index Z − 1.
@@ -35,12 +35,12 @@ class References:
     absent: tuple[int, ...]
 
     def predict(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the part of the output that depends on the composition, [N], from element shares [N, 94]."""
+        """Return the composition's part of the output, [N], from the elements' fractions of the atoms, [N, 94]."""
         return shares @ self.values
 
 
 def compositions(atomic_numbers: NDArray[np.uint8], atom_offsets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Compute each element's share of each crystal's atoms, float64 [N, 94].
+    """Compute each element's fraction of each crystal's atoms, float64 [N, 94].
 
     Args:
         atomic_numbers: atomic number of each atom, [A].
@@ -61,11 +61,11 @@ def fit_references(
 ) -> References:
     """Fit references that minimise the squared error of interaction energy + references against the targets.
 
-    If elements always occur in a fixed ratio, many references fit equally well, and the fit takes the solution of
-    smallest norm. Elements missing from all crystals get 0.
+    If elements always occur in a fixed ratio, many solutions fit equally well, and the function returns the solution
+    with the smallest norm. An element missing from all crystals gets a reference of 0.
 
     Args:
-        shares: share of each element in each crystal, [N, 94] (see `compositions`).
+        shares: fraction of each element in each crystal, [N, 94] (see `compositions`).
         targets: formation energy, eV/atom, [N].
         interaction: interaction energy, eV/atom, [N].
     """
@@ -80,12 +80,13 @@ def fit_references(
 def fit_composition(shares: NDArray[np.float64], targets: NDArray[np.float64]) -> References:
     """Fit a scalar target to the composition by ridge regression, regularised towards the mean of the targets.
 
-    Shares add up to one, so adding the mean to every element's value adds the mean to every prediction. An element
-    missing from all crystals gets the mean. The ridge strength minimises the mean squared leave-one-out error. Crystal
-    i's error is r_i / (1 − h_i), with the residuals r and the diagonal h of the hat matrix.
+    The fractions of a crystal's elements add up to one, so adding the mean to every element's value adds the mean to
+    every prediction. An element missing from all crystals gets the mean of the targets. The ridge strength minimises
+    the mean squared leave-one-out error. Crystal i's error is r_i / (1 − h_i), with the residuals r and the diagonal h
+    of the hat matrix.
 
     Args:
-        shares: share of each element in each crystal, [N, 94].
+        shares: fraction of each element in each crystal, [N, 94].
         targets: target of each crystal, [N].
     """
     present = _present(shares)
@@ -107,10 +108,10 @@ def fit_composition(shares: NDArray[np.float64], targets: NDArray[np.float64]) -
 def fit_classes(shares: NDArray[np.float64], classes: NDArray[np.float64]) -> References:
     """Fit a class to the composition by logistic ridge regression, regularised towards the overall log-odds.
 
-    Newton's method starts from the overall log-odds, and an element missing from all crystals keeps this value.
+    Newton's method starts from the overall log-odds. An element missing from all crystals keeps the overall log-odds.
 
     Args:
-        shares: share of each element in each crystal, [N, 94].
+        shares: fraction of each element in each crystal, [N, 94].
         classes: class of each crystal, 0 or 1, [N]; both classes must occur.
     """
     present = _present(shares)
@@ -133,7 +134,7 @@ def fit_classes(shares: NDArray[np.float64], classes: NDArray[np.float64]) -> Re
 def spread_of(residuals: NDArray[np.float64]) -> float:
     """Estimate the residuals' standard deviation, rounded to a power of two of at least 2⁻³⁰.
 
-    The estimate uses the mean absolute value, so that outliers (such as a refractive index of 60) do not dominate.
+    The estimate uses the mean absolute residual, so that outliers (such as a refractive index of 60) do not dominate.
     """
     spread = float(np.abs(residuals).mean()) * np.sqrt(np.pi / 2)
     return float(2.0 ** np.round(np.log2(max(spread, 2.0**-30))))

@@ -45,14 +45,14 @@ class Saver:
         return self._pending is not None
 
     def start(self, state: TrainState, facts: Mapping[str, Any]) -> None:
-        """Start staging a commit in the background. ``state`` must not share memory with the trained model."""
+        """Start to stage a commit in the background. ``state`` must not use the same memory as the trained model."""
         assert self._pending is None
         self._pending = self._thread.submit(lambda: self._checkpoints.stage(serialise(state), facts))
 
     def publish_if_ready(self) -> Manifest | None:
         """Publish the commit that `start` began, if staging has finished; otherwise return None at once.
 
-        If an object store does not answer, the commit is dropped and training continues until the next commit.
+        If an object store does not answer, the `Saver` drops the commit, and training continues until the next commit.
 
         Raises:
             LeaseLost: if the session lost its lease. Nothing is published.

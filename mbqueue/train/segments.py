@@ -1,8 +1,8 @@
 """Gathers and segment sums with deterministic gradients, which use no atomics and add in a fixed order.
 
-On a GPU, the gradient of `index_select` adds with atomics, in an order that depends on the threads. Here, every index
-stores the order that sorts its rows, so each row of the gradient sums a segment in the same order every time. No
-function here waits for the device.
+On a GPU, the gradient of `index_select` adds with atomics, in an order that depends on the threads. In this module, an
+`Index` stores the order that sorts its rows, so that each row of a gradient is always summed in the same order. No
+function in this module waits for the device.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Index:
     def of(cls, rows: Tensor, n: int, order: Tensor | None = None, *, is_sorted: bool = False) -> Index:
         """Make an index that gathers ``rows`` from ``n`` source rows.
 
-        ``order`` sorts ``rows``. If ``order`` is None, the method computes it.
+        ``order`` sorts ``rows``; by default, the method computes ``order``.
         """
         if is_sorted:
             ascending = rows

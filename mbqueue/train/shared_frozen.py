@@ -68,7 +68,7 @@ def fetch_shards(
 ) -> None:
     """Download every shard in the store that this machine lacks or that differs from this machine's copy.
 
-    A shard can differ if this machine filled its cache before it used the store. This function does not compute the
+    The copies can differ if this machine filled its cache before it used the store. This function does not compute the
     shards that the store lacks.
 
     Raises:
@@ -97,7 +97,7 @@ def fetch_shards(
 
 
 def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[str, int]]) -> Iterator[None]:
-    """Process shards concurrently, and yield after each; after the first error, start no more shards."""
+    """Process shards concurrently, and yield after each shard; after the first error, start no more shards."""
     has_failed = threading.Event()
 
     def unless_failed(kind: str, shard: int) -> None:
@@ -119,7 +119,7 @@ def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[st
 
 
 def _only_ours(frozen: FrozenBackbone, kind: str, shard: int, there: Collection[str]) -> bool:
-    """Whether the store's copy of a shard has the same bytes as this machine's, judging by the hash in its name."""
+    """Whether the store's copy of a shard equals this machine's copy, judging by the hash in the file name."""
     files = {name for name in there if name.startswith(f"{kind}-{shard:05d}-")}
     return files == {_file(kind, shard, frozen.sha256(kind, shard))}
 

@@ -18,11 +18,10 @@ from mbqueue.train.references import References, compositions, fit_classes, fit_
 
 @dataclass(frozen=True)
 class Start:
-    """A fold's initial model, which already makes predictions that depend at least on the composition.
+    """A fold's initial model, whose predictions already depend on the composition.
 
     Attributes:
         model: the model, on the CPU; ``objective`` defines what its output means.
-        objective: the objective of the fold's training.
         absent: atomic numbers of the elements missing from the training set, ascending.
         outputs: the model's output for every crystal of the dataset, float64 [N].
     """

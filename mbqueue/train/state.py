@@ -24,22 +24,18 @@ _Tensors = dict[str, Tensor]
 class TrainState:
     """Training state of a fold between two steps.
 
-    Under the same fingerprint, training that continues from equal states gives identical results, bit for bit. The
+    If the fingerprint is the same, training that continues from equal states gives bit-for-bit identical results. The
     state contains nothing that differs between two runs of the same work (times, sessions, fences), so equal work gives
     equal bytes. The learning rate depends only on ``steps_done``, and the sample order only on seed, fold and epoch, so
     neither a scheduler nor a sampler has state.
 
     Attributes:
-        spec_hash: hash of the experiment's spec.
-        dataset_hash: hash of the crystals.
-        fold: 0 to 4.
         epoch: the epoch being trained, from 1.
         step: optimizer steps done in this epoch.
         complete: whether the epoch is trained and validated.
         steps_done: optimizer steps done over all epochs.
         sums: running sums over the epoch's structures (loss, abs_error, structures) or its steps (grad_norm).
         best: epoch and val_mae of the best finished epoch, or None.
-        model: the model's state dict.
         optimizer: AdamW's tensors by parameter name.
         average: averaged weights by parameter name; empty when averaging is off.
         random: states of the random generators of torch, the GPU, NumPy and Python. Training draws no random numbers,
@@ -142,8 +138,8 @@ def restore_random_states(states: Mapping[str, Any], device: torch.device) -> No
     """Restore the result of `random_states`; a GPU's state is restored only on a GPU."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] and device.type == "cuda":
-        # Earlier versions saved the random state of every GPU in the machine. All these states are equal, because all
-        # GPUs get the same seed and no code draws random numbers on them.
+        # Earlier versions saved the random state of every GPU in the machine. The states of all GPUs are equal, because
+        # all GPUs get the same seed and no code draws random numbers on a GPU.
         torch.cuda.set_rng_state(states["cuda"][0], device)
     name, keys, position, has_gauss, gauss = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

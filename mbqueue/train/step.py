@@ -45,8 +45,8 @@ class StepResult:
 class Guard:
     """A flag on the device that keeps a non-finite step, and all later steps, from changing the weights.
 
-    AdamW reads the flag on the device (``found_inf``), and skips the update of weights and moments if the flag is set.
-    The host therefore does not wait for the device.
+    AdamW reads the flag (``found_inf``) on the device, and does not update weights and moments if the flag is set. The
+    host therefore does not wait for the device.
 
     Args:
         optimizer: a fused optimizer, which obeys the flag from now on.
@@ -69,7 +69,6 @@ class Step:
     Args:
         figures: sum of the loss, sum of the absolute errors and norm of the gradient, float64 [3], on the device.
         rows: rows of the step's crystals.
-        rate: the step's learning rate.
     """
 
     def __init__(self, figures: Tensor, rows: list[int], rate: float) -> None:
@@ -113,10 +112,6 @@ def begin_step(
 
     Args:
         batches: the micro-batches, whose gradients add up to the gradient of the whole batch.
-        objective: the loss to minimise.
-        guard: the optimizer's guard.
-        parameters: the parameters trained in this step.
-        rate: the learning rate.
 
     Raises:
         OutOfMemory: if a batch does not fit in the device's memory. The weights are unchanged.
@@ -129,14 +124,14 @@ def begin_step(
         for arrived in batches:
             _add_gradient(model, feed, arrived.batch, objective=objective, structures=len(rows), totals=totals)
         for parameter in parameters:
-            # In a batch without angles, bond and angle layers get no gradient. The parameters of such layers must still
+            # In a batch without angles, bond and angle layers get no gradient. Parameters without a gradient must still
             # decay and keep their momentum, or the result would depend on how crystals are batched.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         scale = gradient_scale(len(rows))
         if scale != 1:
             torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], 1 / scale)
-        # Without a limit for clipping, this function only measures the norm.
+        # Without a clip_norm, clip_grad_norm_ only measures the norm.
         norm = nn.utils.clip_grad_norm_(parameters, objective.spec.clip_norm or math.inf)
         figures = torch.cat([totals, norm[None].double()])
         guard.see(figures)

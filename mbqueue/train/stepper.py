@@ -27,12 +27,7 @@ class Stepper:
     The learner's state includes only counted steps, so call `settle` before copying the state.
 
     Args:
-        learner: the learner to train.
-        feed: the source of batches.
-        objective: the loss to minimise.
-        device: where to compute.
         ids: id of every crystal of the dataset, for errors.
-        clock: measures the steps.
         on_step: called after every counted step.
     """
 

@@ -7,7 +7,7 @@ This module computes the same energies as `mbqueue.train.forward`, in a differen
 * Only the features of short bonds change. Long bonds keep their initial features, so their contributions to the four
   atom convolutions are computed directly from the basis, without intermediate bond features [U, 64].
 * One product computes the contributions of atoms or short bonds to several layers. The product that computes the last
-  part of a gradient also adds the other parts.
+  part of a gradient also adds all earlier parts.
 """
 
 from __future__ import annotations
@@ -112,7 +112,6 @@ class _Layout:
         self._zero = torch.zeros(1, device=device)
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
-        """Split a vector into its pieces, by name."""
         parts = torch.split(vector, [shape.numel() for shape in self.shapes.values()])
         return {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
 
@@ -134,8 +133,8 @@ _layouts: WeakKeyDictionary[CHGNet, _Layout] = WeakKeyDictionary()
 def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor]:
     """Arrange the parameters ``p`` in pieces, in the order and the shapes in which the code uses them.
 
-    ``p`` contains each parameter's positions in the concatenation of all parameters. In every piece, core comes before
-    gate. Pieces that are adjacent in a kernel's partial sums are adjacent here, too.
+    ``p`` contains each parameter's positions in the concatenation of all parameters. In every piece, core's numbers
+    precede gate's. Pieces that are adjacent in a kernel's partial sums are adjacent here, too.
     """
 
     def padded(x: Tensor) -> Tensor:
@@ -209,7 +208,7 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
 
 
 def _gate(piece: Tensor, *, is_angle: bool = False) -> tuple[Tensor | None, Gate]:
-    """Split a layer's piece of the vector into its first matrix (None for an atom layer) and its gate."""
+    """Split a layer's piece of the vector into the layer's first matrix (None for an atom layer) and its `Gate`."""
     first = None
     if is_angle:
         first, piece = piece[: 128 * 64].view(128, 64), piece[128 * 64 :]
@@ -317,7 +316,7 @@ def _forward(model: CHGNet, batch: OrderedBatch, w: dict[str, Tensor]) -> tuple[
 
 
 class _Gradient:
-    """The backward pass, from the last layer to the first; it writes the gradients of the weights ``w`` to ``d``.
+    """The backward pass, from the last layer to the first, which writes the gradients of the weights ``w`` to ``d``.
 
     Attributes:
         short: gradient of the short bonds at the current layer.

@@ -11,8 +11,8 @@ from mbqueue.errors import TrainingError
 from mbqueue.train.gated import PRODUCTS
 from mbqueue.train.kernels.tiles import PARTIALS, TILES, Tiles, tiles_of
 
-#: The number of columns of the widest arrays: first of those with a row per atom or short bond, then of those with a
-#: row per directed bond or angle.
+#: The number of columns of the widest array with a row per atom or short bond, and of the widest array with a row per
+#: directed bond or angle.
 _WIDEST, _WIDE = 640, 128
 
 
@@ -25,7 +25,7 @@ def fits(batch: Batch) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """The batch that the kernels process, with their tile sizes and precision.
+    """The batch that the kernels process, and the kernels' tile sizes and precision.
 
     Attributes:
         batch: the batch with its sorted orders, on the device.
@@ -60,8 +60,7 @@ class Plan:
     def shares(self, n_rows: int, rows: int) -> tuple[int, int]:
         """Divide ``n_rows`` rows among programs, in tiles of ``rows`` rows.
 
-        Return the number of programs, and the number of tiles that each program processes. The result depends only on
-        the arguments.
+        Return the number of programs, and the number of tiles per program. Both depend only on the arguments.
         """
         tiles = -(-n_rows // rows)
         per_program = max(1, -(-tiles // PARTIALS))

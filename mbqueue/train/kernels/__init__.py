@@ -4,8 +4,9 @@ The steps between a message's gathers and its sum (two linear layers, two layer 
 one block of rows at a time, in buffers of about 100 KB, so that no array of size [bonds, features] is written to
 memory. The backward kernels recompute a block instead of reading it back.
 
-Every kernel works on a range of rows that belong to whole crystals. Crystals share no rows, so ranges can run in
-different threads. Each range sums in its own fixed order, so the result does not depend on the number of threads.
+A call of a kernel processes a range of rows that belong to whole crystals. Two crystals have no rows in common, so
+different threads can process different ranges. The rows of a range are summed in a fixed order, so the result does not
+depend on the number of threads.
 
 Features have 64 columns. "Core ‖ gate" means the two halves of a gated MLP side by side, in 128 columns.
 """

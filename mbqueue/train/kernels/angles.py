@@ -29,7 +29,7 @@ _inlined = compiled_with(blocks, fastmath=blocks.FAST, forceinline=True)
 
 @_inlined
 def _angle_block(first: int, n: int, graph: Any, inputs: Any, weight: Any, features: Any, pre: Any) -> None:
-    """Apply the first layer to [bond i ‖ bond j ‖ angle ‖ centre] of ``n`` angles."""
+    """Apply the first layer to the concatenation [bond i ‖ bond j ‖ angle ‖ centre] for ``n`` angles."""
     center, bond_i, bond_j = graph
     atoms, shorts, angles = inputs
     for r in range(n):
@@ -76,8 +76,7 @@ def angles_forward(
     """Add the messages of angles ``begin`` to ``end`` to their first bonds in ``out`` [S, 64].
 
     Args:
-        begin: index of the first angle.
-        end: index after the last angle.
+        begin, end: index of the first angle, and index after the last angle.
         graph: centre, first and second short bond of each angle, [T] each.
         inputs: contributions to the first layer of the centre (with the bias) [A, 128] and of bond i ‖ bond j [S, 256],
             and angle features [T, 64].
@@ -110,13 +109,7 @@ def angles_backward(
     """Compute the gradients of ``angles_forward``.
 
     Args:
-        begin: index of the first angle.
-        end: index after the last angle.
-        graph: as in ``angles_forward``.
-        inputs: as in ``angles_forward``.
-        weights: as in ``angles_forward``.
-        weight: as in ``angles_forward``.
-        gate: as in ``angles_forward``.
+        begin, end, graph, inputs, weights, weight, gate: as in ``angles_forward``.
         backs: the first layer's matrix for angles, and the second layers, not transposed, [128, 64] each.
         d_out: gradient of ``out``.
         d_inputs: arrays to which the gradients of ``inputs`` are added.
@@ -168,11 +161,7 @@ def update_forward(
     """Add a gated layer's output to the features of angles ``begin`` to ``end``; write the sums to ``out`` [T, 64].
 
     Args:
-        begin: index of the first angle.
-        end: index after the last angle.
-        graph: as in ``angles_forward``.
-        inputs: as in ``angles_forward``.
-        weight: as in ``angles_forward``.
+        begin, end, graph, inputs, weight: as in ``angles_forward``.
         scale: scale of the norms, [128].
         shift: shift of the norms, [128].
         out: the array to write.
@@ -196,16 +185,10 @@ def update_backward(
     """Compute the gradients of ``update_forward``.
 
     Args:
-        begin: index of the first angle.
-        end: index after the last angle.
-        graph: as in ``update_forward``.
-        inputs: as in ``update_forward``.
-        weight: as in ``update_forward``.
-        scale: as in ``update_forward``.
-        shift: as in ``update_forward``.
+        begin, end, graph, inputs, weight, scale, shift: as in ``update_forward``.
         weight_back: the first layer's matrix for angles, not transposed, [128, 64].
         d_out: gradient of ``out``.
-        d_inputs: arrays to which the gradients of ``inputs`` are added; that of the angles starts as ``d_out``.
+        d_inputs: arrays to which the gradients of ``inputs`` are added. The array for angles must start as ``d_out``.
         sums: this range's gradients of the first layer, [128, 64], and of scale, shift and bias, [3, 128].
     """
     d_first, d_norm = sums

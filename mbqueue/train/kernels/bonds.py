@@ -41,8 +41,7 @@ def bonds_forward(begin: int, end: int, graph: Any, inputs: Any, gate: Any, out:
     """Add the messages of directed bonds ``begin`` to ``end`` to their centres in ``out`` [A, 64].
 
     Args:
-        begin: index of the first bond.
-        end: index after the last bond.
+        begin, end: index of the first bond, and index after the last bond.
         graph: centre, neighbour and undirected bond of each directed bond, [D] each.
         inputs: contributions to the first layer of centre (with the bias) ‖ neighbour [A, 256] and of the bond
             [U, 128], and the bonds' weights [U, 64].
@@ -73,11 +72,7 @@ def bonds_backward(
     """Compute the gradients of ``bonds_forward``.
 
     Args:
-        begin: index of the first bond.
-        end: index after the last bond.
-        graph: as in ``bonds_forward``.
-        inputs: as in ``bonds_forward``.
-        gate: as in ``bonds_forward``.
+        begin, end, graph, inputs, gate: as in ``bonds_forward``.
         second_back: the second layers, not transposed, [128, 64].
         d_out: gradient of ``out``.
         d_inputs: arrays to which the gradients of ``inputs`` are added.

@@ -10,8 +10,8 @@ import torch
 #: Number of launches of each kernel since the counter was last cleared.
 launches: Counter[str] = Counter()
 
-#: Triton may fuse multiplications with additions, as in the offline tests. Triton does not pipeline the loops, because
-#: they gather rows through indices.
+#: Triton may fuse multiplications with additions, as in the offline tests. Triton does not pipeline the kernels' loops,
+#: because the loops gather rows through indices.
 OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
 
 

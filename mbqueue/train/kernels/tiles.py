@@ -14,8 +14,8 @@ VERSION = 2
 #: not depend on the number of multiprocessors.
 PARTIALS = 512
 
-#: Sizes that are the same for all chips. BASIS_ROWS is how many rows of a basis each program computes. BASIS_PARTIALS
-#: is the maximum number of partial sums of a basis's gradient. The other sizes are numbers of rows or atoms per tile.
+#: Sizes that are the same for all chips. Each program computes BASIS_ROWS rows of a basis. A basis's gradient has at
+#: most BASIS_PARTIALS partial sums. The other sizes are numbers of rows or atoms per tile.
 BASIS_ROWS, BASIS_PARTIALS, READ_OUT_ATOMS, SUM_ROWS, PRODUCT_ROWS, ELEMENT_ROWS = 32, 256, 16, 16, 32, 32
 
 
@@ -85,7 +85,7 @@ TILES = {
 def tiles_of(capability: int) -> Tiles:
     """Return the tiles for a chip with this ``capability`` (10 · major + minor).
 
-    For an unknown chip, return those of the newest known chip that is older.
+    For an unknown chip, return the tiles of the newest known chip that is older.
 
     Raises:
         KeyError: if the chip is older than all known chips.

@@ -144,9 +144,9 @@ def angles_backward_kernel(  # noqa: PLR0912, PLR0915  one pass over the data
 ):  # fmt: skip
     """Compute the gradients of the messages or of the update from ``tiles`` tiles of angles.
 
-    As for bonds, one launch computes the gradients of the inputs (``OF_INPUTS``), and a second launch computes the
-    gradients of the gate's parameters. A separate kernel computes the gradient of the first layer's matrix. An
-    update has only one layer, so the launch for its inputs also computes the gradients of its norms.
+    As in the kernels for bonds, one launch computes the gradients of the inputs (``OF_INPUTS``), and a second launch
+    those of the gate's parameters. A separate kernel computes the gradient of the first layer's matrix. The angle
+    update has only one layer, so the launch for the inputs also computes the gradients of the norms.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
@@ -255,7 +255,6 @@ def angles_forward(
     """Sum each short bond's messages from its angles, [S, 64]; see `PlainMessages.of_angles`.
 
     Args:
-        plan: the batch's plan.
         atoms: [A, 128]; ``atoms``, ``shorts`` and ``weights`` may have any stride between rows.
         shorts: [S, 256].
         angles: contiguous [T, 64].
@@ -296,13 +295,7 @@ def angles_backward(
     """Compute the gradients of ``angles_forward``; partial sums have columns first ‖ second ‖ bias ‖ scale ‖ shift.
 
     Args:
-        plan: as in ``angles_forward``, like the other inputs.
-        atoms: [A, 128].
-        shorts: [S, 256].
-        angles: [T, 64].
-        first: [128, 64].
-        weights: [S, 64].
-        gate: the layers after the first.
+        plan, atoms, shorts, angles, first, weights, gate: as in ``angles_forward``.
         d_total: gradient of the sums, contiguous [S, 64].
         d_weights: array to which the gradient of ``weights`` is added, [S, 64], with any stride between rows; by
             default a new one.
@@ -349,13 +342,8 @@ def update_backward(
     """Compute the gradients of ``update_forward``; partial sums have columns first ‖ scale ‖ shift.
 
     Args:
-        plan: as in ``update_forward``, like the other inputs.
-        atoms: [A, 128].
-        shorts: [S, 256].
-        angles: [T, 64].
-        first: [128, 64].
-        gate: the layers after the first.
-        d_out: gradient of the new features, contiguous [T, 64]; it is also added to the gradient of the old features.
+        plan, atoms, shorts, angles, first, gate: as in ``angles_forward``.
+        d_out: gradient of the new features, contiguous [T, 64]. The gradient of the old features includes ``d_out``.
     """
     batch, tiles = plan.batch, plan.tiles
     n_angles, n_shorts = len(batch.angle), len(batch.short_bond)

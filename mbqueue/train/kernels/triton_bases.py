@@ -131,7 +131,7 @@ def basis_backward(
     rows: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """Write partial sums over ``rows_each`` rows of the gradients of the pieces' matrices, then of the frequencies."""
+    """Write partial sums over ``rows_each`` rows: the gradients of the pieces' matrices, then of the frequencies."""
     piece = tl.program_id(0) % pieces
     part = tl.program_id(0) // pieces
     k, column = tl.arange(0, 32), tl.arange(0, 64)
@@ -207,8 +207,8 @@ class Basis:
     def backward(self, frequencies: Tensor, first: Tensor, rest: Tensor | None, gradients: list[Tensor]) -> Tensor:
         """Compute partial sums of the gradients of m matrices [64, 32] and of the frequencies, [P, m · (64 · 32 + 64)].
 
-        The matrices are ``first`` and every 64 rows of ``rest``; ``gradients`` are the gradients of their outputs. For
-        each matrix, a row contains 32 numbers for the frequencies and then 32 zeros.
+        The matrices are ``first`` and every 64 rows of ``rest``; ``gradients`` are the gradients of the products.
+        After the matrices, a row of the result contains 32 numbers for the frequencies and 32 zeros per matrix.
         """
         pieces = 2 * len(gradients) - 1
         rows_each = BASIS_ROWS * triton.cdiv(self._n, BASIS_ROWS * BASIS_PARTIALS)

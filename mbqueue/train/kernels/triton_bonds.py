@@ -216,7 +216,6 @@ def bonds_forward(
     """Sum each atom's messages from its bonds, [A, 64]; see `PlainMessages.of_bonds`.
 
     Args:
-        plan: the batch's plan.
         atoms: [A, 256]; ``atoms``, ``bonds`` and ``weights`` may have any stride between rows.
         bonds: [U, 128].
         weights: [U, 64].
@@ -243,13 +242,9 @@ def bonds_backward(
     """Compute the gradients of ``bonds_forward``.
 
     Args:
-        plan: as in ``bonds_forward``.
-        atoms: as in ``bonds_forward``.
-        bonds: as in ``bonds_forward``.
-        weights: as in ``bonds_forward``.
-        gate: as in ``bonds_forward``.
+        plan, atoms, bonds, weights, gate: as in ``bonds_forward``.
         d_total: gradient of the sums, contiguous [A, 64].
-        shorts: as in ``bonds_forward``; the gradient of ``bonds`` is then 0 in the rows of short bonds.
+        shorts: as in ``bonds_forward``. With ``shorts``, the gradient of ``bonds`` is 0 in the rows of short bonds.
         d_weights: array to which the gradient of ``weights`` is added, [U, 64], with any stride between rows; by
             default a new one.
     """

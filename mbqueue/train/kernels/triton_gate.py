@@ -1,7 +1,7 @@
 """Operations of the Triton kernels on a tile of rows: products with matrices, layer norms, gates and their gradients.
 
 A tile is [rows, 64]; core and gate of a gated MLP are two tiles. Sums have the tensors' dtype, which is float32 on a
-GPU. Triton's interpreter also accepts float64. The functions are counterparts of those in `blocks`.
+GPU. Triton's interpreter also accepts float64. Each function corresponds to one in `blocks`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 #: Layer norm's epsilon, as in torch and CHGNet.
 EPSILON = tl.constexpr(1e-5)
 WIDTH = tl.constexpr(64)
-#: Number of entries in the matrices of core and gate, together [128, 64]. In partial sums, they come before the
+#: Number of entries in the matrices of core and gate, together [128, 64]. In partial sums, the matrices precede the
 #: vectors.
 MATRICES = tl.constexpr(2 * 64 * 64)
 
@@ -51,8 +51,8 @@ def product(x, y, PRECISION: tl.constexpr):  # noqa: N803
 def settled(x, PRECISION: tl.constexpr):  # noqa: N803
     """Return ``x``, and make the compiler compute it only once before a product on tensor cores.
 
-    Several threads need each number of ``x`` during the product. Without this function, each of them would load and
-    compute the number again for every product.
+    Several threads need each number of ``x`` during the product. Without this function, each of these threads would
+    load and compute the number again for every product.
     """
     if PRECISION == "float32" or _INTERPRETED:
         return x
@@ -166,7 +166,7 @@ def power_below(x):
 
 @triton.jit
 def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
-    """Compute ``times`` for a gradient ``d``; for float16, scale each row, because its numbers may be too small."""
+    """Compute ``times`` for a gradient ``d``; in float16, scale each row, because gradients may be too small."""
     if PRECISION == "fp16":
         size = power_below(tl.max(tl.abs(d), axis=1))[:, None]
         return times(d / size, matrix, down, right, PRECISION) * size
@@ -177,8 +177,9 @@ def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N8
 def outer(d, x, PRECISION: tl.constexpr):  # noqa: N803
     """Sum d ⊗ x over rows, [64, 64], for a gradient ``d``; in float16, ``d`` is scaled by its largest entry.
 
-    Do not call this function in the same block as products of [rows, 64]. Tensor cores give all dependent products in a
-    block the same layout. With the layout for [64, 64], every warp would hold all rows of the other products.
+    Call this function and products of [rows, 64] in different blocks of code. Triton gives all dependent products in a
+    block of code the same layout on tensor cores. With the layout for [64, 64], every warp would hold all rows of the
+    other products.
     """
     x = settled(x, PRECISION)
     if PRECISION == "fp16":
@@ -204,7 +205,7 @@ def store_matrices(at, core, gate):
 
 @triton.jit
 def store_vectors(at, core, gate):
-    """Store the gradients of two vectors of 64, one after the other."""
+    """Store the gradients of two vectors of 64 numbers, one after the other."""
     column = tl.arange(0, WIDTH)
     tl.store(at + column, core)
     tl.store(at + WIDTH + column, gate)

@@ -13,7 +13,7 @@ from mbqueue.train.kernels.triton_gate import WIDTH
 
 @triton.jit
 def bonds_to_atoms_kernel(d_pre, reverse, offsets, d_atoms, ROWS: tl.constexpr):  # noqa: N803
-    """Sum the rows of the bonds that start at each atom, and the rows of the bonds that end at the atom."""
+    """For each atom, sum the rows of the bonds that start at the atom, and of the bonds that end at the atom."""
     atom = tl.program_id(0)
     begin, end = tl.load(offsets + atom), tl.load(offsets + atom + 1)
     column = tl.arange(0, 2 * WIDTH)[None, :]
@@ -36,9 +36,9 @@ def angles_to_shorts_kernel(
     d_shorts, d_weights, weights_stride, d_weights_stride,
     HAS_WEIGHTS: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """For each short bond, sum the rows of the angles that have it as their first bond, and as their second bond.
+    """For each short bond, sum the rows of the angles whose first bond it is, and of those whose second bond it is.
 
-    The two sums are separate. The kernel also computes the gradient of the short bond's weight.
+    The kernel stores the two sums side by side, and also computes the gradient of the short bond's weight.
 
     ``products`` [T, 64] contains each angle's message times the gradient of the sum at its first bond.
     """
