@@ -83,7 +83,7 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
     checksums: dict[str, dict[str, object]] = {}
     try:
         take(project.queue_db, snapshot)
-        check(snapshot)  # `restore` runs the same check
+        check(snapshot)  # `restore` refuses a snapshot that fails this check
         with files.replacing(target) as stream:
             with tarfile.open(fileobj=stream, mode="w") as archive:
                 for name, content in _contents(project, snapshot):
@@ -336,7 +336,7 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
     with Queue(staging / "queue.db", read_only=True) as queue:
         for experiment in queue.experiments():
             keep_note(project, queue, experiment.name)
-    # Put the queue in place last. If the restore is interrupted before this step, you can simply run it again.
+    # Put the queue in place last. You can then simply repeat a restore that was interrupted earlier.
     (staging / "queue.db").replace(project.queue_db)
     files.fsync_dir(project.live_dir)
 

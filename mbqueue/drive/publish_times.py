@@ -23,14 +23,13 @@ class Rounds:
         self._took.append((ended_at, seconds))
 
     def note(self, queue: Queue) -> None:
-        """Record a session's collected rounds in the queue. A command records none."""
+        """Record a session's collected rounds in the queue. A command records no rounds."""
         while self._took and self._session is not None:
             ended_at, seconds = self._took.pop(0)
             queue.note(published_note(seconds), by=self._session, now=ended_at)
 
 
-#: Files smaller than this, in bytes, are used to measure the fixed time per file. Larger files are used to measure the
-#: time per byte.
+#: Files smaller than this, in bytes, show the fixed time per file; larger files show the time per byte.
 SMALL_FILE = 1_000_000
 
 

@@ -1,8 +1,8 @@
 """Rebuild a queue from commits and users' requests.
 
-A session on a new machine and `recover` start from a snapshot or an empty database. They add every known experiment
-(`enqueue_again`), and advance every fold to its newest commit (`trained_by`). `restore` starts from the archive's
-database, and also uses `trained_by`.
+A session on a new machine and `recover` start from a snapshot or an empty database. The rebuilt queue gets every known
+experiment (`enqueue_again`), and every fold advances to its newest commit (`trained_by`). `restore` starts from the
+archive's database, and also uses `trained_by`.
 """
 
 from __future__ import annotations

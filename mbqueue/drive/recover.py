@@ -59,16 +59,16 @@ def recover(
     `read_notes`), even if it has no commit. Sessions repeat `predict` and `record` jobs, unless the files of these jobs
     are intact on the mount. If the live folder is lost, the pauses are lost too.
 
-    Experiments and folds that only the replaced queue contains are also restored, if it can be read. You may have
-    started that queue after an earlier queue was lost. If two experiments have the same name, the one with checkpoints
-    is restored. If neither experiment has checkpoints, the experiment that `read_notes` returns is restored. Before a
-    file is set aside, ``note`` is called with the reason and the new path.
+    Experiments and folds that only the replaced queue contains are also restored, if mbqueue can read that queue. You
+    may have started the replaced queue after an earlier queue was lost. If two experiments have the same name, the one
+    with checkpoints is restored. If neither experiment has checkpoints, the experiment that `read_notes` returns is
+    restored. Before a file is set aside, ``note`` is called with the reason and the new path.
 
     If the project has a live folder, commits in state/ are first copied to the live folder. Sessions leave commits in
     state/ while the queue is on a server or the project is on a local disk.
 
     Raises:
-        UsageError: if a session uses the queue. Without ``force``, also if the queue is intact or a restore was
+        UsageError: if a session uses the queue; without ``force``, also if the queue is intact or a restore was
             interrupted.
         QueueError: if the project has no files from which to make a queue.
     """

@@ -13,7 +13,7 @@ from mbqueue.queue.jobs import Job, Lease
 
 #: If this many sessions in a row die on a job without saving any work, the job itself probably kills them.
 MAX_LOST_IN_A_ROW: Final = 20
-#: The longest lease, in seconds. Longer requests are shortened to this.
+#: The longest lease, in seconds. Requests for longer leases are shortened.
 LONGEST_LEASE_SECONDS: Final = 86_400.0
 #: No lease or delay ends more than this many seconds from now, even if clocks differ. mbqueue treats a later time as
 #: past, because only a wrong clock can cause it.

@@ -68,7 +68,7 @@ REWIND = """
       AND ((fold = :fold AND (kind = 'predict' OR (kind = 'train' AND epoch > :to_epoch))) OR kind = 'record')
 """
 
-#: Skips all jobs of a pruned trial that no session is working on.
+#: Skips every job of a pruned trial, except jobs that a session is working on.
 SKIP_ALL = """
     UPDATE jobs SET state = 'skipped', changed_at = :now, changed_by = :by, changed_why = :why
     WHERE experiment_id = :experiment_id AND state IN ('waiting', 'ready')

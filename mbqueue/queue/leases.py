@@ -155,7 +155,7 @@ class Leases(Claims):
             found = [row for rows in given for row in rows]
             if not found:
                 # A session that declares this session dead takes the locks of both jobs in a different order. In a
-                # deadlock, the server interrupts one of the two transactions, and mbqueue repeats it.
+                # deadlock, the server interrupts one of the two transactions, and mbqueue repeats the interrupted one.
                 beat, open_next = self._beat(session, now, lease_seconds), self._unlocking(db, lease, now, skip_rest)
                 loaded = None if job.fold is None else (job.experiment_id, job.fold)
                 claim = self._claim(session, now, lease_seconds, loaded)
@@ -243,7 +243,7 @@ class Leases(Claims):
         """Commit an epoch, and in the same transaction skip all later epochs of its fold (early stopping).
 
         With ``prunes``, prune the whole trial: skip all its jobs, including the `predict` and `record` jobs, except
-        jobs that a session is working on. In that case, ``why`` must begin with `mbqueue.queue.edges.PRUNED`.
+        jobs that a session is working on. For a pruned trial, ``why`` must begin with `mbqueue.queue.edges.PRUNED`.
 
         Raises:
             LeaseLost: as for `commit`.
@@ -268,8 +268,8 @@ class Leases(Claims):
     ) -> None:
         """Release an unfinished job. With `preempted`, the attempt counts as preempted, but never as failed.
 
-        A session passes `for_others` if it stays alive but cannot do the job now. Other sessions may then claim the
-        fold. No session can claim the job during the next `rest_seconds`.
+        With `for_others`, other sessions may claim the fold, because this session stays alive but cannot do the job
+        now. No session can claim the job during the next `rest_seconds`.
 
         Raises:
             LeaseLost: if the lease is lost.
@@ -328,8 +328,8 @@ class Leases(Claims):
         job = lease.job
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
-        # Without an exclusive lock, two jobs that a third job needs could be committed at the same time. Neither
-        # transaction would see the other's commit, and the third job would stay waiting.
+        # Without an exclusive lock, two jobs that a third job needs could be committed at the same time. Because
+        # neither transaction would see the other's commit, the third job would stay waiting.
         is_alone = skip_rest is None and job.kind not in {Kind.PREPARE, Kind.PREDICT}
         hold = self.database.holding(job.experiment_id, shared=is_alone)
         values = {"result": _as_json(result), "now": now, "session": lease.session, "id": job.id, "fence": lease.fence}

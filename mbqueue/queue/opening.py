@@ -97,7 +97,7 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
 
 
 def is_queue_there(project: ProjectFolder) -> bool:
-    """Whether a queue exists. Log a note if the queue was lost, because the command can also run without a queue."""
+    """Whether a queue exists. If the queue was lost, log a note instead of raising an error."""
     try:
         return queue_exists(project)
     except (QueueLost, UsageError) as error:

@@ -175,7 +175,7 @@ class Reports(Part):
 
     @repeatable
     def finished_epochs(self) -> dict[tuple[str, int], int]:
-        """Read each fold's last committed or skipped epoch, by (experiment, fold). Leave out folds that have none."""
+        """Map (experiment, fold) to the last committed or skipped epoch. Leave out folds without such an epoch."""
         query = (
             "SELECT experiment, fold, max(epoch) AS epoch FROM job_rows "
             "WHERE kind = 'train' AND state IN ('committed', 'skipped') GROUP BY experiment, fold"

@@ -58,7 +58,7 @@ class Sessions(Part):
         deadline_at: float | None = None,
         identity: ProcessIdentity | None = None,
     ) -> str:
-        """Record a new session, by default of this process. Return its id, which is unique across machines.
+        """Record a new session, by default of this process. Return the session's id, which is unique across machines.
 
         A session counts as live for `alive_seconds` after its last heartbeat.
         """
@@ -125,7 +125,7 @@ class Sessions(Part):
 
         Also end sessions whose processes use a different queue file, which shows that this queue is a copy.
 
-        Sessions of other machines, boots and containers stay unchanged; their leases expire.
+        Sessions of other machines, other containers and earlier boots stay unchanged; their leases expire.
 
         Returns:
             The ended sessions.

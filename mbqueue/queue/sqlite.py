@@ -186,7 +186,7 @@ class SqliteFile(Database):
             connection = self._connect(read_only=self.read_only)
             self._local.connection, self._local.pid = connection, os.getpid()
             with self._lock:
-                # Remember which file was opened first. After a replacement, no later thread may write to the new file.
+                # Remember the file that was opened first, so that no thread writes to another file that replaces it.
                 self._file = self._file or _file_at(self.path)
                 self._open.append((os.getpid(), connection))
         return connection

@@ -118,7 +118,7 @@ class Steering(Part):
 
     @repeatable
     def cancel(self, experiment: str, *, now: float, fold: int | None = None, by: str = "cancel") -> int:
-        """Cancel all unfinished jobs of an experiment or fold. Sessions lose their leases on these jobs.
+        """Cancel all unfinished jobs of an experiment or fold. Sessions lose their leases on cancelled jobs.
 
         Returns:
             The number of cancelled jobs.
@@ -161,10 +161,10 @@ class Steering(Part):
         lose their leases on these jobs. The epoch after `to_epoch` becomes ready. Failed and cancelled jobs stay as
         they are.
 
-        A worker that finds the damage passes as `lease` the lease that it still holds on one of these jobs. The call
-        ends the lease. If the worker's next claim passes the fold as `loaded`, the claim gets epoch `to_epoch + 1`. The
-        call fails if the same session finds the same damage again, because training again did not help. The call also
-        fails if sessions have rewound the job `MAX_REWINDS` times without committing it.
+        A worker that finds the damage passes as `lease` its lease on one of the rewound jobs. The call ends the lease.
+        If the worker's next claim passes the fold as `loaded`, the claim gets epoch `to_epoch + 1`. The call fails if
+        the same session finds the same damage again, because training again did not help. The call also fails if
+        sessions have rewound the job `MAX_REWINDS` times without committing it.
 
         Args:
             folds: maps each fold to the reason for its rewind; if empty, nothing changes.

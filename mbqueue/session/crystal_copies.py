@@ -30,7 +30,7 @@ _LOOK_SECONDS = 0.1
 
 
 class CrystalCopies:
-    """Copies one session's crystals for other machines. Use it as a context manager, and call `keep` inside the block.
+    """Copies one session's crystals for other machines. Call `keep` inside the ``with`` block of this object.
 
     Args:
         should_stop: returns whether the session has been asked to stop.

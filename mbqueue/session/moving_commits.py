@@ -118,8 +118,8 @@ def _bring(
 def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
     """Copy every missing object to ``target``; yield True for each copied object.
 
-    JSON objects are copied last, because they refer to other objects. All other names contain the content's hash, so
-    objects of the same name and size are equal.
+    JSON objects are copied last, because they refer to other objects. The names of all other objects contain the
+    content's hash, so objects of the same name and size are equal.
     """
     there = target.listed("")
     names = {name: listed.size for name, listed in source.listed("").items() if name != MARKER}

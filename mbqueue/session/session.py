@@ -66,8 +66,6 @@ class Session:
     _given_back: set[tuple[int, str]] = field(default_factory=set, init=False)
     _noted: set[str] = field(default_factory=set, init=False)
 
-    # -- stopping ------------------------------------------------------------------------------------------------
-
     def stop_reason(self, seconds_needed: float = 0.0) -> str | None:
         """Why the current job should stop now; None if its next part, which takes ``seconds_needed``, may begin.
 
@@ -96,8 +94,6 @@ class Session:
             or (self.publisher is not None and self.publisher.others)
             or (self.watch is not None and self.watch.why is not None)
         )
-
-    # -- the current job -------------------------------------------------------------------------------------------
 
     def take_next(self) -> Lease | None:
         """Return the lease that was claimed with the last commit, and forget it; return None if there is none."""
@@ -246,8 +242,6 @@ class Session:
             with suppress(StoreError):
                 self.store.ping()
         return True
-
-    # -- the job's experiment, progress and damage -----------------------------------------------------------------
 
     def experiment_of(self, job: Job) -> tuple[Experiment, Spec]:
         """A job's experiment and its spec.

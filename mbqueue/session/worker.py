@@ -120,7 +120,7 @@ def _run(
         with session.publisher or nullcontext(), copies:  # publishes the remaining work on exit
             ending, cause, lost = _work_and_end(session, loaded, options)
     if lost is not None:
-        # Raise an error if nothing was saved. Otherwise, a script or cluster could keep starting sessions in vain.
+        # Raise an error if nothing was saved, so that no script or cluster keeps starting sessions in vain.
         if not (session.jobs_done or session.has_saved):
             raise lost
         report.note(str(lost))
@@ -305,7 +305,7 @@ def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> b
 
 
 def _claim(session: Session, loaded: Loaded, searching: Searching) -> Lease | None:
-    """Return the job claimed with the last commit. If there is none, let searches add trials, then claim a job."""
+    """Return the job claimed with the last commit, or let searches add trials and claim a new job."""
     lease = session.take_next()
     if lease is not None:
         return lease

@@ -133,6 +133,6 @@ class Folder:
         return True
 
     def sweep(self, folder: str) -> None:
-        """Remove half-written files of dead processes. Call this only if no other process writes to the folder."""
+        """Remove half-written files of dead processes. Call `sweep` only if no other process writes to the folder."""
         for path in (self.root / folder).glob(f"{files.TEMP_PREFIX}*"):
             path.unlink(missing_ok=True)

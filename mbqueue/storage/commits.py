@@ -1,8 +1,8 @@
 """Read and copy the commits of one fold in one place. A commit is a checkpoint and its manifest.
 
-A commit exists once its manifest exists. Staging writes the checkpoint durably. This slow step may run in a background
-thread. Publishing is fast, because it only creates the manifest. A worker publishes inside the transaction that checks
-the fence, so a worker that lost its lease publishes nothing. Published files never change.
+A commit exists once its manifest exists. Staging, which may run in a background thread, writes the checkpoint durably.
+Publishing is fast, because it only creates the manifest. A worker publishes inside the transaction that checks the
+fence, so a worker that lost its lease publishes nothing. Published files never change.
 
 `Commits` accepts commits of one identity only (`mbqueue.storage.manifest.Identity`). A commit of another fold,
 experiment, spec or dataset counts as damaged, for example after files were moved by hand.
@@ -198,7 +198,7 @@ class Commits:
         self.place.blobs.put(self.place.path(f"{base}.json"), commit.content)
 
     def remove(self, commit: Commit) -> None:
-        """Remove a commit. Remove its manifest first, so that no manifest remains without its checkpoint."""
+        """Remove a commit, the manifest first, so that no manifest remains without its checkpoint."""
         manifest, content = commit.manifest, commit.content
         files = [(self.place.base(manifest, content), "json"), (self.place.checkpoint_base(manifest, content), "pt")]
         for base, suffix in files:

@@ -21,7 +21,8 @@ from mbqueue.storage.blobs import Listed, Unreadable
 
 #: How many bytes to write between checks for a stop request.
 PIECE_BYTES = 4 << 20
-#: The maximum number of copies of one file, named `name (1)` and so on. A write adds a copy if all others are damaged.
+#: The maximum number of copies of one file, named `name (1)` and so on. A write adds a copy if all existing copies are
+#: damaged.
 _MOST_DUPLICATES = 10
 _LARGEST_MOVED = 1 << 30
 
@@ -53,7 +54,7 @@ def _about(path: str) -> Iterator[None]:
 
 
 def _go_on(_left: int) -> None:
-    """Do nothing between two pieces of a write. This is the default for ``before_piece``."""
+    """Do nothing between two pieces of a write: the default for ``before_piece``."""
 
 
 class Drive:
@@ -96,7 +97,7 @@ class Drive:
         return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
 
     def signature(self, path: str) -> tuple[int, int]:
-        """The size and modification time of a file. A file counts as unchanged if both are the same as before.
+        """The size and modification time of a file, which show whether the file has changed.
 
         Raises the same errors as `read`.
         """
@@ -160,8 +161,8 @@ class Drive:
         """Write a file whose name belongs only to this content; ``before_piece`` as in `write_new`.
 
         A file of this name with different content is a truncated copy. mbqueue keeps the truncated copy, and adds a
-        number to the new file's name, as a drive does. Readers try all numbers. If every number is used, the last copy
-        is replaced.
+        number to the new file's name, as a drive does. Readers try every number. If a file has the maximum number of
+        copies, the last copy is replaced.
         """
         stem, dot, suffix = path.rpartition(".")
         names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]
@@ -172,7 +173,7 @@ class Drive:
         self.write_new(names[-1], content, before_piece=before_piece)
 
     def create(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> bool:
-        """Write a file unless this machine sees one of that name. Return False if that file has different content."""
+        """Write a file unless this machine sees a file of this name. Return False if the existing file differs."""
         try:
             self.write_new(path, content, before_piece=before_piece)
         except FileExistsError:

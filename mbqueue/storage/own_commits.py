@@ -36,7 +36,7 @@ class Staged:
         return self.commit.manifest
 
     def publish(self) -> Manifest:
-        """Create the manifest durably. Call this while the lease is held; a second call changes nothing.
+        """Create the manifest durably. Call `publish` while the lease is held; a second call changes nothing.
 
         Raises:
             CommitTaken: if another worker has published a commit of this name.
@@ -239,7 +239,8 @@ class OwnCommits(Commits):
         elif isinstance(self.place.blobs, Folder):
             self.place.blobs.sweep(self.place.folder)
             # A process that died while it published, removed or set aside a commit may have left a checkpoint without a
-            # manifest. The name contains that process's fence, so no other session writes to this checkpoint.
+            # manifest. The checkpoint's name contains the dead process's fence, so no other session writes to the
+            # checkpoint.
             files = self._files()
             named = {file.base for _, _, file in files if self.place.is_manifest(file)}
             self._remove_unnamed(files, named, older_by=None)

@@ -7,7 +7,7 @@ from functools import cache
 
 from mbqueue.queue.dialect import POSTGRESQL, Sql, text_of
 
-#: SQL for the start of the transaction, in seconds since the epoch: the same in all statements of the transaction.
+#: SQL for the time at which the transaction began, in seconds since the epoch: the same in all its statements.
 SERVER_NOW = "CAST(extract(epoch FROM transaction_timestamp()) AS double precision)"
 
 _QUOTED = re.compile(r"('(?:[^']|'')*')")
