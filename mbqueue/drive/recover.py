@@ -59,7 +59,7 @@ def recover(
     `read_notes`), even if it has no commit. Sessions repeat `predict` and `record` jobs, unless the files of these jobs
     are intact on the mount. If the live folder is lost, the pauses are lost too.
 
-    Experiments and folds that only the replaced queue contains are also restored, if mbqueue can read that queue. You
+    If mbqueue can read the replaced queue, experiments and folds that only this queue contains are also restored. You
     may have started the replaced queue after an earlier queue was lost. If two experiments have the same name, the one
     with checkpoints is restored. If neither experiment has checkpoints, the experiment that `read_notes` returns is
     restored. Before a file is set aside, ``note`` is called with the reason and the new path.

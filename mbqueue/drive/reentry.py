@@ -248,7 +248,7 @@ class Reentry:
         return taken
 
     def _take_over(self, here: Commits, folder: Path, chain: list[tuple[Commit, bytes]]) -> None:
-        """Copy accepted commits into the live folder. Set aside the folder's commits of any other training."""
+        """Copy accepted commits into the live folder. Set aside commits of a different line."""
         newest = chain[-1][0].manifest
         on_line = {one.base for one in here.commits() if newest.continues(one.manifest)}
         for stem in here.bases():

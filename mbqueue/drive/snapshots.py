@@ -45,8 +45,7 @@ _CHECKED_IN_TIME = 64 << 20
 _NAME = re.compile(rf"(\d{{8}})-([0-9a-f]{{8}})-([0-9a-f]{{12}}){DUPLICATE}\.(json|db)")
 #: The largest priority that PostgreSQL can store.
 _MOST_URGENT = 2**31 - 1
-#: The latest accepted time, in seconds since the epoch: in the year 8307, because Python's dates end with the year
-#: 9999.
+#: The latest accepted time, in seconds since the epoch: the year 8307, within the range of Python's dates.
 _LATEST = 2e11
 #: The highest snapshot number, which has eight digits in file names.
 _MOST_SNAPSHOTS = 10**8 - 1

@@ -106,8 +106,6 @@ class SeenSession:
 
 
 class Adopting(Part):
-    """Adopts commits and sessions of other machines."""
-
     @repeatable
     def adopt(
         self, trained: Trained, *, now: float, by: str = "adopt", publish: Callable[[], None] | None = None

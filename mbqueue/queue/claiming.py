@@ -93,8 +93,6 @@ LOST_ERROR = (
 
 
 class Claims(Part):
-    """Claims jobs, and takes back expired leases."""
-
     @repeatable
     def claim(
         self,

@@ -39,8 +39,6 @@ class CommitsPlace:
 
 
 class CommitsPlaces(Part):
-    """Records where the commits of a queue are stored."""
-
     @repeatable
     def commits_place(self) -> CommitsPlace | None:
         """The place of the commits; None until a session records one."""

@@ -74,8 +74,6 @@ class EnqueueOutcome:
 
 
 class Enqueueing(Part):
-    """Adds experiments to the queue, and reads them."""
-
     @repeatable
     def enqueue(
         self, spec: Spec, *, results_dir: str, now: float, priority: int = 0, by: str = "enqueue"

@@ -10,5 +10,4 @@ _NOTE = "INSERT INTO events (at, by, why, experiment_id, job_id) VALUES (:now, :
 def note(
     db: Statements, why: str, *, by: str, now: float, experiment_id: int | None = None, job_id: int | None = None
 ) -> None:
-    """Add a note about an experiment or a job."""
     db.execute(_NOTE, {"why": why, "by": by, "now": now, "experiment_id": experiment_id, "job_id": job_id})

@@ -28,8 +28,6 @@ _SPEC = "UPDATE experiments SET spec = :spec WHERE id = :experiment_id"
 
 
 class Pruning(Part):
-    """Prunes trials, and discards the checkpoints of pruned trials."""
-
     @repeatable
     def prune(self, experiment: str, *, why: str, now: float, by: str = "prune") -> int:
         """Prune a trial: skip all its unfinished jobs. Do nothing while a session works on the trial.

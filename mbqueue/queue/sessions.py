@@ -46,8 +46,6 @@ def _held(sql: Dialect) -> str:
 
 
 class Sessions(Part):
-    """Records sessions, their heartbeats and notes."""
-
     @repeatable
     def start_session(
         self,

@@ -76,8 +76,6 @@ class _Scope(TypedDict):
 
 
 class Steering(Part):
-    """Pauses, resumes, cancels, retries and rewinds jobs, and sets their priorities."""
-
     @repeatable
     def pause(self, experiment: str, *, now: float, fold: int | None = None, by: str = "pause") -> int:
         """Pause an experiment or fold, so that no session claims its jobs.

@@ -24,7 +24,6 @@ class Question:
     """A request to predict rows of the dataset with one model.
 
     Attributes:
-        model: the model file.
         spec: the spec that determines the model's input and batches.
         rows: rows of the dataset to predict.
         keep_in: folder for partial predictions, which the next session reuses.

@@ -42,7 +42,6 @@ class BackgroundSession:
 
     Attributes:
         process: the session's process; with several sessions, the process that started them.
-        log: the log file.
         sessions: ids of the sessions that have registered in the queue.
         started_at: when the session was started, in seconds since the epoch.
     """

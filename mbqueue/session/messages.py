@@ -1,16 +1,18 @@
 """Send a session's events as lines of JSON to the process that started the session.
 
-    {"event": "starting", "what": …}
-    {"event": "session_started", "session": …, "device": …, "seconds": …}
-    {"event": "job_started", "job": {…}}
-    {"event": "advanced", "job": {…}, "what": "step", "done": 3, "total": 20, "facts": {"loss": …}}
-    {"event": "epoch_finished", "job": {…}, "row": {…}, "is_best": true}
-    {"event": "job_finished", "job": {…}, "summary": …}
-    {"event": "job_failed", "job": {…}, "error": …, "retry_at": …}
-    {"event": "waiting", "why": …}
-    {"event": "note", "text": …}
-    {"event": "session_ended", "session": …, "ending": "DONE", "reason": …, "jobs_done": 5,
-     "cause": {"kind": "signal", "signal": 15}}
+Each line is an object with these keys:
+
+    event            other keys
+    starting         what
+    session_started  session, device, seconds
+    job_started      job
+    advanced         job, what, done, total, facts (such as the loss)
+    epoch_finished   job, row, is_best
+    job_finished     job, summary
+    job_failed       job, error, retry_at
+    waiting          why
+    note             text
+    session_ended    session, ending, reason, jobs_done, cause {kind, signal}
 
 ``kind`` is a `mbqueue.session.outcome.StopKind`. ``signal`` is null unless a signal ended the session. ``job`` has the
 fields of `mbqueue.queue.jobs.Job`. Infinity and NaN are written as null.

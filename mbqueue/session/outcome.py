@@ -41,8 +41,6 @@ class StopCause:
     """Why a session ends, as a value for programs and in words.
 
     Attributes:
-        kind: the cause, as a value for programs.
-        reason: the cause, in words.
         signal: the signal's number, if ``kind`` is SIGNAL.
     """
 
@@ -64,12 +62,7 @@ TIME_IS_UP = StopCause(StopKind.TIME, "the session's time is up")
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOutcome:
-    """The outcome of a session.
-
-    Attributes:
-        cause: why the session ended.
-        jobs_done: number of jobs that the session committed.
-    """
+    """The outcome of a session."""
 
     session: str
     ending: Ending

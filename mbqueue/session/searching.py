@@ -33,7 +33,6 @@ class Searching:
         self._released_at: float | None = None
 
     def advance(self) -> None:
-        """Enqueue the next trials of searches, and remove the checkpoints of trials that were pruned long ago."""
         self._begin_trials()
         self._release_pruned()
 

@@ -68,12 +68,10 @@ def in_folder(folder: Path) -> Place:
 
 
 def in_store(store: Blobs, identity: Identity) -> Place:
-    """Return the place of a fold's commits in an object store."""
     return Place(store, fold_folder(STORED_CHECKPOINTS, identity), has_hashed_checkpoints=True)
 
 
 def on_mount(drive: Blobs, identity: Identity) -> Place:
-    """Return the place of a fold's commits on a mount."""
     return Place(drive, fold_folder(PUBLISHED_CHECKPOINTS, identity), has_hashed_manifests=True)
 
 

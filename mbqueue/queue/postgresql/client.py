@@ -191,7 +191,7 @@ class LimitedConnection(Connection[Any]):
         """Wait as psycopg does, for at most `ANSWER_SECONDS`.
 
         Raises:
-            OperationalError: if the server did not answer in time. The statements may still take effect.
+            OperationalError: if the server did not answer in time; the sent statements may still take effect.
         """
         return super().wait(self._limited(gen), *args, **options)
 
