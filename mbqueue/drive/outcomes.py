@@ -63,7 +63,6 @@ class ResultListing:
 
     Attributes:
         chain: hash of the training histories that the results are based on; empty for `prepare`.
-        files: the files in the results folder.
         enqueued: see `enqueued_facts`.
     """
 

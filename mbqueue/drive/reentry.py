@@ -69,11 +69,7 @@ def enter(
 
 
 class Reentry:
-    """Adopts published files into the live folder of one project.
-
-    Args:
-        note: called with sentences for the user.
-    """
+    """Adopts published files into the live folder of one project."""
 
     def __init__(self, project: ProjectFolder, drive: Drive, *, note: Callable[[str], None], clock: Clock) -> None:
         self._project, self._drive, self._note, self._clock = project, drive, note, clock

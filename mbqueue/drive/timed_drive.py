@@ -33,8 +33,7 @@ class TimedDrive(Drive):
     def within(self, seconds: float) -> Iterator[None]:
         """Limit the total time of all reads in the block to ``seconds``. Later reads raise TimeoutError.
 
-        A request to stop raises InterruptedError. If the mount fails, reads raise OSError, the base class of these two
-        errors.
+        After a request to stop, reads raise InterruptedError. If the mount fails, reads raise some other OSError.
         """
         self._seconds, self._until = seconds, time.monotonic() + seconds
         yield

@@ -52,13 +52,11 @@ _SETTLE = f"""
     WHERE experiment_id = :experiment_id AND state = 'waiting' AND {HAS_ALL_IT_NEEDS}
 """
 
-#: Skips the later epochs of a fold (early stopping).
 SKIP_LATER_EPOCHS = """
     UPDATE jobs SET state = 'skipped', changed_at = :now, changed_by = :by, changed_why = :why
     WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' AND epoch > :epoch AND state = 'waiting'
 """
 
-#: Rewinds a fold to an epoch.
 REWIND = """
     UPDATE jobs SET state = 'waiting', result = NULL, val_mae = NULL, test_mae = NULL, seconds = NULL,
         progress = NULL, not_before = 0,

@@ -91,7 +91,6 @@ class Job:
         lost_in_a_row: how many leases have ended since work was last saved, because they expired or their session died.
         not_before: earliest time of the next attempt (seconds since the epoch), 0 for immediately.
         progress: the progress of an unfinished job that a worker last saved; None once the job is finished.
-        result: the committed result.
         error: traceback of the last failure.
     """
 

@@ -124,9 +124,6 @@ class Sessions(Part):
         Also end sessions whose processes use a different queue file, which shows that this queue is a copy.
 
         Sessions of other machines, other containers and earlier boots stay unchanged; their leases expire.
-
-        Returns:
-            The ended sessions.
         """
         with self.reading() as db:
             rows = db.execute(

@@ -159,10 +159,10 @@ class Steering(Part):
         lose their leases on these jobs. The epoch after `to_epoch` becomes ready. Failed and cancelled jobs stay as
         they are.
 
-        A worker that finds the damage passes as `lease` its lease on one of the rewound jobs. The call ends the lease.
-        If the worker's next claim passes the fold as `loaded`, the claim gets epoch `to_epoch + 1`. The call fails if
-        the same session finds the same damage again, because training again did not help. The call also fails if
-        sessions have rewound the job `MAX_REWINDS` times without committing it.
+        A worker that finds the damage sets `lease` to its lease on one of the rewound jobs. The call ends the lease. If
+        the worker's next claim passes the fold as `loaded`, the claim gets epoch `to_epoch + 1`. The call fails if the
+        same session finds the same damage again, because training again did not help. The call also fails if sessions
+        have rewound the job `MAX_REWINDS` times without committing it.
 
         Args:
             folds: maps each fold to the reason for its rewind; if empty, nothing changes.

@@ -190,11 +190,7 @@ def lacking(queue: Queue, there: Epochs) -> str:
 def send_missing(
     project: ProjectFolder, queue: Queue, store: ObjectStore, there: Epochs, *, note: Callable[[str], None]
 ) -> str:
-    """Send the store the epochs that only this machine has; then list the epochs that the store lacks (`lacking`).
-
-    Args:
-        there: the epochs that the store has.
-    """
+    """Send the store the epochs that only this machine has; then list the epochs that the store lacks (`lacking`)."""
     sent = {
         (experiment, fold): known
         for (experiment, fold), known in known_epochs(queue).items()

@@ -33,7 +33,6 @@ class CrystalCopies:
     """Copies one session's crystals for other machines. Call `keep` inside the ``with`` block of this object.
 
     Args:
-        should_stop: returns whether the session has been asked to stop.
         spare: returns the seconds left for copying.
         note: called from a different thread with a sentence if a file was not copied.
     """

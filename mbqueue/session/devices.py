@@ -33,7 +33,8 @@ from mbqueue.session.stop import StopRequest
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 #: How often to check for a stop request.
 _POLL_SECONDS = 0.2
-#: How long to wait for the last output. Children of an ended process may keep its standard error open.
+#: How long to wait for the last output of an ended process. Children of an ended process may keep its standard error
+#: open.
 _LAST_WORDS_SECONDS = 5.0
 _TAIL_LINES = 15
 

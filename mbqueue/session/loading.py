@@ -53,7 +53,6 @@ class _Found:
     """Crystals before their conversion to graphs.
 
     Attributes:
-        crystals, meta: the crystals and their metadata, as in their file.
         columns: a sentence about the chosen columns; empty if the source was not read.
         is_new: whether the crystals were read from the source just now.
         is_shared: whether the crystals came from the place that machines share.

@@ -44,7 +44,6 @@ class Session:
 
     Attributes:
         max_jobs: number of jobs after which the session stops; None for no limit.
-        jobs_done: number of jobs that the session committed.
         has_saved: whether the session saved any part of a job.
     """
 

@@ -2,7 +2,7 @@
 
 `Manifest.rank` orders the commits of a fold: **further work first (epoch, finished, step), then the higher fence, then
 the smaller SHA-256 of the checkpoint**. Sessions that could not see each other's commits may have trained the same
-fold. The order makes all sessions that see the same commits choose the same commit.
+fold. The rank makes all sessions that see the same commits choose the same commit.
 """
 
 from __future__ import annotations

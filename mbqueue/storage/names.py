@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from mbqueue.project import fold_named
 
-#: Matches the number that a drive inserts into the name of a second file: ``name (1)``.
+#: Matches the number in ``name (1)``, which a drive inserts into the name of a second file.
 DUPLICATE = r"(?: \(\d{1,4}\))?"
 #: How many hexadecimal digits of a hash a file name contains.
 HASH_DIGITS = 12

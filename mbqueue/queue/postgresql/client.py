@@ -20,8 +20,8 @@ from mbqueue.queue.dialect import Sql
 from mbqueue.queue.postgresql.address import Address
 from mbqueue.queue.postgresql.parameters import for_psycopg
 
-#: How long to wait for an answer. If the server, the pooler or a disk hangs, the connection stays open, so only this
-#: limit ends the wait. Waits for locks are shorter (`mbqueue.queue.postgresql.server.LOCK_SECONDS`).
+#: How long to wait for the server's answer. If the server, the pooler or a disk hangs, the connection stays open, so
+#: only this limit ends the wait. Waits for locks are shorter (`mbqueue.queue.postgresql.server.LOCK_SECONDS`).
 ANSWER_SECONDS = 90.0
 
 #: Errors after which the server has ended the connection, or accepts no more writes on it.
