@@ -76,7 +76,7 @@ def read_extxyz(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
 
     def rows() -> Iterator[_Row]:
         for frame in _frames(path):
-            comment = "" if frame.vectors else frame.lines[1].strip()  # with VEC lines, ase ignores the pairs
+            comment = "" if frame.vectors else frame.lines[1].strip()  # ase ignores the comment if there are VEC lines
             pairs = key_val_str_to_dict(comment) if comment else {}
             try:
                 _check_atoms(frame, str(pairs.get("Properties", _PROPERTIES)))
@@ -217,7 +217,7 @@ def _written(comment: str) -> list[tuple[str, str | None]]:
 
 
 def _text(written: str) -> str | None:
-    """The text of a value in a comment line, without quotes; None if different programs would read it differently."""
+    """The text of a value in a comment line, without quotes; None if programs would read different values."""
     found = _TEXT.fullmatch(written)
     if found is None:
         return None

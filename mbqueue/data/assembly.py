@@ -88,8 +88,8 @@ def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short
         if short[0, position - 1] >= short[0, position]:
             return False
 
-    # Each directed bond is the first or the second of its pair. CPUs would mispredict a branch on this, so the loops
-    # avoid one.
+    # Each directed bond is the first or the second of its pair. The loops avoid a branch between the two, because CPUs
+    # would often mispredict it.
     is_first = np.ones(n_directed, np.uint8)
     for pair in range(n_pairs):
         is_first[second[pair]] = 0
@@ -164,9 +164,9 @@ def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) 
         lattices: rows are lattice vectors, Å, float64 [B, 3, 3].
 
     Returns:
-        Z of each atom, int64 [A]; its crystal, int64 [A]; its Cartesian coordinates, Å, float64 [A, 3]. Unlike those of
-        ``graphs.cartesian``, the coordinates may differ from pymatgen's in the last bit. The difference changes no
-        bond, because the bonds are already in the records.
+        Z of each atom, int64 [A]; its crystal, int64 [A]; its Cartesian coordinates, Å, float64 [A, 3]. The coordinates
+        may differ from pymatgen's in the last bit, unlike the result of ``graphs.cartesian``. A difference in the last
+        bit changes no bond, because the bonds are already in the records.
     """
     total = 0
     for count in n_atoms:
@@ -245,12 +245,11 @@ def _short_bonds(bases: Any, joined: Any, vectors: Any, short: Any, number: Any,
         n_short: number of short undirected bonds.
 
     Returns:
-        five arrays. The first contains the positions in ``short`` of each short undirected bond's directed bonds, -1
-        for none, int32 [S, 2]. The second has four rows, uint32 [4, s]: the atom of each short directed bond, its
-        undirected bond, its rank among the second bonds, and the undirected bond of each rank. The third contains the
-        unit vectors of all short directed bonds, and of the second bonds by rank, float64 [2, s, 3]. The fourth
-        contains the number of first bonds of each atom, uint32 [n]. The fifth contains the first rank of each atom,
-        followed by the number of ranks, uint32 [n + 1].
+        positions in ``short`` of each short undirected bond's directed bonds, -1 for none, int32 [S, 2]; a table with
+        the atom of each short directed bond, its undirected bond, its rank among the second bonds, and the undirected
+        bond of each rank, uint32 [4, s]; unit vectors of all short directed bonds, and of the second bonds by rank,
+        float64 [2, s, 3]; number of first bonds of each atom, uint32 [n]; first rank of each atom, followed by the
+        number of ranks, uint32 [n + 1].
     """
     atom0, _, half0, _, _ = bases
     center, undirected, squares = joined
@@ -312,8 +311,8 @@ def _angles(bases: Any, joined: Any, vectors: Any, short: Any, out: Any) -> Any:
         vectors: as in ``_join``.
         short: as in ``unpack``.
         out: short_bond int32 [S + 1]; angle_center, angle_bond_i, angle_bond_j, angle_by_j, int32 [T + 1]; angle,
-            float32 [T]. All but the last have one extra element, because the loops write each candidate but advance
-            only past valid ones.
+            float32 [T]. All arrays except ``angle`` have one extra element, because the loops write every candidate
+            but advance only past valid candidates.
 
     Returns:
         whether the crystal has S short bonds and T angles; if not, the outputs are meaningless.

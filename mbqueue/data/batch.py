@@ -107,7 +107,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderedBatch(Batch):
-    """A batch that also contains sorted indices and segment offsets, so that sums need no sorting; all int32.
+    """A batch with additional sorted indices and segment offsets, all int32, so that sums need no sorting.
 
     Segment i of sorted elements starts at offset i and ends before offset i + 1. All sorting is stable.
 
@@ -134,7 +134,7 @@ class OrderedBatch(Batch):
     by_number_offsets: Tensor
 
     def ordered(self) -> OrderedBatch:
-        """This batch, which is already ordered."""
+        """Return this batch, because it is already ordered."""
         return self
 
 

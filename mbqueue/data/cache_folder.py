@@ -148,8 +148,8 @@ def prune_caches(
 
     Args:
         keep: hashes of datasets to keep.
-        keep_sources: names or paths of datasets to keep, for datasets that a session may still be preparing, so that
-            their hashes are unknown.
+        keep_sources: names or paths of further datasets to keep, whose hashes are unknown because a session may still
+            be preparing them.
         note: called with a sentence for each cache that is kept because it is being built.
     """
     stored = stored_caches(cache_dir)

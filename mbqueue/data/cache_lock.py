@@ -18,7 +18,7 @@ from mbqueue.files import make_folder
 
 @contextmanager
 def building(folder: Path) -> Iterator[None]:
-    """Prevent the removal of ``folder`` inside the ``with`` block; first wait for any process that is removing it."""
+    """Prevent the removal of ``folder`` inside the ``with`` block; first wait until no process is removing it."""
     with ExitStack() as stack:
         with suppress(OSError):  # a read-only cache cannot be removed, so it needs no lock
             fcntl.flock(stack.enter_context(_lock_file(folder)), fcntl.LOCK_SH)
@@ -27,7 +27,7 @@ def building(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def removing(folder: Path) -> Iterator[bool]:
-    """Yield whether ``folder`` is locked for removal; False means that a process is building in it.
+    """Yield whether ``folder`` is locked for removal; False means that a process is building the cache.
 
     Raises:
         CacheError: if the file system does not support locks.

@@ -13,7 +13,7 @@ import numpy as np
 from mbqueue.data import machine_code, neighbors
 from mbqueue.data.neighbors import find_bonds, sufficient_cutoff
 
-#: Bits that mark whether a directed bond is the first bond of an angle, and whether it is the second bond of one.
+#: Two bits for each directed bond: whether the bond is the first bond of an angle, and whether it is the second.
 AS_I = 1
 AS_J = 2
 
@@ -150,8 +150,8 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
 def graph_of(cart: Any, lattice: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
     """Compute the graph of one crystal.
 
-    If a bond is as long as the cut-off, rounding can drop one of its two directions. This function then drops the other
-    direction too. CHGNet's converter would raise an error, although its radial basis is zero at that length.
+    If a bond is as long as the cut-off, rounding can drop one of its two directions. In this case, the function drops
+    the other direction too, where CHGNet's converter would raise an error. CHGNet's radial basis is zero for the bond.
 
     Returns:
         bonds per atom, int64 [n]; the copy of an atom that is the neighbour in each directed bond, int32 [D]; atom and

@@ -53,7 +53,7 @@ def check_dataset(name_or_path: str, *, project_root: Path | None = None, target
     machine.
 
     Raises:
-        UsageError: if there is no such name or path, or its format is unknown.
+        UsageError: if there is no dataset with this name or path, or the file's format is unknown.
         DataError: if a file is empty, or a folder has no ``id_prop.csv`` and targets are required.
     """
     if name_or_path in TASKS or name_or_path == SAMPLE_DATASET:
@@ -114,7 +114,7 @@ def load(
 
     Raises:
         UsageError: if there is no such dataset.
-        InvalidCrystals: if entries cannot be used and ``drop_invalid`` is not set; the error lists all of them.
+        InvalidCrystals: if entries cannot be used and ``drop_invalid`` is not set; the error lists all such entries.
         DataError: if the dataset cannot be downloaded or read, is malformed, or contains no usable crystal.
     """
     # Import these slow modules here, because `mbqueue enqueue` only checks the dataset and must be fast.

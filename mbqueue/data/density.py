@@ -27,5 +27,5 @@ _GRAMS_PER_CM3 = 1.66053907
 
 
 def density_of(atomic_numbers: NDArray[np.integer], volume: float) -> float:
-    """Density, g/cm³, of a cell of ``volume`` Å³ with these atoms (Z from 1 to 94)."""
+    """Density, g/cm³, of a cell of ``volume`` Å³ with the given atoms (Z from 1 to 94)."""
     return float(_MASSES[atomic_numbers].sum()) * _GRAMS_PER_CM3 / volume

@@ -41,7 +41,7 @@ LARGEST_DENSITY = 30.0
 #: skewed or too thin, or its atoms are too far apart.
 MAX_IMAGES = 2_000_000
 #: The largest accepted number of 6 Å cubes, or of copies of atoms, in the box around all atoms of a crystal. The
-#: converter needs memory for each cube and each copy. This many cubes fill a cubic box with edges of 1,300 Å.
+#: converter needs memory for each cube and each copy. Ten million cubes fill a cubic box with edges of 1,300 Å.
 MAX_CUBES = 10_000_000
 #: The largest accepted number of bonds, or of angles, in one crystal. A diamond cell of 2,000 atoms has 0.3 million
 #: bonds and 0.5 million angles. Larger numbers could exceed the 32 bits of a batch's indices.
@@ -51,7 +51,7 @@ _OCCUPANCY_TOLERANCE = 1e-8
 
 
 #: Unicode categories that an id must not contain: control and format characters, surrogates, private-use and unassigned
-#: characters, line and paragraph separators. Such characters are invisible, or get lost in CSV or UTF-8 files.
+#: characters, line and paragraph separators. All are invisible, or get lost in CSV or UTF-8 files.
 _UNFIT_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 #: Invisible characters in other categories: joiners, fillers, blank letters and notes, variation selectors.
 _INVISIBLE = frozenset(

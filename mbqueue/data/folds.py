@@ -133,7 +133,7 @@ def epoch_batches(
     By default, ``epoch_order`` is cut into batches; the last batch may be smaller than ``batch_size``. With ``sizes``,
     which has a value for each row of the dataset, each batch has crystals of similar size. To group crystals by size,
     the function sorts windows of 16 batches by size, and then shuffles the batches. A batch that is smaller than
-    ``batch_size`` is not sorted, and can then be at any position.
+    ``batch_size`` is not sorted, and can be at any position.
     """
     order = epoch_order(rows, seed, fold, epoch)
     whole = len(order) - len(order) % batch_size

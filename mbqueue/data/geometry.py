@@ -39,12 +39,12 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
         overlap: atoms nearer than this, Å, count as overlapping.
 
     Returns:
-        six numbers: the volume, Å³; the periodic images to search around one atom, and around all atoms; the cubes of 6
-        Å, or the copies of atoms, in the box around all atoms, whichever are more; an upper bound on the numbers of
-        bonds and angles; the first two overlapping atoms as i · n + j, or -1. Searches extend to 6 Å. For a flat cell,
-        the volume is 0 and the other numbers are meaningless. The overlap check covers only pairs of different
-        atoms, each at the nearest image by fractional coordinates. If lattice planes are less than twice ``overlap``
-        apart, the upper bound is infinite, so that the caller runs ``count_neighbors``, which checks all images.
+        the volume, Å³; the number of periodic images to search around one atom, and around all atoms, up to 6 Å; the
+        number of 6 Å cubes or of copies of atoms in the box around all atoms, whichever is larger; an upper bound on
+        the numbers of bonds and angles; the first two overlapping atoms as i · n + j, or -1. For a flat cell, the
+        volume is 0 and the other numbers are meaningless. The overlap check covers only pairs of different atoms, each
+        at the nearest image by fractional coordinates. If lattice planes are less than twice ``overlap`` apart, the
+        upper bound is infinite, so that the caller runs ``count_neighbors``, which checks all images.
     """
     n_atoms = len(frac)
     spacings = np.empty(3)

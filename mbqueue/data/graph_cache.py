@@ -189,7 +189,6 @@ class GraphCache:
 
     @property
     def n_atoms(self) -> NDArray[np.int64]:
-        """Atoms per crystal, int64 [N]."""
         return self.crystals.n_atoms
 
     def widened(self) -> NDArray[np.int64]:
@@ -320,8 +319,8 @@ class GraphCache:
     def _link_twin(self, number: int) -> bool:
         """Link a complete shard of the same structures from another dataset's cache; False if there is none.
 
-        Datasets made from different target columns of one table have the same graphs. Both folders then link to the
-        same file, which needs disk space only once and exists until both folders are removed.
+        Datasets made from different target columns of one table have the same graphs. The folders of both
+        datasets then link to the same file, which needs disk space only once and exists until both are removed.
         """
         path = self._path(number)
         for twin in sorted(self.folder.parent.glob(f"*-{CONVERTER_VERSION}/{path.name}")):

@@ -81,8 +81,8 @@ def _end_of_value(text: Any, position: Any, state: Any) -> Any:
 class JsonStream:
     """One JSON document. While you iterate over members or items, read or skip each value before you continue.
 
-    Every method raises ``NotJson`` if the document is not JSON, ``CutShort`` if it ends too early, and ``RepeatedKey``
-    if an object has a key twice.
+    Every method raises ``NotJson`` if the document is not JSON, ``CutShort`` if the document ends too early, and
+    ``RepeatedKey`` if an object contains the same key twice.
     """
 
     def __init__(self, stream: Source) -> None:

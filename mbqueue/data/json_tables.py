@@ -75,7 +75,7 @@ class JsonTable:
         """Yield the rows of pandas' split layout, if the column names precede the rows, as in matminer's files.
 
         Returns:
-            None if the rows were read. Otherwise, a dictionary from each key to the first character of its value or,
+            None if the rows were read; otherwise, a dictionary from each key to the first character of its value or,
             for ``index``, ``columns`` and ``schema``, to the whole value.
         """
         outline: dict[str, Any] = {}

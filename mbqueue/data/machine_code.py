@@ -89,7 +89,7 @@ class _Compiling(event.Listener):  # type: ignore[misc]
 
     def on_start(self, event: Any) -> None:
         is_ours = event.data["dispatcher"].py_func.__module__.startswith("mbqueue.")
-        if is_ours and self._first.acquire(blocking=False):  # never release the lock: send the note only once
+        if is_ours and self._first.acquire(blocking=False):  # never released, so that the note is sent only once
             is_kept = not _tell_that_nothing_is_kept.cache_info().currsize
             once = " This is needed only once per machine." if is_kept else ""
             self._note(f"Compiling the numerical code for this processor, which takes about 20 s.{once}")
@@ -101,7 +101,7 @@ class _Compiling(event.Listener):  # type: ignore[misc]
 def compiled_with(*modules: ModuleType, **options: Any) -> Callable[[Function], Function]:
     """Return a decorator like ``compiled``, for functions that call compiled functions of other ``modules``.
 
-    The name of the code on disk includes a hash of those modules, so that outdated code is never used.
+    The name of the code on disk includes a hash of ``modules``, so that outdated code is never used.
     """
     digest = 0
     for module in modules:

@@ -1,4 +1,4 @@
-"""Turn warnings from pymatgen's and ase's parsers into errors for the entry, except those listed as harmless."""
+"""Turn warnings from the parsers of pymatgen and ase into errors about an entry, except harmless warnings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,6 @@ _ABOUT_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, Imp
 
 
 def is_harmless(message: str) -> bool:
-    """Whether a warning is listed as harmless."""
     return any(re.match(pattern, message) for pattern, _ in HARMLESS)
 
 

@@ -1,7 +1,7 @@
 """Read crystals from POSCAR files (VASP 5 and 6) with pymatgen, after a check that the lines are unambiguous.
 
 pymatgen names the species of a VASP 4 file H, He, Li, …, ignores surplus lines, and splits numbers that run together.
-This module rejects VASP 4 files, surplus lines and such numbers. Because pymatgen also fails if comments follow the
+This module rejects VASP 4 files, surplus lines and joined numbers. Because pymatgen also fails if comments follow the
 numbers of the cell, this module removes these comments.
 """
 

@@ -26,7 +26,7 @@ _LARGEST_HALL_NUMBER = 530
 _CHOICE = re.compile(r"(?::\s*([12SZHR])|\s([SZHR]))\s*\Z", re.IGNORECASE)
 _ORIGINS = {"S": "1", "Z": "2"}
 #: Further symbols by space group number: centred settings that International Tables do not list, and symbols from
-#: before 1992, when the symbol ``e`` for a glide plane along two axes was introduced.
+#: before 1992. In 1992, the symbol ``e`` was introduced for a glide plane along two axes.
 _FURTHER = {
     **{1: ("A1", "B1", "C1", "F1", "I1"), 2: ("A-1", "B-1", "C-1", "F-1", "I-1")},
     39: ("Abm2", "Bma2", "B2cm", "C2mb", "Cm2a", "Ac2m"),
@@ -171,7 +171,7 @@ def _standard_symbols() -> dict[int, str]:
 
 @cache
 def _settings() -> list[Any]:
-    """Every setting in International Tables, the standard one of each group first."""
+    """Every setting in International Tables, with each group's standard setting first."""
     from spglib import get_spacegroup_type  # noqa: PLC0415  only CIFs need it
 
     with warnings.catch_warnings():

@@ -217,7 +217,7 @@ def _check_setting(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Site
 
 
 def _orbits(operations: Operations, lattice: NDArray[np.float64], sites: Sites) -> list[NDArray[np.float64]]:
-    """The fractional coordinates of each site's images under the operations. The first image is the site itself."""
+    """The fractional coordinates of each site's images under the operations, beginning with the site itself."""
     rotations, translations = operations
     orbits = []
     for site in sites.coords:

@@ -74,7 +74,7 @@ def history(trials: Sequence[Trial], target: Target) -> go.Figure:
 
 
 def parallel_coordinates(search: Search, trials: Sequence[Trial], target: Target) -> go.Figure:
-    """Plot one line per trial through its settings, coloured by its result.
+    """Plot each trial as a line through its settings, coloured by the trial's result.
 
     If a trial does not vary a setting, the line passes through the base's value.
     """

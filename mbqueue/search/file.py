@@ -154,7 +154,7 @@ class Search(Section):
         return self.model_dump(mode="json")
 
     def spec_with(self, settings: Mapping[str, Value], **others: Any) -> Spec:
-        """Return the base's spec with these settings, and with other keys such as ``name`` and ``folds`` replaced.
+        """Return the base's spec with the given settings; ``others`` replace further keys, such as ``name``.
 
         Raises:
             SpecError: if the combination is invalid.

@@ -16,8 +16,6 @@ _NUMBER = ".{:03d}"
 
 
 class TrialState(StrEnum):
-    """The state of a trial."""
-
     OPEN = "open"
     DONE = "done"
     PRUNED = "pruned"

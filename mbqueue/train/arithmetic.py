@@ -132,7 +132,7 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
         "cuda": torch.version.cuda or "" if on_gpu else "",
         # cuBLAS is a separate package, which can be upgraded without upgrading PyTorch.
         "cublas": _cublas_version() if on_gpu else "",
-        # This variable overrides PyTorch's tf32 setting.
+        # NVIDIA_TF32_OVERRIDE overrides PyTorch's tf32 setting.
         "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE", "") if on_gpu else "",
         "torch": str(torch.__version__),
         "numpy": str(np.__version__),

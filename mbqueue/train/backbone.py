@@ -25,8 +25,8 @@ from mbqueue.train.gpu_path import using
 from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.step import infer
 
-#: The maximum number of crystals and of directed bonds in one batch of the backbone. These limits affect the last
-#: digits of the outputs, so they are the same for every experiment and device. A batch of this size fits in 4 GiB.
+#: The maximum number of crystals and of directed bonds in one batch of the backbone. Every experiment and device uses
+#: the same limits, because they affect the last digits of the outputs. The largest batch fits in 4 GiB.
 BATCH_CRYSTALS, BATCH_BONDS = 64, 65_536
 #: The largest fraction of the free disk space to fill with features that no experiment has asked for.
 _SHARE_OF_DISK = 0.25
@@ -39,8 +39,8 @@ def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbo
     """
     family = family_of(spec.model.pretrained)
     weights = family.weights_hash(family.load_pretrained(spec.model.pretrained))
-    # The backbone's outputs do not depend on the target. Still, the folder for energy targets must keep its name,
-    # because machines share the outputs stored under that name.
+    # The backbone's outputs do not depend on the target. But the folder for energy targets keeps its own name, because
+    # machines share the outputs that are stored under this name.
     key = crystals.hash if spec.target.kind == "energy" else crystals.structures_hash
     return FrozenBackbone(
         frozen_folder(cache_dir, key, weights),

@@ -99,7 +99,6 @@ def target_of_model(path: Path) -> Target:
 
 
 def copy_of(model: CHGNet) -> CHGNet:
-    """Copy a model to the CPU, with the same architecture and weights."""
     twin = _construct(model.model_args)
     twin.load_state_dict(model.state_dict())
     return twin
@@ -150,7 +149,6 @@ def decays(name: str) -> bool:
 
 
 def set_references(model: CHGNet, references: References) -> None:
-    """Copy the references into the model's AtomRef, in place."""
     weight = model.composition_model.fc.weight
     with torch.no_grad():
         weight.copy_(torch.as_tensor(references.values, dtype=weight.dtype)[None])
@@ -182,7 +180,6 @@ def frozen(model: CHGNet, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def predict_from_features(model: CHGNet, features: Tensor, atoms: Any) -> Tensor:
-    """Predict each crystal, [B], as ``predict`` does, but from given atom features, [A, 64]."""
     interaction = read_out(model, features, atoms.atom_crystal, atoms.n_atoms)
     return interaction + reference_energies(model, atoms.atomic_numbers, atoms.atom_crystal, atoms.n_atoms)
 

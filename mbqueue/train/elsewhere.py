@@ -58,7 +58,7 @@ class Elsewhere:
 
     @cached_property
     def _places(self) -> dict[int, list[tuple[FrozenBackbone, int]]]:
-        """For each shard that other stores contain, these stores, each with the shard's number there."""
+        """Map each shard to the other stores that contain it, and to its number in each of these stores."""
         others = self._others()
         if not others:
             return {}

@@ -71,7 +71,7 @@ class ModelFamily(Protocol):
         """Copy the element references into the model, in place."""
 
     def reset_read_out(self, model: Any, /) -> None:
-        """Change the model in place to predict only its element references, so that training starts from them."""
+        """Change the model in place, so that training starts from a model that predicts only element references."""
 
     def scale_output(self, model: Any, factor: float, /) -> None:
         """Change the model in place, so that it multiplies its predictions by ``factor``."""
@@ -107,7 +107,7 @@ def family_of_file(path: Path) -> ModelFamily:
     """Return the family that can read a model file.
 
     Raises:
-        CheckpointError: if no family can read it; the error is that of the first family.
+        CheckpointError: if no family can read the file; the error is that of the first family.
     """
     errors = []
     for each in families.FAMILIES:

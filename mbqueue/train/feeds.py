@@ -50,7 +50,6 @@ class FeatureBatch:
         return len(self.rows)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> FeatureBatch:
-        """Copy the batch to ``device``."""
         return FeatureBatch(
             **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
         )
@@ -84,11 +83,9 @@ class GraphFeed:
         self.costs = cache.bond_counts()
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> Batch:
-        """Load the batch of ``rows`` into host memory."""
         return self._family.make_batch(self._cache, rows, distortion)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Predict each crystal of the batch, in the unit of its targets, [B]."""
         return self._family.predict(model, batch)
 
 
@@ -125,14 +122,13 @@ class FeatureFeed:
         )
 
     def predict(self, model: nn.Module, batch: FeatureBatch) -> Tensor:
-        """Predict each crystal of the batch, in the unit of its targets, [B]."""
         return self._family.predict_from_features(model, batch.features, batch)
 
 
 def feed_of(
     spec: Spec, family: ModelFamily, crystals: Crystals, cache: GraphCache | None, frozen: FrozenBackbone | None
 ) -> Feed:
-    """Choose an experiment's source of batches: stored features if it trains only the head, otherwise graphs."""
+    """Choose a source of batches: stored features if the experiment trains only the head, otherwise graphs."""
     if spec.model.trainable == "head":
         assert frozen is not None, "a head experiment has a frozen backbone"
         return FeatureFeed(family, frozen, crystals.atomic_numbers, crystals.targets)

@@ -1,4 +1,4 @@
-"""Train one fold of an experiment epoch by epoch, resume it, and predict with its best model."""
+"""Train one fold of an experiment epoch by epoch, resume its training, and predict with its best model."""
 
 from __future__ import annotations
 

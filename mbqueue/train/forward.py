@@ -5,8 +5,8 @@ The code rearranges the computation in `chgnet.model.CHGNet._compute` without ap
 * In CHGNet, the first linear layer of a gated MLP takes a concatenation [a ‖ b ‖ c]. This module instead adds up three
   smaller layers, applied to atoms, undirected bonds and angles before gathering. One product computes core and gate.
 * The batch contains lengths and angles, which are constants of the dataset because no forces are computed.
-* No later layer uses the last angle update, so the code omits this update. In CHGNet, too, the update's parameters get
-  no gradient.
+* No later layer uses the last angle update, so the code omits the update, whose parameters get no gradient in CHGNet
+  either.
 * Only bonds with angles change their features, so the bond convolution covers only the short bonds.
 """
 
@@ -66,7 +66,7 @@ def read_out(model: CHGNet, features: Tensor, atom_crystal: Tensor, n_atoms: Ten
 
 
 def check_architecture(model: CHGNet) -> None:
-    """Check that a model has the architecture of the pretrained ones.
+    """Check that a model has the architecture of the pretrained models.
 
     Raises:
         TrainingError: if the architecture differs; the error names each model argument that differs.

@@ -47,15 +47,12 @@ class FusedMessages:
         self.angle_ranges = _ranges(angles)
 
     def shorts_of(self, bonds: Tensor) -> Tensor:
-        """See `PlainMessages.shorts_of`."""
         return take(bonds, self._short)
 
     def add_to_shorts(self, bonds: Tensor, x: Tensor) -> Tensor:
-        """See `PlainMessages.add_to_shorts`."""
         return bonds.index_add(0, self._short, x)
 
     def of_bonds(self, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate) -> Tensor:
-        """See `PlainMessages.of_bonds`."""
         out: Tensor = _Bonds.apply(  # type: ignore[no-untyped-call]
             self, atoms, bonds, weights, gate.second, gate.bias, gate.scale, gate.shift
         )
@@ -64,13 +61,11 @@ class FusedMessages:
     def of_angles(
         self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, weights: Tensor, gate: Gate
     ) -> Tensor:
-        """See `PlainMessages.of_angles`."""
         parts = (atoms, shorts, angles, first, weights, gate.second, gate.bias, gate.scale, gate.shift)
         out: Tensor = _Angles.apply(self, *parts)  # type: ignore[no-untyped-call]
         return out
 
     def updated_angles(self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, gate: Gate) -> Tensor:
-        """See `PlainMessages.updated_angles`."""
         out: Tensor = _Update.apply(self, atoms, shorts, angles, first, gate.scale, gate.shift)  # type: ignore[no-untyped-call]
         return out
 
@@ -102,9 +97,9 @@ def _threads() -> ThreadPoolExecutor:
 def _subnormals_as_zero() -> Iterator[None]:
     """Treat numbers below 1.2e-38 as zero in this thread, within a ``with`` block.
 
-    Closed gates and bonds near the cut-off produce gradients below 1.2e-38, which change no sum. But some processors
-    take a hundred times as long for each such number (`python -m benchmarks.training --subnormals` measures the cost).
-    Each task sets the mode again, because earlier work in the thread may have changed the mode.
+    Closed gates and bonds near the cut-off produce gradients below 1.2e-38, which change no sum. Some processors take a
+    hundred times as long to compute with numbers below 1.2e-38 (`python -m benchmarks.training --subnormals` measures
+    the cost). Each task sets the mode again, because earlier work in the thread may have changed the mode.
     """
     was_on = float(np.float32(1e-38) * np.float32(0.1)) == 0.0
     torch.set_flush_denormal(True)

@@ -1,4 +1,4 @@
-"""Choose how a device computes messages: with the fused GPU kernels if these agree with plain torch, else in torch."""
+"""Decide whether a device computes messages with the fused GPU kernels, which must agree with plain torch."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Learner:
         restore_random_states(state.random, self._device)
 
     def compute_under(self, fingerprint: dict[str, Any], session: str) -> dict[str, list[Any]]:
-        """Set the fingerprint of the next steps; record its changes, and return them as {key: [old, new]}."""
+        """Set the fingerprint of the next steps; record and return its changes, as {key: [old, new]}."""
         changes = differences(self.fingerprint, fingerprint)
         if changes:
             self.changes.append({"epoch": self.epoch, "step": self.step, "session": session, "changes": changes})
@@ -116,7 +116,7 @@ class Learner:
         return learning_rate(self._spec.train, step, self._spec.train.epochs * self.steps_per_epoch)
 
     def open_epoch(self, epoch: int, session: str) -> None:
-        """Start an epoch, or continue it if it is unfinished, and add ``session`` to the epoch's sessions."""
+        """Start an epoch or continue an unfinished epoch, and add ``session`` to the epoch's sessions."""
         if self.complete:
             self.epoch, self.step, self.complete = epoch, 0, False
             self.sums, self.seconds, self.sessions = _no_sums(), 0.0, []

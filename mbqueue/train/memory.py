@@ -124,8 +124,7 @@ class DeviceMemory:
 
     def _remembered(self) -> int:
         entry = self._read().get(self._key)
-        # Earlier versions wrote a bare number without checking that the device was free, so ignore it and learn the
-        # limit again.
+        # Ignore a bare number, which an earlier version wrote without checking that the device was free.
         limit = entry.get("limit") if isinstance(entry, dict) else None
         return max(1, limit) if isinstance(limit, int) else UNLIMITED
 

@@ -21,7 +21,7 @@ ADVICE = "Another version of mbqueue wrote this checkpoint. Use that version, or
 def open_for_training(
     family: ModelFamily, model: nn.Module, trained: dict[str, nn.Parameter], *, head_only: bool
 ) -> None:
-    """Require gradients only for the trained parameters; with ``head_only``, only for those in the head."""
+    """Require gradients only for the trained parameters or, with ``head_only``, only for the head's parameters."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name, parameter in trained.items():
@@ -52,7 +52,7 @@ def make_optimizer(
 
 
 def learning_rate(spec: TrainSpec, step: int, total_steps: int) -> float:
-    """Return the learning rate of step ``step`` (from 0) of ``total_steps``. The rate depends only on the arguments."""
+    """Return the learning rate of step ``step`` (from 0) of ``total_steps``; it depends only on the arguments."""
     warmup_steps = int(spec.warmup * total_steps)
     if step < warmup_steps:
         return spec.lr * (step + 1) / warmup_steps
@@ -178,7 +178,8 @@ class WeightSoup:
         """Restore the averaged weights from a checkpoint.
 
         Raises:
-            CheckpointMisfit: if the checkpoint's names differ from those of the trained parameters, or it lacks MAEs.
+            CheckpointMisfit: if the names of the checkpoint's weights differ from those of the trained parameters, or
+                if the checkpoint lacks MAEs.
         """
         if any(part and part.keys() != self._live.keys() for part in (tensors, *ends)):
             raise CheckpointMisfit(f"The checkpoint's averaged weights do not match the trained parameters. {ADVICE}")
@@ -190,7 +191,6 @@ class WeightSoup:
         self.end_maes = list(end_maes)
 
     def applied(self) -> AbstractContextManager[None]:
-        """Use the mean weights in the model within a ``with`` block, then restore the current weights."""
         return carrying(self._live, self.tensors)
 
 

@@ -53,7 +53,7 @@ _BATCH_SIZE = 64
 
 
 def opposite_strains(pairs: int, size: float = STRAIN_SIZE) -> list[Distortion | None]:
-    """Return the distortions to average over: None (no distortion) and ``pairs`` pairs of opposite random strains.
+    """Return None (no distortion) and ``pairs`` pairs of opposite random strains, over which predictions are averaged.
 
     Averaging over a pair cancels the first-order change of the energy.
     """

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 N_ELEMENTS = 94
 #: Candidate ridge strengths; a strength of 1 weighs as much as one crystal.
 _RIDGES = 10.0 ** np.arange(-3, 2.01, 0.5)
-#: The ridge strength for logistic regression, which weighs as much as one crystal. The strength is fixed, because the
+#: The ridge strength for logistic regression, equal to the weight of one crystal. The strength is fixed, because the
 #: leave-one-out error of logistic regression has no closed form.
 _LOGISTIC_RIDGE = 1.0
 _NEWTON_STEPS = 30
@@ -24,7 +24,7 @@ _NEWTON_STEPS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """Each element's contribution to a prediction, which is weighted by the element's fraction of a crystal's atoms.
+    """The elements' contributions to a prediction, each weighted by the element's fraction of a crystal's atoms.
 
     Attributes:
         values: contributions in the unit of the model's output, float64 [94], element Z at index Z − 1.
@@ -35,7 +35,7 @@ class References:
     absent: tuple[int, ...]
 
     def predict(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the composition's part of the output, [N], from the elements' fractions of the atoms, [N, 94]."""
+        """Return the part of the output that depends on the composition, [N], from element fractions, [N, 94]."""
         return shares @ self.values
 
 

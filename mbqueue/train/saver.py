@@ -45,7 +45,7 @@ class Saver:
         return self._pending is not None
 
     def start(self, state: TrainState, facts: Mapping[str, Any]) -> None:
-        """Start to stage a commit in the background. ``state`` must not use the same memory as the trained model."""
+        """Stage a commit in the background. ``state`` must not use the same memory as the trained model."""
         assert self._pending is None
         self._pending = self._thread.submit(lambda: self._checkpoints.stage(serialise(state), facts))
 

@@ -1,6 +1,6 @@
-"""Share a frozen backbone's outputs in the object store: one machine computes them, and the others read them.
+"""Share a frozen backbone's outputs in the object store: one machine computes them, and other machines read them.
 
-Energies and features of 132,752 crystals take minutes on a GPU and hours on a CPU, so machines share them. Machines do
+The backbone takes minutes on a GPU, or hours on a CPU, for 132,752 crystals, so machines share its outputs. Machines do
 not share graphs, because converting the crystals is faster than downloading the graphs at 100 MB/s. A shard consists of
 two objects, KIND-NUMBER-HASH.npy and KIND-NUMBER.json. Outputs computed on different devices differ in the last digits,
 so all machines use the shard of the machine that created the .json first.
@@ -28,7 +28,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def send_shards(
     store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str], *, should_stop: Callable[[], bool]
 ) -> bool:
-    """Upload every intact shard that the store lacks; if another machine stored a shard first, take its copy.
+    """Upload every intact shard that the store lacks; if another machine stored a shard first, download its copy.
 
     Returns:
         False if stopped before every shard was sent.

@@ -38,7 +38,7 @@ def start_of(
     """Make a fold's initial model, fitted to the training ``rows``.
 
     For an energy, fit element references on top of the pretrained energies. For a scalar or a class, fit the
-    composition alone, and reset the read-out's last layer to zero, so that training starts from that fit.
+    composition alone, and reset the read-out's last layer to zero, so that training starts from the fit.
     """
     model = family.load_pretrained(spec.model.pretrained)
     all_shares = compositions(crystals.atomic_numbers, crystals.atom_offsets)

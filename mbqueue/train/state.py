@@ -111,7 +111,6 @@ def _require_unpacked(content: bytes) -> None:
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> _Tensors:
-    """Copy tensors to host memory."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 

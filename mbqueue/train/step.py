@@ -58,7 +58,7 @@ class Guard:
         optimizer.found_inf = self._is_raised  # type: ignore[attr-defined]
 
     def see(self, figures: Tensor) -> None:
-        """Set the flag permanently if one of ``figures`` is not finite."""
+        """Set the flag permanently if a value in ``figures`` is not finite."""
         # If a value is not finite, zero times the sum is NaN. Testing the sum needs few kernel launches.
         torch.maximum(self._is_raised, (figures.sum() * 0).ne(0), out=self._is_raised)
 

@@ -60,7 +60,7 @@ class Plan:
     def shares(self, n_rows: int, rows: int) -> tuple[int, int]:
         """Divide ``n_rows`` rows among programs, in tiles of ``rows`` rows.
 
-        Return the number of programs, and the number of tiles per program. Both depend only on the arguments.
+        Return the number of programs and the number of tiles per program, which depend only on the arguments.
         """
         tiles = -(-n_rows // rows)
         per_program = max(1, -(-tiles // PARTIALS))

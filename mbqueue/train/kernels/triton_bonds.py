@@ -113,8 +113,8 @@ def bonds_backward_kernel(  # noqa: PLR0915  one pass over the data
     """Compute gradients from ``tiles`` tiles of undirected bonds, whose two directions are adjacent rows.
 
     One launch computes the gradients of the inputs (``OF_INPUTS``), and a second launch computes the gradients of the
-    gate's parameters. Both launches compute the common part, because a multiprocessor's registers cannot hold all
-    gradients at once.
+    gate's parameters. A multiprocessor's registers cannot hold all gradients at once, so the second launch computes all
+    intermediate values again.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
