@@ -1,4 +1,4 @@
-"""Run the jobs of experiments that are made from recorded ones: blends and repeated predictions."""
+"""Run the jobs of experiments that are made from recorded experiments: blends and repeated predictions."""
 
 from __future__ import annotations
 

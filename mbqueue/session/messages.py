@@ -89,7 +89,7 @@ class JsonLines(Report):
         self._tell("note", text=text)
 
     def session_ended(self, outcome: SessionOutcome | Exception) -> None:
-        """Write the outcome of a session that ended without an error. Only the exit code reports an error."""
+        """Write the outcome of a session that ended without an error; after an error, write nothing."""
         if isinstance(outcome, Exception):
             return
         self._tell(

@@ -125,7 +125,7 @@ class OwnCommits(Commits):
         return Commit(file.base, copy.manifest, copy.content)
 
     def _copy_of_what_is_beside(self, file: CommitFile) -> Commit | None:
-        """Find the mirror's copy of the commit with this checkpoint. Names may be reused, so compare hashes."""
+        """Find the commit with this checkpoint among the mirror's copies. Names may be reused, so compare hashes."""
         path = self.place.path(f"{file.stem}.pt")
         try:
             sha256 = hashlib.sha256(self.place.blobs.read(path, at_most=LARGEST_CHECKPOINT)).hexdigest()
