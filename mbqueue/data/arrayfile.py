@@ -8,7 +8,7 @@ A file contains a JSON header and the arrays in their in-memory layout:
     header       {"meta": …, "size": bytes of the file, "arrays": [{name, dtype, shape, offset, sha256 or null}, …]}
     arrays       each at a multiple of 64 bytes
 
-A file contains no pickled objects, so reading one never runs code. A file gets its final name once it is complete.
+A file contains no pickled objects, so reading one never runs code. A file gets its final name when it is complete.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PREFIX = 48
 def write_arrays(
     path: Path, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], *, unhashed: tuple[str, ...] = ()
 ) -> None:
-    """Durably write the file ``path``. Arrays in ``unhashed`` get no checksum, because their readers check them."""
+    """Durably write the file ``path``. Arrays in ``unhashed`` get no checksum; the caller must check them."""
     entries: list[dict[str, Any]] = []
     parts: list[memoryview] = []
     offset = 0

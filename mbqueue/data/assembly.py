@@ -88,8 +88,8 @@ def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short
         if short[0, position - 1] >= short[0, position]:
             return False
 
-    # Each directed bond is the first or the second of its pair. The loops avoid a branch between the two, because CPUs
-    # would often mispredict it.
+    # Each directed bond is the first or the second of its pair. The loops compute with a flag instead of branching,
+    # because CPUs would often mispredict the branch.
     is_first = np.ones(n_directed, np.uint8)
     for pair in range(n_pairs):
         is_first[second[pair]] = 0
@@ -206,7 +206,7 @@ def arc_cosines(cosines: Any, angles: Any) -> None:
 
 @compiled
 def _number_short(bonds: Any, undirected: Any, half0: int, number: Any, short_bond: Any) -> Any:
-    """Number a crystal's short undirected bonds in ascending order.
+    """Assign numbers to a crystal's short undirected bonds, in ascending order.
 
     Args:
         bonds: the short directed bonds, uint32 [s].
@@ -374,8 +374,8 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
         Lengths and angles are computed in float64, and rounded to float32 at the end.
     """
     n_directed, n_short, n_places = sizes[0], sizes[1], sizes[2] + 1
-    # One block for all integer outputs is faster than many small ones. The allocator keeps a large block for the next
-    # batch, but returns small ones to the system, which must then clear new memory.
+    # One block for all integer outputs is faster than many small blocks. The allocator keeps a large block for the next
+    # batch, but returns small blocks to the system, which must then clear new memory.
     room = np.empty(4 * (n_directed + n_places) + n_short + 1, np.int32)
     bonds, room = room[: 4 * n_directed].reshape((4, n_directed)), room[4 * n_directed :]
     numbers, short_bond = room[: 4 * n_places].reshape((4, n_places)), room[4 * n_places :]

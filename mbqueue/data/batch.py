@@ -134,7 +134,6 @@ class OrderedBatch(Batch):
     by_number_offsets: Tensor
 
     def ordered(self) -> OrderedBatch:
-        """Return this batch, because it is already ordered."""
         return self
 
 

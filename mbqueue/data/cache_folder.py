@@ -50,12 +50,10 @@ class StoredCache:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether shards are still missing."""
         return self.n_shards < self.n_shards_needed
 
     @property
     def how_far(self) -> str:
-        """How many shards of an unfinished cache exist, as text for the user."""
         return f"unfinished, {self.n_shards} of {self.n_shards_needed} shards; run mbqueue prepare to continue"
 
 

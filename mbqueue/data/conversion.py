@@ -150,8 +150,8 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
 def graph_of(cart: Any, lattice: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
     """Compute the graph of one crystal.
 
-    If a bond is as long as the cut-off, rounding can drop one of its two directions. In this case, the function drops
-    the other direction too, where CHGNet's converter would raise an error. CHGNet's radial basis is zero for the bond.
+    If a bond is as long as the cut-off, where CHGNet's radial basis is zero, rounding can drop one of the bond's two
+    directions. The function then also drops the other direction, but CHGNet's converter would raise an error.
 
     Returns:
         bonds per atom, int64 [n]; the copy of an atom that is the neighbour in each directed bond, int32 [D]; atom and
@@ -191,7 +191,7 @@ def _is_wide(slots: Any, copies: Any, first: Any) -> bool:
 
 @compiled
 def _with_room(records: Any, at: int, needed: int) -> Any:
-    """Return a buffer with room for ``needed`` bytes: ``records``, or a larger copy of its first ``at`` bytes."""
+    """Return ``records``, or a larger copy of its first ``at`` bytes, with room for ``needed`` bytes."""
     if needed <= len(records):
         return records
     larger = np.empty(2 * needed, np.uint8)

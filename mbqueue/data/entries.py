@@ -44,14 +44,15 @@ MAX_IMAGES = 2_000_000
 #: converter needs memory for each cube and each copy. Ten million cubes fill a cubic box with edges of 1,300 Å.
 MAX_CUBES = 10_000_000
 #: The largest accepted number of bonds, or of angles, in one crystal. A diamond cell of 2,000 atoms has 0.3 million
-#: bonds and 0.5 million angles. Larger numbers could exceed the 32 bits of a batch's indices.
+#: bonds and 0.5 million angles. With larger numbers, a batch's indices could exceed 32 bits.
 MAX_BONDS = 10_000_000
 #: Occupancies this close to 1 count as 1 (pymatgen's tolerance).
 _OCCUPANCY_TOLERANCE = 1e-8
 
 
-#: Unicode categories that an id must not contain: control and format characters, surrogates, private-use and unassigned
-#: characters, line and paragraph separators. All are invisible, or get lost in CSV or UTF-8 files.
+#: Unicode categories of characters that are invisible or get lost in CSV or UTF-8 files, so an id must not contain
+#: them: control and format characters, surrogates, private-use and unassigned characters, line and paragraph
+#: separators.
 _UNFIT_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 #: Invisible characters in other categories: joiners, fillers, blank letters and notes, variation selectors.
 _INVISIBLE = frozenset(
@@ -87,7 +88,6 @@ class Gatherer:
         return len(self._ids)
 
     def refuse(self, name: str, reason: str) -> None:
-        """Record an entry that cannot be used or read."""
         self.offenders.append((_shown(name), _writable(reason)))
 
     def add(self, name: str, structure: Any, target: Any) -> None:
@@ -117,7 +117,6 @@ class Gatherer:
         self._lattices.frombytes(matrix.tobytes())
 
     def crystals(self) -> Crystals:
-        """The gathered crystals."""
         return Crystals(
             ids=self._ids,
             targets=np.array(self._targets, np.float64),

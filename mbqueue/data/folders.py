@@ -77,7 +77,7 @@ def _file_of(folder: Path, name: str) -> Path:
 def _read(file: Path, name: str) -> Any:
     try:
         text = decoded_text(file.read_bytes())
-    except OSError as error:  # the error may be temporary, so keep the crystal
+    except OSError as error:  # the error may be temporary, so do not reject the crystal
         raise SourceAway(f"{file} cannot be read at the moment ({error}).") from error
     try:
         return read_cif(text, name.removesuffix(".cif")) if file.suffix == ".cif" else read_poscar(text)

@@ -36,7 +36,7 @@ def reader_of(path: Path) -> Reader | None:
 
 
 def read_json(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Read a JSON table; without an id column, a row's name is its index in the table or, without one, its position."""
+    """Read a JSON table. Without an id column, the table's index names the rows, or else their positions do."""
     for number, entry in enumerate(JsonTable(path, columns, progress).entries()):
         columns.fix_id()
         name, source = (entry.key, columns.row_names) if columns.id is None else (entry.id, f"column {columns.id}")
@@ -130,7 +130,6 @@ def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
 
 
 def uneven(found: int, expected: int, *, headless: bool = False) -> str:
-    """Describe a row whose number of cells differs from the header's."""
     limit = "a file without a header may have only" if headless else "the header has"
     return (
         f"the row has {found} cells, but {limit} {expected}; write numbers with a decimal point, and put quotation "

@@ -2,7 +2,7 @@
 
 Each shard (``shard-00000.bin`` and so on) is an array file with the graphs of consecutive crystals. A shard records the
 hash of its structures, its cut-offs and its converter version, so that mbqueue detects outdated shards. A shard gets
-its final name only once it is complete. So a builder may die at any time, and the next builder makes the missing
+its final name only when it is complete. So a builder may die at any time, and the next builder makes the missing
 shards. Builders divide the work through one lock per shard, in ``locks/``.
 
 Opening a cache checks every shard's length, key and index. A process checks a record's CRC-32 when it first reads the
@@ -113,7 +113,7 @@ class GraphCache:
 
         Raises:
             CacheError: if a shard is missing or truncated, has a damaged index, or was made for different crystals or
-                cut-offs or by a different version of the converter. ``build`` replaces such a shard.
+                cut-offs or by a different version of the converter. ``build`` replaces an unusable shard.
         """
         cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
         cache._take([cache._read(number) for number in range(len(cache._borders) - 1)])
@@ -198,7 +198,7 @@ class GraphCache:
     def records(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The packed graphs of ``rows``, one after the other, and their offsets, int64 [B + 1].
 
-        The first use of each graph verifies its checksum. A damaged shard is rebuilt from the crystals.
+        Each graph's checksum is verified when the graph is first used. A damaged shard is rebuilt from the crystals.
         """
         for row in rows[~self._checked[rows]].tolist():
             self._check(row)
@@ -272,7 +272,7 @@ class GraphCache:
 
     def _opened(self, path: Path, number: int) -> _Shard:
         meta, arrays = read_arrays(path)
-        # Shards of earlier versions record a hash of the crystals that includes their targets.
+        # Shards of earlier versions record a hash of the crystals that includes the targets.
         if meta not in (key := self._key(number), {**key, "crystals": self.crystals.hash}):
             raise CacheError(f"{path} contains different graphs and must be rebuilt.")
         return _Shard(

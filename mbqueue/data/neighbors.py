@@ -26,7 +26,7 @@ CUTOFF_STEP = 0.5
 def _repeats(lattice: Any, cutoff: float, repeats: Any) -> None:
     """Write the number of periodic images to search along each lattice vector to ``repeats``, float64 [3].
 
-    The number is (cutoff + 0.15 Å) divided by the spacing of the lattice planes, rounded up.
+    The number of images is (cutoff + 0.15 Å) divided by the spacing of the lattice planes, rounded up.
     """
     for axis in range(3):
         a, b, c = axis, (axis + 1) % 3, (axis + 2) % 3
@@ -234,7 +234,7 @@ def find_bonds(cart: Any, lattice: Any, cutoff: float) -> Any:
                 for slot in range(begin, end):
                     dx, dy, dz = points[slot, 0] - x, points[slot, 1] - y, points[slot, 2] - z
                     squared = dx * dx + dy * dy + dz * dz
-                    # Write every pair, but advance only past a near pair. CPUs would often mispredict a branch here.
+                    # Write every pair, but advance only past near pairs, because CPUs would often mispredict a branch.
                     slots[count], squares[count] = slot, squared
                     count += int((squared < limit) & (squared > TOLERANCE * TOLERANCE))
         per_atom[center] = count - before

@@ -37,7 +37,7 @@ def draw(search: Search, trials: Sequence[Trial], shares: Mapping[str, float], t
 
 
 def history(trials: Sequence[Trial], target: Target) -> go.Figure:
-    """Plot the result of each trial by its number, and the best result so far among fully trained trials."""
+    """Plot each trial's result against the trial's number, and the best result so far among fully trained trials."""
     values = [trial.value for trial in trials if trial.value is not None]
     figure = go.Figure()
     for name, shown, colour in _groups(trials):
@@ -176,7 +176,6 @@ def _label(trial: Trial) -> str:
 
 
 def shown(value: Any) -> str:
-    """Format the value of a setting, with at most four digits for a float."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

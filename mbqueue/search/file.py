@@ -150,7 +150,6 @@ class Search(Section):
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """The complete search as plain JSON values."""
         return self.model_dump(mode="json")
 
     def spec_with(self, settings: Mapping[str, Value], **others: Any) -> Spec:
@@ -164,7 +163,6 @@ class Search(Section):
         return parse_spec(content, source=f"{self.base} with {shown or 'its own settings'}")
 
     def base_value(self, key: str) -> Any:
-        """The base experiment's value for a dotted key such as train.lr."""
         return _at(self.base_spec, key)
 
     def is_integer(self, key: str) -> bool:

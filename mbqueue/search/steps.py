@@ -48,7 +48,6 @@ def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float,
 
 
 def wants_trial(queue: Queue, *, now: float) -> bool:
-    """Whether any search needs another trial now."""
     return any(True for _ in _wanting(queue, now))
 
 

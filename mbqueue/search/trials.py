@@ -69,7 +69,6 @@ class Trial:
 
 
 def trial_name(search: str, number: int) -> str:
-    """Make a trial's name in the queue from its search and its number."""
     return search + _NUMBER.format(number)
 
 
@@ -99,7 +98,7 @@ def needs_a_person(trials: Sequence[Trial]) -> bool:
 
 
 def best_of(trials: Iterable[Trial]) -> Trial | None:
-    """The fully trained trial with the lowest value; None while no trial is fully trained."""
+    """The fully trained trial with the lowest value; None if no trial is fully trained."""
     ended = [trial for trial in trials if trial.is_trained and trial.value is not None]
     return min(ended, key=lambda trial: (trial.value, trial.number), default=None)
 

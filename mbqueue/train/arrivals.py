@@ -69,7 +69,6 @@ class Fetch:
             self._are_there.record(torch.cuda.current_stream(tensors[0].device))
 
     def wait(self) -> list[Tensor]:
-        """Wait until the copies have arrived, and return the tensors in host memory."""
         if self._are_there is not None:
             self._are_there.synchronize()
         return self._tensors

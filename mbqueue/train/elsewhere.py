@@ -1,7 +1,7 @@
 """Find a dataset's shards in the caches of other datasets, which may be larger or have different ids or targets.
 
 The last digits of the backbone's outputs depend on which crystals are in a batch. mbqueue therefore copies a shard only
-if the other dataset has a shard with the same crystals in the same order. Such a copy equals the shard that the
+if the other dataset has a shard with the same crystals in the same order. A copied shard equals the shard that the
 backbone would compute. Two crystals are the same if their elements, coordinates and cells agree bit for bit. The search
 covers only this machine's cache.
 """

@@ -122,5 +122,4 @@ def family_of_file(path: Path) -> ModelFamily:
 
 
 def implementation(family: Family) -> ModelFamily:
-    """The module that implements a family."""
     return cast(ModelFamily, import_module(family.module))

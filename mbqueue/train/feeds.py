@@ -55,7 +55,6 @@ class FeatureBatch:
         )
 
     def pin(self) -> FeatureBatch:
-        """Copy the batch to page-locked memory."""
         return FeatureBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
 

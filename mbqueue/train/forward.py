@@ -49,7 +49,7 @@ def energies(model: CHGNet, batch: Batch) -> Tensor:
 def reference_energies(model: CHGNet, atomic_numbers: Tensor, atom_crystal: Tensor, n_atoms: Tensor) -> Tensor:
     """Compute each crystal's energy from the element references (AtomRef), eV/atom, [B].
 
-    ``atomic_numbers`` and ``atom_crystal`` are [A], ``n_atoms`` is [B].
+    ``atomic_numbers`` and ``atom_crystal`` are [A], and ``n_atoms`` is [B].
     """
     weight = model.composition_model.fc.weight  # [1, 94]
     elements = torch.arange(1, weight.shape[1] + 1, device=weight.device)

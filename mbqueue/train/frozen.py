@@ -61,7 +61,6 @@ class FrozenBackbone:
 
     @property
     def n_shards(self) -> int:
-        """The number of shards of the dataset."""
         return -(-(len(self.atom_offsets) - 1) // SHARD_SIZE)
 
     def rows_of(self, shard: int) -> NDArray[np.int64]:
@@ -121,7 +120,7 @@ class FrozenBackbone:
     def digest(self, kinds: Sequence[str]) -> str:
         """Return a digest (16 hex digits) of all shards of these kinds.
 
-        Later reads of features use the files that this method memory-maps.
+        Features are later read from the files that this method memory-maps.
 
         Raises:
             CacheError: if a shard is missing.

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from mbqueue.data.batch import Batch
 from mbqueue.train.segments import Index
 
-#: The precision of matrix products in messages. The products' results and everything else have the weights' dtype.
+#: The precision of matrix products in messages. All other numbers, including the results, have the weights' dtype.
 PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("PRODUCTS", default=None)
 
 

@@ -16,7 +16,7 @@ from mbqueue.errors import CacheError
 from mbqueue.files import make_folder
 from mbqueue.train.feeds import Rows
 
-#: Seconds between writes of the outputs. An interruption loses at most this much work.
+#: Seconds between writes of the outputs. An interruption loses only the work since the last write.
 WRITE_SECONDS = 10.0
 #: Seconds after which the outputs of an unfinished prediction are removed.
 FORGET_SECONDS = 7 * 86400.0

@@ -63,7 +63,6 @@ def learning_rate(spec: TrainSpec, step: int, total_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
 

@@ -133,8 +133,8 @@ _layouts: WeakKeyDictionary[CHGNet, _Layout] = WeakKeyDictionary()
 def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor]:
     """Arrange the parameters ``p`` in pieces, in the order and the shapes in which the code uses them.
 
-    ``p`` contains each parameter's positions in the concatenation of all parameters. In every piece, core's numbers
-    precede gate's. Pieces that are adjacent in a kernel's partial sums are adjacent here, too.
+    ``p`` contains each parameter's positions in the concatenation of all parameters. In every piece, the numbers
+    of core precede those of gate. Pieces that are adjacent in a kernel's partial sums are adjacent here, too.
     """
 
     def padded(x: Tensor) -> Tensor:

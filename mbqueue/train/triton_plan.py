@@ -1,4 +1,4 @@
-"""How the Triton kernels of CHGNet's gated messages divide a batch, and the precision of their products."""
+"""Plan how the Triton kernels for CHGNet's gated messages divide a batch, and in which precision they multiply."""
 
 from __future__ import annotations
 

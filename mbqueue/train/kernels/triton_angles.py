@@ -142,7 +142,7 @@ def angles_backward_kernel(  # noqa: PLR0912, PLR0915  one pass over the data
     IS_UPDATE: tl.constexpr, ADDS: tl.constexpr, OF_INPUTS: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RESIDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Compute the gradients of the messages or of the update from ``tiles`` tiles of angles.
+    """From ``tiles`` tiles of angles, compute the gradients of the messages or of the update.
 
     As in the kernels for bonds, one launch computes the gradients of the inputs (``OF_INPUTS``), and a second launch
     those of the gate's parameters. A separate kernel computes the gradient of the first layer's matrix. The angle
@@ -234,7 +234,7 @@ def first_backward_kernel(
     d_pre, angles, partials, n_angles, tiles,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Compute the gradient of the first layer's matrix for angles from ``tiles`` tiles."""
+    """From ``tiles`` tiles of angles, compute the gradient of the first layer's matrix."""
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
     d_core = tl.zeros([WIDTH, WIDTH], partials.dtype.element_ty)

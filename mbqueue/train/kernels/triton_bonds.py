@@ -110,7 +110,7 @@ def bonds_backward_kernel(  # noqa: PLR0915  one pass over the data
     HAS_SHORTS: tl.constexpr, ADDS: tl.constexpr, OF_INPUTS: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Compute gradients from ``tiles`` tiles of undirected bonds, whose two directions are adjacent rows.
+    """From ``tiles`` tiles of undirected bonds, whose two directions are adjacent rows, compute gradients.
 
     One launch computes the gradients of the inputs (``OF_INPUTS``), and a second launch computes the gradients of the
     gate's parameters. A multiprocessor's registers cannot hold all gradients at once, so the second launch computes all

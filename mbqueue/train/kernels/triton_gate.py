@@ -1,7 +1,7 @@
 """Operations of the Triton kernels on a tile of rows: products with matrices, layer norms, gates and their gradients.
 
 A tile is [rows, 64]; core and gate of a gated MLP are two tiles. Sums have the tensors' dtype, which is float32 on a
-GPU. Triton's interpreter also accepts float64. Each function corresponds to one in `blocks`.
+GPU. Triton's interpreter also accepts float64. Each function has a counterpart in `blocks`.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N8
 def outer(d, x, PRECISION: tl.constexpr):  # noqa: N803
     """Sum d ⊗ x over rows, [64, 64], for a gradient ``d``; in float16, ``d`` is scaled by its largest entry.
 
-    Call this function and products of [rows, 64] in different blocks of code. Triton gives all dependent products in a
-    block of code the same layout on tensor cores. With the layout for [64, 64], every warp would hold all rows of the
+    Do not use this function in the same block of code as products of [rows, 64]. Triton gives all dependent products in
+    a block of code the same layout on tensor cores. With the layout for [64, 64], every warp would hold all rows of the
     other products.
     """
     x = settled(x, PRECISION)

@@ -16,10 +16,10 @@ from mbqueue.train.kernels.tiles import PRODUCT_ROWS, SUM_ROWS
 
 @triton.jit
 def add_all_partials_kernel(table, dtype: tl.constexpr, rows: tl.constexpr):
-    """Add up 64 columns of partial sums in each program, in a fixed order.
+    """Add up partial sums in a fixed order; each program adds up 64 columns.
 
-    A row of ``table``, int64 [programs, 4], contains the addresses of the columns and of their sum, the number of rows
-    and the stride between rows.
+    A row of ``table``, int64 [programs, 4], describes the work of one program: the addresses of the columns and of
+    their sum, the number of rows, and the stride between rows.
     """
     job = table + tl.program_id(0) * 4
     partials = tl.load(job).to(tl.pointer_type(dtype))
@@ -36,10 +36,11 @@ def add_all_partials_kernel(table, dtype: tl.constexpr, rows: tl.constexpr):
 
 @triton.jit
 def weight_gradients_kernel(table, dtype: tl.constexpr, rows: tl.constexpr, precision: tl.constexpr):
-    """Compute 64 rows of the gradients of a layer's matrix and bias in each program.
+    """Compute the gradients of layers' matrices and biases; each program computes 64 rows.
 
-    A row of ``table``, int64 [programs, 6], contains the addresses of 64 columns of the output's gradient, of the input
-    [n, 64], of the matrix's gradient and of the bias's gradient (0 for none); then n and the number of output columns.
+    A row of ``table``, int64 [programs, 6], describes the work of one program: the addresses of 64 columns of the
+    output's gradient, of the input [n, 64], of the matrix's gradient and of the bias's gradient (0 for none); n; the
+    number of output columns.
     """
     job = table + tl.program_id(0) * 6
     d_out = tl.load(job).to(tl.pointer_type(dtype))
@@ -93,7 +94,7 @@ class Later:
             self._products.append([*addresses, len(d_out), columns])
 
     def run(self, precision: str) -> None:
-        """Compute all deferred sums and products, the products in ``precision``."""
+        """Compute all deferred sums, and all deferred products in ``precision``."""
         like = self._held[0]
         dtype = {torch.float32: tl.float32, torch.float64: tl.float64}[like.dtype]
         numbers = [number for job in [*self._sums, *self._products] for number in job]
