@@ -107,7 +107,7 @@ def stored_caches(cache_dir: Path) -> list[StoredCache]:
 
 
 def verify_graphs(stored: StoredCache, *, repair: bool = False, progress: Progress | None = None) -> Verdict:
-    """Compare every byte of a graph cache with its checksums.
+    """Verify every checksum in a graph cache.
 
     Args:
         stored: a cache of kind "graphs".

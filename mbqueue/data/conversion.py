@@ -150,8 +150,8 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
 def graph_of(cart: Any, lattice: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
     """Compute the graph of one crystal.
 
-    If a bond is as long as the cut-off, where CHGNet's radial basis is zero, rounding can drop one of the bond's two
-    directions. The function then also drops the other direction, but CHGNet's converter would raise an error.
+    Rounding can drop one of the two directions of a bond that is as long as the cut-off. The function then also drops
+    the other direction, because CHGNet's radial basis is zero at the cut-off. CHGNet's converter would raise an error.
 
     Returns:
         bonds per atom, int64 [n]; the copy of an atom that is the neighbour in each directed bond, int32 [D]; atom and

@@ -17,5 +17,5 @@ ATOMIC_NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS, 1)} | 
 
 
 def symbol_of(atomic_number: int) -> str:
-    """The symbol of an element, ``Fe`` for 26."""
+    """The symbol of an element, such as ``Fe`` for 26."""
     return SYMBOLS[atomic_number - 1]

@@ -43,7 +43,7 @@ class OfficialFile:
 
 
 def official_file(name: str) -> OfficialFile:
-    """The file of a task, whether or not it exists, without importing matminer.
+    """Locate the file of a task, which may not exist yet, without importing matminer.
 
     Raises:
         DataError: if matminer is not installed.

@@ -113,7 +113,7 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
     curves = {**own.curves, fold: [row["val_mae"] for row in history]}
     is_trained = all(len(curve) == spec.train.epochs for curve in curves.values())
     judged = [replace(trial, curves=curves) if trial.number == number else trial for trial in trials]
-    is_kept = queue.experiment(spec.name).spec["trial"]["kept"]  # the user may have resumed the trial since
+    is_kept = queue.experiment(spec.name).spec["trial"]["kept"]  # the user can resume a pruned trial at any time
     if is_trained or is_kept or not is_unpromising(search, judged, number, fold):
         return None
     best = best_of(trials)

@@ -103,7 +103,7 @@ def leave_out(device: torch.device, reason: str, note: Callable[[str], None]) ->
 def _difference(
     device: torch.device, precision: str, model: Any, predict: Callable[[Any, Batch], Tensor], batch: Batch
 ) -> str | None:
-    """Return why the kernels cannot be used in this precision, or None if they can."""
+    """Return why the device cannot use the kernels in this precision; None if it can."""
     from mbqueue.train.kernels.tiles import TILES  # noqa: PLC0415  also imports the CPU's kernels
 
     major, minor = torch.cuda.get_device_capability(device)
