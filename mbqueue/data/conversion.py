@@ -219,7 +219,7 @@ def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, b
     undirected bond [U], the directed bonds that take part in angles [s], the image of each undirected bond's neighbour
     in the first direction [U, 3], and the roles in angles [s]. Each image number and role takes 1 byte, and each other
     number takes 2 bytes. A record is wide if it has more than 65,535 directed bonds or an image beyond ±127. In a wide
-    record, every number except the roles takes 4 bytes. The record omits what follows from these numbers: undirected
+    record, every number except the roles takes 4 bytes. The record omits numbers that follow from others: undirected
     bonds are numbered in the order of their first directed bonds, and the neighbour in one direction is the centre in
     the other.
 

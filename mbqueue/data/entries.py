@@ -24,7 +24,7 @@ from mbqueue.task import FORMATION_ENERGY, Target
 #: a CIF rounds 1/3 to 0.333. The shortest real distance is 0.74 Å, in H₂.
 OVERLAP = 0.3
 #: The largest absolute value accepted for a target. The limit is far above any formation energy in eV/atom and any
-#: property in a sensible unit. The square of the limit is far below the largest float32.
+#: property in a sensible unit, and its square is far below the largest float32.
 LARGEST_TARGET = 1e6
 #: Values that are accepted for a class in addition to the numbers 0 and 1.
 _CLASSES = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0}

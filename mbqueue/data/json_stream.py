@@ -21,7 +21,7 @@ from mbqueue.data.source import Source
 _CHUNK = 4 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SPACE = re.compile(rb"[ \t\r\n]*")
-#: A number, true, false or null, which ends before whitespace, punctuation or a quotation mark.
+#: A number, true, false or null, up to the next whitespace, punctuation or quotation mark.
 _BARE = re.compile(rb"[^\s,:{}\[\]\"]*")
 _LONGEST_BARE = 1000
 #: A message quotes at most this many characters of the document.

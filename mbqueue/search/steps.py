@@ -91,7 +91,7 @@ def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
 
 
 def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[str, Any]], now: float) -> str | None:
-    """Decide whether to prune a trial that commits an epoch. Return the reason, or None to continue training.
+    """Return the reason to prune a trial that commits an epoch, or None to continue training.
 
     Args:
         history: the history of the fold, including the epoch that is being committed.

@@ -193,7 +193,7 @@ class PlainMessages:
 def _recomputed(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Return ``work(*inputs)``, and store only the inputs for the backward pass, which repeats the computation.
 
-    Each message then stores 128 numbers instead of about 700, so larger batches fit on a GPU.
+    As a result, each message stores 128 numbers instead of about 700, and larger batches fit on a GPU.
     """
     if not torch.is_grad_enabled():
         return work(*inputs)
