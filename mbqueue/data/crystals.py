@@ -64,7 +64,7 @@ class Crystals:
 
     @cached_property
     def structures_hash(self) -> str:
-        """Hex SHA-256 of cells and atoms, which does not depend on ids and targets."""
+        """Hex SHA-256 of cells and atoms, independent of ids and targets."""
         digest = hashlib.sha256(f"{FORMAT} structures\n{len(self)}\n".encode())
         for array in (self.atom_offsets, self.atomic_numbers, self.frac_coords, self.lattices):
             digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)

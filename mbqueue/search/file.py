@@ -335,7 +335,7 @@ def _lines(error: ValidationError) -> Iterator[str]:
 
 
 def reasons(error: SpecError) -> str:
-    """Extract the problems from the error about an invalid experiment: all lines except the first and the last."""
+    """Join the problems in the error about an invalid experiment: all its lines except the first and the last."""
     return "; ".join(line.strip() for line in str(error).splitlines()[1:-1])
 
 

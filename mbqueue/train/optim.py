@@ -14,7 +14,7 @@ from mbqueue.errors import CheckpointMisfit
 from mbqueue.experiment import TrainSpec
 from mbqueue.train.family import ModelFamily
 
-#: The advice in an error about an undamaged checkpoint with different parameters from those in its spec.
+#: The advice in an error about an undamaged checkpoint whose parameters are not those of its spec.
 ADVICE = "Another version of mbqueue wrote this checkpoint. Use that version, or train under a new name (--name)."
 
 
