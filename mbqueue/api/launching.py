@@ -77,8 +77,8 @@ class Launching(OpenedProject):
         missing = [program for program in ("sbatch", "srun") if shutil.which(program) is None]
         if missing:
             raise UsageError(
-                f"There is no {' and no '.join(missing)} on this machine. Run this on the cluster's login node; "
-                "--dry-run shows the job file anyway, and `mbqueue launch local` starts the jobs here."
+                f"There is no {' and no '.join(missing)} on this machine. Run this command on the cluster's login "
+                "node; --dry-run shows the job file anyway, and `mbqueue launch local` starts the jobs here."
             )
         self._require_work()
         if (note := self.folder.topology.require_launchable(count)) is not None:

@@ -27,7 +27,7 @@ cache = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="List, verify or prune the project's cache of converted data. mbqueue can rebuild all of it.",
+    help="List, verify or prune the project's cache of converted data. mbqueue can rebuild all converted data.",
 )
 
 

@@ -88,7 +88,7 @@ def enqueue(
     if trial is not None:
         search = trial["search"]["name"]
         is_new = outcomes[0].outcome == "created"
-        what = f"its first trial is {first.name}; sessions start the others" if is_new else "already in the queue"
+        what = f"its first trial is {first.name}; sessions start the other trials" if is_new else "already in the queue"
         print_line(f"{search}: {what}. See: mbqueue status {search}")
         return
     for outcome in outcomes:

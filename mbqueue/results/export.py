@@ -87,9 +87,9 @@ def export_submission(
     for one in recorded:
         _require_comparable(one)
     if not authors.strip():
-        raise UsageError("The leaderboard names authors. Give them with --authors.")
+        raise UsageError("The leaderboard names authors. Give the authors with --authors.")
     if len(recorded) > 1 and not algorithm:
-        raise UsageError("An export of several tasks needs a name for their algorithm. Give it with --algorithm.")
+        raise UsageError("An export of several tasks needs the algorithm's name. Give the name with --algorithm.")
     algorithm = algorithm or recorded[0].name
     target = parent / f"matbench_v0.1_{re.sub(r'[^A-Za-z0-9._-]+', '_', algorithm)}"
     require_folder(target, force=force, reads=[one.folder for one in recorded], makes=_is_ours)

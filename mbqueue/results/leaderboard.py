@@ -15,18 +15,18 @@ from mbqueue.task import FORMATION_ENERGY, N_FOLDS, TASKS, Target
 FILE = Path(__file__).with_name("leaderboards.toml")
 
 _ENERGY_NOTE = (
-    "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project. So it has seen most crystals "
-    "of this benchmark, including the test sets, with DFT energies closely related to the target. The other models "
-    "on the leaderboard were trained only on the fold's training set. A better score from pretrained weights is "
-    "therefore not evidence of better generalisation. Mention this wherever you show it."
+    "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project. So CHGNet has seen most "
+    "crystals of this benchmark, including the test sets, with DFT energies closely related to the target. The other "
+    "models on the leaderboard were trained only on the fold's training set. A better score from pretrained weights is "
+    "therefore not evidence of better generalisation. Mention the pretraining wherever you show a score."
 )
 _MAY_HAVE_SEEN = (
     "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project. It may have seen many of "
     "these crystals, including test crystals, with their energies, forces, stresses and magnetic moments"
 )
 _ADVANTAGE = (
-    "Models trained only on the fold's training set did not have this advantage. Mention this wherever you show a "
-    "score."
+    "Models trained only on the fold's training set did not have this advantage. Mention the pretraining wherever you "
+    "show a score."
 )
 _OWN_ENERGY_NOTE = f"{_MAY_HAVE_SEEN}. These energies may be closely related to the target. {_ADVANTAGE}"
 _OTHER_NOTE = f"{_MAY_HAVE_SEEN}, but never with this target. {_ADVANTAGE}"

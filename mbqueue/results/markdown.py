@@ -39,13 +39,14 @@ def results_markdown(
         lines += [
             "",
             f"Stopped early: {folds}. The validation MAE did not improve for {spec['train']['patience']} epochs, so "
-            f"the rest of the {spec['train']['epochs']} epochs were skipped.",
+            f"training stopped before epoch {spec['train']['epochs']}.",
         ]
     lines += [
         "",
         _CLASS_SCORES
         if target.is_class
-        else f"Errors refer to the {target.axis}. As in matbench, MAPE is a share and leaves out targets within ±1e-5.",
+        else f"Errors refer to the {target.axis}. As in matbench, MAPE is a fraction, and leaves out targets within "
+        "±1e-5.",
         "The spread is the population standard deviation over folds.",
         "",
     ]

@@ -328,8 +328,8 @@ def _refuse_overlap(folder: Path, predictions: Mapping[int, Predictions]) -> Non
             if crystal_id in owner:
                 raise ResultsError(
                     f"Crystal {crystal_id} is in the test set of fold {owner[crystal_id]} and of fold {fold} in "
-                    f"{folder}; the files come from different runs. Restore the right ones from a copy, or enqueue the "
-                    "experiment under another name."
+                    f"{folder}; the files come from different runs. Restore the right files from a copy, or enqueue "
+                    "the experiment under another name."
                 )
             owner[crystal_id] = fold
 

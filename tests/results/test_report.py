@@ -167,7 +167,7 @@ def test_a_timeline_is_drawn_when_its_spans_are_known(recorded, tmp_path):
     # Check the table with the times of each session, and the note that publishing runs in a separate thread.
     assert "1. L4 10m00s 1m00s –" in page.text
     assert "all 10m00s 1m00s 1m40s" in page.text
-    assert "A separate thread copies them" in page.text
+    assert "A separate thread copies the commits" in page.text
 
 
 def test_the_worst_crystals_are_linked_by_their_own_id_or_formula():

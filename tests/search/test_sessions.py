@@ -56,7 +56,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectFolder
     (project.jobs_dir / "small.toml").write_text(BASE, encoding="utf-8")
     (project.jobs_dir / "rates.toml").write_text(SEARCH, encoding="utf-8")
     told = run(project.root, "enqueue", "rates")
-    assert told.stdout == "rates: its first trial is rates.000; sessions start the others. See: mbqueue status rates\n"
+    assert told.stdout == (
+        "rates: its first trial is rates.000; sessions start the other trials. See: mbqueue status rates\n"
+    )
     for options in (WorkOptions(device="cpu", max_jobs=4), WorkOptions(device="cpu")):
         report = RememberedReport()
         outcome = work(project, options, report=report)

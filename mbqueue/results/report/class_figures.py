@@ -53,7 +53,7 @@ def reliability(found: Reliability) -> go.Figure:
         ]
     )
     figure.update_xaxes(title="predicted probability", range=[0, 1], constrain="domain")
-    figure.update_yaxes(title="share of class 1", range=[0, 1], scaleanchor="x", constrain="domain")
+    figure.update_yaxes(title="fraction of class 1", range=[0, 1], scaleanchor="x", constrain="domain")
     return styled(figure, height=_HEIGHT, legend=False)
 
 

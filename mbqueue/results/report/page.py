@@ -115,7 +115,7 @@ def _classes(plots: Mapping[str, str]) -> list[str]:
         "<h2>Confusion matrix</h2>",
         plots["confusion"],
         "</section></div>",
-        "<p>The reliability diagram shows the share of class 1 among crystals with similar predicted probabilities. "
+        "<p>The reliability diagram shows the fraction of class 1 among crystals with similar predicted probabilities. "
         "Well-calibrated probabilities are on the diagonal. The confusion matrix uses a threshold of 0.5.</p>",
     ]
 
@@ -217,7 +217,7 @@ def _scores(recorded: Recorded) -> str:
     told = (
         "Predictions are probabilities of class 1; above 0.5, a crystal counts as class 1."
         if target.is_class
-        else f"Errors refer to the {escape(target.axis)}. MAPE is a share and leaves out targets within ±1e-5."
+        else f"Errors refer to the {escape(target.axis)}. MAPE is a fraction, and leaves out targets within ±1e-5."
     )
     absent = "".join(
         f"<p>{escape(said)}</p>" for said in absences(content["folds"], recorded.predictions, recorded.target)
@@ -303,11 +303,11 @@ _MEANING = {
     "checkpoint": "<b>checkpoint</b>: the time for saving checkpoints, drawn at the end of each finished epoch.",
     "idle": "<b>idle</b>: start-up, waiting, and jobs of other experiments.",
     sessions.CUT_OFF: "<b>cut off</b>: attempts whose session died or lost its lease. The next attempt shows how "
-    "much of their work was saved.",
+    "much of the work was saved.",
     sessions.LOST: "<b>repeated</b>: work and warm-up that had to be repeated because a session died or lost its "
-    "lease, drawn at the end of the attempt. The rest of the attempt was saved, and counts as work.",
-    sessions.PUBLISH: "<b>publish</b>: the time for copying commits to the drive. A separate thread copies them, so "
-    "the other columns include the same time. At the end of a session, the session waits for the copies.",
+    "lease, drawn at the end of the attempt. The part of the attempt that was saved counts as work.",
+    sessions.PUBLISH: "<b>publish</b>: the time for copying commits to the drive. A separate thread copies the "
+    "commits, so the other columns include the same time. At its end, a session waits for the copies.",
 }
 
 
