@@ -1,6 +1,6 @@
 """The families of models: the names of their pretrained weights, and their modules.
 
-This module imports no model, because specs and commands that neither train nor predict use this module.
+This module imports no model, because specs use it, and so do commands that neither train nor predict.
 """
 
 from __future__ import annotations

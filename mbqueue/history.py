@@ -13,7 +13,7 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None
     """Find the epoch with the lowest validation MAE.
 
     Returns:
-        The epoch and its MAE; in a tie, the earliest epoch. None if the history is empty.
+        The epoch (in a tie, the earliest) and its MAE; None if the history is empty.
     """
     if not history:
         return None

@@ -25,7 +25,7 @@ def require_writable(
         example: the file name to suggest if the target is a folder.
 
     Raises:
-        UsageError: if the target is an input, already exists, is a folder, or its folder does not exist.
+        UsageError: if the target is an input, already exists, is a folder, or is in a missing folder.
     """
     there = from_here(target).resolve()
     if target.is_dir():

@@ -13,8 +13,8 @@
     │   └── background.json         the process of the background session
     └── results/daily/YYYY-MM-DD/EXPERIMENT/
 
-mbqueue computes all paths from the project's folder, except the path of a results folder. That path contains the date
-on which the experiment was enqueued, so mbqueue stores it.
+mbqueue computes all paths from the project's folder, except the path of a results folder. mbqueue stores the path of a
+results folder, because it contains the date on which the experiment was enqueued.
 
 On a drive or network mount, or if the user gives a live folder, the project is *split*. Files that change are in the
 live folder on a local disk. Each file on the mount is written once, under a name that is never reused:

@@ -101,9 +101,10 @@ def _task(dataset: str, n: int, column: str, kind: Kind, name: str, unit: str = 
     return Task(dataset=dataset, n=n, target=Target(name=name, unit=unit, kind=kind, column=column))
 
 
-#: The target's column is empty, so that this target equals the one that specs from earlier versions imply.
+#: The target's column is empty, so that this target equals the target that specs from earlier versions imply.
 FORMATION_ENERGY = _task("matbench_mp_e_form", 132_752, "", "energy", "formation energy", "eV/atom")
-#: Names of columns with energies per atom. If the user names no column, mbqueue uses the first of these that exists.
+#: Names of columns with energies per atom. If the user names no column, mbqueue uses the first of these columns that
+#: exists.
 ENERGY_COLUMNS = ("e_form", "target", "formation_energy_per_atom", "ef_per_atom", "energy_per_atom")
 
 

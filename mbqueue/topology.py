@@ -8,7 +8,7 @@
 | a cluster's file system, queue on a server | server | state/ | state/, results/ | no |
 | another mount, queue on a server | server | live folder | the store, which is required | no |
 
-Only this module chooses these locations. It also refuses combinations that cannot work, and says what to change.
+Only this module chooses these locations. The module also refuses combinations that cannot work.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def _mark(plain: bool) -> str:
 
 
 def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
-    """Draw the table of folds. A table that is too wide loses the curves first, then the bars, then the best epochs."""
+    """Draw the table of folds. For a narrow terminal, leave out the curves, then the bars, then the best epochs."""
     folds = entry["folds"]
     headers = [*(header for header, _ in _COLUMNS[:-1]), _score(entry)[1]]
     rows = [[(header, "dim") for header in headers], *(_cells(entry, fold, plain) for fold in folds)]

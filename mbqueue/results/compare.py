@@ -155,7 +155,7 @@ def _margin(differences: NDArray[np.float64]) -> float | None:
     n = len(differences)
     if n < 2:
         return None
-    # scipy is slow to import, and only comparisons need it; its type stubs are a separate package.
+    # scipy is slow to import, and most commands do not need it; its type stubs are a separate package.
     from scipy import stats  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415
 
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))

@@ -182,7 +182,7 @@ def recorded_at(folder: Path) -> str:
 
 
 def _facts(folder: Path) -> tuple[str, str]:
-    """Return the name of the experiment, and when it was recorded. Both are empty if results.json cannot be read."""
+    """Return an experiment's name, and when it was recorded; two empty texts if results.json cannot be read."""
     try:
         recorded = read_recorded(folder, verify=False)
     except ResultsError:

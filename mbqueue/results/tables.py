@@ -1,7 +1,7 @@
 """The two tables of a fold: its history (one row per epoch) and its predictions (one row per test crystal).
 
-Both are CSV files that are replaced atomically. Numbers have the fewest digits that read back as the same float64, so
-equal runs give equal bytes and no precision is lost.
+Each table is a CSV file that is replaced atomically. Numbers have the fewest digits that read back as the same float64,
+so equal runs give equal bytes and no precision is lost.
 """
 
 from __future__ import annotations

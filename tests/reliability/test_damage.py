@@ -165,7 +165,7 @@ def survive(lab: Lab, straight: Straight, path: Path, whole: bytes, target: Targ
     """Resume, follow the error message if there is one, and compare; return the outcome."""
     lab.log.unlink()
     if path.name == f"{EXPERIMENT}.toml":
-        # Only a second `enqueue` reads the experiment file again, and refuses a damaged file.
+        # Only a second `enqueue` reads the experiment file again, and it refuses a damaged file.
         code = lab.warm.run(lab.root, ENQUEUE, log=lab.log)
         assert code in {0, 1, 2}
         assert (code == 0) == ("already in the queue with this spec" in lab.said)

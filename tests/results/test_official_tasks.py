@@ -29,7 +29,7 @@ from mbqueue.results.tables import (
 )
 from mbqueue.task import TASKS, Task
 
-#: The other two tasks differ only in size; test_matbench_file.py covers formation energy.
+#: The two tasks that are left out differ only in size; test_matbench_file.py covers formation energy.
 TRIED = [task for task in TASKS.values() if task.n < 20_000 or task.target.is_class]
 
 

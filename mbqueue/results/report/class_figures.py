@@ -16,7 +16,7 @@ _DIAGONAL = {"x": [0, 1], "y": [0, 1], "mode": "lines", "hoverinfo": "skip", "sh
 
 
 def roc_curve(curves: Mapping[int, Roc | None]) -> go.Figure:
-    """Plot the true against the false positive rate of every fold."""
+    """Plot the true positive rate against the false positive rate for every fold."""
     figure = go.Figure(go.Scatter(line={"color": QUIET, "dash": "dash", "width": 1}, **_DIAGONAL))
     for fold, curve in curves.items():
         if curve is None:

@@ -81,7 +81,7 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
 
 
 def paired(pairs: Sequence[PairedDifference], target: Target) -> go.Figure:
-    """Plot the mean paired differences with their 95 % intervals, in the target's fine unit."""
+    """Plot the mean paired differences with their 95 % intervals, in the unit of `Target.fine`."""
     factor, fine = target.fine
     shown = [(pair, pair.low, pair.high) for pair in pairs if pair.low is not None and pair.high is not None]
     figure = go.Figure(

@@ -284,7 +284,7 @@ def trend(data: Trend, target: Target, *, title: str, log_x: bool = False) -> go
 
 
 def periodic_table(by_element: Mapping[str, tuple[float, int]], target: Target) -> go.Figure:
-    """Plot for each element the MAE over the crystals that contain it, in the target's fine unit, and their number."""
+    """Plot for each element the number of crystals that contain it, and their MAE in the unit of `Target.fine`."""
     factor, fine = target.fine
     shade = np.full((N_ROWS, N_COLUMNS), np.nan)
     absent = np.full((N_ROWS, N_COLUMNS), np.nan)
