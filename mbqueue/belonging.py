@@ -1,7 +1,7 @@
 """Match live folders with their projects on a drive, and find them even while the drive is not mounted.
 
 An empty mount point, a wrong folder at the project's path, and a new project of the same name all look like a project
-that has lost everything. To tell them apart, a project on a drive gets an id when a live folder first publishes to it.
+that has lost everything. So a project on a drive gets an id when a live folder first publishes to the project.
 The id is in the name of a file that never changes. If two machines publish to a project for the first time at the same
 moment, they create two ids, and each machine checks the id that it created.
 

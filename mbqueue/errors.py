@@ -130,7 +130,7 @@ class InvalidCrystals(DataError):
         columns: which columns mbqueue read, in words; empty if they are unknown.
     """
 
-    #: How many invalid entries the message lists at most; it only counts the others.
+    #: The maximum number of invalid entries that the message lists; the message only counts the other entries.
     LISTED = 20
 
     def __init__(self, source: str, offenders: Sequence[tuple[str, str]], columns: str = "") -> None:
@@ -265,7 +265,7 @@ class StoreAway(StoreError):
 
 
 class MembersNotRecorded(MbqueueError):
-    """A member of a blend has not been recorded yet; a session can still finish it."""
+    """A member of a blend has not been recorded yet; a session can still record the member."""
 
 
 class ResultsError(MbqueueError):

@@ -130,7 +130,6 @@ class Blending(Queueing, Results):
 
 
 def _member(recorded: Recorded) -> dict[str, Any]:
-    """Return a member's entry for the new experiment's spec, without the key `trial` that a search adds."""
     spec = {key: value for key, value in recorded.content["spec"].items() if key != "trial"}
     return {"experiment": recorded.name, "spec": spec}
 

@@ -123,7 +123,6 @@ def _is_preempted() -> bool:
 
 
 def _say(text: str, _style: str | None = None) -> None:
-    """Write a line to the job's log. If the log cannot be written, the session continues."""
     with suppress(OSError):
         sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
         sys.stderr.flush()

@@ -109,7 +109,7 @@ class OpenedProject:
             Publisher(self.folder, None, note=tell, clock=self._clock).round()
 
     def _bring_results(self, queue: Queue, experiment: str) -> None:
-        """With an object store, fetch an experiment's results from other machines."""
+        """With an object store, fetch an experiment's results that other machines recorded."""
         from mbqueue.session.commits_binding import opened_store  # noqa: PLC0415 - status need not wait for it
 
         store = opened_store(self.folder, queue)

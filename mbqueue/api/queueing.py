@@ -39,7 +39,7 @@ class Queueing(OpenedProject):
     ) -> EnqueueOutcome:
         """Add an experiment to the queue. Enqueueing the same experiment again only adds new folds.
 
-        If the file describes a search (with [search]), only the first trial is enqueued; sessions begin the others.
+        If the file describes a search (with [search]), enqueue only the first trial; sessions begin the other trials.
 
         Args:
             experiment: the experiment's name in jobs/, or a TOML file.

@@ -291,7 +291,6 @@ class Results(Searches):
         return recorded
 
     def _folder_in_queue(self, experiment: str) -> Path | None:
-        """The results folder of an experiment in the queue; None if the experiment is not in the queue."""
         if not is_queue_there(self.folder):
             return None
         with open_queue(self.folder, read_only=True) as queue:
@@ -302,7 +301,6 @@ class Results(Searches):
 
 
 def _files_of(recorded: Recorded) -> list[Path]:
-    """The files that a report reads."""
     from mbqueue.results.report.page import REPORT_FILE  # noqa: PLC0415
 
     return [path for path in recorded.folder.iterdir() if path.name != REPORT_FILE]

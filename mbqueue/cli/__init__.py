@@ -38,7 +38,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _tell(error: BaseException, *, hint: bool) -> None:
-    """Print an error and its causes, one per line, then any advice."""
     say(f"error: {error or type(error).__name__}", style="bold red")
     for cause in causes(error):
         text = str(cause).splitlines()

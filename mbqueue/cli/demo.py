@@ -99,8 +99,6 @@ def _run(root: Path, crystals: int) -> None:
 
 
 class _Commands:
-    """Run mbqueue commands in one project, and print each command."""
-
     def __init__(self, root: Path) -> None:
         self.root = root
 

@@ -58,8 +58,8 @@ def enqueue(
 ) -> None:
     """Add an experiment or a search to the queue.
 
-    If the experiment is already in the queue, only new folds are added. If you changed its spec, give it a new name
-    with --name.
+    If the experiment is already in the queue, only new folds are added. If you changed the experiment's file, give a
+    new name with --name.
 
     --seeds 0-4 enqueues the experiment five times, as NAME.seed0 to NAME.seed4.
 

@@ -44,7 +44,7 @@ def status(
 
 
 def _watch(look: Callable[[], Status], console: Console) -> None:
-    """Keep updating the view in a terminal. Elsewhere, print the view again whenever it changes."""
+    """Keep updating the view in a terminal; elsewhere, print the view again whenever it changes."""
     seen = look()
     if not console.is_terminal:
         console.print(seen)

@@ -101,7 +101,6 @@ def export_submission(
 
 
 def _is_ours(name: str) -> bool:
-    """Whether an export can contain a file with this name."""
     return name in ("results.json.gz", "info.json", "run_experiment.py") or fnmatch(name, "experiment*.toml")
 
 

@@ -50,7 +50,7 @@ class Recorded:
 
     @property
     def overlap(self) -> str:
-        """Which crystals and targets CHGNet saw in its pretraining, in today's wording even for older results."""
+        """Which crystals and targets CHGNet saw in its pretraining, in this version's words even for older results."""
         return overlap_note(self.target, self.content["spec"], dataset=self.content["dataset"]["name"])
 
     @property

@@ -335,7 +335,6 @@ def _refuse_overlap(folder: Path, predictions: Mapping[int, Predictions]) -> Non
 
 
 def _parameters(inputs: RecordInputs) -> dict[str, Any]:
-    """The parameters that matbench stores with each fold's predictions: the flattened spec and its hash."""
     flat: dict[str, Any] = {"spec_hash": inputs.spec_hash, "seed": inputs.spec.get("seed")}
     for section in ("model", "train"):
         flat |= {f"{section}.{key}": value for key, value in dict(inputs.spec.get(section, {})).items()}

@@ -25,7 +25,7 @@ def act(project: Project, name: str, given: Mapping[str, Any]) -> str:
 
     Raises:
         UsageError: if the action is unknown, or a value is missing or has the wrong type.
-        MbqueueError: if the method of `Project` raises it.
+        MbqueueError: if the method of `Project` fails.
     """
     chosen = _ACTS.get(name)
     if chosen is None:

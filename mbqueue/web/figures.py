@@ -96,7 +96,7 @@ class Figures:
             The comparison's HTML, and its figure as JSON.
 
         Raises:
-            UsageError, ResultsError: if `Project.compare` raises them.
+            UsageError, ResultsError: for the same reasons as in `Project.compare`.
         """
         asked = (tuple(names), tuple(self._state_of_files(name) for name in names))
         with self._drawing:

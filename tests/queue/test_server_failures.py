@@ -414,7 +414,7 @@ def test_no_lease_is_taken_back_just_after_the_servers_start(queue, make_spec, p
 
 
 def test_a_silent_workers_transaction_is_rolled_back_and_its_commit_refused(url, make_spec, monkeypatch):
-    monkeypatch.setattr(server_module, "SILENCE_SECONDS", 1)  # connections read this when they open
+    monkeypatch.setattr(server_module, "SILENCE_SECONDS", 1)  # read when a connection opens
 
     def publish() -> None:  # the server ends the idle transaction, which lets the cancellation succeed
         with open_on_server(url) as other:

@@ -40,7 +40,7 @@ CODES = {
 #: before it trains.
 SHORTEST, LONGEST = 8, 60 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
-#: Each of the first sessions ends within this many operations, so that the run does not finish before all of them end.
+#: Each of the first sessions ends within this many operations, so that every ending occurs before the run finishes.
 LONGEST_AT_FIRST_ON_A_DRIVE = 330 if LONG else 170
 
 

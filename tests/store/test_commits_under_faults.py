@@ -145,7 +145,7 @@ def test_a_request_or_an_answer_lost_at_any_operation_costs_no_commit(
         failing, backend = faulty(store.url, at=at, after=after)
         epochs(failing, tmp_path / f"machine-{at}")
         found = whole(store, tmp_path / f"fresh-{at}")
-        # Check only the last two, because a removed commit still exists if the request to remove it was lost.
+        # Check only the last two commits, because a removed commit still exists if the request to remove it was lost.
         assert found[-2:] == ["e0002-done-f0001 by a", "e0003-done-f0001 by a"], f"{at}: {backend.calls[at - 1]}"
 
 
