@@ -18,8 +18,6 @@ _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 
 
 class Clock(Protocol):
-    """The interface of a clock."""
-
     def now(self) -> float:
         """Seconds since the epoch (UTC)."""
         ...

@@ -46,7 +46,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 
-#: Advice for file system errors.
 _REMEDIES = {
     errno.ENOSPC: "The disk is full. All saved work is safe. Free some space and resume: mbqueue cache prune removes "
     "converted data that no experiment needs.",

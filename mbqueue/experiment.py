@@ -337,7 +337,6 @@ class Spec(Section):
         return hash_of_spec(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        """The whole spec as plain JSON values."""
         content = self.model_dump(mode="json")
         for key in KEPT_BY_COMMANDS:
             if content[key] is None:

@@ -39,7 +39,6 @@ FAMILIES: tuple[Family, ...] = (CHGNET,)
 
 
 def pretrained_names() -> list[str]:
-    """The names of all pretrained weights."""
     return [name for family in FAMILIES for name in family.pretrained]
 
 

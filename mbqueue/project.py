@@ -110,7 +110,6 @@ class ProjectFolder:
 
     @property
     def unsplit(self) -> ProjectFolder:
-        """The same project without its live folder."""
         return replace(self, live=None)
 
     def with_queue(self, *, on_server: bool) -> ProjectFolder:

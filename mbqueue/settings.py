@@ -102,8 +102,6 @@ class NotifySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings in mbqueue.toml."""
-
     session: str = _setting(
         "1h50m", "Length of a session. The option `--session` of `mbqueue work` takes precedence.", check=_duration
     )

@@ -16,7 +16,6 @@ from typing import Any, Literal
 N_FOLDS = 5
 
 Kind = Literal["energy", "scalar", "class"]
-#: A description of each kind of target.
 KINDS: dict[Kind, str] = {
     "energy": "energy per atom, relative to arbitrary reference energies of the elements",
     "scalar": "any other number that does not depend on the size of the unit cell",

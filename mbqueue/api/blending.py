@@ -19,8 +19,6 @@ Weights = Literal["mean", "fitted"]
 
 
 class Blending(Queueing, Results):
-    """The methods blend and predict_again."""
-
     def blend(
         self, experiments: Sequence[str], *, name: str, weights: Weights = "mean", priority: int = 0
     ) -> EnqueueOutcome:

@@ -24,8 +24,6 @@ Progress = Callable[[str], Callable[[int, int], None]]
 
 
 class Data(OpenedProject):
-    """The methods prepare, predict and prune_cache."""
-
     def prepare(
         self, data: DataSpec, *, target_column: str = "", seed: int = 0, progress: Progress | None = None
     ) -> LoadedData:

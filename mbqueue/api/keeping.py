@@ -22,8 +22,6 @@ _FROM_SERVER = "after moving the queue into a file: mbqueue migrate-queue sqlite
 
 
 class Keeping(OpenedProject):
-    """The methods recover, back_up, restore, migrate_queue and move_commits."""
-
     def recover(self, *, force: bool = False) -> Recovered:
         """Rebuild the queue from the manifests of the checkpoints. The old queue is kept next to the new queue.
 

@@ -41,8 +41,6 @@ class LaunchedJob:
 
 
 class Launching(OpenedProject):
-    """The methods launch_slurm, slurm_job_file and launch_local."""
-
     def launch_slurm(
         self,
         *,

@@ -29,18 +29,6 @@ def tell(text: str) -> None:
 
 
 class OpenedProject:
-    """A project whose folder was found and checked. The object keeps no files open.
-
-    Args:
-        path: the project's folder; by default $MBQUEUE_PROJECT, else the nearest project above the working folder.
-        while_away: open the project for `status` while its drive is not mounted, provided that its live folder is on
-            this machine.
-
-    Raises:
-        ProjectNotFound: if there is no project.
-        SpecError: if the project's mbqueue.toml is wrong.
-    """
-
     def __init__(self, path: str | Path | None = None, *, while_away: bool = False) -> None:
         self.folder: ProjectFolder = find_project(None if path is None else Path(path), while_away=while_away)
         self._clock = SystemClock()

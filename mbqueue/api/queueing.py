@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 
 class Queueing(OpenedProject):
-    """The methods enqueue, pause, resume, cancel, retry and set_priority; status, events and watch."""
-
     def enqueue(
         self,
         experiment: str | Path,

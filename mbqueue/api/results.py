@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 
 class Results(Searches):
-    """The methods results, history, predictions and model; report, compare and export."""
-
     def results(self, experiment: str) -> Recorded:
         """Return an experiment's recorded and verified results or, if it is unfinished, the existing results.
 

@@ -15,13 +15,10 @@ if TYPE_CHECKING:
     from mbqueue.search.file import Search
     from mbqueue.search.trials import Trial
 
-#: The first bytes of a SQLite file.
 _SQLITE = b"SQLite format 3\x00"
 
 
 class Searches(OpenedProject):
-    """The method export_study, and the report of a search."""
-
     def is_search(self, name: str) -> bool:
         """Whether a search with this name is in the queue."""
         if not is_queue_there(self.folder):

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 
 class Working(OpenedProject):
-    """The methods work, work_on_devices, work_in_background, stop and log."""
-
     def work(
         self,
         *,

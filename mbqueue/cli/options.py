@@ -33,7 +33,6 @@ def current_project(context: typer.Context) -> ProjectFolder:
 
 
 def open_project(context: typer.Context, *, while_away: bool = False) -> Project:
-    """Open the project of this command with the Python API."""
     return Project(context.find_root().params.get("project"), while_away=while_away)
 
 

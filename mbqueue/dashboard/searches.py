@@ -45,7 +45,6 @@ def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: 
 
 
 def trial_table(entries: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Draw a table with one row per trial: number, state, epochs, best validation MAE and settings."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for justify in ("right", "left", "right", "left", "left"):
         table.add_column(justify=justify)

@@ -72,7 +72,6 @@ class Status:
 
     @property
     def is_active(self) -> bool:
-        """Whether any session is running."""
         return any(session["state"] == "live" for session in self.overview["sessions"])
 
     @property

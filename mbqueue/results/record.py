@@ -76,8 +76,6 @@ class DatasetFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionFacts:
-    """A session that worked on the experiment, and the number of seconds that it worked."""
-
     id: str
     device: str
     seconds: float

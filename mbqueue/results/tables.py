@@ -59,12 +59,10 @@ PREDICTION_COLUMNS = ("id", "composition", "n_atoms", "y_true", "y_pred", "abs_e
 
 
 def history_file(folder: Path, fold: int) -> Path:
-    """The path of history_fold_{fold}.csv in a results folder."""
     return folder / f"history_fold_{fold}.csv"
 
 
 def predictions_file(folder: Path, fold: int) -> Path:
-    """The path of preds_fold_{fold}.csv in a results folder."""
     return folder / f"preds_fold_{fold}.csv"
 
 

@@ -17,7 +17,6 @@ from mbqueue.train.checkpoint import Checkpoints
 
 #: The experiment and fold of the commits in most tests.
 SMALL = Identity(experiment="small", fold=0)
-#: The folder of commits in a store.
 SMALL_FOLDER = fold_folder(STORED_CHECKPOINTS, SMALL)
 _HASH = re.compile(r"-[0-9a-f]{12}\.pt")
 

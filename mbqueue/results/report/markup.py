@@ -99,10 +99,8 @@ def table(
 
 
 def number(value: float | None) -> str:
-    """Format a number with four decimals, or None as a dash."""
     return "–" if value is None else f"{value:.4f}"
 
 
 def spread(value: dict[str, float] | None) -> str:
-    """Format mean ± standard deviation, or None as a dash."""
     return "–" if value is None else f"{value['mean']:.4f} ± {value['std']:.4f}"
