@@ -171,9 +171,10 @@ class Queueing(OpenedProject):
         return self._put(spec, priority=priority)
 
     def _put(self, spec: Spec, *, priority: int) -> EnqueueOutcome:
-        from mbqueue.data.datasets import check_dataset  # noqa: PLC0415
+        from mbqueue.data.datasets import check_columns  # noqa: PLC0415
 
-        check_dataset(spec.data.dataset, project_root=self.folder.root)
+        data = spec.data
+        check_columns(data.dataset, project_root=self.folder.root, target=spec.predicts, id_column=data.id_column)
         now = self._clock.now()
         day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
         results_dir = self.folder.results_folder(day, spec.folder_name)

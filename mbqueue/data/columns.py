@@ -152,17 +152,17 @@ class Columns:
     def _require_target(self, absent: str, there: str, names: Sequence[str]) -> None:
         if self.target is None and self.targets_required:
             others = [name for name in names if name not in (self.id, self.structure)]
-            advice = UNDER_A_NEW_NAME
+            advice = ""
             if self._target_names == ENERGY_COLUMNS:
                 column = others[0] if len(others) == 1 else "COLUMN"
                 gap = options_for(column, name="band gap", unit="eV", kind="scalar")
                 advice = (
-                    "If the experiment is already enqueued, it never changes. Enqueue it again, for example with: "
-                    f"--name NAME-2 {gap} (or energy, for energies per atom)"
+                    "To enqueue an experiment, also describe the property, for example with: "
+                    f"{gap} (or energy, for energies per atom). "
                 )
             raise DataError(
                 f"{absent} {' or '.join(self._target_names)}. {there} Name the target column with --target-column. "
-                f"{advice}"
+                f"{advice}{UNDER_A_NEW_NAME}"
             )
 
     def take(self, names: Collection[str], source: str, *, chosen: tuple[str | None, str | None, str | None]) -> None:

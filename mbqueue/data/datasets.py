@@ -73,6 +73,27 @@ def check_dataset(name_or_path: str, *, project_root: Path | None = None, target
         raise DataError(f"{path} is empty.")
 
 
+def check_columns(name_or_path: str, *, project_root: Path | None = None, target: Target, id_column: str = "") -> None:
+    """Check a dataset as ``check_dataset`` does, and the columns of a CSV table or an ``id_prop.csv``.
+
+    In the other formats, any row may contain the target, so only a session, which reads all rows, checks the columns.
+
+    Raises:
+        UsageError, DataError: as ``check_dataset``, or if a column is missing or occurs twice.
+    """
+    check_dataset(name_or_path, project_root=project_root)
+    path = _path_of(name_or_path, project_root)
+    if name_or_path in {*TASKS, SAMPLE_DATASET} or not (path.is_dir() or path.suffix == ".csv"):
+        return
+    from mbqueue.data import folders, formats  # noqa: PLC0415  as in `load`
+
+    columns = _columns(target, id_column, targets_required=True)
+    if path.is_dir():
+        formats.read_listing(columns, path / folders.LISTING)
+    else:
+        formats.read_csv_header(columns, path)
+
+
 def is_at_hand(name_or_path: str, *, project_root: Path | None = None) -> bool:
     """Whether a dataset is on this machine, so that ``load`` needs no download."""
     if name_or_path == SAMPLE_DATASET:
@@ -118,16 +139,13 @@ def load(
         DataError: if the dataset cannot be downloaded or read, is malformed, or contains no usable crystal.
     """
     # Import these slow modules here, because `mbqueue enqueue` only checks the dataset and must be fast.
-    from mbqueue.data.columns import ColumnNames, Columns  # noqa: PLC0415
     from mbqueue.data.entries import Gatherer  # noqa: PLC0415
     from mbqueue.data.folds import drawn_rows  # noqa: PLC0415
 
     check_dataset(name_or_path, project_root=project_root, targets_required=targets_required)
     task = TASKS.get(name_or_path)
     wanted = target if task is None else task.target
-    columns = Columns(
-        ColumnNames(id=id_column, target=wanted.column), targets_required=targets_required, target_names=wanted.columns
-    )
+    columns = _columns(wanted, id_column, targets_required=targets_required)
     gatherer = Gatherer(targets_required=targets_required, target=wanted)
     if task is not None:
         path = _read_official(gatherer, columns, task, progress)
@@ -151,6 +169,15 @@ def load(
         dropped=gatherer.offenders,
         source=name_or_path,
         official=task is not None and whole,
+    )
+
+
+def _columns(target: Target, id_column: str, *, targets_required: bool) -> Columns:
+    """The columns that a reader must choose for a target."""
+    from mbqueue.data.columns import ColumnNames, Columns  # noqa: PLC0415  as in `load`
+
+    return Columns(
+        ColumnNames(id=id_column, target=target.column), targets_required=targets_required, target_names=target.columns
     )
 
 

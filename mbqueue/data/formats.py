@@ -19,7 +19,7 @@ from mbqueue.data.entries import Gatherer, Unusable
 from mbqueue.data.json_tables import JsonTable
 from mbqueue.data.json_values import RepeatedKey, parse_json
 from mbqueue.data.poscar import read_poscar
-from mbqueue.data.source import Progress, lines_of, opened
+from mbqueue.data.source import Progress, Source, lines_of, opened
 from mbqueue.errors import DataError
 from mbqueue.task import Task
 
@@ -82,14 +82,7 @@ def read_json_lines(gatherer: Gatherer, columns: Columns, path: Path, progress: 
 def read_csv(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
     """Read a CSV table with a header and a column of structures in CIF, POSCAR or JSON format."""
     with opened(path, progress) as stream:
-        decoded = (
-            line.decode("utf-8-sig" if not number else "utf-8") for number, line in enumerate(lines_of(stream, path))
-        )
-        rows = _csv_rows(decoded, path)
-        heading = [name.strip() for name in next(rows, [])]
-        columns.choose(heading, str(path), structures=("cif", "structure"))
-        if columns.id is None:
-            raise DataError(f"{path} has no column {' or '.join(ID_NAMES)}. Its columns are: {', '.join(heading)}.")
+        heading, rows = _csv_table(columns, stream, path)
         for number, row in enumerate(rows, 1):
             if len(row) != len(heading):
                 gatherer.refuse(f"row {number}", uneven(len(row), len(heading)))
@@ -99,6 +92,25 @@ def read_csv(gatherer: Gatherer, columns: Columns, path: Path, progress: Progres
                 gatherer.refuse(f"row {number}", f"column {columns.id} is empty")
             else:
                 add(gatherer, name, structure, target)
+
+
+def read_csv_header(columns: Columns, path: Path) -> None:
+    """Choose the columns of a CSV table, without reading its rows."""
+    with opened(path) as stream:
+        _csv_table(columns, stream, path)
+
+
+def _csv_table(columns: Columns, stream: Source, path: Path) -> tuple[list[str], Iterator[list[str]]]:
+    """Choose the columns of a CSV table; return its header and an iterator of its rows."""
+    decoded = (
+        line.decode("utf-8-sig" if not number else "utf-8") for number, line in enumerate(lines_of(stream, path))
+    )
+    rows = _csv_rows(decoded, path)
+    heading = [name.strip() for name in next(rows, [])]
+    columns.choose(heading, str(path), structures=("cif", "structure"))
+    if columns.id is None:
+        raise DataError(f"{path} has no column {' or '.join(ID_NAMES)}. Its columns are: {', '.join(heading)}.")
+    return heading, rows
 
 
 def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:

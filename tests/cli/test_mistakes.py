@@ -284,7 +284,7 @@ def test_make_with_an_old_python_says_which_version_it_needs(tmp_path: Path) -> 
     assert not (tmp_path / ".venv").exists()
 
 
-def test_the_advice_on_a_table_without_a_known_target_leads_to_an_experiment_that_can_be_prepared(
+def test_enqueue_refuses_a_csv_without_a_known_target_and_its_advice_leads_to_an_experiment(
     mbqueue: Command, project: ProjectFolder
 ) -> None:
     salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -296,13 +296,31 @@ def test_the_advice_on_a_table_without_a_known_target_leads_to_an_experiment_tha
     assert "head_finetune.toml with " in refused.err
     assert 'target.column = "band_gap"' in refused.err
     assert "results_name" not in refused.err
-    assert mbqueue(*enqueue).code == 0
-    said = mbqueue("work", "--max-jobs", "1", "--device", "cpu", "--no-end-command").err
-    advice = re.search(r"--name NAME-2 --target-column band_gap .*?target\.kind=scalar", " ".join(said.split()))
+    unknown = mbqueue(*enqueue)
+    assert (unknown.code, project.queue_db.exists()) == (FAILURE, False)
+    said = " ".join(unknown.err.split())
+    assert "mine.csv has no column e_form or target or" in said
+    assert "Its columns are: id, cif, band_gap." in said
+    advice = re.search(r"--target-column band_gap .*?target\.kind=scalar", said)
     assert advice is not None
-    assert advice[0].removeprefix("--name NAME-2 ") in " ".join(refused.err.split())
+    assert advice[0] in " ".join(refused.err.split())
     assert mbqueue(*enqueue, *shlex.split(advice[0])).code == 0
     assert mbqueue("prepare", "mine.csv", "--target-column", "band_gap").code == 0
+
+
+def test_the_advice_of_a_session_on_a_table_without_a_known_target_leads_to_an_experiment(
+    mbqueue: Command, project: ProjectFolder
+) -> None:
+    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    rows = [json.dumps({"id": f"c{n}", "structure": salt.as_dict(), "band_gap": n + 0.5}) for n in range(5)]
+    (project.root / "mine.jsonl").write_text("\n".join(rows))
+    enqueue = ("enqueue", "head_finetune", "--dataset", "mine.jsonl")
+    assert mbqueue(*enqueue).code == 0
+    said = " ".join(mbqueue("work", "--max-jobs", "1", "--device", "cpu", "--no-end-command").err.split())
+    assert "enqueue it again under a new name (--name NAME-2)" in said
+    advice = re.search(r"--target-column band_gap .*?target\.kind=scalar", said)
+    assert advice is not None
+    assert mbqueue(*enqueue, "--name", "NAME-2", *shlex.split(advice[0])).code == 0
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])

@@ -19,10 +19,10 @@ from pymatgen.core import Lattice, Structure
 
 from mbqueue.data import datasets
 from mbqueue.data.crystals import Crystals
-from mbqueue.data.datasets import check_dataset, load
+from mbqueue.data.datasets import check_columns, check_dataset, load
 from mbqueue.errors import DataError, UsageError
 from mbqueue.files import sha256_of_file
-from mbqueue.task import TASKS
+from mbqueue.task import FORMATION_ENERGY, TASKS
 from tests.data.crystal_making import SALT, entry
 
 
@@ -226,6 +226,54 @@ def test_checking_a_data_set_imports_nothing_that_takes_time(tmp_path):
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "heading", "target", "id_column", "message"),
+    [
+        ("t.csv", "id,cif,gap", "", "", r"no column e_form or .* Its columns are: id, cif, gap\. Name the target"),
+        ("t.csv", "id,cif,gap", "egap", "", "no column egap, which you named as the target column"),
+        ("t.csv", "id,cif,e_form", "", "name", "no column name, which you named as the id column"),
+        ("t.csv", "id,e_form", "", "", "no column cif or structure"),
+        ("t.csv", "cif,e_form", "", "", "no column id or material_id"),
+        ("t.csv", "id,cif,e_form,e_form", "", "", "more than one column e_form"),
+        ("cifs/id_prop.csv", "id,gap", "", "", r"no column e_form or .* Its columns are: id, gap\. Name the target"),
+        ("cifs/id_prop.csv", "one,-1.5", "gap", "", "has no header, so it has no column gap"),
+    ],
+)
+def test_checking_the_columns_of_a_table_names_the_wrong_one_as_reading_does(
+    tmp_path: Path, name: str, heading: str, target: str, id_column: str, message: str
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"{heading}\n")
+    source = str(path if path.parent == tmp_path else path.parent)
+    wanted = replace(FORMATION_ENERGY.target, column=target)
+    with pytest.raises(DataError, match=message):
+        check_columns(source, target=wanted, id_column=id_column)
+    with pytest.raises(DataError, match=message):
+        load(source, target=wanted, id_column=id_column)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", 'id,cif,e_form\n"not closed'),
+        ("cifs/id_prop.csv", "one,-1.5"),
+        ("t.jsonl", '{"id": "a", "structure": {}}'),
+        ("t.json", '{"structure": []}'),
+    ],
+)
+def test_checking_the_columns_reads_only_the_header(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    check_columns(str(path if path.parent == tmp_path else path.parent), target=FORMATION_ENERGY.target)
+
+
+def test_a_folder_with_the_name_of_the_sample_is_not_checked_as_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "sample").mkdir()
+    check_columns("sample", project_root=tmp_path, target=FORMATION_ENERGY.target)
 
 
 def test_checking_names_missing_files_and_unknown_formats(tmp_path: Path):
