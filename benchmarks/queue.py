@@ -396,7 +396,7 @@ def run_with_a_slow_disk(milliseconds: float) -> int:
     """Run this command again with `slow_fsync.c` in all its processes, including the server; return its exit code."""
     source = Path(__file__).with_name("slow_fsync.c")
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # let PostgreSQL read the folder; it does not run as root
+        Path(folder).chmod(0o755)  # PostgreSQL, which does not run as root, must read the folder
         library = Path(folder) / "slow_fsync.so"
         subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
         again = [sys.executable, "-m", "benchmarks.queue", *sys.argv[1:]]

@@ -133,7 +133,7 @@ class Stock:
         self.device = device
         self.model = load_pretrained("0.3.0").to(device)
         for parameter in self.model.composition_model.parameters():
-            parameter.requires_grad_(False)  # CHGNet's trainer does this by default
+            parameter.requires_grad_(False)  # CHGNet's trainer freezes these weights by default
         self.loss = CombinedLoss(target_str="e", criterion="Huber", delta=0.1)
         self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-5)
 

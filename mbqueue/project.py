@@ -32,8 +32,8 @@ live folder on a local disk. Each file on the mount is written once, under a nam
     └── crystals/DATASET-HASH.bin   crystals from which a new machine makes its cache/
 
 With an object store, the store contains the commits, the results, and data that is expensive to compute, under the
-prefix in the setting `store`. The project's own folders then contain copies. Objects never change. mbqueue writes an
-object whose name contains no hash only once.
+prefix in the setting `store`. The project's own folders contain copies of the objects. Objects never change. mbqueue
+writes an object whose name contains no hash only once.
 
     STORE/
     ├── mbqueue-store.json          the store's id, which queues record (`mbqueue.buckets.MARKER`)
@@ -128,7 +128,7 @@ class ProjectFolder:
     def commits_file(self) -> Path:
         """The file with the id of this folder's checkpoints, which a queue on a server also records.
 
-        Used only without an object store.
+        mbqueue uses this file only without an object store.
         """
         return self.live_dir / "commits.json"
 
@@ -327,7 +327,7 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
     def look_closely() -> tuple[ProjectFolder, str | None]:
         found = look()
         if found.root != root and root.is_relative_to(found.root):
-            raise ProjectNotFound  # found a project above the mount point, so the known one is not mounted
+            raise ProjectNotFound  # found a project above the mount point, so the known project is not mounted
         return found, belonging.missing(found.state_dir) if belonging is not None and found.root == root else None
 
     try:

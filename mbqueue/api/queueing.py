@@ -251,7 +251,7 @@ class Queueing(OpenedProject):
             changed = queue.retry(experiment, fold=fold, now=self._clock.now())
             try:
                 lost_folds = self._lost_folds(queue, experiment)
-            except StoreError as error:  # the jobs stay retried
+            except StoreError as error:  # the jobs are queued again already
                 lost_folds = {}
                 tell(f"{error} Result files could not be checked. Retry again once the store answers.")
             again = {lost: why for lost, why in lost_folds.items() if fold in (None, lost)}

@@ -45,7 +45,7 @@ def test_two_workers_frozen_beyond_their_leases_commit_every_epoch_once_and_the_
     with Queue(race.project().queue_db, read_only=True) as queue:
         for freeze in range(10 * FREEZES):
             if freeze >= FREEZES and taken_over:
-                break  # on a busy machine, some freezes are shorter than the lease, so more are needed
+                break  # on a busy machine, some freezes are shorter than the lease, so more freezes are needed
             time.sleep(chance.uniform(0.0, 0.3))
             leased = queue.jobs(state=State.LEASED)
             if not leased:

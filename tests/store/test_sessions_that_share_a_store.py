@@ -373,7 +373,7 @@ def test_a_new_store_that_lacks_what_the_queue_has_committed_is_refused(
     shutil.rmtree(root / "state" / "checkpoints")
     url = s3.new_store()
     monkeypatch.setenv(STORE_VARIABLE, url)
-    for _ in range(2):  # the second session finds what the first one stored
+    for _ in range(2):  # the second session finds what the first session stored
         with pytest.raises(StoreError, match="Check the address"):
             work(ProjectFolder(root), WorkOptions(device="cpu"), report=RememberedReport())
 

@@ -350,8 +350,8 @@ def test_references_are_those_that_chgnets_own_atomref_fits_where_the_data_deter
         mine = shares @ ours.values
         if tolerance is not None:
             assert np.abs(mine - stock).max() < tolerance
-        # mbqueue's fit must be at least as good as CHGNet's, even if the data do not determine the references, so that
-        # CHGNet inverts a singular matrix in float32.
+        # mbqueue's fit must be at least as good as CHGNet's. If the data do not determine the references, CHGNet
+        # inverts a singular matrix in float32.
         assert ((mine - crystals.targets) ** 2).sum() <= ((stock - crystals.targets) ** 2).sum() + 1e-6
         set_references(model, ours)
         assert np.allclose(model.composition_model.fc.weight.detach().numpy()[0], ours.values, atol=1e-6)
