@@ -112,7 +112,7 @@ class Queueing(OpenedProject):
             specs.append(load_spec(path, overrides=overrides | own))
         with open_queue(self.folder, refuses=anything) as queue:
             there = {one.name: one.spec_hash for one in queue.experiments()}
-        # Start with the specs whose name belongs to a different spec, so that they fail before anything is enqueued.
+        # First try the names that the queue uses for a different spec, so that the error precedes any enqueueing.
         taken_first = sorted(specs, key=lambda spec: there.get(spec.name, spec.hash) == spec.hash)
         done = {spec.name: self._put(spec, priority=priority) for spec in taken_first}
         return tuple(done[spec.name] for spec in specs)
