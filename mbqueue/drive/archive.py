@@ -194,7 +194,6 @@ def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]
 
 
 def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and bytes of every file for the archive."""
     content = snapshot.read_bytes()
     snapshot.unlink()  # a later crash then leaves no file behind
     yield "queue.db", content

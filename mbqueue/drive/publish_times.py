@@ -23,7 +23,7 @@ class Rounds:
         self._took.append((ended_at, seconds))
 
     def note(self, queue: Queue) -> None:
-        """Record a session's collected rounds in the queue. A command records no rounds."""
+        """Record the collected rounds in the queue; without a session, record nothing."""
         while self._took and self._session is not None:
             ended_at, seconds = self._took.pop(0)
             queue.note(published_note(seconds), by=self._session, now=ended_at)

@@ -44,7 +44,7 @@ class PublishedFold(Commits):
         self._seen_at: dict[str, float] = {}
 
     def has(self, commit: Commit) -> bool:
-        """Whether both files of a commit are on the mount, intact or damaged."""
+        """Whether both files of a commit are on the mount; the files may be damaged."""
         there = {(file.base, file.suffix) for _, _, file in self._files()}
         return {(commit.base, "json"), (commit.base, "pt")} <= there
 

@@ -1,8 +1,8 @@
 """Rebuild a queue from commits and users' requests.
 
-A session on a new machine and `recover` start from a snapshot or an empty database. The rebuilt queue gets every known
-experiment (`enqueue_again`), and every fold advances to its newest commit (`trained_by`). `restore` starts from the
-archive's database, and also uses `trained_by`.
+A rebuild starts from a snapshot or an empty database. The rebuilt queue gets every known experiment (`enqueue_again`),
+and every fold advances to its newest commit (`trained_by`). `restore` starts from the archive's database, and also uses
+`trained_by`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def rebuild_queue(
 
 
 def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> Trained:
-    """Derive a fold's progress, for the queue to adopt, from the fold's newest commit.
+    """Derive a fold's progress from its newest commit, for the queue to adopt.
 
     Args:
         manifest: manifest of the newest commit; None for a fold without commits.

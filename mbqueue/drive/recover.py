@@ -59,8 +59,8 @@ def recover(
     `read_notes`), even if it has no commit. Sessions repeat `predict` and `record` jobs, unless the files of these jobs
     are intact on the mount. If the live folder is lost, the pauses are lost too.
 
-    If mbqueue can read the replaced queue, experiments and folds that only this queue contains are also restored. You
-    may have started the replaced queue after an earlier queue was lost. If two experiments have the same name, the one
+    If mbqueue can read the replaced queue, experiments and folds that only this queue contains are also restored. For
+    example, you may have enqueued them after an earlier queue was lost. If two experiments have the same name, the one
     with checkpoints is restored. If neither experiment has checkpoints, the experiment that `read_notes` returns is
     restored. Before a file is set aside, ``note`` is called with the reason and the new path.
 

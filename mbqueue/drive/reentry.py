@@ -87,7 +87,7 @@ class Reentry:
 
     @contextmanager
     def _remembering_at_once(self) -> Iterator[None]:
-        """Record with a single write all damaged files that the block finds, because there may be hundreds."""
+        """Collect the damaged files that the block finds, and record them in one write: there may be hundreds."""
         if self._found is not None:
             yield
             return
@@ -207,7 +207,7 @@ class Reentry:
         return sorted(found.values(), key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
 
     def _prepared(self, queue: Queue, experiment: Experiment, result: Mapping[str, Any], by: str) -> None:
-        with contextlib.suppress(QueueError):  # this machine's `prepare` job reports crystals that differ
+        with contextlib.suppress(QueueError):  # if the crystals differ, this machine's `prepare` job reports it
             queue.adopt_result(
                 experiment.name, Kind.PREPARE, result=result, source="the mount", now=self._clock.now(), by=by
             )
@@ -244,7 +244,7 @@ class Reentry:
         return taken
 
     def _take_over(self, here: Commits, folder: Path, chain: list[tuple[Commit, bytes]]) -> None:
-        """Copy accepted commits into the live folder. Set aside commits of a different line."""
+        """Copy accepted commits into the live folder. Set aside commits that the newest one does not continue."""
         newest = chain[-1][0].manifest
         on_line = {one.base for one in here.commits() if newest.continues(one.manifest)}
         for stem in here.bases():

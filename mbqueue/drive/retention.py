@@ -1,8 +1,8 @@
 """Decide which superseded files to keep on a mount that uploads and removes files in any order.
 
-A mount may remove an older file from the drive before it uploads a newer file that this machine reads back. If the
-machine is then lost, both files are gone. So mbqueue keeps a superseded file until the newer file has been on the mount
-for some time, and counts as settled (uploaded).
+A mount may delete a superseded file from the drive before it uploads the successor. If the machine is then lost, both
+files are gone. So mbqueue keeps a superseded file until the successor has been on the mount for some time, and counts
+as settled (uploaded).
 """
 
 from __future__ import annotations

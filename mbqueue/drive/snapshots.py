@@ -1,6 +1,6 @@
 """Take snapshots of the queue's database while it is in use, publish them, and check them before use.
 
-A snapshot on the mount is NUMBER-DATABASE-HASH.db, and a manifest of the same name with the suffix .json, written last.
+A snapshot on the mount is NUMBER-DATABASE-HASH.db with its manifest, NUMBER-DATABASE-HASH.json, which is written last.
 The files never change. DATABASE is the id of the live database. NUMBER is higher than the number of every snapshot that
 the database continues. HASH is the beginning of the manifest's SHA-256.
 """
@@ -155,7 +155,6 @@ def check(path: Path) -> None:
 
 
 def _wrong_structure(db: sqlite3.Connection) -> str | None:
-    """Return the first problem in the structure of a database, or None if it has no problem."""
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in range(1, SCHEMA_VERSION + 1):
         return "is not a queue of mbqueue"
@@ -238,7 +237,7 @@ class Snapshots:
         """Copy the newest intact snapshot to a local file; None if no snapshot is intact.
 
         Raises:
-            SchemaTooNew: if a newer mbqueue wrote the newest snapshot. An older snapshot would lose work.
+            SchemaTooNew: if a newer mbqueue wrote the newest snapshot; using an older snapshot would lose work.
         """
         for snapshot in reversed(self.listed()):
             listing = snapshot.listing
@@ -276,7 +275,7 @@ class Snapshots:
         return self._known[base]
 
     def prune(self, newest: Listing, *, now: float, steady_since: float) -> None:
-        """Remove snapshots that a published snapshot continues, except those that `positions_to_keep` selects.
+        """Remove snapshots whose content is also in ``newest``, except those that `positions_to_keep` selects.
 
         Leftover files that are older than the kept snapshots are also removed: damaged files, copies that the drive
         renamed, and databases whose session died before it wrote the manifest.

@@ -174,7 +174,7 @@ class Lease:
 
 def told_apart_by(spec: Mapping[str, Any], spec_hash: str) -> tuple[str, bool]:
     """The values that distinguish two experiments with the same name: the spec's hash, and whether this is a trial."""
-    return spec_hash, "trial" in spec  # the hash ignores this key
+    return spec_hash, "trial" in spec  # the spec hash ignores `trial`
 
 
 @dataclass(frozen=True, kw_only=True)

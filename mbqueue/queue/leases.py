@@ -372,7 +372,6 @@ class Leases(Claims):
         return tuple(Job.from_row(row) for row in rows)
 
     def _fenced(self, db: Statements, statement: str, lease: Lease, values: Mapping[str, Any]) -> None:
-        """Run a statement that checks the job's id and the lease's fence."""
         self._require_held(db, lease, db.execute(statement, {**values, "id": lease.job.id, "fence": lease.fence}))
 
     def _require_held(self, db: Statements, lease: Lease, written: Rows) -> None:

@@ -86,7 +86,7 @@ def traces(project: ProjectFolder) -> list[Trace]:
 
 
 def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, Lost]]:
-    """Find the traces of lost work, each with the part that is missing from the queue."""
+    """Find the notes and commits of lost work, each with the part that is missing from the queue."""
     # List the files before reading the queue: a new experiment enters the queue before its first file is written.
     found = traces(project)
     if not found:

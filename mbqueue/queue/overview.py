@@ -143,7 +143,7 @@ class Outlook:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether the queue waits for a person, because no job is ready, delayed or leased."""
+        """Whether only a person can continue the work: no job is ready, delayed or leased."""
         return self.ready + self.delayed + self.leased == 0
 
 

@@ -215,7 +215,7 @@ class SqliteFile(Database):
         return connection
 
     def _is_immutable(self) -> bool:
-        """Whether the file cannot change, because its folder is not writable and the write-ahead log is empty."""
+        """Whether the file cannot change: its folder is not writable, and its write-ahead log is empty."""
         log = self.path.with_name(self.path.name + "-wal")
         return not os.access(self.path.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
 

@@ -101,7 +101,6 @@ def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
 
 
 def _make(connection: sqlite3.Connection, version: int) -> None:
-    """Create the tables of the given schema version in an empty database."""
     for statement in (*_RECORD, *tables(SQLITE), *_triggers()):
         connection.execute(statement.strip())
     if version < 4:

@@ -86,7 +86,7 @@ class Steering(Part):
             The number of changed jobs.
 
         Raises:
-            UsageError: if there is no such experiment or fold. The other methods of this class also raise this error.
+            UsageError: as in every method of this class, if there is no such experiment or fold.
         """
         return self._set_paused(experiment, fold, paused=True, by=by, now=now)
 
@@ -159,10 +159,10 @@ class Steering(Part):
         lose their leases on these jobs. The epoch after `to_epoch` becomes ready. Failed and cancelled jobs stay as
         they are.
 
-        A worker that finds the damage sets `lease` to its lease on one of the rewound jobs. The call ends the lease. If
-        the worker's next claim passes the fold as `loaded`, the claim gets epoch `to_epoch + 1`. The call fails if the
-        same session finds the same damage again, because training again did not help. The call also fails if sessions
-        have rewound the job `MAX_REWINDS` times without committing it.
+        A worker that finds the damage passes the `lease` that it holds on one of the rewound jobs. The call ends this
+        lease. If the worker's next claim passes the fold as `loaded`, the claim gets epoch `to_epoch + 1`. The call
+        fails if the same session finds the same damage again, because training again did not help. The call also fails
+        if sessions have rewound the job `MAX_REWINDS` times without committing it.
 
         Args:
             folds: maps each fold to the reason for its rewind; if empty, nothing changes.

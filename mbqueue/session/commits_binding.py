@@ -142,14 +142,14 @@ def elsewhere(place: CommitsPlace, why: str) -> StoreError:
 
 
 def store_place(store: ObjectStore) -> CommitsPlace:
-    """Return what a queue records as the place of its commits if they are in ``store``; call `store.check` first."""
+    """Return ``store`` as a `CommitsPlace`, for the queue to record; call `store.check` first."""
     return CommitsPlace(id=store.id, kind="store", address=store.url)
 
 
 def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
-    """Return what a queue records as the place of its commits if they are in the project's own folder.
+    """Return the project's own folder as a `CommitsPlace`, for the queue to record.
 
-    If the folder has no id, create one with ``make``, and return None without ``make``.
+    With ``make``, a folder without an id gets an id. Without ``make``, return None for such a folder.
 
     Raises:
         QueueError: if the file with the folder's id is damaged.

@@ -1,4 +1,4 @@
-"""Copy an experiment's crystals, during training, to the place that machines share. Imports no torch.
+"""Copy an experiment's crystals to shared storage during training. Imports no torch.
 
 Copying a hundred megabytes to a drive can take minutes, so the session trains in the meantime. A session that is asked
 to stop or runs out of time abandons the copy and removes the partial file. The next session that trains on the same
@@ -63,7 +63,7 @@ class CrystalCopies:
         self._wait(STOP_SECONDS, lambda: False)
 
     def keep(self, shared: SharedCrystals, file: Path, dataset_hash: str) -> None:
-        """Start copying a file of crystals to the place that machines share, unless that place already has them."""
+        """Start copying a file of crystals to shared storage, unless it is already there."""
         if dataset_hash in self._threads:
             return
         if isinstance(shared.blobs, ObjectStore):

@@ -34,7 +34,7 @@ def tested_device(name: str | None) -> torch.device:
 
 
 def why_lost(device: torch.device) -> str | None:
-    """The error of a GPU that this process can no longer use; None if the GPU works.
+    """Why this process can no longer use the GPU, in words; None if the GPU works.
 
     After an illegal access, a failed assertion or a memory fault, every later CUDA call of the process fails. A GPU
     that is only out of memory still works.

@@ -182,7 +182,7 @@ class Crew:
             failures = self._run(stop)
         outcomes = tuple(worker.outcome for worker in self._workers if worker.outcome is not None)
         endings = {outcome.ending for outcome in outcomes}
-        # A session that found no more jobs worked until the queue was finished, so its ending counts for all sessions.
+        # If one session found no job left, the queue is finished, so that session's ending counts for all sessions.
         ending = next((e for e in (Ending.DONE, Ending.BLOCKED) if e in endings), Ending.STOPPED)
         return DevicesOutcome(ending=ending, sessions=outcomes, failures=tuple(failures))
 

@@ -184,7 +184,7 @@ def require_table(path: Path, made_from: Sequence[Path], *, force: bool) -> None
 
 
 def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[Path]) -> bool:
-    """Whether an experiment in the queue, or one with its results next to a model file, used this dataset."""
+    """Whether any experiment in the queue, or next to one of the models, used this dataset."""
     for folder in {path.parent for path in models}:
         try:
             content = json.loads((folder / RESULTS_FILE).read_bytes())

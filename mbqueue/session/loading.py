@@ -55,7 +55,7 @@ class _Found:
     Attributes:
         columns: a sentence about the chosen columns; empty if the source was not read.
         is_new: whether the crystals were read from the source just now.
-        is_shared: whether the crystals came from the place that machines share.
+        is_shared: whether the crystals came from shared storage.
     """
 
     crystals: Crystals
@@ -82,8 +82,8 @@ def load_data(
         dataset_hash: hash of the crystals, known once the experiment is prepared. If the cache has these crystals, the
             source is not read.
         store: the project's object store, if one is already open.
-        keep: copies a file of crystals for other machines, given the shared place, the file and the dataset's hash. By
-            default, the file is copied before this function returns.
+        keep: called with the shared folder, a file of crystals and the dataset's hash, to copy the file for other
+            machines. By default, the file is copied before this function returns.
 
     Raises:
         DataError: if the source cannot be used, or has changed since the experiment was prepared.
@@ -130,7 +130,7 @@ def load_data(
 
 
 def _stored(project: ProjectFolder, shared: SharedCrystals | None, dataset_hash: str, note: Note) -> _Found | None:
-    """Return the crystals with this hash from the cache or the place that machines share; None if neither has them."""
+    """Return the crystals with this hash from the cache or from shared storage; None if neither has them."""
     found = _from_cache(project, dataset_hash, note)
     if found is not None:
         return found

@@ -18,7 +18,7 @@ from mbqueue.project import ProjectFolder
 
 
 def require_original(project: ProjectFolder) -> None:
-    """Record this project's folder; refuse a copy that shares only the queue or only the store with its original.
+    """Record this project's folder, unless the project is a copy.
 
     If the original no longer exists, the project was moved, not copied. Copies on another machine are not detected.
 
@@ -53,7 +53,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _are_two(one: Path, other: Path) -> bool:
-    """Whether both paths exist and are different files; a bind mount can give one file two paths."""
+    """Whether two existing paths are different files. A bind mount can give one file two paths."""
     try:
         return one.stat().st_ino != other.stat().st_ino
     except OSError:

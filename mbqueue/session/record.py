@@ -31,7 +31,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
         try:
             fetch_results(session.store, experiment, session.queue.jobs(experiment=experiment.name), folder)
         except ResultsError as error:
-            session.report.note(str(error))  # the check below makes sessions recreate missing files
+            session.report.note(str(error))  # the check below rewinds each fold whose files are missing
     written = written_facts(session.queue.jobs(experiment=experiment.name))
     broken = broken_folds(folder, spec.folds, experiment.spec, facts=written)
     if broken:

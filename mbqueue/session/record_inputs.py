@@ -24,8 +24,7 @@ def record_inputs(
     """Collect the facts about an experiment for its results, such as its dataset, sessions and library versions.
 
     Args:
-        fingerprint_changes: the times that training resumed on a different device or with a different library, as the
-            function `fingerprint_changes` lists them.
+        fingerprint_changes: the entries that the function `fingerprint_changes` returns.
 
     Raises:
         ResultsError: if the experiment's data are not prepared.

@@ -95,7 +95,7 @@ class Session:
         )
 
     def take_next(self) -> Lease | None:
-        """Return the lease that was claimed with the last commit, and forget it; return None if there is none."""
+        """Return, once, the lease that was claimed with the last commit; otherwise return None."""
         lease, self._next_lease = self._next_lease, None
         return lease
 

@@ -106,7 +106,7 @@ class Deadline:
     MARGIN_SECONDS = 10.0
     #: The assumed duration of a save until the session has measured one.
     FIRST_SAVE_SECONDS = 5.0
-    #: The end command may reserve at most this share of a session's length.
+    #: The end command may reserve at most this fraction of a session's length.
     END_COMMAND_SHARE = 0.2
 
     def __init__(self, clock: Clock, session_seconds: float | None, *, end_command_seconds: float = 0.0) -> None:

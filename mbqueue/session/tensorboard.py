@@ -20,8 +20,8 @@ class TensorBoardReport(Report):
     """Writes TensorBoard event files below ``folder``, for steps and epochs.
 
     Steps go to EXPERIMENT/fold_i, and their numbers increase over all epochs. Epochs go to EXPERIMENT/fold_i/epochs.
-    Steps that are repeated after a kill or a rewind replace the earlier steps (``purge_step``). TensorBoard purges all
-    later values of a run too, so epochs have a separate run.
+    Steps that are repeated after a kill or a rewind replace the earlier steps (``purge_step``). ``purge_step`` also
+    hides the run's values of all later steps, so epochs have a separate run.
 
     Raises:
         UsageError: if the package tensorboard is not installed.

@@ -201,7 +201,6 @@ def _work_and_end(
 
 
 def _store(project: ProjectFolder, clock: Clock, report: Report) -> tuple[ObjectStore, StoreWatch] | tuple[None, None]:
-    """The project's object store, if any, and the watch that tracks whether the store answers."""
     store = store_of(project.topology)
     if store is None:
         return None, None
@@ -403,7 +402,6 @@ def _ends_session(project: ProjectFolder, device: torch.device, error: Exception
 
 
 def _would_come_out_the_same(error: Exception) -> bool:
-    """Whether a retry would fail in the same way."""
     lasting = DataError | SpecError | CheckpointMisfit | TrainingError | ResultsError | RewoundBefore
     return isinstance(error, lasting) and not isinstance(error, SourceAway | CacheError)
 

@@ -17,8 +17,9 @@ What each backend guarantees (tests/storage/test_blobs.py checks all of them):
 So use `create` for names that two writers may choose at the same time, and put a hash into names on a mount. Readers
 check the hash of everything that they read.
 
-Paths are relative and use slashes. A FileNotFoundError concerns one file. Any other OSError, or a StoreError, means
-that the folder, mount or store itself has failed; its files may be intact. Backends do not wait, retry or keep copies.
+Paths are relative and use slashes. A FileNotFoundError is about a single file. Any other OSError, or a StoreError,
+means that the folder, mount or store itself has failed; its files may be intact. Backends do not wait, retry or keep
+copies.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ class Blobs(Protocol):
     def create(self, path: str, content: bytes) -> bool:
         """Write a new blob in one quick attempt. Return False if a blob of this name exists with different content.
 
-        Return True if the blob exists with the same content, because an earlier attempt may have written it. So two
-        writers must never write the same bytes.
+        Return True if the blob exists with the same content, because an earlier attempt may have written it. Two
+        writers must never write the same bytes, since both would get True.
         """
 
     def remove(self, path: str) -> None:

@@ -86,7 +86,7 @@ class Manifest:
 
     @property
     def finished_epochs(self) -> int:
-        """The number of epochs that the commit has finished."""
+        """The number of finished epochs in the commit."""
         return self.epoch if self.complete else self.epoch - 1
 
     @property
@@ -158,7 +158,7 @@ class ForeignCommit(Damaged):
 
 
 def identity_in_head(head: bytes) -> Identity | None:
-    """Read the identity, except its dataset, from the first bytes of a manifest, without checks; None if missing."""
+    """Read the identity without its dataset hash from a manifest's first bytes, unchecked; None if it is missing."""
     match = _HEAD.search(head)
     if match is None:
         return None
@@ -236,7 +236,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_rows(value: Any) -> bool:
-    """Whether a value is a list of history rows with all columns that mbqueue reads."""
     return isinstance(value, list) and all(
         isinstance(row, dict)
         and row.get("epoch") == number
@@ -247,7 +246,7 @@ def _are_rows(value: Any) -> bool:
 
 
 def _is_enqueued(value: Any) -> bool:
-    """Whether a value is an experiment's entry in the queue, or None. The spec itself is not checked."""
+    """Whether a value is None or an experiment's entry in the queue. The spec itself is not checked."""
     if value is None:
         return True
     if not (isinstance(value, dict) and isinstance(value.get("spec"), dict)):

@@ -118,7 +118,7 @@ class Drive:
                 return stream.read(at_most + 1)
 
     def write_new(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
-        """Write a new file and read it back. Remove the file if this fails.
+        """Write a new file and read it back; if either fails, remove the file.
 
         Args:
             before_piece: called before each piece with the number of bytes left; an exception ends the write.
@@ -158,11 +158,11 @@ class Drive:
         folder.mkdir(exist_ok=True)
 
     def put(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
-        """Write a file whose name belongs only to this content; ``before_piece`` as in `write_new`.
+        """Write a file whose name is used for no other content; ``before_piece`` as in `write_new`.
 
         A file of this name with different content is a truncated copy. mbqueue keeps the truncated copy, and adds a
-        number to the new file's name, as a drive does. Readers try every number. If a file has the maximum number of
-        copies, the last copy is replaced.
+        number to the new file's name, as a drive does. Readers try the names of all copies. If a file has the maximum
+        number of copies, the last copy is replaced.
         """
         stem, dot, suffix = path.rpartition(".")
         names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]

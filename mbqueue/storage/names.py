@@ -49,7 +49,7 @@ class CommitFile:
 
     @property
     def finished_epochs(self) -> int:
-        """The number of epochs that the commit has finished."""
+        """The number of finished epochs in the commit."""
         epoch, is_finished, *_ = order_of(self.stem)
         return epoch if is_finished else epoch - 1
 

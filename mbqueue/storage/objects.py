@@ -112,8 +112,8 @@ class ObjectStore:
     def is_the_one(self, known: str) -> bool:
         """Whether the store has this id; if so, set `id`.
 
-        This method writes nothing, because the address may lead to a different store, such as the empty folder of a
-        share that is not mounted. So readers need no permission to write.
+        This method writes nothing, because the address may lead to a different store, for example an empty folder where
+        a network drive is not mounted. So readers need no permission to write.
 
         Raises:
             StoreError: if the store does not answer, or denies access.

@@ -60,7 +60,7 @@ class OwnCommits(Commits):
         place, identity, on_wrong: as for `Commits`. Damaged or foreign commits are set aside (renamed to .damaged)
             before they are reported.
         near: a folder on this machine for copies of commits that are stored elsewhere. A copy saves a download, and is
-            used only if it matches the manifest in the place.
+            used only if it matches the commit's manifest.
         mirror: a place with copies that replace damaged files.
         note: called with a message about each repair.
         enqueued: the experiment's entry in the queue, written into every manifest.

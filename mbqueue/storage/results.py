@@ -40,7 +40,7 @@ class ResultFile(NamedTuple):
 
     @classmethod
     def all_in(cls, facts: Mapping[str, Mapping[str, Any]]) -> list[ResultFile]:
-        """Make result files from a mapping of names to ``size`` and ``sha256``. Skip files that are not `is_safe`."""
+        """Make a `ResultFile` from each name with its ``size`` and ``sha256``. Skip unsafe files (see `is_safe`)."""
         found = [cls(name, fact["size"], fact["sha256"]) for name, fact in facts.items()]
         return [file for file in found if file.is_safe]
 
@@ -51,7 +51,7 @@ class ResultFile(NamedTuple):
 
     @property
     def is_safe(self) -> bool:
-        """Whether the file's name cannot lead out of a folder, and its size is plausible."""
+        """Whether the file is safe to copy: its name stays inside the folder, and its size is plausible."""
         return bool(_NAME.fullmatch(self.name)) and 0 <= self.size <= LARGEST_RESULT
 
     @property

@@ -114,9 +114,9 @@ class Transaction:
 
     Args:
         opening: the text of the statements that begin the transaction.
-        first: the statements after ``opening``. The last statement returns ``now``, when the transaction began, and
-            ``up_since``, when the server was started.
-        server_clock: whether ``:now`` in a statement is the server's time, and not the time that the caller passes.
+        first: the statements after ``opening``. The last statement returns ``now`` (when the transaction began) and
+            ``up_since`` (when the server was started).
+        server_clock: whether ``:now`` in a statement is the server's time instead of the caller's.
     """
 
     def __init__(

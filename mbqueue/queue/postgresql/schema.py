@@ -165,7 +165,7 @@ _IS_THERE = """
 
 
 def version_of(connection: Connection[Any], schema: str) -> int:
-    """The schema version of the queue in a schema; 0 if the schema contains no queue."""
+    """The version of the queue in a PostgreSQL schema; 0 if the schema contains no queue."""
     from psycopg import sql  # noqa: PLC0415 - optional package
 
     # to_regclass would miss tables that another process created while this process waited for the lock.
