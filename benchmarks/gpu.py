@@ -459,7 +459,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def _interpret() -> None:
     """Let Triton interpret its kernels in this process, as the tests do."""
-    os.environ["TRITON_INTERPRET"] = "1"  # must be set before anything imports triton
+    os.environ["TRITON_INTERPRET"] = "1"  # set this variable before anything imports triton
     sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
     import pytest
     from interpreted import quicken

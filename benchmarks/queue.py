@@ -284,7 +284,7 @@ class Table:
                 with psycopg_connection(self._server) as connection:
                     # Vacuum now, because PostgreSQL might otherwise do so during the measurement.
                     connection.execute("VACUUM ANALYZE")
-            # Finish these writes now, so that the measured processes do not wait for them.
+            # Write everything to the disk now, so that the measured processes do not wait for it.
             os.sync()
             passed = time.perf_counter() - began
             sys.stderr.write(f"filled {self.system.name} on {self.system.store}, {self.jobs} jobs: {passed:.1f} s\n")
@@ -396,7 +396,7 @@ def run_with_a_slow_disk(milliseconds: float) -> int:
     """Run this command again with `slow_fsync.c` in all its processes, including the server; return its exit code."""
     source = Path(__file__).with_name("slow_fsync.c")
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # PostgreSQL, which does not run as root, must read the folder
+        Path(folder).chmod(0o755)  # PostgreSQL, which does not run as root, must be able to read the folder
         library = Path(folder) / "slow_fsync.so"
         subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
         again = [sys.executable, "-m", "benchmarks.queue", *sys.argv[1:]]

@@ -27,7 +27,7 @@ class Clock(Protocol):
         ...
 
     def sleep(self, seconds: float) -> None:
-        """Wait for about ``seconds``, then return."""
+        """Wait for about ``seconds``."""
         ...
 
 
@@ -43,8 +43,8 @@ class SystemClock:
 
 
 def backoff(tries: int, *, first: float, longest: float) -> float:
-    """Seconds to wait after ``tries`` consecutive failures: ``first`` after one failure, twice as long after each
-    further one, and at most ``longest``."""
+    """Return the seconds to wait after ``tries`` consecutive failures. The wait starts at ``first``, doubles with each
+    further failure, and is at most ``longest``."""
     return min(longest, first * 2.0 ** min(tries - 1, 30))
 
 

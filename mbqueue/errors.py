@@ -129,7 +129,7 @@ class InvalidCrystals(DataError):
         columns: which columns mbqueue read, in words; empty if they are unknown.
     """
 
-    #: The maximum number of invalid entries that the message lists; the message only counts the other entries.
+    #: The message lists at most this many invalid entries, then says how many more there are.
     LISTED = 20
 
     def __init__(self, source: str, offenders: Sequence[tuple[str, str]], columns: str = "") -> None:

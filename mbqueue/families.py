@@ -43,10 +43,10 @@ def pretrained_names() -> list[str]:
 
 
 def family_with(pretrained: str) -> Family:
-    """Return the family to which the pretrained weights of this name belong.
+    """Return the family that has pretrained weights with this name.
 
     Raises:
-        UsageError: if no family has weights of this name.
+        UsageError: if no family has weights with this name.
     """
     for family in FAMILIES:
         if pretrained in family.pretrained:

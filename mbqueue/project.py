@@ -63,7 +63,7 @@ from mbqueue.topology import LIVE_VARIABLE, Topology, live_folder
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
 #: The pattern of an experiment's name, which is also the name of its folders.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-#: Matches the name of a fold's folder, both as a regular expression and as a glob. `fold_name` creates such names.
+#: Matches the folder names that `fold_name` creates, both as a regular expression and as a glob.
 FOLD_PATTERN = f"fold_[0-{N_FOLDS - 1}]"
 
 #: Seconds to wait for a drive before using only what this machine recorded about the project.
@@ -77,7 +77,7 @@ PUBLISHED_OUTCOMES = "state/outcomes"
 PUBLISHED_SESSIONS = "state/sessions"
 PUBLISHED_CRYSTALS = "state/crystals"
 
-#: Folders in an object store, relative to its prefix. `mbqueue.storage.objects.ObjectStore` uses them.
+#: Folders in an object store, relative to the store's prefix. `mbqueue.storage.objects.ObjectStore` uses them.
 STORED_CHECKPOINTS = "checkpoints"
 STORED_RESULTS = "results"
 STORED_CRYSTALS = "crystals"
@@ -327,7 +327,7 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
     def look_closely() -> tuple[ProjectFolder, str | None]:
         found = look()
         if found.root != root and root.is_relative_to(found.root):
-            raise ProjectNotFound  # found a project above the mount point, so the known project is not mounted
+            raise ProjectNotFound  # `look` found a project above the mount point, so the known project is not mounted
         return found, belonging.missing(found.state_dir) if belonging is not None and found.root == root else None
 
     try:

@@ -44,8 +44,8 @@ def wrong_queue_url(text: str) -> str | None:
     return None if fits else "must have the form postgresql://USER@HOST/DATABASE"
 
 
-#: Matches USER:PASSWORD@ after the slashes, even if the password contains a question mark. Does not match HOST:PORT
-#: before an option that contains an @.
+#: Matches USER:PASSWORD@ after the slashes, even if the password contains a question mark. The pattern does not match
+#: HOST:PORT before an option that contains an @.
 _PASSWORD = re.compile(r"//[^/@]*:[^@?]*@|//[^/@:?]*:(?!\d+[?,])[^/@]*@")
 
 

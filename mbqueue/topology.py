@@ -46,7 +46,7 @@ class Topology:
 
     @classmethod
     def of(cls, root: Path, settings: Settings, *, live: Path | None) -> Topology:
-        """Make the topology of a project.
+        """Determine the topology of a project from its settings and the environment.
 
         Args:
             live: the result of `live_folder`.
@@ -155,9 +155,9 @@ class Topology:
 def live_folder(root: Path, settings: Settings, *, on_server: bool | None = None) -> Path | None:
     """Choose the live folder of a project; None if its live state is in state/.
 
-    $MBQUEUE_LIVE_DIR takes precedence over the settings. If neither names a live folder, a project on a drive or
-    network mount gets one in ~/.cache. A project on a cluster's file system needs no live folder if its queue is on a
-    server.
+    $MBQUEUE_LIVE_DIR takes precedence over the settings. If neither the variable nor the settings name a live folder, a
+    project on a drive or network mount gets one in ~/.cache. A project on a cluster's file system needs no live folder
+    if its queue is on a server.
 
     Args:
         on_server: whether to assume that the queue is on a server; by default, as in the settings.

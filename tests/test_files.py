@@ -59,7 +59,7 @@ def test_json_is_written_readable_and_in_utf8(tmp_path: Path) -> None:
 
 
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
-    content = bytes(range(256)) * 5000  # larger than a single read
+    content = bytes(range(256)) * 5000  # more than `sha256_of_file` reads at once
     files.write_bytes(tmp_path / "file", content)
     assert files.sha256_of_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 

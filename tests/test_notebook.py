@@ -150,7 +150,7 @@ def make_small(project: Path) -> None:
 
 def test_the_cells_run_from_the_mount_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
-    # mbqueue gives only mounts a live folder. This folder is not a mount, so the test sets the live folder itself.
+    # Only a project on a mount gets a live folder. This folder is not a mount, so the test sets the live folder itself.
     live = tmp_path / "live"
     monkeypatch.setenv(LIVE_VARIABLE, str(live))
     sleep = time.sleep

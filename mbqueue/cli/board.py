@@ -21,7 +21,7 @@ def board(
 ) -> None:
     """Serve a live dashboard of experiments, sessions, errors, curves and files, with buttons.
 
-    Prints the address and runs until Ctrl-C. Requires: pip install 'mbqueue[board]'
+    The command prints the address and runs until you press Ctrl-C. Requires: pip install 'mbqueue[board]'
 
     Example: mbqueue board --port 8321
     """

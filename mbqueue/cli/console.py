@@ -39,7 +39,7 @@ def tolerate_narrow_streams() -> None:
 
 @contextmanager
 def outliving_readers() -> Iterator[None]:
-    """Keep running when the reader of standard output or error goes away, such as a closed terminal or `head`.
+    """Keep running after the terminal or pipe that reads standard output or error was closed, for example by `head`.
 
     All later output is dropped; otherwise, the flush at exit would fail and change the exit code. If the disk is full,
     a log loses lines.

@@ -41,8 +41,9 @@ def demo(
 ) -> None:
     """Run a five-fold CHGNet finetune on the sample, kill a session, and show that the results do not change.
 
-    Takes a few minutes on two CPU cores. Trains the fold of the killed session again without interruption, and checks
-    that both results are byte-for-byte identical. At the end, prints the results folder and the scores per fold.
+    The demo takes a few minutes on two CPU cores. It trains the fold of the killed session again without interruption,
+    and checks that both results are byte-for-byte identical. At the end, it prints the results folder and the scores
+    per fold.
 
     Example: mbqueue demo --dir my-demo
     """

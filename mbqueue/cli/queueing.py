@@ -123,8 +123,8 @@ def promote(
 ) -> None:
     """Enqueue the best settings of a search as an experiment on all five folds.
 
-    The experiment's description names the best trial, and the folds on which it was chosen. The results mark these
-    folds.
+    The experiment's description names the best trial, and the folds on which this trial was chosen. The experiment's
+    results mark these folds.
 
     Example: mbqueue promote lr_search --name tuned
     """
@@ -189,7 +189,7 @@ def cancel(
     Example: mbqueue cancel full_finetune --yes
     """
     project = open_project(context)
-    project.status(experiment)  # fails before asking, for example if the name is unknown
+    project.status(experiment)  # an unknown name fails here, before the question
     if not yes:
         typer.confirm(f"Cancel the unfinished jobs of {_place(experiment, fold)}?", abort=True, err=True)
     changed = project.cancel(experiment, fold=fold)

@@ -72,7 +72,7 @@ def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
     time of finished epochs and predictions.
 
     Returns:
-        The seconds used and the seconds left; None as the seconds left while any part of the work has no estimate.
+        The seconds used, and the seconds left (None while any part of the work has no estimate).
     """
     folds = experiment["folds"]
     used = float(experiment["seconds"])
@@ -106,7 +106,7 @@ class TimeLeft(NamedTuple):
         used: time of all work so far, including unfinished jobs.
         left: estimated time left, summed over all experiments and searches that have an estimate.
         unknown: number of experiments and searches whose time left is unknown.
-        sessions: how many sessions of the usual length the time left corresponds to.
+        sessions: ``left`` divided by the usual length of a session, rounded up.
     """
 
     used: float
@@ -170,7 +170,7 @@ class _Dashboard:
         yield Group(*above, *rest)
 
     def _shortened(self, room: int, height: Height, width: int, plain: bool) -> list[RenderableType]:
-        """Draw the experiments on at most ``room`` lines, if possible. Reduce as few as possible to one line."""
+        """Draw the experiments on at most ``room`` lines, if possible, with as few one-line experiments as possible."""
         shown = self.shown
         n_drawn = len(shown) if len(shown) <= room else max(1, room - 2)
         n_whole = min(n_drawn, _EXPERIMENTS_SHOWN)
@@ -205,7 +205,7 @@ class _Dashboard:
         return parts
 
     def _rest(self, limits: _Limits, width: int, plain: bool) -> Iterable[RenderableType]:
-        """Draw the searches, sessions, totals, publishing and errors, which are below the experiments."""
+        """Draw everything below the experiments: searches, sessions, totals, publishing and errors."""
         for search in self.overview.get("searches", ()):
             yield from search_lines(search, width, plain, opened=self.opened)
             if self.opened:
@@ -282,7 +282,6 @@ def _sessions(
 
 
 def _left(job: Mapping[str, Any] | None) -> str:
-    """Describe the job of a session that died."""
     if job is None:
         return "had no job"
     at = _progress(job)

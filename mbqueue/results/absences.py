@@ -15,7 +15,7 @@ def absences(
 ) -> list[str]:
     """Write one sentence for each set of folds that lack the same elements.
 
-    Elements that no test crystal of the fold contains are left out.
+    A fold's sentence names only elements that the fold's test set contains.
 
     Args:
         folds: the key ``folds`` of results.json, with the ``absent_elements`` of each fold's training set.

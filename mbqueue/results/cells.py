@@ -1,9 +1,9 @@
 """Escape text for CSV cells, so that no spreadsheet runs it, and for Markdown, so that it appears literally.
 
 A spreadsheet may run a cell as a formula if it begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return
-(OWASP, CSV injection). So mbqueue puts an apostrophe before the text of such a cell, unless the cell is a number. A
-text that already has apostrophes before such a character gets one more, so that mbqueue reads its own CSV files back
-exactly.
+(OWASP, CSV injection). So mbqueue puts an apostrophe before a text that begins with one of these characters, unless the
+text is a number. A text with apostrophes before one of these characters gets one more apostrophe, so that mbqueue reads
+its own CSV files back exactly.
 """
 
 from __future__ import annotations

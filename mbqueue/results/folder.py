@@ -33,7 +33,7 @@ class Recorded:
     """A results folder: the content of results.json, and the tables of its folds, read on demand.
 
     Attributes:
-        is_complete: False if the experiment is unfinished, so that results are missing (``read_unfinished``).
+        is_complete: False if ``read_unfinished`` read the results of an unfinished experiment.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Recorded:
 
     @property
     def overlap(self) -> str:
-        """Which crystals and targets CHGNet saw in its pretraining, in this version's words even for older results."""
+        """Which crystals and targets CHGNet saw in its pretraining. All results get this version's text."""
         return overlap_note(self.target, self.content["spec"], dataset=self.content["dataset"]["name"])
 
     @property
@@ -182,7 +182,7 @@ def recorded_at(folder: Path) -> str:
 
 
 def _facts(folder: Path) -> tuple[str, str]:
-    """Return an experiment's name, and when it was recorded; two empty texts if results.json cannot be read."""
+    """Return an experiment's name, and when it was recorded; two empty strings if results.json cannot be read."""
     try:
         recorded = read_recorded(folder, verify=False)
     except ResultsError:

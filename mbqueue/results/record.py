@@ -201,7 +201,7 @@ def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
 
 
 def fold_facts(folder: Path, fold: int, spec: Mapping[str, Any]) -> dict[str, dict[str, int | str]]:
-    """Return file name → size and SHA-256, for the history, predictions and, except for blends, model of a fold.
+    """Return file name → size and SHA-256, for a fold's history, predictions and model. A blend has no model.
 
     Raises:
         ResultsError: if a file is missing.

@@ -124,7 +124,10 @@ def _of_classes(is_one: NDArray[np.bool_], probability: NDArray[np.float64]) -> 
 
 
 def roc_auc(is_one: NDArray[np.bool_], probability: NDArray[np.float64]) -> float:
-    """Area under the ROC curve: the fraction of pairs in which class 1 has the higher probability (Mann-Whitney).
+    """Area under the ROC curve (Mann-Whitney).
+
+    The area is the fraction of all pairs of crystals, one of each class, in which the crystal of class 1 has the higher
+    probability.
 
     Args:
         is_one: whether each crystal is of class 1, [N]; both values must occur.

@@ -214,7 +214,7 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def _read(path: Path, columns: Sequence[str]) -> Iterable[tuple[int, list[str]]]:
-    """Yield (line number, cells) below the header line; every line has as many cells as the header."""
+    """Yield the line number and cells of each line below the header. Each line has as many cells as the header."""
     try:
         text = path.read_bytes().decode()  # text mode would treat a carriage return as a line end
     except FileNotFoundError as error:

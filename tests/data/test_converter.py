@@ -48,7 +48,7 @@ def test_any_cell_gives_the_graph_of_chgnet(structure):
         # CHGNet fails on a bond whose reverse is lost to rounding; another test covers that case.
         assume("isolated" in str(error))
     except IndexError:
-        pass  # CHGNet fails without bonds; below, CHGNet gets the cut-off that `convert` widened
+        pass  # CHGNet fails without bonds; `assert_equals_chgnet` uses the cut-off that `convert` widened
     assert_equals_chgnet(structure)
 
 

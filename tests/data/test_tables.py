@@ -414,7 +414,7 @@ def test_json_of_pandas_is_read_in_every_orient(tmp_path, orient, as_text):
     assert_all_three(load(str(tmp_path / "t.json")), ids=list(CRYSTALS))
 
 
-#: pandas' `orient` → what names the rows of a table that has no id column.
+#: pandas' `orient` → where mbqueue finds the ids of a table that has no id column.
 NAMED_BY = {"split": "the index", "index": "the key", "columns": "the index", "table": "the index"}
 
 

@@ -152,9 +152,9 @@ def test_a_partial_snapshot_of_a_dead_session_is_removed_with_snapshots_of_the_s
                 whole = next((root / "state/snapshots").glob("*.db"))
                 # A snapshot whose session died before it wrote the manifest:
                 left.append(whole.with_name(whole.name[:18] + "000000000000.db"))
-                # A duplicate that the drive made:
+                # A duplicate file that the drive created:
                 left.append(whole.with_name(whole.stem + " (1).db"))
-                # A snapshot of a different database, which must stay:
+                # A snapshot of a different database, which a session must not remove:
                 other = whole.with_name("00000001-00000000-000000000000.db")
                 for path in (*left, other):
                     path.write_bytes(whole.read_bytes()[:100])

@@ -63,7 +63,7 @@ def _steps(queue, action):
     """The instructions that SQLite's virtual machine runs for `action`, which do not depend on the computer's speed."""
     every, taken = 10, itertools.count()
     with queue.reading() as db:
-        connection = db.connection  # the connection of this thread, which `action` also uses
+        connection = db.connection  # `action` uses the same connection, because it runs in the same thread
     connection.set_progress_handler(lambda: next(taken) < 0, every)
     try:
         action()

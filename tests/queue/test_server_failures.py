@@ -414,7 +414,7 @@ def test_no_lease_is_taken_back_just_after_the_servers_start(queue, make_spec, p
 
 
 def test_a_silent_workers_transaction_is_rolled_back_and_its_commit_refused(url, make_spec, monkeypatch):
-    monkeypatch.setattr(server_module, "SILENCE_SECONDS", 1)  # read when a connection opens
+    monkeypatch.setattr(server_module, "SILENCE_SECONDS", 1)  # a connection reads this value when it opens
 
     def publish() -> None:  # the server ends the idle transaction, which lets the cancellation succeed
         with open_on_server(url) as other:
@@ -450,7 +450,7 @@ def test_concurrent_commits_of_two_folds_make_the_dependent_job_ready(queue, url
     end = PostgresServer._commit
 
     def end_together(self, client) -> None:
-        with suppress(threading.BrokenBarrierError):  # one thread times out if the other waits for a lock
+        with suppress(threading.BrokenBarrierError):  # the barrier times out if one thread waits for a lock
             both_done.wait(2.0)
         end(self, client)
 

@@ -93,11 +93,11 @@ def sweep(straight: Straight, death: Death, operations: list[str], lab_at: Calla
     reached, deaths, wrong = 0, 0, []
     points = points_of(death.name, len(operations), sample=death.sample)
     for tried, point in enumerate(points, start=1):
-        # Derive the seed of the second death from the point, so that a repeated or split run dies at the same
-        # operation.
+        # Derive the seed of the second death from the first, so that a repeated or split run dies at the same
+        # operations.
         chance = random.Random(f"{SEED} {death.name} {point}")
         lab = lab_at(str(point))
-        # If the second point lies beyond the last operation, the recovery finishes without a second death.
+        # If `again` lies beyond the last operation, the recovery finishes without a second death.
         again = chance.randrange(1, len(operations) - point + 40)
         try:
             died = die_twice(lab, straight, death, point, again, len(operations))
@@ -206,7 +206,7 @@ def die_twice(lab: Lab, straight: Straight, death: Death, point: int, again: int
     lab.make()
     code = lab.live(Fault(at=point, action=death.action))
     if code == 0:
-        # Runs differ by a few operations, so this run may finish before it reaches the point.
+        # Runs differ by a few operations, so this run may finish before the operation at which it should die.
         assert point > n_operations - (CLOCKED_ON_A_DRIVE if death.on_a_drive else CLOCKED), lab.said
         return 0
     assert code == -signal.SIGKILL

@@ -24,12 +24,12 @@ LEAST_SESSIONS = 40 if LONG else 15
 CRYSTALS, EPOCHS = (60, 3) if LONG else (20, 2)
 ENQUEUE = ("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0-4", "--epochs", str(EPOCHS))
 ENQUEUE += ("--set", f"data.limit={CRYSTALS}", "--set", "train.batch_size=8")
-#: Ending of a session → its weight in the random draw. Each ending occurs once before the random draws begin.
+#: The probability weight of each way to end a session. Each ending occurs once before the random draws begin.
 #: Deadlines are rare, because a session with a deadline runs for seconds and does much of the work.
 ENDINGS = {"deadline": 1 if LONG else 0, "lost mount": 2, "SIGTERM": 4, "SIGKILL": 5}
 #: The exit codes to expect after each ending. While a session is still reading its project from the mount, SIGTERM
-#: kills the session, and losing the mount is an error. Later, the session continues without the mount and may finish
-#: its work.
+#: kills the session, and losing the mount is an error. Once the session has read its project, it continues without the
+#: mount and may finish its work.
 CODES = {
     "deadline": {WORK_LEFT},
     "SIGTERM": {WORK_LEFT, -signal.SIGTERM},
@@ -116,7 +116,8 @@ def next_ending(chance: random.Random, before: list[str]) -> str:
 
 def command_for(ending: str, chance: random.Random) -> tuple[str, ...]:
     """The arguments of a session without a deadline, or with a short one."""
-    # About 1 s of the 7 to 8 s is left for work: two reserves take a tenth each, and no step starts in the last 5 s.
+    # The session works for only about 1 s: two reserves each take a tenth of its time, and no step starts in the last
+    # 5 s.
     return (*WORK[:-1], f"{chance.uniform(7.0, 8.0):.1f}s") if ending == "deadline" else WORK
 
 

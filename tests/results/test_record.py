@@ -155,7 +155,7 @@ def test_any_flipped_bit_in_results_json_is_noticed(recorded_folder):
             content = read_recorded(recorded_folder).content
         except ResultsError:
             continue
-        assert content == json.loads(whole), f"byte {place} {whole[place : place + 1]!r}"  # only white space changed
+        assert content == json.loads(whole), f"byte {place} {whole[place : place + 1]!r}"  # only whitespace changed
 
 
 def test_results_without_a_checksum_are_read(recorded_folder):

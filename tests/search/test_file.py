@@ -157,7 +157,7 @@ def test_a_missing_base_is_an_error_that_lists_the_experiments(project, write):
 @pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
 def test_a_space_that_the_experiment_always_refuses_is_an_error_with_file_and_reason(project, write, sampler):
     space = '"train.epochs" = { choices = [2, 4] }\n"train.unfreeze_epochs" = { choices = [3] }\n'
-    # The experiment accepts some combination of the values above, but always refuses the two values below together.
+    # An experiment with 4 epochs accepts unfreeze_epochs = 3, but no experiment accepts `soup` with `ema_decay`.
     space += '"train.soup" = { choices = [2] }\n"train.ema_decay" = { choices = [0.5] }\n'
     write(SEARCH[: SEARCH.index('"train.lr"')].replace("trials = 3", f'trials = 3\nsampler = "{sampler}"') + space)
     with pytest.raises(

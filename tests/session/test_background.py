@@ -47,7 +47,7 @@ def test_a_session_in_the_background_is_the_only_one_and_ends_gracefully(project
         assert not queue.jobs(state=State.LEASED)
         assert not any(job.failures or job.lost_in_a_row for job in queue.jobs())
 
-    said = run(project.folder.root, "logs", "-f")  # `-f` stops by itself, because the session has ended
+    said = run(project.folder.root, "logs", "-f")  # `logs -f` stops by itself, because the session has ended
     assert said.returncode == 0
     assert f"session {started.session}" in said.stdout
     assert "SIGTERM" in said.stdout

@@ -73,8 +73,7 @@ def test_a_fold_killed_at_random_moments_equals_an_uninterrupted_one_byte_for_by
     assert outcome(folder, 0) == straight, f"MBQUEUE_TEST_SEED={seed}, commits before and after each death: {kills}"
     with Queue(project.queue_db, read_only=True) as queue:
         assert {job.state for job in queue.jobs()} == {State.COMMITTED}
-        # A death between two jobs preempts no job. The second death preempts a job, as that death happens during a
-        # checkpoint.
+        # A death between two jobs preempts no job. The second death happens during a checkpoint, so it preempts a job.
         assert 1 <= sum(job.preemptions for job in queue.jobs()) <= 3
         assert sum(job.failures for job in queue.jobs()) == 0
 

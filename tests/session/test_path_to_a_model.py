@@ -88,7 +88,7 @@ def test_the_list_of_calls_from_enqueue_to_a_model_is_short_and_complete(
             main(["--project", str(project.root), *command])
         assert not ended.value.code
     assert list(project.root.glob("results/daily/*/*/model_fold_0.pth"))
-    # Computing a hash also calls `model_bytes`, but from a longer stack.
+    # Computing a hash also calls `model_bytes`, but with a longer call stack.
     path = [call for station in STATIONS for call in min(stacks[station], key=len)]
     assert list(dict.fromkeys(path)) == listed_calls()
     assert len(listed_calls()) <= 20

@@ -18,7 +18,7 @@ def test_a_fold_that_resumes_with_different_features_reports_it(tmp_path: Path, 
     project = make_project(tmp_path, checkpoint_minutes=60.0)
     spec = small_spec(project, "head_finetune")
     enqueue(project, spec)
-    work(project, WorkOptions(device="cpu", max_jobs=2), report=report)  # prepare and epoch 1
+    work(project, WorkOptions(device="cpu", max_jobs=2), report=report)  # the two jobs are `prepare` and epoch 1
     crystals = load("sample", limit=40).crystals
     frozen = open_frozen(spec, crystals, project.cache_dir)
     frozen.write("features", 0, np.nextafter(frozen.features(np.arange(40)), np.float32(9)))

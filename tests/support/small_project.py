@@ -70,7 +70,7 @@ class RememberedReport(Report):
         self.lines.append(f"note: {text}")
 
 
-#: Settings for a full finetune with the real model that takes only seconds.
+#: Settings with which a full finetune of the real model takes only seconds.
 SMALL = {
     "data.dataset": "sample",
     "data.limit": 40,

@@ -150,7 +150,7 @@ class SteppedSession:
     def _run(self) -> None:
         self._awake.acquire()
         try:
-            if self.project.topology.is_mirrored:  # as `Project` does before a session
+            if self.project.topology.is_mirrored:  # `Project` calls `enter` before a session
                 enter(self.project, note=self.notes.append, clock=self.clock)
             options = WorkOptions(device="cpu", forever=True)
             worker.work(self.project, options, report=_Listening(self), stop=self._stop, clock=self.clock)

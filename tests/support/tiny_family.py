@@ -25,7 +25,7 @@ WEIGHTS_HASH = "7" * 64
 FEATURES = 64
 LONGEST_LINEAGE = 100
 
-#: The number of the worker that is training now, from 1. `stepped_session` sets it.
+#: The number of the worker that is training now; the first worker is 1. `stepped_session` sets this number.
 worker = 0
 
 

@@ -201,7 +201,7 @@ def test_a_soup_is_the_mean_of_the_weights_at_the_ends_of_the_last_epochs() -> N
     for weight in (1.0, 2.0, 6.0, 10.0):
         live["w"].data.fill_(weight)
         soup.stir()
-        soup.stir()  # repeating an interrupted validation stirs twice
+        soup.stir()  # a session that repeats an interrupted validation calls `stir` twice
         with soup.applied():
             found.append(float(live["w"].detach()))
         assert float(live["w"].detach()) == weight
@@ -275,7 +275,7 @@ def test_a_state_without_a_soup_has_the_bytes_that_it_always_had(bench: Any, hel
 
 
 def test_patience_stops_training_after_epochs_without_improvement(bench: Any, helpers: Any, tmp_path: Path) -> None:
-    # At this high learning rate, epochs improve only by chance, so early stopping soon applies.
+    # At this high learning rate, epochs improve only by chance, so training soon stops early.
     run = bench.run(tmp_path, epochs=8, patience=2, lr=3e-2, schedule="constant")
     outcomes = []
     for epoch in range(1, 9):

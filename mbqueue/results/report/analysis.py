@@ -22,13 +22,12 @@ _PARITY_BINS = 160
 _TARGET_BINS = 30
 _ROC_POINTS = 400
 
-# The validation MAE has risen if it exceeds the best epoch's MAE times the first factor. A fold whose training MAE kept
-# falling overfits if the best epoch is old, or if the validation MAE exceeds the best one times the second factor.
+# The validation MAE has risen if its last value is more than `_RISE` times its best value. A fold then overfits if its
+# training MAE kept falling and its best epoch is old. From `_DOUBLED` times on, the best epoch may also be recent.
 _RISE, _DOUBLED = 1.05, 2.0
 # The best epoch is old if at least this fraction of all epochs, and at least this many epochs, come after it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
-# The gap between training and validation is small up to the first ratio of validation MAE to training MAE. From the
-# second ratio on, the gap is large.
+# The gap is the ratio of validation MAE to training MAE: small up to `_SMALL_GAP`, large from `_LARGE_GAP` on.
 _SMALL_GAP, _LARGE_GAP = 1.25, 2.0
 #: The minimum number of epochs for judging a curve.
 _FEWEST_EPOCHS = 3
@@ -108,7 +107,7 @@ def _times(ratio: float) -> str:
 
 
 def _by(ratio: float) -> str:
-    """Say how much an MAE rose, for example ``by 12%`` or, for at least ten times its value, ``to 17.0 times that``."""
+    """Say how much an MAE rose: ``by 12%`` or, if it is at least ten times as high, ``to 17.0 times that``."""
     return f"by {ratio - 1:.0%}" if ratio < 10 else f"to {_times(ratio)} that"
 
 
@@ -158,7 +157,7 @@ def roc(predictions: Predictions) -> Roc | None:
     if is_one.all() or not is_one.any():
         return None
     order = np.argsort(-predictions.y_pred, kind="stable")
-    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # of equal predictions, keep the last
+    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # keep the last of equal predictions
     true, false = np.cumsum(is_one[order])[ends], np.cumsum(~is_one[order])[ends]
     kept = np.unique(np.linspace(0, len(ends) - 1, min(len(ends), _ROC_POINTS)).astype(int))
     rates = [np.concatenate([[0.0], counts[kept] / counts[-1]]) for counts in (false, true)]
@@ -222,7 +221,7 @@ class Trend:
 
 
 def trend(values: NDArray[Any], abs_error: NDArray[np.float64], edges: NDArray[np.float64]) -> Trend:
-    """Compute errors in the bins between ``edges``. The last bin includes its upper edge.
+    """Compute the mean and quartiles of the error in each bin. The last bin includes its upper edge.
 
     The centre of a bin is the mean of the values in the bin.
     """
@@ -238,7 +237,7 @@ def trend(values: NDArray[Any], abs_error: NDArray[np.float64], edges: NDArray[n
 
 
 def by_atoms(predictions: Predictions) -> Trend:
-    """Compute errors against the number of atoms in the cell, in bins whose edges grow by a factor of 1.5."""
+    """Bin errors by the number of atoms in the cell. The edges of the bins grow by a factor of 1.5."""
     largest = int(predictions.n_atoms.max())
     edges = [1]
     while edges[-1] <= largest:
@@ -247,7 +246,7 @@ def by_atoms(predictions: Predictions) -> Trend:
 
 
 def by_target(predictions: Predictions) -> Trend:
-    """Compute errors against the target, in equal bins over the middle 99.8 % of the crystals.
+    """Bin errors by target, in equal bins over the middle 99.8 % of the crystals.
 
     The first and the last bin include the remaining crystals.
     """
