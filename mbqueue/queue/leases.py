@@ -49,11 +49,6 @@ _UNLOCK = f"""
       AND {HAS_ALL_IT_NEEDS}
 """
 
-_OPENED = """
-    SELECT job_rows.* FROM needs JOIN job_rows ON job_rows.id = needs.job_id
-    WHERE needs.needed_id = :id AND job_rows.state = 'ready' ORDER BY job_rows.id
-"""
-
 _LAST_EPOCH = """
     SELECT id FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train'
     ORDER BY epoch DESC LIMIT 1
@@ -135,8 +130,7 @@ class Leases(Claims):
         an ordinary claim is made instead.
 
         Args:
-            skip_rest: the reason for skipping the fold's later epochs, as in the method `skip_rest`; None to skip none.
-            prunes: whether to prune the whole trial, as in the method `skip_rest`.
+            skip_rest, prunes: as for `commit`.
             reap: whether to take back expired leases first, as for `claim`.
 
         Returns:
@@ -149,9 +143,7 @@ class Leases(Claims):
         with self.writing() as db:
             is_epoch = job.kind is Kind.TRAIN and skip_rest is None
             claim_next = [self._claim_next(job, session, now, lease_seconds)] if is_epoch else []
-            given = self._finish(db, lease, result, now, publish, skip_rest, claim_next)
-            if prunes and skip_rest is not None:
-                self._prune(db, lease, now, skip_rest)
+            given = self._finish(db, lease, result, now, publish, skip_rest, prunes, claim_next)
             found = [row for rows in given for row in rows]
             if not found:
                 # A session that declares this session dead takes the locks of both jobs in a different order. In a
@@ -206,8 +198,15 @@ class Leases(Claims):
 
     @repeatable
     def commit(
-        self, lease: Lease, *, result: Mapping[str, Any], now: float, publish: Publish | None = None
-    ) -> tuple[Job, ...]:
+        self,
+        lease: Lease,
+        *,
+        result: Mapping[str, Any],
+        now: float,
+        publish: Publish | None = None,
+        skip_rest: str | None = None,
+        prunes: bool = False,
+    ) -> None:
         """Commit a job: check the fence, call `publish`, store `result`, and mark the next jobs as ready.
 
         The commit is one write transaction, so no other session can claim the job while `publish` runs. `publish`
@@ -218,42 +217,20 @@ class Leases(Claims):
 
         The result of a `prepare` job must contain `dataset_hash`.
 
-        Returns:
-            The jobs that became ready.
+        Args:
+            skip_rest: the reason for skipping all later epochs of an epoch's fold (early stopping); None to skip none.
+            prunes: whether `skip_rest` prunes the whole trial: skip all its jobs, including the `predict` and `record`
+                jobs, except jobs that a session is working on. For a pruned trial, `skip_rest` must
+                begin with `mbqueue.queue.edges.PRUNED`.
 
         Raises:
             LeaseLost: if the lease is lost. `publish` is not called.
-            QueueError: if `dataset_hash` is missing or differs from that of an earlier `prepare` job.
+            QueueError: if `dataset_hash` is missing or differs from that of an earlier `prepare` job, or if the job has
+                no later epochs to skip because it is not a `train` job.
         """
         with self.writing() as db:
-            self._finish(db, lease, result, now, publish, None)
-            return self._unlock(db, lease, now, None)
-
-    @repeatable
-    def skip_rest(
-        self,
-        lease: Lease,
-        *,
-        result: Mapping[str, Any],
-        why: str,
-        now: float,
-        publish: Publish | None = None,
-        prunes: bool = False,
-    ) -> tuple[Job, ...]:
-        """Commit an epoch, and in the same transaction skip all later epochs of its fold (early stopping).
-
-        With ``prunes``, prune the whole trial: skip all its jobs, including the `predict` and `record` jobs, except
-        jobs that a session is working on. For a pruned trial, ``why`` must begin with `mbqueue.queue.edges.PRUNED`.
-
-        Raises:
-            LeaseLost: as for `commit`.
-            QueueError: if the job is not a `train` job.
-        """
-        with self.writing() as db:
-            self._finish(db, lease, result, now, publish, why)
-            if prunes:
-                self._prune(db, lease, now, why)
-            return self._unlock(db, lease, now, why)
+            self._finish(db, lease, result, now, publish, skip_rest, prunes)
+            db.execute(*self._unlocking(db, lease, now, skip_rest))
 
     @repeatable
     def release(
@@ -312,7 +289,7 @@ class Leases(Claims):
                     "delay": retry_delay_seconds(failures),
                 },
             )
-            return Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (lease.job.id,)).fetchone())
+            return Job.from_row(db.execute(_ROW, (lease.job.id,)).fetchone())
 
     def _finish(
         self,
@@ -322,9 +299,10 @@ class Leases(Claims):
         now: float,
         publish: Publish | None,
         skip_rest: str | None,
+        prunes: bool,
         then: Sequence[Bound] = (),
     ) -> list[Rows]:
-        """Commit the job, run the statements of ``then`` in the same message to the server, and call ``publish``."""
+        """Commit the job and run the statements of ``then``, in one message to the server. Then call ``publish``."""
         job = lease.job
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
@@ -339,6 +317,9 @@ class Leases(Claims):
             self._keep_dataset_hash(db, job, result.get("dataset_hash"))
         if publish is not None:
             publish()
+        if prunes:
+            how = {"now": now, "by": lease.session, "why": skip_rest}
+            db.execute(SKIP_ALL, {"experiment_id": job.experiment_id, **how})
         return given[1:]
 
     def _keep_dataset_hash(self, db: Statements, job: Job, dataset_hash: object) -> None:
@@ -351,10 +332,6 @@ class Leases(Claims):
                 f"now {dataset_hash[:16]}). Put the old data back, or enqueue the experiment under a new name (--name)."
             )
 
-    def _prune(self, db: Statements, lease: Lease, now: float, why: str) -> None:
-        values = {"experiment_id": lease.job.experiment_id, "now": now, "by": lease.session, "why": why}
-        db.execute(SKIP_ALL, values)
-
     def _unlocking(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> Bound:
         """Return the statement that unblocks the next jobs; with ``skip_rest``, first skip the later epochs."""
         job, done = lease.job, lease.job.id
@@ -365,11 +342,6 @@ class Leases(Claims):
             done = db.execute(_LAST_EPOCH, scope).fetchone()["id"]
         started = int(job.kind is not Kind.PREPARE)
         return _UNLOCK, {"id": done, "fold": job.fold, "session": lease.session, "now": now, "started": started}
-
-    def _unlock(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> tuple[Job, ...]:
-        statement, values = self._unlocking(db, lease, now, skip_rest)
-        _, rows = self.database.together(db, [(statement, values), (_OPENED, values)])
-        return tuple(Job.from_row(row) for row in rows)
 
     def _fenced(self, db: Statements, statement: str, lease: Lease, values: Mapping[str, Any]) -> None:
         self._require_held(db, lease, db.execute(statement, {**values, "id": lease.job.id, "fence": lease.fence}))

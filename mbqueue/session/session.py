@@ -120,10 +120,7 @@ class Session:
         now = self.clock.now()
         result = {"seconds": self.heartbeat.seconds, **result}
         if not self.may_go_on():
-            if skip_rest is not None:
-                self.queue.skip_rest(lease, result=result, why=skip_rest, now=now, publish=publish, prunes=prunes)
-            else:
-                self.queue.commit(lease, result=result, now=now, publish=publish)
+            self.queue.commit(lease, result=result, now=now, publish=publish, skip_rest=skip_rest, prunes=prunes)
             return
         try:
             self._next_lease = self.queue.commit_and_claim(

@@ -92,8 +92,8 @@ class World:
         assert lease is not None
         return lease
 
-    def commit(self, lease: Lease, **result: Any) -> tuple[Job, ...]:
-        return self.queue.commit(lease, result={"dataset_hash": "d" * 64, **result}, now=self.now)
+    def commit(self, lease: Lease, **result: Any) -> None:
+        self.queue.commit(lease, result={"dataset_hash": "d" * 64, **result}, now=self.now)
 
     def prepared(self, session: str, name: str = "full", **options: Any) -> None:
         """Enqueue an experiment and commit its `prepare`."""

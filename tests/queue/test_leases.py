@@ -17,8 +17,8 @@ WRITES = {
     "commit": lambda world, lease, publish: world.queue.commit(
         lease, result={"val_mae": 1.0}, now=world.now, publish=publish
     ),
-    "skip_rest": lambda world, lease, publish: world.queue.skip_rest(
-        lease, result={"val_mae": 1.0}, why="no better", now=world.now, publish=publish
+    "early stopping": lambda world, lease, publish: world.queue.commit(
+        lease, result={"val_mae": 1.0}, skip_rest="no better", now=world.now, publish=publish
     ),
     "commit_and_claim": lambda world, lease, publish: both(world, lease, publish=publish),
     "release": lambda world, lease, publish: world.queue.release(lease, reason="late", now=world.now),
@@ -42,6 +42,10 @@ LOSSES = {
 
 def _pass(world, seconds):
     world.now += seconds
+
+
+def _ready(world):
+    return [job.label for job in world.queue.jobs(state=State.READY)]
 
 
 def _epoch_one(world):
@@ -141,8 +145,8 @@ def test_a_retry_time_from_a_clock_far_ahead_is_due_at_once(world):
 
 def test_commit_writes_the_result_and_makes_waiting_jobs_ready(world):
     lease = _epoch_one(world)
-    ready = world.queue.commit(lease, result={"epoch": 1, "val_mae": 0.04}, now=world.now)
-    assert [job.label for job in ready] == ["full fold 0 epoch 2"]
+    world.queue.commit(lease, result={"epoch": 1, "val_mae": 0.04}, now=world.now)
+    assert _ready(world) == ["full fold 0 epoch 2"]
     job = world.find("full fold 0 epoch 1")
     assert (job.state, job.result, job.session) == ("committed", {"epoch": 1, "val_mae": 0.04}, None)
 
@@ -151,8 +155,10 @@ def test_record_waits_for_the_last_fold(world):
     session = world.session()
     world.enqueue(folds=(0, 1), epochs=0)
     world.commit(world.take(session))
-    assert world.commit(world.take(session)) == ()
-    assert [job.kind for job in world.commit(world.take(session))] == ["record"]
+    world.commit(world.take(session))
+    assert _ready(world) == ["full fold 1 predict"]
+    world.commit(world.take(session))
+    assert _ready(world) == ["full record"]
 
 
 def test_publish_runs_while_no_other_session_can_take_the_job(world, open_queue):
@@ -168,7 +174,7 @@ def test_publish_runs_while_no_other_session_can_take_the_job(world, open_queue)
     assert world.find("full fold 0 epoch 1").state == "committed"
 
 
-@pytest.mark.parametrize("write", ["commit", "renew", "save_progress", "skip_rest"])
+@pytest.mark.parametrize("write", ["commit", "renew", "save_progress", "early stopping"])
 def test_when_publish_fails_nothing_is_written_and_the_lease_is_kept(world, write):
     lease = _epoch_one(world)
     before, events = world.queue.jobs(), world.queue.events()
@@ -294,8 +300,9 @@ def test_a_job_that_saves_progress_may_be_interrupted_without_limit(world):
 
 def test_early_stopping_skips_the_rest_and_continues_with_predict(world):
     lease = _epoch_one(world)
-    ready = world.queue.skip_rest(lease, result={"val_mae": 0.1}, why="3 epochs without a better one", now=world.now)
-    assert [job.label for job in ready] == ["full fold 0 predict"]
+    why = "3 epochs without a better one"
+    world.queue.commit(lease, result={"val_mae": 0.1}, skip_rest=why, now=world.now)
+    assert _ready(world) == ["full fold 0 predict"]
     states = world.states()
     assert [states[f"fold 0 epoch {epoch}"] for epoch in (1, 2, 3)] == ["committed", "skipped", "skipped"]
     assert world.finish(lease.session) == ["full fold 0 predict", "full record"]
@@ -304,14 +311,14 @@ def test_early_stopping_skips_the_rest_and_continues_with_predict(world):
 def test_early_stopping_in_the_last_epoch_is_a_plain_commit(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=1)
-    ready = world.queue.skip_rest(world.take(session), result={}, why="x", now=world.now)
-    assert [job.label for job in ready] == ["full fold 0 predict"]
+    world.queue.commit(world.take(session), result={}, skip_rest="x", now=world.now)
+    assert _ready(world) == ["full fold 0 predict"]
 
 
 def test_only_training_can_stop_early(world):
     world.enqueue()
     with pytest.raises(QueueError, match="no later epochs"):
-        world.queue.skip_rest(world.take(world.session()), result={}, why="x", now=world.now)
+        world.queue.commit(world.take(world.session()), result={}, skip_rest="x", now=world.now)
 
 
 # -- committing and claiming in one transaction ---

@@ -49,7 +49,7 @@ def used(tmp_path: Path, make_spec) -> ProjectFolder:
         queue.save_progress(take(), progress={"step": 7})
         queue.end_session(session, reason="deadline", now=7.0)
         session = queue.start_session(device="cpu", now=8.0, alive_seconds=60)
-        queue.skip_rest(take(), result={"val_mae": 0.25}, why="no better", now=9.0)
+        queue.commit(take(), result={"val_mae": 0.25}, skip_rest="no better", now=9.0)
         queue.fail(take(), error="Traceback\nValueError: bang", now=10.0, final=True)
         queue.fail(take(), error="Traceback\nValueError: again", now=10.5)
         queue.cancel("b", now=11.0)

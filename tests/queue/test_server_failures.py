@@ -127,9 +127,9 @@ def test_a_commit_over_a_broken_connection_happens_and_publishes_once(
             published.append(1)
             proxy.armed = cut
 
-        ready = far.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
+        far.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
         assert (proxy.cuts, published) == (1, [1])
-        assert [job.label for job in ready] == ["full fold 0 epoch 2"]
+        assert [job.label for job in far.jobs(state=State.READY)] == ["full fold 0 epoch 2"]
         commits = [event for event in far.events() if event.to_state == "committed" and event.epoch == 1]
         assert len(commits) == 1
         assert far.claim(session, now=0.0, lease_seconds=60, loaded=(lease.job.experiment_id, 0)).job.epoch == 2
@@ -310,9 +310,9 @@ def test_a_commit_whose_answer_hangs_is_made_once_and_publishes_once(queue, make
             published.append(1)
             stack.enter_context(_frozen(_backend(queue), seconds=1.0))
 
-        ready = queue.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
+        queue.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
     assert published == [1]
-    assert [job.label for job in ready] == ["full fold 0 epoch 2"]
+    assert [job.label for job in queue.jobs(state=State.READY)] == ["full fold 0 epoch 2"]
     commits = [event for event in queue.events() if event.to_state == "committed" and event.epoch == 1]
     assert len(commits) == 1
     assert queue.claim(session, now=0.0, lease_seconds=60, loaded=(lease.job.experiment_id, 0)).job.epoch == 2

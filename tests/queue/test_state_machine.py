@@ -48,6 +48,12 @@ def result_of(epoch: int | None) -> dict[str, Any]:
     return {"dataset_hash": "d"} if epoch is None else {"dataset_hash": "d", "epoch": epoch, "val_mae": 1 / epoch}
 
 
+def skipping(*, stops: bool, prunes: bool) -> dict[str, Any]:
+    """The options of a commit that ends its fold, or prunes the whole trial."""
+    why = f"{PRUNED}machine" if prunes else "machine"
+    return {"skip_rest": why if stops else None, "prunes": stops and prunes}
+
+
 class QueueMachine(RuleBasedStateMachine):
     """Runs commands on one queue. `given` contains all leases so far, most of which are no longer valid."""
 
@@ -291,11 +297,10 @@ class QueueMachine(RuleBasedStateMachine):
     def commit(self, lease: Lease, *, stops: bool, prunes: bool = False) -> None:
         published = []
         stops = stops and lease.job.kind is Kind.TRAIN
-        how = {"why": f"{PRUNED}machine" if prunes else "machine", "prunes": prunes}
-        write = partial(self.queue.skip_rest, **how) if stops else self.queue.commit
+        options = {"result": result_of(lease.job.epoch), **skipping(stops=stops, prunes=prunes)}
         job = self.attempt(
             lease,
-            lambda: write(lease, result=result_of(lease.job.epoch), now=self.now, publish=lambda: published.append(1)),
+            lambda: self.queue.commit(lease, now=self.now, publish=lambda: published.append(1), **options),
         )
         assert bool(published) == bool(job)
         if job:
@@ -309,14 +314,12 @@ class QueueMachine(RuleBasedStateMachine):
     def commit_and_claim(self, lease: Lease, *, stops: bool, prunes: bool = False) -> Lease | None:
         published, claimed = [], []
         stops = stops and lease.job.kind is Kind.TRAIN
-        why = f"{PRUNED}machine" if prunes else "machine"
-        options = {"lease_seconds": LEASE, "skip_rest": why if stops else None, "prunes": prunes}
-        result = result_of(lease.job.epoch)
+        options = {"result": result_of(lease.job.epoch), **skipping(stops=stops, prunes=prunes)}
         job = self.attempt(
             lease,
             lambda: claimed.append(
                 self.queue.commit_and_claim(
-                    lease, result=result, now=self.now, publish=lambda: published.append(1), **options
+                    lease, now=self.now, lease_seconds=LEASE, publish=lambda: published.append(1), **options
                 )
             ),
         )

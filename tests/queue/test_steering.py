@@ -204,7 +204,7 @@ def test_rewinding_restores_epochs_skipped_by_early_stopping(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=3)
     world.commit(world.take(session))
-    world.queue.skip_rest(world.take(session), result={}, why="no better", now=world.now)
+    world.queue.commit(world.take(session), result={}, skip_rest="no better", now=world.now)
     world.queue.rewind("full", {0: "damaged"}, to_epoch=1, now=world.now)
     states = world.states()
     assert [states[f"fold 0 epoch {epoch}"] for epoch in (1, 2, 3)] == ["committed", "ready", "waiting"]

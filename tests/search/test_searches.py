@@ -157,7 +157,7 @@ def test_a_worker_that_lost_its_lease_prunes_nothing(queue):
     queue.end_session(session, reason="silent", now=NOW)
     before = queue.jobs()
     with pytest.raises(LeaseLost):
-        queue.skip_rest(lease, result={"val_mae": 0.1}, why="pruned: test", now=NOW, prunes=True)
+        queue.commit(lease, result={"val_mae": 0.1}, skip_rest="pruned: test", now=NOW, prunes=True)
     assert queue.jobs() == before
 
 

@@ -67,10 +67,7 @@ def do_jobs(
         settings = spec.trial.settings
         history = [{"epoch": n, "val_mae": val_mae(settings, fold, n), "seconds": 1.0} for n in range(1, epoch + 1)]
         why = steps.verdict(queue, spec, fold=fold, history=history, now=now())
-        if why is None:
-            queue.commit(lease, result=history[-1], now=now())
-        else:
-            queue.skip_rest(lease, result=history[-1], why=why, now=now(), prunes=True)
+        queue.commit(lease, result=history[-1], now=now(), skip_rest=why, prunes=why is not None)
         done += 1
     return done
 
