@@ -14,25 +14,13 @@ from mbqueue.errors import QueueError, QueueMoved, UsageError
 from mbqueue.queue.database import Statements
 from mbqueue.queue.dialect import POSTGRESQL, SQLITE
 from mbqueue.queue.moved import empty_moved, mark_moved, version_before
-from mbqueue.queue.schema import SCHEMA_VERSION
+from mbqueue.queue.schema import SCHEMA_VERSION, TABLES
 from mbqueue.queue.sessions import at_work
 from mbqueue.queue.sqlite import set_aside, settle
 from mbqueue.queue.store import Queue
 
 _ROWS_AT_ONCE = 1000
 
-#: The columns of a queue's tables. A table comes after the tables that its foreign keys refer to.
-COLUMNS = {
-    "experiments": "id, name, spec, spec_hash, results_dir, dataset, dataset_hash, priority, paused, enqueued_at",
-    "sessions": "id, host, boot_id, pid, pid_started, device, started_at, heartbeat_at, alive_until, deadline_at, "
-    "ended_at, end_reason, structures_per_second",
-    "jobs": "id, experiment_id, kind, fold, epoch, state, priority, paused, started, fence, session_id, "
-    "lease_expires_at, affinity, failures, preemptions, lost_in_a_row, not_before, enqueued_at, changed_at, "
-    "changed_by, changed_why, progress, result, error, val_mae, test_mae, seconds",
-    "needs": "job_id, needed_id",
-    "events": "id, at, job_id, experiment_id, by, from_state, to_state, why",
-    "commits_place": "id, number, kind, address, since, by",
-}
 _NUMBERED = ("experiments", "jobs", "events")
 #: Finds the columns of a PostgreSQL table that hold fewer than 64 bits.
 _NARROW = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(?) AND atttypid = to_regtype('integer')"
@@ -59,12 +47,10 @@ class Migrated:
     target: str
 
 
-def rows_of(db: Statements, table: str) -> Iterator[tuple[Any, ...]]:
+def rows_of(db: Statements, table: str) -> Iterator[dict[str, Any]]:
     """All rows of one table of a queue, in the same order in every database."""
     order = "job_id, needed_id" if table == "needs" else "id"
-    query = f"SELECT {COLUMNS[table]} FROM {table} ORDER BY {order}"
-    columns = COLUMNS[table].split(", ")
-    return (tuple(row[column] for column in columns) for row in db.execute(query))
+    return (dict(row) for row in db.execute(f"SELECT * FROM {table} ORDER BY {order}"))
 
 
 def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
@@ -141,13 +127,13 @@ def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
     """Mark the source as moved. The caller commits the mark after the target's transaction."""
     now = source.database.instant(old, now)
     if source.database.dialect is POSTGRESQL:
-        old.execute(f"LOCK TABLE {', '.join(COLUMNS)} IN EXCLUSIVE MODE")
+        old.execute(f"LOCK TABLE {', '.join(TABLES)} IN EXCLUSIVE MODE")
     live = at_work(source.database, old, now=now)
     if live is not None:
         raise UsageError(
             f"Session {live.id} on {live.host} is using {source.database.name}. End this session first: mbqueue stop"
         )
-    mark_moved(old, source.database.dialect, COLUMNS, target=target, now=now)
+    mark_moved(old, source.database.dialect, target=target, now=now)
 
 
 def _take_back(target: Queue, old: Statements, new: Statements) -> None:
@@ -165,7 +151,7 @@ def _take_back(target: Queue, old: Statements, new: Statements) -> None:
             f"{target.database.name} contains the remains of a different queue, which was moved away. Use another "
             "schema=NAME."
         )
-    empty_moved(new, COLUMNS)
+    empty_moved(new)
 
 
 def _is_copied(path: Path, old: Statements) -> bool:
@@ -195,41 +181,44 @@ def _is_empty(db: Statements) -> bool:
 
 
 def _counts(db: Statements) -> dict[str, int]:
-    return {table: int(db.execute(f"SELECT count(*) AS n FROM {table}").fetchone()["n"]) for table in COLUMNS}
+    return {table: int(db.execute(f"SELECT count(*) AS n FROM {table}").fetchone()["n"]) for table in TABLES}
 
 
 def _copy(old: Statements, target: Queue, new: Statements) -> None:
     with _without_triggers(target, new):
-        for table in COLUMNS:
+        for table in TABLES:
             _fill(target, new, table, rows_of(old, table))
     if target.database.dialect is POSTGRESQL:
         for table in _NUMBERED:
             new.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")
-    for table in COLUMNS:
+    for table in TABLES:
         for was, is_now in zip(rows_of(old, table), rows_of(new, table), strict=True):
             if was != is_now:
                 raise QueueError(
-                    f"Row {was[0]} of {table} cannot be stored unchanged in {target.database.name} (an "
+                    f"Row {_key(was)} of {table} cannot be stored unchanged in {target.database.name} (an "
                     "unsupported character?). Nothing was changed."
                 )
 
 
-def _fill(target: Queue, db: Statements, table: str, rows: Iterator[tuple[Any, ...]]) -> None:
-    columns = COLUMNS[table].split(", ")
-    statement = f"INSERT INTO {table} ({COLUMNS[table]}) VALUES ({', '.join('?' * len(columns))})"
+def _fill(target: Queue, db: Statements, table: str, rows: Iterator[dict[str, Any]]) -> None:
     narrow = (
         {row["attname"] for row in db.execute(_NARROW, (table,))} if target.database.dialect is POSTGRESQL else set()
     )
-    positions = [position for position, column in enumerate(columns) if column in narrow]
     while chunk := list(islice(rows, _ROWS_AT_ONCE)):
         for row in chunk:
-            for position in positions:
-                if row[position] is not None and abs(row[position]) > _LARGEST_NARROW:
+            for column in narrow:
+                if row[column] is not None and abs(row[column]) > _LARGEST_NARROW:
                     raise QueueError(
-                        f"Row {row[0]} of {table} has {columns[position]} = {row[position]}, which "
+                        f"Row {_key(row)} of {table} has {column} = {row[column]}, which "
                         f"{target.database.name} cannot store. Nothing was changed."
                     )
-        db.executemany(statement, chunk)
+        names, marks = ", ".join(chunk[0]), ", ".join(f":{column}" for column in chunk[0])
+        db.executemany(f"INSERT INTO {table} ({names}) VALUES ({marks})", chunk)
+
+
+def _key(row: dict[str, Any]) -> Any:
+    """The value in a row's first column, for messages."""
+    return next(iter(row.values()))
 
 
 @contextmanager

@@ -7,12 +7,11 @@ old database earlier, such as a session that was frozen during the move. A marke
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from mbqueue.clock import utc_text
 from mbqueue.errors import QueueMoved
 from mbqueue.queue.database import Statements
 from mbqueue.queue.dialect import SQLITE, Dialect
+from mbqueue.queue.schema import TABLES
 
 #: The schema version of a queue that was moved away.
 MOVED_VERSION = 1_000_000
@@ -39,10 +38,10 @@ _POSTGRESQL_TABLE = (
 )
 
 
-def mark_moved(db: Statements, dialect: Dialect, tables: Iterable[str], *, target: str, now: float) -> None:
+def mark_moved(db: Statements, dialect: Dialect, *, target: str, now: float) -> None:
     """Mark a queue as moved, within a transaction. ``target`` must not contain a password."""
     once, each = (_SQLITE, _SQLITE_TABLE) if dialect is SQLITE else (_POSTGRESQL, _POSTGRESQL_TABLE)
-    for statement in (*once, *(statement.format(table=table) for table in tables for statement in each)):
+    for statement in (*once, *(statement.format(table=table) for table in TABLES for statement in each)):
         db.execute(statement, {"target": target, "now": now} if ":target" in statement else {})
 
 
@@ -53,13 +52,13 @@ def version_before(db: Statements) -> int | None:
     return int(db.execute("SELECT version FROM moved").fetchone()["version"])
 
 
-def empty_moved(db: Statements, tables: Iterable[str]) -> None:
+def empty_moved(db: Statements) -> None:
     """Turn a moved queue on a server into an empty, usable queue, within a transaction. Grants to roles are kept."""
     db.execute("UPDATE mbqueue_schema SET version = (SELECT version FROM moved)")
     db.execute("DROP TABLE moved")
     db.execute("DROP FUNCTION refuse_moved() CASCADE")
     db.execute("ALTER TABLE jobs DISABLE TRIGGER USER")
-    db.execute(f"TRUNCATE {', '.join(tables)}")
+    db.execute(f"TRUNCATE {', '.join(TABLES)}")
     db.execute("ALTER TABLE jobs ENABLE TRIGGER USER")
 
 

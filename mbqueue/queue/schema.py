@@ -14,6 +14,9 @@ from mbqueue.queue.dialect import Dialect
 
 SCHEMA_VERSION = 5
 
+#: The tables with a queue's content. A table comes after the tables that its foreign keys refer to.
+TABLES = ("experiments", "sessions", "jobs", "needs", "events", "commits_place")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:

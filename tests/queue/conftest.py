@@ -17,9 +17,9 @@ from mbqueue.experiment import Spec, parse_spec
 from mbqueue.queue import EnqueueOutcome, Job, Kind, Lease, Queue, State
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.dialect import SQLITE
-from mbqueue.queue.migrating import COLUMNS
 from mbqueue.queue.opening import open_on_server
 from mbqueue.queue.postgresql.server import PostgresServer
+from mbqueue.queue.schema import TABLES
 
 
 def _on_sqlite(folder: Path, request: pytest.FixtureRequest) -> Queue:
@@ -36,7 +36,7 @@ def postgres_url(folder: Path, request: pytest.FixtureRequest) -> str:
     url = server.url(schema="conformance")
     if server.holds != folder:
         open_on_server(url).close()
-        server.empty("conformance", COLUMNS)
+        server.empty("conformance", TABLES)
         server.holds = folder
     return url
 

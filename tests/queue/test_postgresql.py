@@ -22,7 +22,7 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue import Queue, claiming, edges, leases, schema
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.dialect import POSTGRESQL
-from mbqueue.queue.migrating import COLUMNS, rows_of
+from mbqueue.queue.migrating import rows_of
 from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
 from mbqueue.queue.postgresql import client, listening, patience
 from mbqueue.queue.postgresql import server as server_module
@@ -264,8 +264,8 @@ def make_old(postgres_server, url, version, source):
         connection.execute(f"SET search_path TO {place}; ALTER TABLE jobs DISABLE TRIGGER USER")
         for table in ("experiments", "sessions", "jobs", "needs", "events"):
             for row in rows_of(db, table):
-                names, marks = COLUMNS[table], ", ".join(["%s"] * len(row))
-                connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", row)
+                names, marks = ", ".join(row), ", ".join(["%s"] * len(row))
+                connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", list(row.values()))
         for table in ("experiments", "jobs", "events"):
             connection.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")
         for row in TRANSITIONS:
