@@ -72,8 +72,8 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
 
     Raises:
         UsageError: if there is no queue, or ``target`` exists.
-        QueueError, DamagedSnapshot, DamagedArchive: if the database is damaged, or the archive reads back differently.
-            No archive is left at ``target``.
+        QueueError, DamagedSnapshot, DamagedArchive: if the database is damaged, or the archive fails its check. No
+            archive is left at ``target``.
     """
     if not project.queue_db.exists():
         raise UsageError(f"There is no queue at {project.queue_db}, so there is nothing to back up.")
@@ -103,8 +103,8 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
     """Replace the project's state with the state in an archive, after checking the whole archive.
 
     The replaced state is kept next to the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archive's
-    settings contain different commands than the current settings, they are saved in a separate file, and ``note`` is
-    called.
+    settings contain different commands than the current settings, mbqueue saves them in a separate file and calls
+    ``note``.
 
     Raises:
         DamagedArchive: if the archive differs from what `back_up` wrote. Nothing is changed.

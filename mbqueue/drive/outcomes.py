@@ -48,7 +48,7 @@ def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) ->
 
 
 def why_pruned(jobs: Sequence[Job]) -> dict[str, str]:
-    """Make the entry ``pruned``, with the reason why a trial was pruned; empty if the trial was not pruned.
+    """Return the entry ``pruned`` with the reason; return an empty dict if the trial was not pruned.
 
     Snapshots and listings contain this entry, because commits do not record pruning.
     """

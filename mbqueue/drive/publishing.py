@@ -58,7 +58,7 @@ SNAPSHOT_SECONDS = 60.0
 RECONCILE_SECONDS = 30.0
 #: The longest time, in seconds, that training waits for a read of what other sessions have published.
 READ_SECONDS = 30.0
-#: Seconds that a session waits for its first round of publishing, which finds other sessions, before it claims a job.
+#: Before its first claim, a session waits at most this long for a round of publishing, which finds other sessions.
 FIRST_ROUND_SECONDS = 60.0
 #: Seconds that the last round may take in a session without a deadline.
 LAST_ROUND_SECONDS = 600.0

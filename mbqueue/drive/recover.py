@@ -221,7 +221,6 @@ def _trained(project: ProjectFolder) -> dict[str, dict[str, Any]]:
 
 
 def _is_other(before: Mapping[str, Any] | None, one: Mapping[str, Any]) -> bool:
-    """Whether two records with the same name belong to different experiments."""
     if before is None:
         return False
     return told_apart_by(before["spec"], before["spec_hash"]) != told_apart_by(one["spec"], one["spec_hash"])

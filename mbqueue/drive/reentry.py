@@ -177,8 +177,8 @@ class Reentry:
     def _pruned_elsewhere(self) -> dict[tuple[str, str], str]:
         """Read from the newest snapshots why trials were pruned: (trial, hash of its spec) → reason.
 
-        Two machines that could not see each other's work may have begun trials with the same name and different
-        settings.
+        The key contains the hash, because two machines that could not see each other's work may have begun trials with
+        the same name and different settings.
         """
         newest = {one.listing.database: one.listing for one in self._snapshots.listed()}
         return {

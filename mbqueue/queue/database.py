@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 from mbqueue.queue.dialect import Dialect, Sql
 
 Parameters = Mapping[str, Any] | Sequence[Any]
-#: A statement and its parameters.
 Bound = tuple[Sql, Parameters]
 Result = TypeVar("Result")
 Method = TypeVar("Method", bound=Callable[..., Any])

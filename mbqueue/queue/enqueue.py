@@ -46,13 +46,11 @@ MOST_URGENT = 2**31 - 1
 _FREE_KEYS = {"name", "results_name", "description", "folds"}
 # The error message lists these keys last, because their values contain whole specs.
 _LONG_KEYS = {"trial", "made_from"}
-# The error message lists at most 20 keys, and truncates each value to 80 characters.
+# The limits of the error message: the number of keys, and the number of characters of each value.
 _MOST_SHOWN, _LONGEST_SHOWN = 20, 80
 
 
 class Outcome(StrEnum):
-    """The outcome of `enqueue`."""
-
     CREATED = "created"
     UNCHANGED = "unchanged"
     FOLDS_ADDED = "folds added"

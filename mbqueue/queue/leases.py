@@ -146,8 +146,8 @@ class Leases(Claims):
             given = self._finish(db, lease, result, now, publish, skip_rest, prunes, claim_next)
             found = [row for rows in given for row in rows]
             if not found:
-                # A session that declares this session dead takes the locks of both jobs in a different order. In a
-                # deadlock, the server interrupts one of the two transactions, and mbqueue repeats the interrupted one.
+                # A session that declares this session dead locks the two jobs in a different order. In a deadlock, the
+                # server interrupts one of the two transactions, and mbqueue repeats the interrupted one.
                 beat, open_next = self._beat(session, now, lease_seconds), self._unlocking(db, lease, now, skip_rest)
                 loaded = None if job.fold is None else (job.experiment_id, job.fold)
                 claim = self._claim(session, now, lease_seconds, loaded)
@@ -243,7 +243,7 @@ class Leases(Claims):
         for_others: bool = False,
         rest_seconds: float = 0.0,
     ) -> None:
-        """Release an unfinished job. With `preempted`, the attempt counts as preempted, but never as failed.
+        """Release an unfinished job. With `preempted`, the attempt counts as preempted, not as failed.
 
         With `for_others`, other sessions may claim the fold, because this session stays alive but cannot do the job
         now. No session can claim the job during the next `rest_seconds`.

@@ -21,7 +21,7 @@ from mbqueue.queue.schema import SCHEMA_VERSION
 
 #: How long a statement waits for a transaction of another process.
 BUSY_SECONDS = 30.0
-#: With less free disk space, SQLite cannot create the index of its write-ahead log, and reports "I/O error".
+#: With less free disk space than this, SQLite cannot index its write-ahead log, and reports "I/O error".
 _LEAST_ROOM_BYTES = 1 << 20
 #: Pages are small, because a commit changes only a few bytes in each of five pages, but logs whole pages.
 _PAGE_BYTES = 2048
@@ -66,8 +66,6 @@ def set_aside(path: Path, why: str, *, now: float) -> Path:
 
 
 class Transaction:
-    """An open transaction."""
-
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
 
@@ -186,7 +184,7 @@ class SqliteFile(Database):
             connection = self._connect(read_only=self.read_only)
             self._local.connection, self._local.pid = connection, os.getpid()
             with self._lock:
-                # Remember the file that was opened first, so that no thread writes to another file that replaces it.
+                # Remember the file that was opened first, so that no thread writes to a file that has replaced it.
                 self._file = self._file or _file_at(self.path)
                 self._open.append((os.getpid(), connection))
         return connection

@@ -48,8 +48,8 @@ def enter_place(
     Raises:
         StoreError: if the store is missing, denies access or ignores conditional puts; or if the queue records a
             different place.
-        QueueError: if the queue records no place and the folder lacks epochs; or if a new queue lacks epochs that the
-            store has.
+        QueueError: if the queue records no place and the folder lacks epochs; or if the store has epochs that a new
+            queue lacks.
     """
     before = queue.commits_place()
     if store is None:

@@ -95,7 +95,6 @@ class Compiling:
             return None
 
     def _tried_on(self, family: Family) -> tuple[nn.Module, Batch]:
-        """Return a pretrained model and a batch of two crystals, on the device."""
         made_by = implementation(family)
         with tempfile.TemporaryDirectory() as folder:
             cache = GraphCache.build(load(SAMPLE_DATASET, limit=2).crystals, Path(folder), workers=1)

@@ -30,8 +30,8 @@ class WorkOptions:
         session_seconds: length of the session; None for no deadline.
         max_jobs: stop after this many jobs; None for no limit.
         forever: wait for new jobs when none is left.
-        idle_seconds: end after finding nothing to claim for this long while other sessions work; None to wait until
-            those sessions have finished.
+        idle_seconds: end after this long without a job to claim while other sessions work; None to wait for those
+            sessions.
         device: "cpu", "cuda" or "cuda:1"; None for the first GPU, or the CPU if there is no GPU.
         devices: run a session on each of these devices instead (`mbqueue.session.devices.parse_devices`).
         tensorboard: write event files for TensorBoard.

@@ -62,8 +62,6 @@ TIME_IS_UP = StopCause(StopKind.TIME, "the session's time is up")
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOutcome:
-    """The outcome of a session."""
-
     session: str
     ending: Ending
     cause: StopCause

@@ -129,7 +129,6 @@ class Deadline:
         return float("inf") if self._end is None else self._end - self._clock.monotonic()
 
     def saw_save(self, seconds: float) -> None:
-        """Record that a save took ``seconds``."""
         self._save_seconds = max(self._save_seconds, seconds)
 
     def saw_publish(self, seconds: float) -> None:

@@ -18,8 +18,7 @@ PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 #: How long a session waits for the store before it ends: a paid machine must not wait forever.
 PATIENCE_SECONDS = 3600.0
-#: If another session on this machine has recorded that the store is out of reach, a session trusts the record for this
-#: long.
+#: How long a session trusts the record of an outage that another session on this machine wrote.
 HEARSAY_SECONDS = 60.0
 
 
@@ -74,7 +73,7 @@ class StoreWatch:
     def heard(self) -> str | None:
         """Return an outage that another session on this machine recorded after the store's last answer, or None.
 
-        The reason comes from the file that `mbqueue status` reads. An old reason is ignored, because the session that
+        Outages are recorded in the file that `mbqueue status` reads. An old record is ignored, because the session that
         wrote it may have died.
         """
         trouble = store_trouble(self._project)

@@ -23,7 +23,7 @@ _HASH_DIGITS = 16
 
 
 class ResultFile(NamedTuple):
-    """A result file as it was when a job wrote it; size in bytes, hash in hex."""
+    """The name, size in bytes and SHA-256 in hex of a result file, as its job wrote the file."""
 
     name: str
     size: int

@@ -7,7 +7,7 @@ from functools import cache
 
 from mbqueue.queue.dialect import POSTGRESQL, Sql, text_of
 
-#: SQL for the time at which the transaction began, in seconds since the epoch: the same in all its statements.
+#: SQL for the time at which the transaction began, in seconds since the epoch.
 SERVER_NOW = "CAST(extract(epoch FROM transaction_timestamp()) AS double precision)"
 
 _QUOTED = re.compile(r"('(?:[^']|'')*')")

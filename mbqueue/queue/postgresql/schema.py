@@ -126,14 +126,13 @@ _TRIGGERS = (
     WHEN (NEW.ended_at IS NOT NULL) EXECUTE FUNCTION tell_the_waiting()
     """,
 )
-#: The number of triggers through which the database enforces the rules.
 TRIGGERS = len(_TRIGGERS)
 
 #: The statements that upgrade to each version from the previous version. Each upgrade also replaces the trigger
 #: functions.
 _STEPS: dict[int, tuple[str, ...]] = {
     2: (commits_place(POSTGRESQL),),
-    # Before this version, the table of jobs had CHECK constraints, and the table of events had foreign keys.
+    # Before version 3, the table of jobs had CHECK constraints, and the table of events had foreign keys.
     3: (
         """
         DO $$

@@ -213,7 +213,7 @@ class PostgresServer(Database):
 
     def _client(self) -> Client:
         client: Client | None = getattr(self._local, "client", None)
-        # A forked process needs its own connection, because otherwise both processes would use the same connection.
+        # A forked process needs its own connection, because its parent still uses this one.
         if client is None or client.pid != os.getpid():
             client = Client()
             self._local.client = client
