@@ -51,7 +51,7 @@ class Keeping(OpenedProject):
     def back_up(self, file: str | Path) -> Backup:
         """Write the whole state (queue, checkpoints, results, jobs, settings) to one archive.
 
-        Sessions may keep running.
+        Sessions can keep running during the backup.
 
         Raises:
             UsageError: if the file exists, or there is no queue.
@@ -123,7 +123,7 @@ class Keeping(OpenedProject):
         Raises:
             UsageError: if there is no queue.
             QueueError: if a session uses the queue.
-            StoreError: if a finished epoch would be lost, or a store does not answer. The queue is unchanged.
+            StoreError: if a finished epoch would be lost, or a store does not answer; the queue stays unchanged.
         """
         from mbqueue.session.moving_commits import move_commits  # noqa: PLC0415
 

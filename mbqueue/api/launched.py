@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 
 #: Environment variables that Slurm 22.05 and later set to the job's end and start times, in seconds since the epoch.
 END_VARIABLE, START_VARIABLE = "SLURM_JOB_END_TIME", "SLURM_JOB_START_TIME"
-#: Signals that announce that the job's time is almost up. After such a signal, the job may run again.
+#: Signals that announce that the job's time is almost up, after which the job may run again.
 _TO_BE_CONTINUED = {signal.SIGUSR1, signal.SIGUSR2}
 
 
 class LaunchedSession:
     """A job for submitit, which calls this object to run a session, and `checkpoint` to run the job again.
 
-    A job that finds nothing to claim for ``max_idle`` ends and releases its GPU. SIGUSR2 announces the end of the time
-    or a preemption, and stops the session gracefully. The job returns to Slurm's queue only after everything is saved.
+    A job that finds nothing to claim for ``max_idle`` ends and releases its GPU. SIGUSR2 announces that the job is
+    almost out of time or preempted, and stops the session gracefully. The job returns to Slurm's queue only after
+    everything is saved.
 
     Args:
         project: the project's folder, the same on every machine.

@@ -62,7 +62,7 @@ class OpenedProject:
     def _keep_note(self, queue: Queue, experiment: str) -> None:
         """Save the user's requests for an experiment, so that `recover` can restore them.
 
-        If the requests cannot be written, the user only gets a note.
+        If the requests cannot be written, mbqueue only reports a note.
         """
         from mbqueue.drive.notes import keep_note  # noqa: PLC0415 - reading commands need not wait for it
 
@@ -110,9 +110,9 @@ class OpenedProject:
     def _newest_results(self, results_dir: str) -> Path:
         """The folder with an experiment's newest result files.
 
-        A project on a drive has two results folders. Return the folder whose results were recorded later, or the folder
-        in the live folder if both were recorded at the same time. If no results are recorded, return the folder where
-        sessions on this machine write results.
+        A project on a drive has two results folders. Return the one whose results were recorded later or, on a tie, the
+        one in the live folder. If no results are recorded, return the folder where sessions on this machine write
+        results.
         """
         from mbqueue.results.folder import recorded_at  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415

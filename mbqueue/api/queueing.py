@@ -205,8 +205,8 @@ class Queueing(OpenedProject):
     def cancel(self, experiment: str, *, fold: int | None = None) -> int:
         """Cancel the unfinished jobs of an experiment or fold, and return their number. Committed work stays.
 
-        A cancelled search begins no further trials until you call `retry`. If the search's newest trial had already
-        ended, call `resume` instead.
+        A cancelled search begins no further trials until you call `retry`, or `resume` if the search's newest trial had
+        already ended.
         """
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
@@ -227,8 +227,8 @@ class Queueing(OpenedProject):
         an object store that does not answer, mbqueue reports a note and rebuilds no files.
 
         A pruned trial of a search resumes and trains to the end. If the trial's checkpoints were removed, mbqueue
-        reports a note and the trial starts from the beginning. For a whole search, failed and cancelled trials are
-        retried.
+        reports a note and the trial starts from the beginning. If ``experiment`` is a search, its failed and
+        cancelled trials are retried.
 
         Returns:
             The number of jobs that will run again.
@@ -251,7 +251,7 @@ class Queueing(OpenedProject):
             changed = queue.retry(experiment, fold=fold, now=self._clock.now())
             try:
                 lost_folds = self._lost_folds(queue, experiment)
-            except StoreError as error:  # the jobs are queued again already
+            except StoreError as error:  # the jobs have already been queued again
                 lost_folds = {}
                 tell(f"{error} Result files could not be checked. Retry again once the store answers.")
             again = {lost: why for lost, why in lost_folds.items() if fold in (None, lost)}

@@ -81,7 +81,6 @@ class Searches(OpenedProject):
         ]
 
     def _searched(self, name: str) -> tuple[tuple[Search, list[Trial]], dict[str, Any]]:
-        """Return a search with its trials, and the queue's overview, which contains the trials."""
         from mbqueue.search.file import Search  # noqa: PLC0415
 
         with self._reading_queue(name) as queue:

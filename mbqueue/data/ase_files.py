@@ -217,7 +217,7 @@ def _written(comment: str) -> list[tuple[str, str | None]]:
 
 
 def _text(written: str) -> str | None:
-    """The text of a value in a comment line, without quotes; None if programs would read different values."""
+    """The text of a value in a comment line, without quotes; None if programs disagree on how to read the value."""
     found = _TEXT.fullmatch(written)
     if found is None:
         return None
@@ -256,7 +256,6 @@ def _cells(atoms: Any, named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a NumPy scalar to a Python value."""
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
 
 

@@ -122,7 +122,8 @@ def _join(bases: Any, per_atom: Any, vectors: Any, bonds: Any) -> Any:
     """Fill ``bonds`` with the centre, neighbour, undirected bond and reverse of each directed bond of a crystal.
 
     Args:
-        bases: indices of the crystal's first atom, directed bond and undirected bond; two more are ignored.
+        bases: five indices, of which this function uses the first three: the crystal's first atom, directed bond and
+            undirected bond.
         per_atom: as in ``unpack``.
         vectors: the inputs for computing a bond's vector: ``ends`` and ``images`` as in ``unpack``; ``half``, the sign
             bit of an image; and the crystal's Cartesian coordinates float64 [n, 3] and lattice float64 [3, 3], Å.

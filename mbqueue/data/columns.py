@@ -38,7 +38,7 @@ def is_no_id(value: Any) -> bool:
 def inexact_id(value: Any) -> str:
     """The reason why a cell cannot be an id; empty if it can.
 
-    Parsers preserve the exact text only of strings and whole numbers.
+    A parser may change the text of a value that is neither a string nor a whole number.
     """
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return ""
@@ -128,7 +128,7 @@ class Columns:
         return row.get(self.id), row.get(self.structure), row.get(self.target)
 
     def fix_id(self) -> None:
-        """From now on, accept rows with an id only if an id column has already been seen."""
+        """If no id column has been seen so far, reject later rows with an id."""
         self._may_have_id = False
 
     def close(self, source: str) -> None:
@@ -180,7 +180,7 @@ class Columns:
                 )
 
     def names_id(self, heading: Iterable[str]) -> bool:
-        """Whether a row can be a header, because it contains the name of an id column."""
+        """Whether a row contains the name of an id column, and so can be a header."""
         return _chosen(self._wanted.id, ID_NAMES, set(heading)) is not None
 
     def described(self, targets: NDArray[np.float64]) -> str:

@@ -150,8 +150,9 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
 def graph_of(cart: Any, lattice: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
     """Compute the graph of one crystal.
 
-    Rounding can drop one of the two directions of a bond that is as long as the cut-off. The function then also drops
-    the other direction, because CHGNet's radial basis is zero at the cut-off. CHGNet's converter would raise an error.
+    If rounding drops one direction of a bond that is as long as the cut-off, this function also drops the other
+    direction. The bond carries no message, because CHGNet's radial basis is zero at the cut-off. CHGNet's own converter
+    raises an error if a bond has only one direction.
 
     Returns:
         bonds per atom, int64 [n]; the copy of an atom that is the neighbour in each directed bond, int32 [D]; atom and

@@ -71,7 +71,7 @@ class Crystals:
         return digest.hexdigest()
 
     def select(self, rows: NDArray[np.int64] | Sequence[int]) -> Crystals:
-        """The crystals of ``rows``, in that order."""
+        """The crystals of ``rows``, in the order of ``rows``."""
         chosen = np.asarray(rows, np.int64)
         sizes = self.n_atoms[chosen]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])

@@ -76,7 +76,8 @@ def check_dataset(name_or_path: str, *, project_root: Path | None = None, target
 def check_columns(name_or_path: str, *, project_root: Path | None = None, target: Target, id_column: str = "") -> None:
     """Check a dataset as ``check_dataset`` does, and the columns of a CSV table or an ``id_prop.csv``.
 
-    In the other formats, any row may contain the target, so only a session, which reads all rows, checks the columns.
+    In all formats except CSV, any row may contain the target, so only a session, which reads all rows, checks the
+    columns.
 
     Raises:
         UsageError, DataError: as ``check_dataset``, or if a column is missing or occurs twice.
@@ -173,7 +174,6 @@ def load(
 
 
 def _columns(target: Target, id_column: str, *, targets_required: bool) -> Columns:
-    """The columns that a reader must choose for a target."""
     from mbqueue.data.columns import ColumnNames, Columns  # noqa: PLC0415  as in `load`
 
     return Columns(

@@ -24,8 +24,8 @@ _VASP_NAMES = ("POSCAR", "CONTCAR")
 def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
     """Read the file of each id in ``id_prop.csv``. Without ``id_prop.csv``, read all files in the folder.
 
-    The file of an id is ``id.cif``, ``id.vasp``, ``id.poscar``, ``id/POSCAR`` or ``id/CONTCAR``. The id can also be the
-    full name of its file.
+    The file of a crystal is ``ID.cif``, ``ID.vasp``, ``ID.poscar``, ``ID/POSCAR`` or ``ID/CONTCAR``. An id can also be
+    the full name of the file.
 
     Raises:
         DataError: if the folder has no ``id_prop.csv`` and targets are required.

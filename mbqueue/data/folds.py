@@ -95,7 +95,7 @@ def validation_split(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split a fold's training set into rows for training and rows for validation, both ascending.
 
-    ``share`` is the fraction of the rows that become the validation set. Each set has at least one row. With
+    ``share`` is the fraction of the rows that become the validation set. Both parts have at least one row. With
     ``classes``, which has a value for each row of the dataset, each class is split separately.
 
     Raises:

@@ -36,7 +36,7 @@ def reader_of(path: Path) -> Reader | None:
 
 
 def read_json(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Read a JSON table. Without an id column, the table's index names the rows, or else their positions do."""
+    """Read a JSON table. Without an id column, a row's id is its index or key or, if it has neither, its position."""
     for number, entry in enumerate(JsonTable(path, columns, progress).entries()):
         columns.fix_id()
         name, source = (entry.key, columns.row_names) if columns.id is None else (entry.id, f"column {columns.id}")
@@ -101,7 +101,6 @@ def read_csv_header(columns: Columns, path: Path) -> None:
 
 
 def _csv_table(columns: Columns, stream: Source, path: Path) -> tuple[list[str], Iterator[list[str]]]:
-    """Choose the columns of a CSV table; return its header and an iterator of its rows."""
     decoded = (
         line.decode("utf-8-sig" if not number else "utf-8") for number, line in enumerate(lines_of(stream, path))
     )
@@ -168,7 +167,7 @@ def structure_in(text: str, name: str) -> Any:
     """Parse a structure in JSON, CIF or POSCAR format to a ``Structure.as_dict()``; return None if there is no text.
 
     Raises:
-        Unusable: if the text is in none of these formats, or is ambiguous.
+        Unusable: if the text cannot be parsed, or is ambiguous.
     """
     plain = _plain(text)
     if is_missing(plain):

@@ -30,21 +30,21 @@ def _spacings(lattice: Any, spacings: Any) -> float:
 def examine(frac: Any, lattice: Any, overlap: float) -> Any:
     """Compute quantities that show quickly whether a cell is usable.
 
-    A bond search uses the coordinates as given. The cost of the search therefore grows with the box around all atoms,
-    which is far larger than the cell if coordinates are not wrapped.
+    A bond search uses the coordinates as given, so its cost grows with the box around all atoms. This box is far larger
+    than the cell if coordinates are not wrapped.
 
     Args:
         frac: fractional coordinates, float64 [n, 3], finite.
         lattice: rows are lattice vectors, Å, float64 [3, 3], finite.
-        overlap: atoms nearer than this, Å, count as overlapping.
+        overlap: distance, Å, below which two atoms count as overlapping.
 
     Returns:
         the volume, Å³; the number of periodic images to search around one atom, and around all atoms, up to 6 Å; the
         number of 6 Å cubes or of copies of atoms in the box around all atoms, whichever is larger; an upper bound on
         the numbers of bonds and angles; the first two overlapping atoms as i · n + j, or -1. For a flat cell, the
-        volume is 0 and the other numbers are meaningless. The overlap check covers only pairs of different atoms, each
-        at the nearest image by fractional coordinates. If lattice planes are less than twice ``overlap`` apart, the
-        upper bound is infinite, so that the caller runs ``count_neighbors``, which checks all images.
+        volume is 0 and the other numbers are meaningless. The overlap check covers only pairs of different atoms, at
+        the image that is nearest in fractional coordinates. If lattice planes are less than twice ``overlap`` apart,
+        the upper bound is infinite, so that the caller runs ``count_neighbors``, which checks all images.
     """
     n_atoms = len(frac)
     spacings = np.empty(3)
@@ -89,7 +89,7 @@ def count_neighbors(frac: Any, lattice: Any, overlap: float, limit: float) -> An
     Args:
         frac: fractional coordinates, float64 [n, 3].
         lattice: rows are lattice vectors, Å, float64 [3, 3].
-        overlap: atoms nearer than this, Å, count as overlapping; this includes an atom and its own image.
+        overlap: distance, Å, below which two atoms, or an atom and its own image, count as overlapping.
         limit: the largest allowed number of bonds, and of angles.
 
     Returns:

@@ -238,7 +238,7 @@ class JsonTable:
             )
 
     def _at(self, wanted: str) -> Iterator[JsonStream]:
-        """Yield the stream, positioned at the value that the outermost object has for the key ``wanted``."""
+        """Yield the stream at the value of the key ``wanted`` in the outermost object."""
         with self._open() as stream:
             for key in stream.members():
                 if key == wanted:

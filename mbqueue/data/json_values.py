@@ -34,7 +34,7 @@ class RepeatedKey(ValueError):
 
 
 def parse_json(text: bytes | memoryview) -> Any:
-    """Parse a JSON value, including NaN and Infinity, which Python writes although JSON does not have them.
+    """Parse a JSON value, including NaN and Infinity, which Python writes although JSON does not allow them.
 
     Raises:
         RepeatedKey: if an object in the value contains the same key twice.
@@ -66,7 +66,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @compiled
 def _end_of_string(text: Any, position: Any) -> Any:
-    """The position of the quotation mark that closes the string whose first character is at ``position``."""
+    """The position of the closing quotation mark of the string whose text starts at ``position``."""
     while text[position] != 0x22:
         position += 2 if text[position] == 0x5C else 1
     return position

@@ -33,7 +33,7 @@ def sorted_by(rows: Any, offsets: Any) -> Any:
 
 @compiled
 def first_places(rows: Any, n: int) -> Any:
-    """The first position of each number below ``n`` in ``rows``, which must contain all of them, int32 [n]."""
+    """For each number below ``n``, its first position in ``rows``, int32 [n]; ``rows`` must contain all numbers."""
     first = np.empty(n, np.int32)
     for position in range(len(rows) - 1, -1, -1):
         first[rows[position]] = position

@@ -1,4 +1,4 @@
-"""Find the space group that a CIF names, with spglib's tables."""
+"""Read the space group that a CIF names, and look up its settings in spglib's tables."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def space_group_of(block: CifBlock) -> SpaceGroup:
     """The space group that a data block names.
 
     Raises:
-        Unusable: if no space group has a given number, or two statements contradict each other.
+        Unusable: if a space group number does not exist, or two statements in the block contradict each other.
     """
     stated: dict[int, str] = {}
     for tag, value in block.statements(*_NUMBERS):

@@ -106,7 +106,7 @@ def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Site
 
 
 def _lattice_points(name: str, lattice: NDArray[np.float64]) -> int:
-    """Number of lattice points in a cell, from the first letter of a space group's name; 1 for other letters."""
+    """Number of lattice points in a cell, from the first letter of a space group's name; 1 by default."""
     letter = name.strip().lstrip("-").strip()[:1].upper()
     if letter == "R":
         lengths = np.linalg.norm(lattice, axis=1)

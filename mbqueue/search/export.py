@@ -1,6 +1,6 @@
 """Convert a search to an Optuna study, to write a file for optuna-dashboard or to compute importances.
 
-An exported study only shows results. In contrast, `mbqueue.search.study` makes studies to choose the next step.
+An exported study only shows results. The studies in `mbqueue.search.study` choose settings and end trials.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
 
     Trials are written in the order of their numbers. The value of a trained or pruned trial is the validation MAE by
     which the search compares trials. The intermediate value of an epoch is the mean validation MAE over the folds that
-    have reached the epoch. All other facts about a trial are in its user attributes.
+    have reached the epoch. Further facts about a trial are in its user attributes.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.

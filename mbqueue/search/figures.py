@@ -157,7 +157,7 @@ def learning_curves(trials: Sequence[Trial], target: Target) -> go.Figure:
 
 
 def _groups(trials: Sequence[Trial]) -> list[tuple[str, list[Trial], str]]:
-    """Divide trials into groups to draw, from back to front, as (name, trials, colour)."""
+    """Group trials for a plot as (name, trials, colour), in the order of drawing."""
     best = best_of(trials)
     rest = [trial for trial in trials if trial is not best]
     named = [

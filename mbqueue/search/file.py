@@ -50,8 +50,8 @@ class Setting(Section):
         log: whether to search the range on a logarithmic scale.
         step: distance between two values; None for a continuous range.
         choices: the values to try; None for a range.
-        when: conditions that map each of some other keys to a list of values. A trial varies this key only if every
-            key in ``when`` has a listed value in the trial. All other trials use the base's value.
+        when: conditions for varying this key, as a mapping from other keys to lists of values. A trial varies this key
+            only if every key in ``when`` has a listed value in the trial; otherwise, it uses the base's value.
     """
 
     low: Number | None = None
@@ -153,7 +153,7 @@ class Search(Section):
         return self.model_dump(mode="json")
 
     def spec_with(self, settings: Mapping[str, Value], **others: Any) -> Spec:
-        """Return the base's spec with the given settings; ``others`` replace further keys, such as ``name``.
+        """Return the base's spec with the given settings; ``others`` are values for further keys, such as ``name``.
 
         Raises:
             SpecError: if the combination is invalid.
@@ -166,7 +166,7 @@ class Search(Section):
         return _at(self.base_spec, key)
 
     def is_integer(self, key: str) -> bool:
-        """Whether the base experiment's value for ``key`` is an integer, so that a range contains only integers."""
+        """Whether the base experiment's value for ``key`` is an integer; if so, a range contains only integers."""
         value = self.base_value(key)
         return isinstance(value, int) and not isinstance(value, bool)
 
@@ -340,6 +340,6 @@ def reasons(error: SpecError) -> str:
 
 
 def wrong_search(path: Path, problems: list[str]) -> SpecError:
-    """Return an error that lists the problems in a search file. Each problem begins with a key."""
+    """Return an error that lists the problems in a search file, each of which begins with a key."""
     lines = "\n".join(f"  {problem}" for problem in problems)
     return SpecError(f"{path} is not a valid search:\n{lines}\nNothing was enqueued. Fix the file.")

@@ -124,7 +124,7 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
 
 
 def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -> list[str]:
-    """Give up the checkpoints of trials pruned more than ``after_seconds`` ago; return the names of these trials.
+    """Release the checkpoints of trials pruned more than ``after_seconds`` ago; return the names of these trials.
 
     The caller must remove the files of the checkpoints.
     """

@@ -26,7 +26,7 @@ _STARTUP_TRIALS, _STARTUP_SHARE = 10, 3
 #: settings are drawn at random, because a sampler with few results may repeat rejected settings. A grid sampler never
 #: repeats settings.
 _MOST_DRAWS, _STUBBORN_DRAWS = 50, 25
-#: For these samplers, each draw depends on the number of earlier draws, so the study must repeat all draws in order.
+#: Samplers whose draws depend on the number of earlier draws, so the study must repeat all draws in order.
 _COUNTING = {"qmc", "cmaes"}
 
 

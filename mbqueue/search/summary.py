@@ -69,7 +69,8 @@ def _left(trials: Sequence[Trial], wanted: int, budget_seconds: float, per_epoch
     """Estimate the seconds of work that a search still needs; None before its first epoch.
 
     The estimate assumes that each trial trains for as many epochs as the ended trials did on average, or for all its
-    epochs if no trial has ended. Trials that have not started count for at most the remaining GPU-hours.
+    epochs if no trial has ended. The estimate for trials that have not started is at most the remaining
+    GPU-hours.
     """
     if not per_epoch:
         return None

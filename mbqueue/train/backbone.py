@@ -39,7 +39,7 @@ def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbo
     """
     family = family_of(spec.model.pretrained)
     weights = family.weights_hash(family.load_pretrained(spec.model.pretrained))
-    # The backbone's outputs do not depend on the target. But the folder for energy targets keeps its own name, because
+    # The backbone's outputs do not depend on the target. The folder for energy targets keeps its own name, because
     # machines share the outputs that are stored under this name.
     key = crystals.hash if spec.target.kind == "energy" else crystals.structures_hash
     return FrozenBackbone(
@@ -77,8 +77,8 @@ def prepare_frozen(
     A shard that this machine's cache already contains for a different dataset is copied. If the disk has room, features
     are stored together with energies, because one pass computes both.
 
-    Two devices of the same type write the same bytes for the same crystals and weights, with one exception. A device
-    that runs out of memory computes the remaining crystals of the shard in smaller batches, which changes
+    Two devices of the same type write the same bytes for the same crystals and weights, unless one runs out of memory.
+    After running out of memory, a device computes the remaining crystals of the shard in smaller batches, which changes
     `FrozenBackbone.digest`.
 
     Raises:

@@ -1,6 +1,6 @@
 """CHGNet, the first `ModelFamily`: reads and writes model files, selects the trained parameters, and computes energies.
 
-`CHGNet.from_file` can read these model files. The message passing is in `mbqueue.train.forward`.
+`CHGNet.from_file` can read the model files that this module writes. The message passing is in `mbqueue.train.forward`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The last digits of the backbone's outputs depend on which crystals are in a batch. mbqueue therefore copies a shard only
 if the other dataset has a shard with the same crystals in the same order. A copied shard equals the shard that the
-backbone would compute. Two crystals are the same if their elements, coordinates and cells agree bit for bit. The search
-covers only this machine's cache.
+backbone would compute. Two crystals are the same if their elements, coordinates and cells agree bit for bit. mbqueue
+looks for shards only in this machine's cache.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Elsewhere:
 
     @cached_property
     def _places(self) -> dict[int, list[tuple[FrozenBackbone, int]]]:
-        """Map each shard to the other stores that contain it, and to its number in each of these stores."""
+        """Map each shard to the other stores that contain it, each with the shard's number in that store."""
         others = self._others()
         if not others:
             return {}

@@ -120,7 +120,7 @@ class FrozenBackbone:
     def digest(self, kinds: Sequence[str]) -> str:
         """Return a digest (16 hex digits) of all shards of these kinds.
 
-        Features are later read from the files that this method memory-maps.
+        This method also memory-maps the files from which features are read later.
 
         Raises:
             CacheError: if a shard is missing.

@@ -1,8 +1,7 @@
 """Compute CHGNet's gated messages and their gradients on the CPU, in float32, with compiled kernels.
 
-The work is divided into a fixed number of ranges of about equal cost, and each range contains whole crystals. A thread
-processes one range after another. The ranges' weight gradients are summed in a fixed order, so the result does not
-depend on the number of threads.
+The work is divided into a fixed number of ranges of about equal cost, and each range contains whole crystals. The
+ranges' weight gradients are summed in a fixed order, so the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ def _subnormals_as_zero() -> Iterator[None]:
 
     Closed gates and bonds near the cut-off produce gradients below 1.2e-38, which change no sum. Some processors take a
     hundred times as long to compute with numbers below 1.2e-38 (`python -m benchmarks.training --subnormals` measures
-    the cost). Each task sets the mode again, because earlier work in the thread may have changed the mode.
+    the cost). Use this function in each task, because earlier work in the thread may have reset the mode.
     """
     was_on = float(np.float32(1e-38) * np.float32(0.1)) == 0.0
     torch.set_flush_denormal(True)

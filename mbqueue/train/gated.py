@@ -1,6 +1,6 @@
 """Compute CHGNet's gated messages in plain torch operations, on any device and in any dtype.
 
-The results are the reference for the kernels. A gated MLP is silu(norm(core(x))) · sigmoid(norm(gate(x))). The code
+This module is the reference for the kernels. A gated MLP is silu(norm(core(x))) · sigmoid(norm(gate(x))). The code
 stores core and gate side by side in 128 columns, written "core ‖ gate". The output of the first linear layer is the sum
 of contributions from the parts of its concatenated input.
 """
@@ -80,8 +80,8 @@ class Gate:
         bias: biases of the second layers, [128].
         scale: scale of the layer norms, [128].
         shift: shift of the layer norms, [128].
-        products: value of `PRODUCTS` at construction. This class stores the value because torch computes GPU gradients
-            in other threads, where the context variable has its default value.
+        products: value of `PRODUCTS` at construction, stored because torch computes GPU gradients in its own threads,
+            where `PRODUCTS` has its default value.
     """
 
     second: Tensor | None

@@ -55,7 +55,7 @@ _BATCH_SIZE = 64
 def opposite_strains(pairs: int, size: float = STRAIN_SIZE) -> list[Distortion | None]:
     """Return None (no distortion) and ``pairs`` pairs of opposite random strains, over which predictions are averaged.
 
-    Averaging over a pair cancels the first-order change of the energy.
+    Averaging over a pair of opposite strains cancels the first-order change of the energy.
     """
     distortions: list[Distortion | None] = [None]
     for pair in range(pairs):

@@ -1,8 +1,8 @@
 """Fit a linear model of the composition, from which every training run starts.
 
 CHGNet predicts the mean of its read-out over the atoms, plus a constant for each element, weighted by the element's
-fraction of the atoms (CHGNet's AtomRef). For energies, these constants are reference energies, fitted on top of the
-pretrained read-out. For other targets, the constants of the elements come from a regression of the target on the
+fraction of the atoms (CHGNet's AtomRef). For energies, the elements' constants are reference energies, fitted on top
+of the pretrained read-out. For other targets, the elements' constants come from a regression of the target on the
 composition.
 """
 

@@ -73,7 +73,7 @@ class Saver:
         send the same bytes, so mbqueue recognises a commit that arrived even though the answer was lost.
 
         Raises:
-            StoreError: if no time is left to wait.
+            StoreError: if the store still does not answer and no time is left to wait.
         """
         self._drop_pending()
         content = serialise(state)
@@ -90,7 +90,7 @@ class Saver:
             staged.discard()
         if not staged.is_published:
             raise CheckpointError(f"The queue accepted the commit {staged.manifest.stem}, but it was not published.")
-        with suppress(StoreError):  # if this fails, the next commit removes the superseded files
+        with suppress(StoreError):  # the next commit removes superseded files that remain
             self._checkpoints.prune()
         return staged.manifest
 

@@ -68,8 +68,8 @@ def fetch_shards(
 ) -> None:
     """Download every shard in the store that this machine lacks or that differs from this machine's copy.
 
-    The copies can differ if this machine filled its cache before it used the store. This function does not compute the
-    shards that the store lacks.
+    This machine's copy of a shard can differ if the machine filled its cache before it used the store. This function
+    does not compute the shards that the store lacks.
 
     Raises:
         StoreError: if the store cannot be read.

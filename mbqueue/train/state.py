@@ -120,7 +120,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
     version, words, python_gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        # Reading this state starts CUDA, which a CPU session must avoid.
+        # Reading a GPU's random state starts CUDA, which a CPU session must avoid.
         "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         "numpy": [
             str(name),

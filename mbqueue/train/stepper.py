@@ -56,7 +56,7 @@ class Stepper:
         Raises:
             NonFiniteLoss: if a step's loss or gradient is not finite; the error names the step's crystals, and the
                 weights are those before the step.
-            OutOfMemory: if a batch does not fit in the device's memory. The step does not begin.
+            OutOfMemory: if a batch does not fit in the device's memory; the step does not begin.
         """
         learner = self._learner
         step = begin_step(

@@ -35,9 +35,9 @@ class Access:
 
     Attributes:
         token: the token that every request must contain; None on localhost, where requests need no token.
-        is_embedded: whether a notebook shows the pages through its proxy. Because cookies are unreliable in notebooks,
-            each link then contains the token. A notebook's proxy may change the Host header, so the board does not
-            compare the origin.
+        is_embedded: whether a notebook shows the pages through its proxy. In a notebook, each link contains the token,
+            because cookies are unreliable there. A notebook's proxy may change the Host header, so an embedded board
+            does not compare the origin.
         csrf: the secret that every action must contain; each run of the board has a new one.
     """
 
@@ -93,5 +93,5 @@ def _netloc(origin: str) -> str:
 
 
 def _equal(given: str, secret: str) -> bool:
-    """Compare in constant time, so that the time reveals nothing about the secret."""
+    """Compare in constant time, so that the duration reveals nothing about the secret."""
     return hmac.compare_digest(given.encode(), secret.encode())

@@ -1,8 +1,9 @@
 """The board as a Starlette application: pages, their parts, figures, files and actions.
 
-A visible page polls its changing part every two seconds. As long as nothing changes, the board answers "not modified".
-Polling works with any number of tabs and through any proxy, because it keeps no connections open (browsers allow six
-per address). All links are relative and one level deep, because a notebook's proxy may add any path before them.
+A visible page requests its changing part every two seconds. As long as nothing changes, the board answers "not
+modified". Polling works with any number of tabs and through any proxy, because it keeps no connections open (browsers
+allow six per address). All links are relative and one level deep, because a notebook's proxy may add any path before
+them.
 """
 
 from __future__ import annotations
@@ -280,7 +281,6 @@ class _Board:
     # -- actions -----------------------------------------------------------------------------------------------------
 
     async def act(self, request: Request) -> Response:
-        """Perform the action of a button, and answer with a sentence about its outcome."""
         from starlette.concurrency import run_in_threadpool  # noqa: PLC0415
 
         self._access.check_act(request)

@@ -14,8 +14,8 @@ from mbqueue.errors import MbqueueError
 FRESH_SECONDS = 1.5
 #: Seconds after which pages report that a read of the queue is slow.
 PATIENCE_SECONDS = 5.0
-#: After each read, the board waits at least this many times as long as the read took. Otherwise, the board would read a
-#: large queue all the time.
+#: After each read, the board waits at least this many times the duration of the read. Without this pause, the board
+#: would read a large queue all the time.
 _REST = 10
 
 
@@ -47,8 +47,8 @@ class Reader:
     def read(self) -> Reading:
         """Return the current status or a recent one.
 
-        If a read in another thread hangs, for example on an unreachable server, return the last status. After
-        `PATIENCE_SECONDS`, also report the delay.
+        If a read in another thread hangs, for example on an unreachable server, return the last status. If a read hangs
+        for more than `PATIENCE_SECONDS`, also report the delay.
         """
         is_first = self._reading.status is None and self._reading.trouble is None
         if self._busy.acquire(blocking=is_first):

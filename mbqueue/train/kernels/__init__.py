@@ -1,8 +1,8 @@
 """Compiled CPU kernels of CHGNet's gated messages in float32, which make one pass over bonds or angles.
 
-The steps between a message's gathers and its sum (two linear layers, two layer norms, SiLU, sigmoid, products) run on
-one block of rows at a time, in buffers of about 100 KB, so that no array of size [bonds, features] is written to
-memory. The backward kernels recompute a block instead of reading it back.
+A kernel computes messages (two linear layers, two layer norms, SiLU, sigmoid, products) for one block of rows at a
+time. Its buffers take about 100 KB, so no array of size [bonds, features] is written to memory. The backward kernels
+recompute a block instead of reading it back.
 
 A call of a kernel processes a range of rows that belong to whole crystals. Two crystals have no rows in common, so
 different threads can process different ranges. The rows of a range are summed in a fixed order, so the result does not

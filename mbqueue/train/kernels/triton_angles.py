@@ -80,7 +80,7 @@ def angles_forward_kernel(
     n_shorts, atoms_stride, shorts_stride, weights_stride,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, SHORTS: tl.constexpr, RESIDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sum the messages to ``SHORTS`` short bonds in one program."""
+    """Sum the messages to each short bond; one program sums those to ``SHORTS`` consecutive short bonds."""
     begin_short = tl.program_id(0) * SHORTS
     begin = tl.load(offsets + begin_short)
     end = tl.load(offsets + tl.minimum(begin_short + SHORTS, n_shorts))
@@ -350,7 +350,7 @@ def update_backward(
     d_pre, d_angles = room(atoms, n_angles, 128), room(atoms, n_angles, 64)
     programs, per_program = plan.shares(n_angles, tiles.angle_back_rows)
     partials = room(atoms, programs, UPDATE_COLUMNS)
-    unused = d_pre  # an update has neither weights nor a second layer
+    unused = d_pre  # an angle update has neither weights nor a second layer
     launch(
         angles_backward_kernel, programs,
         batch.angle_center, batch.angle_bond_i, batch.angle_bond_j,

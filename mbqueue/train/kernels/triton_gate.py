@@ -51,8 +51,7 @@ def product(x, y, PRECISION: tl.constexpr):  # noqa: N803
 def settled(x, PRECISION: tl.constexpr):  # noqa: N803
     """Return ``x``, and make the compiler compute it only once before a product on tensor cores.
 
-    Several threads need each number of ``x`` during the product. Without this function, each of these threads would
-    load and compute the number again for every product.
+    Without this function, each thread that needs a number of ``x`` would load and compute it again for every product.
     """
     if PRECISION == "float32" or _INTERPRETED:
         return x
@@ -74,7 +73,6 @@ def silu_slope(x, s):
 
 @triton.jit
 def _halves(x, WIDE: tl.constexpr):  # noqa: N803
-    """Split [rows, WIDE] into its left and right half."""
     return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, WIDE // 2]), (0, 2, 1)))
 
 
@@ -166,7 +164,7 @@ def power_below(x):
 
 @triton.jit
 def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
-    """Compute ``times`` for a gradient ``d``; in float16, scale each row, because gradients may be too small."""
+    """Compute ``times`` for a gradient ``d``; in float16, scale each row to prevent underflow."""
     if PRECISION == "fp16":
         size = power_below(tl.max(tl.abs(d), axis=1))[:, None]
         return times(d / size, matrix, down, right, PRECISION) * size
@@ -178,8 +176,8 @@ def outer(d, x, PRECISION: tl.constexpr):  # noqa: N803
     """Sum d ⊗ x over rows, [64, 64], for a gradient ``d``; in float16, ``d`` is scaled by its largest entry.
 
     Do not use this function in the same block of code as products of [rows, 64]. Triton gives all dependent products in
-    a block of code the same layout on tensor cores. With the layout for [64, 64], every warp would hold all rows of the
-    other products.
+    a block of code the same layout on tensor cores. With the layout for [64, 64], every warp would hold all rows of a
+    [rows, 64] product.
     """
     x = settled(x, PRECISION)
     if PRECISION == "fp16":
