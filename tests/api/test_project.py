@@ -114,7 +114,7 @@ def test_the_status_shows_itself_in_a_notebook_and_as_text(worked: Worked, capsy
     assert "color" in page
     assert "head_finetune" in str(status)
     assert max(map(len, str(status).splitlines())) <= 80
-    assert capsys.readouterr().out == ""  # converting the status to text prints nothing
+    assert capsys.readouterr().out == ""
 
 
 def test_watching_renews_one_display_until_no_session_runs(worked: Worked, monkeypatch: pytest.MonkeyPatch) -> None:

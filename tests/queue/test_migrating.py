@@ -211,7 +211,7 @@ def test_a_queue_can_be_moved_back_and_forth_any_number_of_times(used, url, make
             queue.verify()
     aside = list(used.queue_db.parent.glob("queue.db.moved-*"))
     assert aside
-    assert not [path for path in aside if path.name.endswith(("-wal", "-shm"))]  # no write-ahead log is left behind
+    assert not [path for path in aside if path.name.endswith(("-wal", "-shm"))]
 
 
 @pytest.mark.parametrize("source", ["file", "server"])
@@ -272,7 +272,7 @@ def test_a_run_that_died_between_the_copy_and_the_mark_is_completed_by_the_next(
         with pytest.raises(Died):
             project.migrate_queue(target)
     with open_queue(project.folder, read_only=True) as queue:
-        assert dump(queue) == before  # the failed move left no mark in the source
+        assert dump(queue) == before
     project.migrate_queue(target)
     with pytest.raises(QueueMoved):
         open_queue(project.folder)
@@ -368,7 +368,7 @@ def test_on_a_clusters_file_system_the_commits_and_results_come_along_both_ways(
     project.project = split
     session = project.train(5)
     for _ in range(4):
-        session.step()  # train the fold and predict
+        session.step()
     session.die()
     with Queue(split.queue_db) as queue:
         queue.end_session(session.id, reason="ended", now=project.clock.now())

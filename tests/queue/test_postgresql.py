@@ -165,7 +165,7 @@ def test_after_a_late_notification_the_worker_listens_again(queue, monkeypatch):
     queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
     later = time.monotonic() + listening._PROOF_AGAIN_SECONDS
     monkeypatch.setattr(listening.time, "monotonic", lambda: later)
-    queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))  # the first wait on a connection returns immediately
+    queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
     assert waited == [2.0]
     assert queue.database._listener._connection is not None
 

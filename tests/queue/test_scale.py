@@ -85,7 +85,7 @@ def _worker(queue):
     """Start a session; return name → action of a worker. Each action leaves the queue as it was."""
     session = queue.start_session(device="cpu", now=2.0, alive_seconds=1e9)
     claim = partial(queue.claim, session, now=2.0, lease_seconds=60)
-    loaded = (2, 0)  # five epochs of the fold are committed
+    loaded = (2, 0)  # fold 0 of experiment 2, with five committed epochs
 
     def released(lease):
         queue.release(lease, reason="test", now=2.0)

@@ -78,7 +78,7 @@ def test_the_copy_has_a_background_session_of_its_own_and_says_whose_log_it_show
     assert f"the folder from which {pair.copy.folder.root} was copied or moved" in caplog.text
     caplog.clear()
 
-    pair.copy.pause("full_finetune")  # the session finds nothing to do, and ends
+    pair.copy.pause("full_finetune")  # the session then finds nothing to do, and ends
     started = pair.copy.work_in_background(device="cpu", session="none")
     assert started.session is not None
     assert started.session != pair.session.session
