@@ -76,7 +76,7 @@ class Belonging:
             files.write_json(live / BELONGING_FILE, asdict(self))
 
     def missing(self, state: Path) -> str | None:
-        """Explain why a state folder does not belong to this project; None if it may belong.
+        """Explain why a state folder does not belong to this project; None if it may belong to the project.
 
         Raises:
             OSError: if the drive cannot be read.

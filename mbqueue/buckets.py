@@ -22,8 +22,8 @@ STORE_VARIABLE = "MBQUEUE_STORE"
 MARKER = "mbqueue-store.json"
 
 #: Time limits for requests that a session makes while it blocks the queue for other sessions. A commit makes one or two
-#: such requests (`mbqueue.storage.objects.ObjectStore.create`), which must finish before another session's SQLite stops
-#: waiting for the locked database (`mbqueue.queue.sqlite`).
+#: such requests (`mbqueue.storage.objects.ObjectStore.create`). Until the requests finish, the SQLite of other sessions
+#: waits for the locked database, but only for a limited time (`mbqueue.queue.sqlite`).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
 #: Time limits for checkpoints: 5 MB at 80 kB/s take about a minute.
 PATIENT = {"connect_timeout": "5s", "timeout": "60s"}

@@ -164,7 +164,7 @@ class LeaseLost(QueueError):
 
 
 class CommitTaken(LeaseLost):
-    """Another writer made this commit first. Nothing was written, and training continues from that commit."""
+    """Another writer made this commit first. Nothing was written, and training continues from the other's commit."""
 
 
 class RewoundBefore(QueueError):

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-#: File systems on which other machines see writes late, or see no locks. Google Drive in Colab is a FUSE mount. All
-#: other types count as local.
+#: Types of file systems on which other machines see writes late, or see no locks. Google Drive in Colab is a FUSE
+#: mount. A file system whose type is not listed counts as local.
 _REMOTE = re.compile(r"^(fuse(\..*)?|nfs\d?|cifs|smb.*|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|drvfs|sshfs|davfs.*)$")
 #: Network file systems of clusters. All machines see a file as soon as it is closed, and renames are atomic.
 _CLUSTERED = re.compile(r"^(nfs\d?|ceph|glusterfs|lustre|gpfs|beegfs)$")

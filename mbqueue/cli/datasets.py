@@ -44,7 +44,7 @@ def prepare(
 ) -> None:
     """Read a dataset and convert it to graphs in the project's cache, on all CPU cores.
 
-    `mbqueue work` also does this when needed. You can stop the command at any time; the next call resumes.
+    `mbqueue work` also prepares data when needed. You can stop the command at any time; the next call resumes.
 
     Example: mbqueue prepare sample
     """

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from mbqueue.clock import format_duration
 
-#: Matches the class of mbqueue's own errors at the start of a traceback's last line. The messages of these errors are
-#: clear without the class.
+#: Matches the class of mbqueue's own errors at the start of a traceback's last line. The messages of mbqueue's errors
+#: are clear without the class.
 _OWN_CLASS = re.compile(r"^mbqueue\.errors\.\w+: ")
 _MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*(?::|$))")
 

@@ -42,7 +42,7 @@ def timeline(
         results: job id → result of the committed job; only the keys `seconds` and `checkpoint_seconds` are used.
 
     Returns:
-        The spans, by session and start.
+        The spans, sorted by session, then by start.
     """
     rows = {row.id: row for row in sessions}
     events = list(events)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: The mark that follows a fold's number or score if the settings were chosen on this fold. The second mark is for ASCII
+#: The mark that follows a fold's number or score if the settings were chosen on this fold, and the same mark for ASCII
 #: terminals.
 MARK, ASCII_MARK = "†", "*"
 

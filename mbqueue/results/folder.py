@@ -74,7 +74,7 @@ class Recorded:
 
     @cached_property
     def histories(self) -> dict[int, list[dict[str, Any]]]:
-        """Fold → rows of its history. For an unfinished experiment, this includes folds without predictions."""
+        """Fold → rows of its history. Unfinished experiments also have histories of folds without predictions."""
         folds = sorted(int(fold) for fold in self.content["run"]["fold_seconds"])
         return {fold: read_history(history_file(self.folder, fold)) for fold in folds}
 

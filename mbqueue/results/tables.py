@@ -36,7 +36,7 @@ HISTORY_TYPES: dict[str, type] = {
     "device": str,
 }
 HISTORY_COLUMNS = tuple(HISTORY_TYPES)
-#: Columns that may differ if you run an experiment twice. All other columns are identical.
+#: The only columns that may differ if you run an experiment twice.
 TIMING_COLUMNS = ("seconds", "structures_per_second", "session", "device")
 #: How RESULTS.md describes each kind of result file, by the beginning of the file's name.
 FILE_NOTES = {

@@ -14,7 +14,7 @@ from warm import Warm
 from .conftest import EXPERIMENT, SEED, SHARE, SHARES, WORK, Lab, Straight, points_of, tell
 
 FAILURE = 1
-#: The file operations that these tests make fail. The database keeps working, as if it were on a different disk.
+#: The file operations that fail in these tests. The database keeps working, as if it were on a different disk.
 FILES = ("open", "write", "fsync", "rename", "unlink")
 FAULTS = {
     "EIO once": {"number": errno.EIO},

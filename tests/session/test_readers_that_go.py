@@ -66,7 +66,7 @@ def test_a_session_whose_pipe_is_closed_keeps_running_and_stops_gracefully(proje
     process = begin(project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     process.stdout.readline()
-    process.stdout.close()  # `| head -1` closes the pipe in the same way
+    process.stdout.close()  # close the pipe, as `| head -1` does
     until(lambda: commits(project) > 1, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == WORK_LEFT
@@ -81,7 +81,7 @@ def test_a_session_whose_terminal_is_closed_ends_gracefully(project: ProjectFold
 
     def read_and_look() -> bool:
         with suppress(BlockingIOError):
-            os.read(ours, 65536)  # otherwise the terminal's buffer fills and the session blocks
+            os.read(ours, 65536)  # empty the terminal's buffer, so that the session does not block
         return commits(project) > 1
 
     until(read_and_look, process)

@@ -39,7 +39,7 @@ class S3Server:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
     """Start one server for all tests of a process, and put its address and keys into the environment."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # otherwise the server logs every request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # do not log every request
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -164,7 +164,7 @@ def install(wire: Tripwire) -> None:
     """Install the tripwire in this process for good, so only in a process that ends soon."""
     import numpy as np
 
-    np.lib.format.isfileobj = lambda _stream: False  # otherwise NumPy bypasses Python's streams
+    np.lib.format.isfileobj = lambda _stream: False  # make NumPy write through Python's streams
     _install_steps(wire)
     _install_streams(wire)
     _install_names(wire)

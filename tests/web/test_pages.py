@@ -159,7 +159,7 @@ def test_each_experiment_shows_the_time_used_and_left(board: Board) -> None:
 def test_the_page_of_all_experiments_is_complete(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_SHOWN", 1)
     board.project.enqueue("pretrained_infer", dataset="sample", name="second")
-    board.act({"act": "priority", "experiment": "first", "priority": 1})  # afterwards, the board reads the status again
+    board.act({"act": "priority", "experiment": "first", "priority": 1})  # the board then reads the status again
     few, every = part(board)["html"], part(board, "overview&all=1")["html"]
     assert few.count('<section class="experiment"') == 1
     assert 'href="./?all=1"' in few
@@ -236,7 +236,7 @@ def test_the_figures_of_a_page_are_those_of_the_report(board: Board, monkeypatch
     drawn = draw(project.results("small"), timeline=project.timeline("small"))
     html = _until(board, lambda facts: "no epoch" not in facts["html"] and facts["html"])["html"]
     assert html
-    board.act({"act": "priority", "experiment": "small", "priority": 1})  # afterwards, the board reads the status again
+    board.act({"act": "priority", "experiment": "small", "priority": 1})  # the board then reads the status again
     shown = board.get("/figures?name=small").json
     for name in ("learning-curves", "parity", "errors", "periodic-table", "timeline"):
         assert shown[name] == json.loads(drawn[name].to_json()), name

@@ -22,8 +22,8 @@ _PARITY_BINS = 160
 _TARGET_BINS = 30
 _ROC_POINTS = 400
 
-# The validation MAE has risen if its last value is more than `_RISE` times its best value. A fold then overfits if its
-# training MAE kept falling and its best epoch is old. From `_DOUBLED` times on, the best epoch may also be recent.
+# The validation MAE has risen if its last value is more than `_RISE` times its best value. If the training MAE kept
+# falling meanwhile, the fold overfits if its best epoch is old, or if the ratio is at least `_DOUBLED`.
 _RISE, _DOUBLED = 1.05, 2.0
 # The best epoch is old if at least this fraction of all epochs, and at least this many epochs, come after it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2

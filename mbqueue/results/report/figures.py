@@ -123,7 +123,7 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]], target
     figure.update_yaxes(title="learning rate", exponentformat="e", rangemode="tozero", nticks=4, row=2, col=1)
     figure.update_xaxes(title="epoch", row=2, col=1)
     if max((len(rows) for rows in histories.values()), default=0) <= 10:
-        figure.update_xaxes(dtick=1)  # otherwise plotly labels half epochs
+        figure.update_xaxes(dtick=1)  # keep plotly from labelling half epochs
     return styled(figure, height=520)
 
 
