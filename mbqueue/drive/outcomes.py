@@ -142,7 +142,7 @@ class PublishedResults:
         self._drive.put(path, content)
 
     def are_whole(self, results_dir: str, listed: Sequence[ResultFile]) -> bool:
-        """Whether the result files on the mount match the listing, because another session may have replaced them.
+        """Whether the result files on the mount still match the listing. Another session may have replaced them.
 
         The first call reads every file. Later calls read only files whose size or modification time has changed.
         """

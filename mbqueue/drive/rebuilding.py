@@ -28,7 +28,7 @@ from mbqueue.storage.manifest import Manifest
 def rebuild_queue(
     project: ProjectFolder, fill: Callable[[Queue], None], *, lay: Callable[[Path], bool] = lambda _path: False
 ) -> None:
-    """Make the project's queue, which appears once it is complete. If the queue would be empty, do not make it.
+    """Make the project's queue, which appears once it is complete. Do not create an empty queue.
 
     Args:
         fill: adds experiments and their progress to the new queue.

@@ -315,7 +315,7 @@ def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest,
     """Enqueue an experiment from its file in jobs/, if an older manifest does not say how it was enqueued.
 
     Returns:
-        Whether the file exists and has the same spec as the manifest.
+        Whether there is a file with the manifest's spec.
     """
     try:
         spec = load_spec(project.experiment_file(manifest.experiment))

@@ -218,15 +218,15 @@ class Leases(Claims):
         The result of a `prepare` job must contain `dataset_hash`.
 
         Args:
-            skip_rest: the reason for skipping all later epochs of an epoch's fold (early stopping); None to skip none.
+            skip_rest: the reason for skipping all later epochs of the fold (early stopping); None to skip none.
             prunes: whether `skip_rest` prunes the whole trial: skip all its jobs, including the `predict` and `record`
-                jobs, except jobs that a session is working on. For a pruned trial, `skip_rest` must
-                begin with `mbqueue.queue.edges.PRUNED`.
+                jobs, except jobs that a session is working on. For a pruned trial, `skip_rest` must begin with
+                `mbqueue.queue.edges.PRUNED`.
 
         Raises:
             LeaseLost: if the lease is lost. `publish` is not called.
-            QueueError: if `dataset_hash` is missing or differs from that of an earlier `prepare` job, or if the job has
-                no later epochs to skip because it is not a `train` job.
+            QueueError: if `dataset_hash` is missing or differs from that of an earlier `prepare` job; or if `skip_rest`
+                is given for a job that is not a `train` job.
         """
         with self.writing() as db:
             self._finish(db, lease, result, now, publish, skip_rest, prunes)

@@ -26,7 +26,7 @@ _NUMBERED = ("experiments", "jobs", "events")
 _NARROW = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(?) AND atttypid = to_regtype('integer')"
 _LARGEST_NARROW = 2**31 - 1
 
-# Tries to lock a queue until the transaction ends. Each queue in a database has its own lock.
+# Tries to take a queue's lock, which the transaction then holds until it ends. Each queue in a database has its own.
 _ONE_MOVER = (
     "SELECT pg_try_advisory_xact_lock(hashtext('mbqueue moves'), "
     "CAST(CAST(to_regclass('experiments') AS oid) AS integer)) AS is_ours"

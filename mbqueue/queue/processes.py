@@ -121,7 +121,7 @@ def _started(pid: int) -> int | None:
 
 
 def _is_over(stat: list[str]) -> bool:
-    """Whether a process has ended and its parent has not yet collected its exit status."""
+    """Whether a process is a zombie: it has ended, but its parent has not collected its exit status."""
     return stat[0] in {"Z", "X"}
 
 

@@ -188,7 +188,7 @@ def at_work(database: Database, db: Statements, *, now: float) -> SessionRow | N
 
 
 def may_be_at_work(row: SessionRow, now: float, queue_file: Path | None) -> bool:
-    """Whether a session may still write, because its heartbeat is recent or its process is alive.
+    """Whether a session may still write: its heartbeat is recent, or its process is alive.
 
     Args:
         queue_file: as for `mbqueue.queue.processes.is_gone`.

@@ -2,8 +2,8 @@
 
 Each place stores its own id: an object store in its marker, a folder in ``commits.json`` next to the checkpoints. The
 first session records that id in the queue (`mbqueue.queue.commits_place`). A session with a different place is refused,
-because it would find no commits, train from the start and overwrite rows of the queue. A queue in a SQLite file without
-a store needs no check, because the commits are next to that file.
+because it would find no commits, train from the start and overwrite rows of the queue. A SQLite queue without a store
+needs no check, because its commits are next to the queue's file.
 
 A session may change the recorded place from a folder to a store or another folder if no commits can be lost. No commits
 can be lost if no other session runs and the new place has every epoch that the queue counts as done. Any other change

@@ -67,8 +67,8 @@ class CrystalCopies:
         if dataset_hash in self._threads:
             return
         if isinstance(shared.blobs, ObjectStore):
-            # The session plans commits by the duration of the store's last put. Large puts of crystals would distort
-            # the plan, so make them through a copy of the store object.
+            # The session plans its commits by the duration of the last `put`. Crystals are large and would distort the
+            # plan, so send them through a copy of the store object.
             shared = replace(shared, blobs=replace(shared.blobs))
         thread = threading.Thread(
             target=self._keep, args=(shared, file, dataset_hash), name="mbqueue-crystals", daemon=True

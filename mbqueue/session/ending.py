@@ -11,7 +11,7 @@ from mbqueue.settings import Settings
 
 @contextmanager
 def end_command_after(settings: Settings, *, note: Callable[[str], None]) -> Iterator[None]:
-    """After the block, run the end command from the settings, if there is one, even if the block fails."""
+    """After the block, run any end command from the settings, even if the block fails."""
     try:
         yield
     finally:

@@ -56,7 +56,7 @@ class TensorBoardReport(Report):
         return self._folder / job.experiment / f"fold_{job.fold}"
 
     def _run(self, folder: Path) -> _Run:
-        """Return the run of a folder, and close the runs of other folds."""
+        """Return the TensorBoard run of a folder; close the runs of other folds."""
         if folder not in self._runs:
             if not any(folder in (one.parent, one / _EPOCHS) for one in self._runs):
                 self._close()

@@ -100,7 +100,7 @@ class Manifest:
         return (*self.work, self.fence, -int(self.sha256, 16))
 
     def continues(self, earlier: Manifest) -> bool:
-        """Whether this commit contains the history rows of an earlier commit, and the sessions of its epoch."""
+        """Whether this commit extends an earlier one: it contains that commit's history and its epoch's sessions."""
         rows = len(earlier.history)
         if earlier.spec_hash != self.spec_hash or earlier.rank > self.rank:
             return False

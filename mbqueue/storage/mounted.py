@@ -93,7 +93,7 @@ class Drive:
             return []
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """The entries of a folder by name, without sizes and times, because reading these is slow."""
+        """Return the entries of a folder by name. Leave out sizes and times, because reading them is slow."""
         return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
 
     def signature(self, path: str) -> tuple[int, int]:

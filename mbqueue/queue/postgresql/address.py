@@ -16,7 +16,7 @@ _SCHEMA = "schema="
 #: PostgreSQL silently truncates longer names, so two long names could become the same.
 LONGEST_NAME_BYTES = 63
 
-#: Options that end a connection if the server has not answered for 60 s, not even to keepalives.
+#: Options that end a connection if the server has answered nothing for 60 s, not even keepalives.
 _PATIENCE = {
     "connect_timeout": "10",
     "keepalives_idle": "30",
@@ -62,7 +62,7 @@ def parse_address(url: str) -> Address:
     given = [option for option in query.split("&") if option]
     ours = [option for option in given if option.startswith(_SCHEMA)]
     schema = unquote(ours[-1].removeprefix(_SCHEMA)) if ours else DEFAULT_SCHEMA
-    rest = "&".join(option for option in given if option not in ours)  # keep +: libpq does not decode it as a space
+    rest = "&".join(option for option in given if option not in ours)  # keep +, which libpq does not decode as a space
     try:
         options = conninfo_to_dict(f"{base}?{rest}" if rest else base)
     except (Error, ValueError):

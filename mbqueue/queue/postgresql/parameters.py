@@ -17,7 +17,7 @@ _NAME = re.compile(r"(?<![:\w]):([a-z_]+)")
 
 @cache
 def for_psycopg(statement: Sql, *, server_clock: bool) -> bytes:
-    """Return the statement with ``%(name)s`` for ``:name`` and ``%s`` for ``?``; quoted text stays as it is.
+    """Replace ``:name`` with ``%(name)s`` and ``?`` with ``%s``, except in quoted text.
 
     Args:
         server_clock: whether to replace ``:now`` with the server's time at the start of the transaction.
