@@ -13,7 +13,7 @@ from mbqueue.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One kind of model.
+    """A kind of model that mbqueue can train.
 
     Attributes:
         name: the name in messages.

@@ -265,7 +265,7 @@ def fold_name(fold: int) -> str:
 
 
 def fold_named(name: str) -> int | None:
-    """The number of the fold whose folder has this name; None if no fold's folder has this name."""
+    """The number of the fold whose folder has this name; None if there is no such fold."""
     return int(name[-1]) if re.fullmatch(FOLD_PATTERN, name) else None
 
 

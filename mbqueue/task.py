@@ -108,7 +108,7 @@ ENERGY_COLUMNS = ("e_form", "target", "formation_energy_per_atom", "ef_per_atom"
 
 
 def options_for(column: str, *, name: str, unit: str, kind: Kind) -> str:
-    """Format the options of `enqueue` that describe the property in a column, for messages."""
+    """Format the options that tell `enqueue` which property a column contains."""
     described = f'--set target.name="{name}" --set target.unit={unit} --set target.kind={kind}'
     return f"--target-column {shlex.quote(column)} {described}"
 

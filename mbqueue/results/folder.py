@@ -177,7 +177,7 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
 
 
 def recorded_at(folder: Path) -> str:
-    """Return when a folder's results were recorded, as text. If results.json cannot be read, the text is empty."""
+    """Return when a folder's results were recorded, as text; empty if results.json cannot be read."""
     return _facts(folder)[1]
 
 

@@ -35,7 +35,7 @@ ENQUEUE += ("--set", "data.limit=24", "--set", "train.batch_size=8")
 WORK = ("work", "--device", "cpu", "--session", "none")
 #: Settings that write a checkpoint after every step.
 SETTINGS = "checkpoint_minutes = 1e-6\nlease_seconds = 60.0\n"
-#: `SETTINGS` for a project folder that stands in for a mount. The live folder is next to the project folder.
+#: Settings for a project folder that stands in for a mount. The live folder is next to the project folder.
 ON_A_DRIVE = SETTINGS + 'live_dir = "../live"\n'
 
 

@@ -202,7 +202,7 @@ def _density(density: Density) -> go.Heatmap:
 
 
 def _round_counts(largest: int) -> list[int]:
-    """Choose labels for a logarithmic colour bar: powers of ten, the largest value, and below 100 also 2, 5, 20, 50."""
+    """Choose labels for a logarithmic colour bar: powers of ten, the largest value and, below 100, 2, 5, 20 and 50."""
     steps = (1, 2, 5) if largest < 100 else (1,)
     rounds = [step * 10**power for power in range(len(str(largest))) for step in steps]
     return [count for count in rounds if count <= largest / 1.3] + [largest]
