@@ -29,8 +29,7 @@ _HEAD = """\
 
 <!-- Made by tools/experiment_page.py from the definitions in mbqueue; change the definitions, not this page. -->
 
-An experiment is a TOML file in `jobs/`, and its file name is its name. All keys are optional. `enqueue` lists every
-misspelt key, wrong type and value out of bounds at once.
+An experiment is a TOML file in `jobs/`, and its file name is its name. All keys are optional.
 
 `mbqueue enqueue` freezes the file as the experiment's *spec*, so later edits do not affect the queue. To enqueue a
 changed file, give it another name:
