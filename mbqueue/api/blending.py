@@ -133,7 +133,7 @@ def _member(recorded: Recorded) -> dict[str, Any]:
 
 
 def _chosen(found: Sequence[Recorded]) -> dict[str, Any]:
-    """The `chosen` key of the new spec, with the folds that members' searches used; empty without such a member."""
+    """The `chosen` key of the new spec, with the folds of all searches that chose members' settings; empty if none."""
     marks = [one.content["spec"]["chosen"] for one in found if one.content["spec"].get("chosen")]
     if not marks:
         return {}

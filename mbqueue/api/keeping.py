@@ -39,7 +39,6 @@ class Keeping(OpenedProject):
         return recovered
 
     def _judge_again(self) -> None:
-        """Repeat the pruning of trials after the queue was rebuilt, because manifests do not record pruning."""
         from mbqueue.search.steps import judge_again  # noqa: PLC0415
 
         with open_queue(self.folder) as queue:

@@ -192,8 +192,7 @@ class Launching(OpenedProject):
             stderr_to_stdout=True,
             setup=list(setup) or None,
             gpus_per_node=1 if with_gpu and not asks_for_gpus else None,
-            # From Slurm 22.05 on, srun does not inherit --cpus-per-task from sbatch. Without this argument, the session
-            # would get one core.
+            # From Slurm 22.05 on, srun does not inherit --cpus-per-task from sbatch, so the session would get one core.
             srun_args=None if cores is None else [f"--cpus-per-task={cores}"],
             # Without "requeue", a cluster may refuse to requeue a job.
             additional_parameters={"requeue": True, **further},

@@ -110,9 +110,8 @@ class OpenedProject:
     def _newest_results(self, results_dir: str) -> Path:
         """The folder with an experiment's newest result files.
 
-        A project on a drive has two results folders. Return the one whose results were recorded later or, on a tie, the
-        one in the live folder. If no results are recorded, return the folder where sessions on this machine write
-        results.
+        A project on a drive has two results folders. Return the folder with the later results or, on a tie, the live
+        folder's. If no results are recorded, return the folder where sessions on this machine write results.
         """
         from mbqueue.results.folder import recorded_at  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415

@@ -102,7 +102,7 @@ class Results(Searches):
         return pd.concat(frames, ignore_index=True)
 
     def model(self, experiment: str, fold: int) -> Any:
-        """Load the model of a fold's best epoch on the CPU; a `chgnet.model.CHGNet` if the weights are CHGNet's.
+        """Load the model of a fold's best epoch, on the CPU. For CHGNet's weights, this is a `chgnet.model.CHGNet`.
 
         Raises:
             ResultsError: if the fold has not been predicted yet, or the experiment is a blend, which has no model.
@@ -270,7 +270,7 @@ class Results(Searches):
 
     @property
     def _results_dirs(self) -> list[Path]:
-        """The folders that can contain recorded results; for a project on a drive, also one in the live folder."""
+        """The folders that can contain recorded results: two if the project is on a drive."""
         return list(dict.fromkeys([self.folder.working_results("results"), self.folder.results_dir]))
 
     def _shown_folder(self, recorded: Recorded) -> Path:

@@ -189,7 +189,7 @@ def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) 
 def arc_cosines(cosines: Any, angles: Any) -> None:
     """Write the arc cosines of ``cosines``, float64 within ±1, to ``angles``, float32, radian.
 
-    The compiler can vectorise this loop, but not a loop that calls libm's acos.
+    This function does not call libm's acos, because the compiler could not vectorise the loop.
     """
     p0, p1, p2, p3, p4, p5 = _P
     q1, q2, q3, q4 = _Q

@@ -19,7 +19,7 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """B crystals as one disconnected graph: A atoms, D directed and U = D/2 undirected bonds, S short bonds, T angles.
+    """One graph of B crystals with A atoms, D directed and U = D/2 undirected bonds, S short bonds, and T angles.
 
     All indices are positions within the batch. Indices of bonds and angles are int32, because writing int64 and sending
     it to a GPU would take twice as long.
@@ -43,8 +43,8 @@ class Batch:
         angle_center: centre atom of each angle, int32 [T].
         angle_bond_i: first bond of each angle, index into ``short_bond``, ascending, int32 [T].
         angle_bond_j: second bond of each angle, index into ``short_bond``, int32 [T].
-        angle_by_j: indices of the angles, stably sorted by ``angle_bond_j``, int32 [T]. Not every angle has a reverse:
-            CHGNet accepts a bond of exactly the cut-off length as bond i, but not as bond j.
+        angle_by_j: indices of the angles, stably sorted by ``angle_bond_j``, int32 [T]. Not every angle has a reverse,
+            because CHGNet accepts a bond of exactly the cut-off length as bond i, but not as bond j.
         angle: value of each angle, radian, float32 [T]: acos((1 - 1e-6) · cos), as in CHGNet.
     """
 

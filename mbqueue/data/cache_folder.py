@@ -27,7 +27,7 @@ class StoredCache:
         kind: "graphs" (crystals and their graphs) or "frozen" (a frozen backbone's outputs for them).
         dataset: first 16 characters of the crystals' hash or, for some frozen backbones, of the structures' hash.
         structures: for graphs, first 16 characters of the hash of the crystals' structures; else empty.
-        current: False if a different version of the converter made the graphs, so that this version cannot use them.
+        current: whether this version can use the cache; False if a different version of the converter made the graphs.
         source: name or path of the dataset; empty if unknown.
         n_crystals: number of crystals; 0 if unknown.
         n_shards: number of graph shards present, according to file names; 0 for kind "frozen".

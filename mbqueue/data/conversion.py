@@ -151,8 +151,8 @@ def graph_of(cart: Any, lattice: Any, atom_cutoff: float, bond_cutoff: float) ->
     """Compute the graph of one crystal.
 
     If rounding drops one direction of a bond that is as long as the cut-off, this function also drops the other
-    direction. The bond carries no message, because CHGNet's radial basis is zero at the cut-off. CHGNet's own converter
-    raises an error if a bond has only one direction.
+    direction. A bond of this length carries no message, because CHGNet's radial basis is zero at the cut-off. CHGNet's
+    own converter raises an error if a bond has only one direction.
 
     Returns:
         bonds per atom, int64 [n]; the copy of an atom that is the neighbour in each directed bond, int32 [D]; atom and

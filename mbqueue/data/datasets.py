@@ -74,7 +74,7 @@ def check_dataset(name_or_path: str, *, project_root: Path | None = None, target
 
 
 def check_columns(name_or_path: str, *, project_root: Path | None = None, target: Target, id_column: str = "") -> None:
-    """Check a dataset as ``check_dataset`` does, and the columns of a CSV table or an ``id_prop.csv``.
+    """Check a dataset as ``check_dataset`` does, and also check the columns of a CSV table or an ``id_prop.csv``.
 
     In all formats except CSV, any row may contain the target, so only a session, which reads all rows, checks the
     columns.

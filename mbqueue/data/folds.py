@@ -46,7 +46,7 @@ def test_rows(  # despite its name, this is not a pytest test
     *,
     classes: NDArray[np.float64] | None = None,  # noqa: PT028
 ) -> NDArray[np.int64]:
-    """Rows of the test set of ``fold`` (0–4) of a dataset of ``n`` crystals, ascending.
+    """The rows of a fold's test set, ascending. ``fold`` is 0 to 4, and the dataset has ``n`` crystals.
 
     Without ``classes``, the split is that of scikit-learn's ``KFold``: shuffle the rows with ``RandomState(seed)``, and
     cut them into five parts, of which the first n mod 5 have one more row. With ``classes`` [N], the split is that of

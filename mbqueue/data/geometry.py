@@ -30,8 +30,8 @@ def _spacings(lattice: Any, spacings: Any) -> float:
 def examine(frac: Any, lattice: Any, overlap: float) -> Any:
     """Compute quantities that show quickly whether a cell is usable.
 
-    A bond search uses the coordinates as given, so its cost grows with the box around all atoms. This box is far larger
-    than the cell if coordinates are not wrapped.
+    A bond search uses the coordinates as given, so its cost grows with the box around all atoms. The box around all
+    atoms is far larger than the cell if coordinates are not wrapped.
 
     Args:
         frac: fractional coordinates, float64 [n, 3], finite.

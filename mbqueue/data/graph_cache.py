@@ -91,7 +91,7 @@ class GraphCache:
     """
 
     def __init__(self, crystals: Crystals, folder: Path, *, atom_cutoff: float, bond_cutoff: float) -> None:
-        """Set the fields; callers use ``GraphCache.open`` or ``GraphCache.build`` instead."""
+        """Set the fields. Call ``GraphCache.open`` or ``GraphCache.build`` instead of this constructor."""
         self.crystals = crystals
         self.folder = folder
         self.atom_cutoff = atom_cutoff

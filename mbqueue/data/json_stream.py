@@ -166,7 +166,7 @@ class JsonStream:
         return _readable(self._text[self._position : self._position + _SHOWN])
 
     def _span(self, *, keep: bool = True) -> tuple[int, int]:
-        """Skip the next value; return its start and end in the buffer, which need not contain it without ``keep``."""
+        """Skip the next value; return its start and end in the buffer, which keeps the value only with ``keep``."""
         first = self.peek()
         if not first:
             raise CutShort("the document ends too early")

@@ -33,7 +33,7 @@ def sorted_by(rows: Any, offsets: Any) -> Any:
 
 @compiled
 def first_places(rows: Any, n: int) -> Any:
-    """For each number below ``n``, its first position in ``rows``, int32 [n]; ``rows`` must contain all numbers."""
+    """The first position in ``rows`` of each number from 0 to n − 1, int32 [n]; all these numbers must occur."""
     first = np.empty(n, np.int32)
     for position in range(len(rows) - 1, -1, -1):
         first[rows[position]] = position

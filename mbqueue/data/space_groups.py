@@ -181,7 +181,7 @@ def _settings() -> list[Any]:
 
 
 def _hall_key(symbol: str) -> str:
-    """Normalise a Hall symbol, but keep single blanks: ``P 32`` has one screw axis, but ``P 3 2`` has two axes."""
+    """Normalise a Hall symbol, but keep single blanks, because ``P 32`` has one axis and ``P 3 2`` has two axes."""
     return " ".join(symbol.replace("_", " ").split()).lower()
 
 

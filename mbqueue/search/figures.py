@@ -76,7 +76,7 @@ def history(trials: Sequence[Trial], target: Target) -> go.Figure:
 def parallel_coordinates(search: Search, trials: Sequence[Trial], target: Target) -> go.Figure:
     """Plot each trial as a line through its settings, coloured by the trial's result.
 
-    If a trial does not vary a setting, the line passes through the base's value.
+    If a trial does not vary a setting, its line passes through the base's value.
     """
     values = [trial.value for trial in trials if trial.value is not None]
     dimensions = []

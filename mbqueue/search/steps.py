@@ -140,7 +140,7 @@ def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -
 def judge_again(queue: Queue, *, now: float, by: str) -> list[str]:
     """Prune every open trial that the pruner would end at its current epoch, except trials that a session is training.
 
-    A queue rebuilt from commits needs this step, because commits do not record pruning.
+    Call this function after rebuilding a queue from commits, because commits do not record pruning.
 
     Returns:
         The names of the pruned trials.

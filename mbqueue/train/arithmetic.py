@@ -52,13 +52,13 @@ def usable_precision(device: torch.device, wanted: str) -> str:
 def calculating(device: torch.device, precision: str) -> Iterator[None]:
     """Use deterministic CUDA algorithms and ``precision`` for matrix products within a ``with`` block.
 
-    On the CPU, this function changes nothing. In nested ``with`` blocks, the innermost block decides.
+    On the CPU, this function changes nothing. In nested ``with`` blocks, the innermost precision applies.
     """
     if device.type != "cuda":
         yield
         return
-    # cuBLAS reads this variable when it creates its first handle. PyTorch refuses to use deterministic algorithms
-    # unless the variable is set.
+    # PyTorch refuses to use deterministic algorithms unless this variable is set, which cuBLAS reads when it creates
+    # its first handle.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings: Any = torch.backends.cuda.matmul
     put_tf32_back = _keep_tf32(settings)
@@ -72,8 +72,8 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
     settings.allow_tf32 = precision == "tf32"
     # Matrix products in bf16 must sum in float32.
     settings.allow_bf16_reduced_precision_reduction = False
-    # Only warn if this version of torch lacks a deterministic form of an operation. A resumed run could then differ in
-    # its last bits, which is no reason to refuse to train.
+    # Only warn if this version of torch lacks a deterministic form of an operation. A difference in the last bits of a
+    # resumed run is no reason to refuse to train.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # The code writes all memory before reading it, so filling newly allocated memory would waste time.
     deterministic.fill_uninitialized_memory = False
@@ -149,7 +149,7 @@ def _library_versions() -> dict[str, str]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return the differences between two fingerprints as {key: [old, new]}; keys missing from either are ignored."""
     if "precision" in old:
-        old = {"validated_in": old["precision"], **old}  # earlier versions validated in the precision of training
+        old = {"validated_in": old["precision"], **old}  # earlier versions validated in the training precision
     return {key: [old[key], new[key]] for key in sorted(old.keys() & new.keys()) if old[key] != new[key]}
 
 

@@ -58,7 +58,7 @@ def load_pretrained(version: str) -> CHGNet:
 def load_model(path: Path) -> CHGNet:
     """Load a model file on the CPU, without executing any code in the file.
 
-    The file contains `model_bytes` or was written by CHGNet's trainer.
+    Files from `model_bytes` and from CHGNet's trainer can be loaded.
 
     Raises:
         CheckpointError: if the file is missing, damaged or not a CHGNet model.

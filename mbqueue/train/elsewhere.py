@@ -47,10 +47,7 @@ class Elsewhere:
         self._crystals = crystals
 
     def find(self, shard: int, kinds: Sequence[str]) -> tuple[FrozenBackbone, int] | None:
-        """Find a store with undamaged copies of all ``kinds`` of a shard.
-
-        Return the store and the shard's number in it, or None if there is no such store.
-        """
+        """Find undamaged copies of all ``kinds`` of a shard; return their store and the shard's number there."""
         for source, there in self._places.get(shard, ()):
             if all(source.is_whole(kind, there, verify=True) for kind in kinds):
                 return source, there

@@ -33,7 +33,7 @@ class ModelFamily(Protocol):
     # -- model files ---------------------------------------------------------------------------------------------
 
     def load_pretrained(self, version: str, /) -> Any:
-        """Load the model with the pretrained weights ``version`` on the CPU."""
+        """Load a model with the pretrained weights called ``version``, on the CPU."""
 
     def load_model(self, path: Path, /) -> Any:
         """Load a saved model on the CPU."""

@@ -200,7 +200,7 @@ class FoldRun:
         should_stop: Callable[[], bool],
         on_step: Callable[[StepReport], None],
     ) -> bool:
-        """Run the epoch's remaining steps; return False if stopped between two of them."""
+        """Run the epoch's remaining steps; return False if stopped between two steps."""
         train = self.spec.train
         steps = epoch_batches(
             self.rows.train,

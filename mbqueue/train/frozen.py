@@ -5,9 +5,9 @@ trains. A shard stores one output of a fixed number of crystals in a .npy file, 
 The .json is written last, and a shard without a .json counts as missing, so a prepare job can stop at any point and
 resume later. Each folder contains the shards of one dataset and one set of weights.
 
-Outputs computed on different devices differ in the last digits. An undamaged shard is therefore never rewritten, and
-each training run's fingerprint contains a digest of the stored bytes. Each shard has its own lock, so several processes
-can divide the work.
+Outputs computed on different devices differ in the last digits. So an undamaged shard is never rewritten, and each
+training run's fingerprint contains a digest of the stored bytes. Each shard has its own lock, so several processes can
+divide the work.
 """
 
 from __future__ import annotations

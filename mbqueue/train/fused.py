@@ -98,7 +98,7 @@ def _subnormals_as_zero() -> Iterator[None]:
 
     Closed gates and bonds near the cut-off produce gradients below 1.2e-38, which change no sum. Some processors take a
     hundred times as long to compute with numbers below 1.2e-38 (`python -m benchmarks.training --subnormals` measures
-    the cost). Use this function in each task, because earlier work in the thread may have reset the mode.
+    the cost). Each task calls this function, because other work in its thread may have reset the processor's mode.
     """
     was_on = float(np.float32(1e-38) * np.float32(0.1)) == 0.0
     torch.set_flush_denormal(True)

@@ -182,7 +182,7 @@ class Learner:
             self.best = {"epoch": self.epoch, "val_mae": val_mae}
 
     def state(self) -> TrainState:
-        """Copy the state to host memory. Call `Stepper.settle` first, because uncounted steps are not allowed."""
+        """Copy the state to host memory. Call `Stepper.settle` first, so that every step is counted."""
         assert not self._begun
         optimizer = optimizer_tensors(self.optimizer, self.trained)
         average = self.average or self.soup

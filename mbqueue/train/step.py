@@ -45,8 +45,8 @@ class StepResult:
 class Guard:
     """A flag on the device that keeps a non-finite step, and all later steps, from changing the weights.
 
-    AdamW reads the flag (``found_inf``) on the device, and does not update weights and moments if the flag is set. The
-    host therefore does not wait for the device.
+    AdamW reads the flag (``found_inf``) on the device, so the host does not wait. If the flag is set, AdamW updates
+    neither weights nor moments.
 
     Args:
         optimizer: a fused optimizer, which obeys the flag from now on.

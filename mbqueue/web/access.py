@@ -93,5 +93,5 @@ def _netloc(origin: str) -> str:
 
 
 def _equal(given: str, secret: str) -> bool:
-    """Compare in constant time, so that the duration reveals nothing about the secret."""
+    """Compare two texts in constant time, so that the duration reveals nothing about the secret."""
     return hmac.compare_digest(given.encode(), secret.encode())

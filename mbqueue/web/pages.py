@@ -175,7 +175,7 @@ class _Board:
     # -- the changing part -------------------------------------------------------------------------------------------
 
     def part(self, request: Request) -> Response:
-        """Serve the changing part of a page as JSON: HTML, any problem with the queue, and the secret for actions."""
+        """Serve a page's changing part as JSON, with its HTML, any problem with the queue, and the action secret."""
         reading = self._reader.read()
         facts: dict[str, Any] = {"trouble": reading.trouble, "csrf": self._access.csrf, "html": "", "figures": None}
         if reading.status is not None:

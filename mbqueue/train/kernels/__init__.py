@@ -4,9 +4,8 @@ A kernel computes messages (two linear layers, two layer norms, SiLU, sigmoid, p
 time. Its buffers take about 100 KB, so no array of size [bonds, features] is written to memory. The backward kernels
 recompute a block instead of reading it back.
 
-A call of a kernel processes a range of rows that belong to whole crystals. Two crystals have no rows in common, so
-different threads can process different ranges. The rows of a range are summed in a fixed order, so the result does not
-depend on the number of threads.
+Each call of a kernel processes the rows of a few whole crystals, so different threads can process different crystals.
+The rows are summed in a fixed order, so the result does not depend on the number of threads.
 
 Features have 64 columns. "Core ‖ gate" means the two halves of a gated MLP side by side, in 128 columns.
 """

@@ -188,7 +188,7 @@ def update_backward(
         begin, end, graph, inputs, weight, scale, shift: as in ``update_forward``.
         weight_back: the first layer's matrix for angles, not transposed, [128, 64].
         d_out: gradient of ``out``.
-        d_inputs: arrays to which the gradients of ``inputs`` are added. Initially, the array for angles must contain
+        d_inputs: arrays to which the gradients of ``inputs`` are added. The array for angles must already contain
             ``d_out``.
         sums: this range's gradients of the first layer, [128, 64], and of scale, shift and bias, [3, 128].
     """
