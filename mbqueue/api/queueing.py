@@ -126,7 +126,7 @@ class Queueing(OpenedProject):
             name: the experiment's name; by default, the search's name followed by ``-best``.
 
         Raises:
-            UsageError: if there is no such search, or no trial of the search was trained to the end.
+            UsageError: if the search does not exist, or none of its trials is fully trained.
         """
         from mbqueue.search.promotion import promoted  # noqa: PLC0415
 

@@ -34,7 +34,7 @@ class Searches(OpenedProject):
             force: overwrite an existing file.
 
         Raises:
-            UsageError: if there is no such search, or the file must not be overwritten.
+            UsageError: if the search does not exist, or the file must not be overwritten.
             SearchUnavailable: if Optuna is not installed.
         """
         from mbqueue.search.export import write_study  # noqa: PLC0415

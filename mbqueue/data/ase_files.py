@@ -225,7 +225,7 @@ def _text(written: str) -> str | None:
 
 
 def _repeated(written: list[tuple[str, str | None]]) -> str:
-    """The first key that occurs twice; empty if there is none. ase would keep only the last value of such a key."""
+    """The first key that occurs twice, of which ase would keep only the last value; empty if there is none."""
     counts = Counter(key for key, _ in written)
     return next((key for key, text in written if text is not None and counts[key] > 1), "")
 

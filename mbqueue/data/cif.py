@@ -2,8 +2,8 @@
 
 If a file is ambiguous, pymatgen guesses. If the file has no symmetry operations, pymatgen treats the asymmetric unit as
 the whole cell. Pymatgen reads the first letters of an atom's label as the element, and an occupancy of ``.`` as 0.
-Therefore, this module treats pymatgen's warnings as errors (``parser_warnings``), rejects ambiguous files, and compares
-the composition with the file's formula.
+So this module treats pymatgen's warnings as errors (``parser_warnings``), rejects ambiguous files, and compares the
+composition with the file's formula.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class CifBlock:
         return any(tag.startswith("_atom_site_fract_") for tag in (*self.columns, *self.items))
 
     def value(self, *tags: str) -> str | None:
-        """The value of the first of ``tags`` that has a value outside loops; None if no tag has one.
+        """The value of the first tag in ``tags`` that has a value outside loops; None if no tag has a value.
 
         ``?`` (unknown) and ``.`` (inapplicable) do not count as values.
         """

@@ -135,7 +135,7 @@ def load(
         progress: called with (bytes done, total bytes), first for the download, then for reading.
 
     Raises:
-        UsageError: if there is no such dataset.
+        UsageError: if there is no dataset with this name or path.
         InvalidCrystals: if entries cannot be used and ``drop_invalid`` is not set; the error lists all such entries.
         DataError: if the dataset cannot be downloaded or read, is malformed, or contains no usable crystal.
     """

@@ -44,14 +44,14 @@ MAX_IMAGES = 2_000_000
 #: converter needs memory for each cube and each copy. Ten million cubes fill a cubic box with edges of 1,300 Å.
 MAX_CUBES = 10_000_000
 #: The largest accepted number of bonds, or of angles, in one crystal. A diamond cell of 2,000 atoms has 0.3 million
-#: bonds and 0.5 million angles. With larger numbers, a batch's indices could exceed 32 bits.
+#: bonds and 0.5 million angles. With a larger limit, a batch's indices could exceed 32 bits.
 MAX_BONDS = 10_000_000
 #: Occupancies this close to 1 count as 1 (pymatgen's tolerance).
 _OCCUPANCY_TOLERANCE = 1e-8
 
 
-#: Unicode categories of characters that are invisible or get lost in CSV or UTF-8 files, so an id must not contain
-#: them: control and format characters, surrogates, private-use and unassigned characters, line and paragraph
+#: Unicode categories that an id must not contain, because the characters are invisible or get lost in CSV or UTF-8
+#: files: control and format characters, surrogates, private-use and unassigned characters, line and paragraph
 #: separators.
 _UNFIT_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 #: Invisible characters in other categories: joiners, fillers, blank letters and notes, variation selectors.

@@ -50,8 +50,8 @@ def test_rows(  # despite its name, this is not a pytest test
 
     Without ``classes``, the split is that of scikit-learn's ``KFold``: shuffle the rows with ``RandomState(seed)``, and
     cut them into five parts, of which the first n mod 5 have one more row. With ``classes`` [N], the split is that of
-    ``StratifiedKFold``: deal the sorted classes to the folds in turn, which gives each fold's number of crystals per
-    class, and then shuffle the crystals of each class.
+    ``StratifiedKFold``: dealing the sorted classes to the folds in turn gives each fold's number of crystals per class.
+    The crystals of each class are then shuffled.
 
     Raises:
         DataError: if there are fewer crystals than folds.
@@ -95,8 +95,8 @@ def validation_split(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split a fold's training set into rows for training and rows for validation, both ascending.
 
-    ``share`` is the fraction of the rows that become the validation set. Both parts have at least one row. With
-    ``classes``, which has a value for each row of the dataset, each class is split separately.
+    ``share`` is the fraction of the rows that become the validation set. Neither set is empty. With ``classes``, which
+    has a value for each row of the dataset, each class is split separately.
 
     Raises:
         DataError: if there are fewer than two rows.

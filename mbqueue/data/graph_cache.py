@@ -319,8 +319,8 @@ class GraphCache:
     def _link_twin(self, number: int) -> bool:
         """Link a complete shard of the same structures from another dataset's cache; False if there is none.
 
-        Datasets made from different target columns of one table have the same graphs. The folders of both
-        datasets then link to the same file, which needs disk space only once and exists until both are removed.
+        Datasets made from different target columns of one table have the same graphs. With the hard link, two datasets
+        need disk space for only one file, which exists until the folders of both are removed.
         """
         path = self._path(number)
         for twin in sorted(self.folder.parent.glob(f"*-{CONVERTER_VERSION}/{path.name}")):

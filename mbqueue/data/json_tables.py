@@ -75,8 +75,8 @@ class JsonTable:
         """Yield the rows of pandas' split layout, if the column names precede the rows, as in matminer's files.
 
         Returns:
-            None if the rows were read; otherwise, a dictionary from each key to the first character of its value or,
-            for ``index``, ``columns`` and ``schema``, to the whole value.
+            None if the rows were read; otherwise, the table's keys with the first character of each value. ``index``,
+            ``columns`` and ``schema`` have their whole values.
         """
         outline: dict[str, Any] = {}
         is_read = False

@@ -14,7 +14,7 @@ def promoted(queue: Queue, search: str, *, name: str, now: float) -> Spec:
     """Return the spec of a search's base experiment with the settings of the best trial, on all folds.
 
     Raises:
-        UsageError: if there is no such search, or none of its trials is fully trained.
+        UsageError: if the search does not exist, or none of its trials is fully trained.
     """
     trials = trials_of(queue.overview(now=now), search)
     if not trials:

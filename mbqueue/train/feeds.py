@@ -61,7 +61,7 @@ class FeatureBatch:
 class Feed(Protocol):
     """A source of batches, and the function that predicts from a batch."""
 
-    #: The work for each crystal, [N]. ``max_bonds`` limits the total work in a batch.
+    #: The cost of each crystal, [N], which is its number of bonds or 0. ``max_bonds`` limits a batch's total cost.
     costs: NDArray[np.int64]
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> Any:
@@ -157,7 +157,7 @@ def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_co
 def ahead(make: Callable[[int], T], n: int) -> Generator[T, None, None]:
     """Yield ``make(0)`` … ``make(n − 1)``, which a thread computes up to `_AHEAD` items ahead.
 
-    If ``make`` fails, the error is raised in place of the item. Close the iterator, for example with
+    If ``make`` fails, the iterator raises the error in place of the item. Close the iterator, for example with
     ``contextlib.closing``, to end the thread early.
     """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=_AHEAD)

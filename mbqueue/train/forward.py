@@ -2,8 +2,8 @@
 
 The code rearranges the computation in `chgnet.model.CHGNet._compute` without approximation:
 
-* In CHGNet, the first linear layer of a gated MLP takes a concatenation [a ‖ b ‖ c]. This module instead adds up three
-  smaller layers, applied to atoms, undirected bonds and angles before gathering. One product computes core and gate.
+* In CHGNet, the first linear layer of a gated MLP takes a concatenation [a ‖ b ‖ c]. This module adds up three smaller
+  layers, which it applies to atoms, undirected bonds and angles before gathering. One product computes core and gate.
 * The batch contains lengths and angles, which are constants of the dataset because no forces are computed.
 * No later layer uses the last angle update, so the code omits the update, whose parameters get no gradient in CHGNet
   either.
