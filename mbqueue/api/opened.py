@@ -16,8 +16,8 @@ from mbqueue.queue.opening import anything, how_to_recover, nothing, open_queue
 from mbqueue.queue.store import Queue
 from mbqueue.search.trials import experiments_of
 
-#: The first message of a session or a prediction. Loading PyTorch and CHGNet takes a few seconds, or up to a minute
-#: from a cold disk.
+#: The first message that a session or a prediction shows. Loading PyTorch and CHGNet takes a few seconds, or up to a
+#: minute from a cold disk.
 LOADING = "loading PyTorch and CHGNet"
 
 _log = logging.getLogger("mbqueue")

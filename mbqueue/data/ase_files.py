@@ -34,7 +34,7 @@ _SHOWN = {"symbols": "species", "numbers": "Z"}
 _DIMENSIONS = 3
 #: Keys of a comment line that describe the cell and the columns. All other keys are the crystal's key-value pairs.
 _OF_LINES = ("Properties", "Lattice", "pbc")
-#: The line number and the line that mark the end of the file.
+#: The line number and the text that stand for the end of the file.
 _END = (0, "")
 
 

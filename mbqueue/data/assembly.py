@@ -312,8 +312,8 @@ def _angles(bases: Any, joined: Any, vectors: Any, short: Any, out: Any) -> Any:
         vectors: as in ``_join``.
         short: as in ``unpack``.
         out: short_bond int32 [S + 1]; angle_center, angle_bond_i, angle_bond_j, angle_by_j, int32 [T + 1]; angle,
-            float32 [T]. All arrays except ``angle`` have one extra element, because the loops write every candidate
-            but advance only past valid candidates.
+            float32 [T]. All arrays except ``angle`` have one extra element, because the loops also write invalid
+            candidates, which the next candidate overwrites.
 
     Returns:
         whether the crystal has S short bonds and T angles; if not, the outputs are meaningless.

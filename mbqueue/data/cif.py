@@ -244,7 +244,7 @@ def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
     """Compare the cell's composition with the file's formula; return whether the formula confirms the number of atoms.
 
     Usually, the formula describes one of the Z units in the cell. In a CIF that pymatgen wrote, the formula describes
-    the whole cell, and ``_chemical_formula_structural`` describes the unit.
+    the whole cell, and ``_chemical_formula_structural`` describes one unit.
     """
     told = block.value(_FORMULA)
     unit = _formula(block.value("_chemical_formula_structural"))

@@ -57,8 +57,8 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    # PyTorch refuses to use deterministic algorithms unless this variable is set, which cuBLAS reads when it creates
-    # its first handle.
+    # cuBLAS reads CUBLAS_WORKSPACE_CONFIG when it creates its first handle. PyTorch refuses to use deterministic
+    # algorithms unless CUBLAS_WORKSPACE_CONFIG is set.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings: Any = torch.backends.cuda.matmul
     put_tf32_back = _keep_tf32(settings)

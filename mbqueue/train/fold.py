@@ -249,7 +249,7 @@ class FoldRun:
                 except OutOfMemory as full:
                     shortage = full.shortage
             stepper.settle()
-            if shortage is not None:  # in the except block, the error would still keep the failed step's memory
+            if shortage is not None:  # in the except block, the error still holds the failed step's memory
                 self._conditions.training.make_room(shortage, self.device, self._crystals.ids)
         return True
 

@@ -209,11 +209,11 @@ class Progress:
     total: int
 
 
-#: A function that computes the atom features [A, 64] and interaction energies [B] of the given rows. The function
-#: passes the number of finished rows to a callback, and returns None if stopped.
+#: A function that returns the atom features [A, 64] and interaction energies [B] of rows, or None if stopped. The
+#: second argument receives the number of finished rows.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
-#: A function that searches other stores for a shard's outputs of all given kinds. The function returns the store and
-#: the shard's number in that store, or None.
+#: A function that finds another store with a shard's outputs of all given kinds, and returns that store and the shard's
+#: number there, or None.
 Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 

@@ -59,7 +59,7 @@ class Guard:
 
     def see(self, figures: Tensor) -> None:
         """Set the flag permanently if a value in ``figures`` is not finite."""
-        # If a value is not finite, zero times the sum is NaN. Testing the sum needs few kernel launches.
+        # Zero times the sum is NaN if a value is not finite. Testing only the sum saves kernel launches.
         torch.maximum(self._is_raised, (figures.sum() * 0).ne(0), out=self._is_raised)
 
 

@@ -9,8 +9,7 @@ from mbqueue.api import Project
 from mbqueue.errors import UsageError
 from mbqueue.experiment_file import parse_overrides
 
-#: The longest time, in seconds, to wait for sessions to stop before answering. After this time, some sessions may still
-#: be saving.
+#: The longest time, in seconds, that a stop action waits. Its answer counts the sessions that are still saving.
 _STOP_WAIT_SECONDS = 5.0
 
 
@@ -25,7 +24,7 @@ def act(project: Project, name: str, given: Mapping[str, Any]) -> str:
 
     Raises:
         UsageError: if the action is unknown, or a value is missing or has the wrong type.
-        MbqueueError: if the method of `Project` fails.
+        MbqueueError: if the action fails in `mbqueue.Project`.
     """
     chosen = _ACTS.get(name)
     if chosen is None:
