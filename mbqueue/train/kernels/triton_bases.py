@@ -173,7 +173,7 @@ class Basis:
     Args:
         values: lengths in Å, or angles in radians, [N].
         chosen: rows of ``values`` to take, int32 [n]; None to take all.
-        radial: CHGNet's radial basis; None for its Fourier basis.
+        radial: the radial basis of CHGNet's model; None for the Fourier basis.
         precision: precision of the products, "ieee" or "tf32".
     """
 
