@@ -429,7 +429,7 @@ def _description(key: tuple[int | str, ...]) -> str:
 
 def _allowed_keys(name: tuple[int | str, ...]) -> str:
     section = dict(_sections()).get(name)
-    return "" if section is None else f"Known here: {', '.join(_known(section))}."
+    return "" if section is None else f"Allowed keys: {', '.join(_known(section))}."
 
 
 def _known(section: type[Section]) -> Iterable[str]:

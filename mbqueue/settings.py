@@ -193,7 +193,7 @@ def _wrong(section: type, content: Mapping[str, Any], prefix: str = "") -> Itera
     fields = fields_of(section)
     for name, value in content.items():
         if name not in fields:
-            yield f"{prefix}{name}: there is no such key. Known here: {', '.join(fields)}."
+            yield f"{prefix}{name}: there is no such key. Allowed keys: {', '.join(fields)}."
             continue
         kind, field = fields[name]
         if is_section(kind):

@@ -42,7 +42,7 @@ def test_what_the_file_says_is_taken_and_the_rest_has_its_default(tmp_path: Path
         ("queue = 'postgresql://me@host/db?passwor%64=s3cr3t'", "queue: must not contain a password"),
         ("queue = 'postgresql://me@host/db?sslmode=require&password=s3cr3t'", "queue: must not contain a password"),
         ("notify = 'x'", r"write \[notify\]"),
-        ("[notify]\nwebhok = 'x'", "notify.webhok: there is no such key. Known here: command, webhook"),
+        ("[notify]\nwebhok = 'x'", "notify.webhok: there is no such key. Allowed keys: command, webhook"),
         ("[notify]\nwebhook = 'ftp://x'", "notify.webhook: must look like"),
         ("[notify]\nevents = ['fold don']", "notify.events: must be a list of 'fold done'"),
         ("=", "TOML"),

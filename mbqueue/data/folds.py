@@ -57,7 +57,7 @@ def test_rows(  # despite its name, this is not a pytest test
         DataError: if there are fewer crystals than folds.
     """
     if n < N_FOLDS:
-        raise DataError(f"{n} crystals cannot be split into {N_FOLDS} folds. Give at least {N_FOLDS} crystals.")
+        raise DataError(f"{n} crystals cannot be split into {N_FOLDS} folds. Use at least {N_FOLDS} crystals.")
     if not 0 <= fold < N_FOLDS:
         raise ValueError(f"fold {fold} is not one of 0 to {N_FOLDS - 1}")
     if classes is not None:
@@ -103,7 +103,7 @@ def validation_split(
     """
     if len(rows) < 2:
         raise DataError(
-            f"A training set of {len(rows)} crystals is too small to split off a validation set. Give more crystals."
+            f"A training set of {len(rows)} crystals is too small to split off a validation set. Use more crystals."
         )
     if classes is not None:
         of_class = [rows[classes[rows] == value] for value in np.unique(classes[rows])]

@@ -112,7 +112,7 @@ def graph(packed: PackedGraphs, row: int, n_atoms: int) -> Graph:
                 j = short[position]
                 if j != i and roles[position] & AS_J:
                     angles.append((center[i], undirected[i], i, undirected[j], j))
-    assert len(angles) == n_angles, "the number of angles differs from the record's"
+    assert len(angles) == n_angles, "the number of angles differs from that in the record"
     return Graph(
         atom_graph=np.stack([center, center[reverse]], axis=1),
         image=image,

@@ -145,7 +145,7 @@ def _announcement(parts: Any) -> Announcement:
     seen = SeenSession(**{key: told[key] for key in SeenSession.__dataclass_fields__})
     times = (seen.started_at, seen.heartbeat_at, seen.alive_until, parts["written_at"])
     if not all(isinstance(value, float | int) and 0 <= value < 1e12 for value in times):
-        raise ValueError("impossible times")
+        raise ValueError("its times are invalid")
     if not (isinstance(seen.deadline_at, float | int | None) and isinstance(seen.pid, int)):
         raise TypeError("not an announcement")
     if not all(isinstance(text, str) for text in (seen.id, seen.host, seen.device)):

@@ -84,7 +84,7 @@ class LiveState:
         try:
             lock.acquire(timeout=_LOCK_SECONDS)
         except Timeout as error:
-            raise OSError(f"{path} is locked by another process, which hangs or was stopped.") from error
+            raise OSError(f"{path} is locked by another process, which is hanging or suspended.") from error
         try:
             state = cls.load(path)
             before = asdict(state)
@@ -168,7 +168,7 @@ def remember_root(project: ProjectFolder) -> None:
     if before is not None and before.root != str(project.root) and _is_elsewhere(before, project):
         raise UsageError(
             f"The live folder {project.live_dir} belongs to {before.root}; {project.root} is a copy of that project. "
-            "Give the copy another live folder: live_dir in its mbqueue.toml, or --live-dir"
+            "Give the copy a different live folder: live_dir in its mbqueue.toml, or --live-dir"
         )
     Belonging(root=str(project.root), id=before.id if before is not None else None).keep(project.live_dir)
     note_live_dir(project.root, project.live_dir)

@@ -127,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
     check_enqueued(parts, source=str(path))
     for asked in parts["folds"].values():
         if not (isinstance(asked["priority"], int) and isinstance(asked["paused"], bool)):
-            raise TypeError("a fold has an impossible priority or pause")
+            raise TypeError("a fold has an invalid value of priority or paused")
     if parts["spec"]["name"] != path.stem:
         raise ValueError("it belongs to another experiment")
     return parts

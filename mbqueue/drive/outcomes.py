@@ -194,7 +194,7 @@ def _outcome(parts: Any, path: str, experiment: str) -> ResultListing:
     if outcome.kind not in {Kind.PREPARE, Kind.PREDICT, Kind.RECORD} or not isinstance(outcome.result, dict):
         raise ValueError("it names an unknown kind of job")
     if (outcome.fold is not None) != (outcome.kind == Kind.PREDICT) or outcome.fold not in (None, *range(N_FOLDS)):
-        raise ValueError("its fold number is impossible")
+        raise ValueError("its fold number is invalid")
     if not (outcome.enqueued["spec"]["name"] == outcome.experiment == experiment):
         raise ValueError(f"it belongs to {outcome.experiment!r:.100}, not to {experiment}")
     for file in outcome.files:

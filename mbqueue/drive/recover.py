@@ -145,7 +145,7 @@ def move_queue_aside(
         first = at_work[0]
         raise UsageError(
             f"Session {first.id} (process {first.pid} on {first.host}) is using {path}. End it first: mbqueue stop. "
-            "If it hangs or is stopped (Ctrl-Z), wake it or end it with kill -9."
+            "If it hangs or is suspended (Ctrl-Z), resume it or end it with kill -9."
         )
     if is_whole and not force:
         raise UsageError(f"The queue at {path} is intact. To replace it anyway, add --force.")

@@ -260,7 +260,7 @@ class Reentry:
             path = folder / f"{stem}{suffix}"
             if path.exists():
                 path.replace(aside / f"{files.sha256_of_file(path)[:12]}-{path.name}")
-        self._note(f"{folder / stem} was moved to {aside}, because other training of this fold was accepted.")
+        self._note(f"{folder / stem} was moved to {aside}, because different commits of this fold were accepted.")
 
     def _results(self, queue: Queue, experiment: Experiment, at_start: bool, by: str) -> None:
         jobs = queue.jobs(experiment=experiment.name)

@@ -157,7 +157,7 @@ def check(path: Path) -> None:
 def _wrong_structure(db: sqlite3.Connection) -> str | None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in range(1, SCHEMA_VERSION + 1):
-        return "is not a queue of mbqueue"
+        return "is not an mbqueue queue"
     if sqlite_schema.definitions(db) != sqlite_schema.expected_definitions(version):
         return "does not have the tables, triggers and views of a queue"
     found = db.execute("PRAGMA quick_check").fetchone()[0]
@@ -167,7 +167,7 @@ def _wrong_structure(db: sqlite3.Connection) -> str | None:
 def _job(row: sqlite3.Row) -> None:
     job = Job.from_row(row)
     if job.fence > HIGHEST_FENCE or abs(job.priority) > _MOST_URGENT:
-        raise ValueError(f"{job.label} has an impossible fence or priority")
+        raise ValueError(f"{job.label} has an invalid fence or priority")
     if not all(isinstance(told, dict | None) for told in (job.progress, job.result)):
         raise TypeError(f"{job.label} has an invalid result")
 
@@ -191,7 +191,7 @@ def _check_rows(db: sqlite3.Connection) -> None:
                 value = row[name]
                 is_time = name == "at" or name.endswith(("_at", "_until", "_before"))
                 if isinstance(value, float | int) and not (_is_time(value) if is_time else abs(value) < 2**63 - 1):
-                    raise ValueError(f"it has an impossible {name}")
+                    raise ValueError(f"it has an invalid value of {name}")
 
 
 def check_experiment(name: object, results_dir: object, *, source: str) -> None:
@@ -313,9 +313,9 @@ def _listing(parts: Any, path: str) -> Listing:
     listing = Listing(**{key: parts[key] for key in Listing.__dataclass_fields__})
     counts = (listing.number, listing.last_event, listing.size, *listing.ancestry.values())
     if not all(isinstance(count, int) and 0 <= count <= LARGEST_SNAPSHOT for count in counts):
-        raise QueueError(f"{path} has impossible numbers.")
+        raise QueueError(f"{path} contains invalid numbers.")
     if max([listing.number, *listing.ancestry.values()]) > _MOST_SNAPSHOTS:
-        raise QueueError(f"{path} has an impossible snapshot number.")
+        raise QueueError(f"{path} has an invalid snapshot number.")
     if not (isinstance(listing.sha256, str) and isinstance(listing.database, str)):
         raise QueueError(f"{path} is not the manifest of a snapshot.")
     if not _is_time(listing.taken_at):

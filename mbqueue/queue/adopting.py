@@ -242,7 +242,7 @@ class Adopting(Part):
             The number of ended sessions.
         """
         with self.writing() as db:
-            values = {"now": now, "by": by, "why": f"lease given back: {reason}", "reason": reason}
+            values = {"now": now, "by": by, "why": f"lease released: {reason}", "reason": reason}
             db.execute(LEASE_GIVEN_UP, values)
             return db.execute(
                 "UPDATE sessions SET ended_at = :now, end_reason = :reason WHERE ended_at IS NULL", values

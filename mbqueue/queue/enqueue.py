@@ -154,7 +154,8 @@ class Enqueueing(Part):
         other = db.execute("SELECT name FROM experiments WHERE results_dir = ?", (results_dir,)).fetchone()
         if other is not None:
             raise UsageError(
-                f"{other['name']} already writes its results to {results_dir}. Give {spec.name} another results_name."
+                f"{other['name']} already writes its results to {results_dir}. Give {spec.name} a different "
+                "results_name."
             )
         values = {"name": spec.name, "spec": json.dumps(spec.to_json()), "spec_hash": spec.hash, "priority": priority}
         values |= {"results_dir": results_dir, "dataset": spec.data.dataset, "now": now}
@@ -276,7 +277,7 @@ def _difference(name: str, there: Mapping[str, Any], new: Mapping[str, Any], tak
     return (
         f"{name} is already in the queue with a different spec:\n"
         + "\n".join(lines)
-        + f"\nNothing was changed. The name of a cancelled experiment stays taken. Enqueue this one with --name {free}"
+        + f"\nNothing was changed. A cancelled experiment keeps its name. Enqueue the new one with --name {free}"
     )
 
 

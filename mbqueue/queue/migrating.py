@@ -73,8 +73,8 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
             _copy(old, target, new)
         elif _is_empty(old) or not _goes_on(new, after=old):
             raise UsageError(
-                f"{target.database.name} is not empty. Use an empty database or schema, for example another "
-                "schema=NAME."
+                f"{target.database.name} is not empty. Use an empty database, or name a new schema with schema=NAME in "
+                "the URL."
             )
         counts = _counts(new)
     return Migrated(rows=counts, source=source.database.name, target=target.database.name)
@@ -144,12 +144,13 @@ def _take_back(target: Queue, old: Statements, new: Statements) -> None:
     if version != SCHEMA_VERSION:
         raise UsageError(
             f"{target.database.name} contains the remains of a queue that another version of mbqueue moved (schema "
-            f"version {version}, but this mbqueue uses version {SCHEMA_VERSION}). Use another schema=NAME."
+            f"version {version}, but this mbqueue uses version {SCHEMA_VERSION}). Name a different schema with "
+            "schema=NAME in the URL."
         )
     if not _goes_on(old, after=new):
         raise UsageError(
-            f"{target.database.name} contains the remains of a different queue, which was moved away. Use another "
-            "schema=NAME."
+            f"{target.database.name} contains the remains of a different queue, which was moved away. Name a different "
+            "schema with schema=NAME in the URL."
         )
     empty_moved(new)
 
@@ -165,8 +166,8 @@ def _is_copied(path: Path, old: Statements) -> bool:
     except QueueMoved:
         return False
     raise UsageError(
-        f"{path} already contains another queue. First rename this file and all files next to it that begin with "
-        f"{path.name}."
+        f"{path} already contains another queue. First rename this file and all files next to it whose names begin "
+        f"with {path.name}."
     )
 
 

@@ -71,7 +71,7 @@ class Pruning(Part):
             released = {"at": now, "why": pruned["changed_why"], "histories": histories}
             spec = {**found.spec, "trial": {**found.spec["trial"], "released": released}}
             db.execute(_SPEC, {**values, "spec": json.dumps(spec)})
-            given_up = "checkpoints given up; `mbqueue retry` trains the trial from the beginning"
+            given_up = "checkpoints no longer kept; `mbqueue retry` trains the trial from the beginning"
             note(db, given_up, by=by, now=now, experiment_id=found.id)
             return True
 
@@ -86,7 +86,7 @@ def take_up(db: Statements, experiment_id: int, *, by: str, now: float) -> int:
     if "trial" not in spec:
         return changed
     if spec["trial"].get("released"):
-        why = "retried from the beginning: its checkpoints were given up"
+        why = "retried from the beginning, because its checkpoints were not kept"
         for fold in map(int, spec["trial"]["released"]["histories"]):
             changed += db.execute(REWIND, {**values, "fold": fold, "to_epoch": 0, "why": why}).rowcount
     spec["trial"] |= {"kept": True, "released": None}

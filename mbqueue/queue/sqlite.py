@@ -239,8 +239,8 @@ class SqliteFile(Database):
 
     def _damaged(self, why: object) -> QueueDamaged:
         return QueueDamaged(
-            f"{self.path} is damaged ({why}). Stop all workers. Rename this file and all files next to it that begin "
-            f"with {self.path.name}. Then rebuild the queue from the checkpoints: mbqueue recover"
+            f"{self.path} is damaged ({why}). Stop all workers. Rename this file and all files next to it whose names "
+            f"begin with {self.path.name}. Then rebuild the queue from the checkpoints: mbqueue recover"
         )
 
     @contextmanager
@@ -261,7 +261,7 @@ class SqliteFile(Database):
         if code in _BUSY:
             return QueueError(
                 f"{self.path} was locked by another process for more than {BUSY_SECONDS:.0f} s ({error}). Find the "
-                "suspended or hanging mbqueue process, wake or end it, and try again."
+                "suspended or hanging mbqueue process, resume or end it, and try again."
             )
         if code == sqlite3.SQLITE_FULL or (code in _UNREACHABLE and self._has_no_room()):
             return QueueDiskFull(

@@ -221,12 +221,12 @@ def _require_progress(db: Statements, lease: Lease, why: str) -> None:
     rewound = db.execute(_REWOUND, {**scope, "session": lease.session, "why": why}).fetchone()
     if rewound["same"]:
         raise RewoundBefore(
-            f"{job.label}: {why} The same damage was found before, and making the files again did not help. "
+            f"{job.label}: {why} The same damage was found before, and recreating the files did not help. "
             f"Fix the cause, then run: mbqueue retry {job.experiment}"
         )
     if rewound["times"] >= MAX_REWINDS:
         raise RewoundBefore(
-            f"{job.label}: {why} The job's input was damaged and made again {rewound['times']} times in a row. Check "
+            f"{job.label}: {why} The job's input was damaged and recreated {rewound['times']} times in a row. Check "
             f"the disk, then run: mbqueue retry {job.experiment}"
         )
 

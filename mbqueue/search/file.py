@@ -124,11 +124,12 @@ class Search(Section):
         description="How Optuna chooses which trials to prune: by successive halving or Hyperband over epochs, or "
         "by the Wilcoxon test over folds.",
     )
-    min_epochs: int = Field(1, ge=1, description="`halving` and `hyperband` end no trial before this epoch.")
+    min_epochs: int = Field(1, ge=1, description="`halving` and `hyperband` prune no trial before this epoch.")
     reduction: int = Field(
         3,
         ge=2,
-        description="`halving` and `hyperband` keep the best 1/n of the trials, and train them for n times the epochs.",
+        description="`halving` and `hyperband` keep the best 1/n of the trials, and train them for n times as many "
+        "epochs.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="The sampler's seed.")
 
@@ -321,7 +322,7 @@ def _lines(error: ValidationError) -> Iterator[str]:
         if problem["type"] == "extra_forbidden":
             known = Setting if problem["loc"][0] == "space" else Search
             keys = [name for name in known.model_fields if name != "base_spec"]
-            yield f"{key}: there is no such key. Known here: {', '.join(keys)}."
+            yield f"{key}: there is no such key. Allowed keys: {', '.join(keys)}."
         elif problem["type"] == "missing":
             yield f"{key}: is missing"
         elif problem["type"] == "model_type":

@@ -89,14 +89,14 @@ def _said(name: str, search: Search) -> str:
     mean = ", the mean over folds" if len(search.folds) > 1 else ""
     conditional = [key for key, setting in search.space.items() if setting.when]
     return {
-        "history": f"The best validation MAE of each trial{mean}. Pruned trials are drawn faint. "
+        "history": f"The best validation MAE of each trial{mean}. Pruned trials are light grey. "
         "The line shows the best fully trained trial so far.",
         "parallel-coordinates": "Each line is a trial. If a trial does not vary a setting, its line shows the value "
         f"from {escape(search.base)}. Drag along an axis to select trials.",
         "importance": "Optuna's PED-ANOVA compares how a setting's values are distributed in the best tenth of the "
         "trials and in all trials. Pruned trials count with the validation MAE that they reached. With few trials, the "
         "result is only a hint."
-        + (f" Left out because only some trials vary them: {escape(', '.join(conditional))}." if conditional else ""),
+        + (f" Left out: {escape(', '.join(conditional))}, which only some trials vary." if conditional else ""),
         "learning-curves": f"Validation MAE after each epoch{mean}. Click a name to hide its trials.",
     }[name]
 

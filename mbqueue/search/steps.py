@@ -120,7 +120,8 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
     beside = (
         "" if best is None else f"; the best of {len(trials)} trials, {best.experiment}, ended with {best.value:.4f}"
     )
-    return f"{PRUNED}{search.pruner} ends it after epoch {epoch} of fold {fold} with {min(curves[fold]):.4f}{beside}"
+    reached = f"with a validation MAE of {min(curves[fold]):.4f}"
+    return f"{PRUNED}{search.pruner} ends it after epoch {epoch} of fold {fold} {reached}{beside}"
 
 
 def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -> list[str]:

@@ -69,7 +69,7 @@ def multiply(device: torch.device) -> None:
         torch.cuda.synchronize(device)  # raises the pending error of an earlier CUDA call
     square = torch.ones(16, 16, device=device)
     if float((square @ square)[0, 0]) != 16.0:  # float() waits for the matrix product
-        raise RuntimeError(f"{device} multiplies wrongly")
+        raise RuntimeError(f"{device} computed a wrong matrix product")
 
 
 def _first_line(error: BaseException) -> str:

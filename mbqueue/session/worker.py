@@ -362,7 +362,10 @@ def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
         session.note_once(str(error))
         with suppress(LeaseLost):
             session.queue.release(
-                lease, reason="a member is not recorded yet", now=session.clock.now(), rest_seconds=MEMBERS_SECONDS
+                lease,
+                reason="a member has not been recorded yet",
+                now=session.clock.now(),
+                rest_seconds=MEMBERS_SECONDS,
             )
         return
     except StoreError as error:

@@ -210,7 +210,7 @@ def manifest_of(content: bytes, *, source: str) -> Manifest:
     except (ValueError, TypeError) as error:
         raise Damaged(f"The manifest {source} is not complete: {error}.") from error
     if wrong:
-        raise Damaged(f"The manifest {source} has impossible values for: {', '.join(wrong)}.")
+        raise Damaged(f"The manifest {source} has invalid values for: {', '.join(wrong)}.")
     return manifest
 
 

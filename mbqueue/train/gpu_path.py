@@ -108,7 +108,7 @@ def _difference(
 
     major, minor = torch.cuda.get_device_capability(device)
     if 10 * major + minor < min(TILES):
-        return f"its compute capability is {major}.{minor}, but the kernels need {min(TILES) / 10} or newer"
+        return f"its compute capability is {major}.{minor}, but the kernels need {min(TILES) / 10} or higher"
     keep_gpu_code()
     try:
         import triton  # noqa: F401, PLC0415  must follow `keep_gpu_code`

@@ -118,7 +118,7 @@ class DeviceMemory:
             + (
                 ""
                 if is_free
-                else f" Because other processes use its memory ({held}), the next job tries larger batches."
+                else f" Other processes use the GPU's memory ({held}), so the next job tries larger batches again."
             )
         )
 

@@ -119,7 +119,7 @@ def _whole(given: Mapping[str, Any], key: str) -> int:
     try:
         return int(str(given.get(key)))
     except ValueError:
-        raise UsageError(f"{key} is {given.get(key)!r}. Give a whole number.") from None
+        raise UsageError(f"{key} is {given.get(key)!r}. Enter a whole number.") from None
 
 
 def _jobs(count: int) -> str:

@@ -195,6 +195,6 @@ def test_in_a_copy_every_session_ends_and_its_jobs_are_released_uncounted(world)
     for lease in leases:
         job = world.queue.job(lease.job.id)
         assert (job.state, job.affinity, job.preemptions, job.lost_in_a_row) == (State.READY, None, 0, 0)
-        assert job.changed_why == "lease given back: a copy"
+        assert job.changed_why == "lease released: a copy"
     with pytest.raises(QueueError, match="has ended"):
         world.claim(one)

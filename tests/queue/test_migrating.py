@@ -301,7 +301,9 @@ def test_remains_of_a_queue_moved_by_another_version_are_not_reused(used, url, p
     Project(used.root).migrate_queue("sqlite")
     monkeypatch.setenv("MBQUEUE_QUEUE", "sqlite")
     postgres_server.sql(f"UPDATE {parse_address(url).schema}.moved SET version = 3")
-    with pytest.raises(UsageError, match=r"another version of mbqueue moved .* version 3, .*another schema=NAME"):
+    with pytest.raises(
+        UsageError, match=r"another version of mbqueue moved .* version 3, .*a different schema with schema=NAME"
+    ):
         Project(used.root).migrate_queue(url)
     with Queue(used.queue_db) as queue:
         assert queue.jobs()

@@ -254,5 +254,5 @@ def test_a_job_is_rewound_only_a_few_times_for_any_reasons_and_sessions(world):
         session = world.session()
         find_damage(world, session, f"reason {time % 2}")
         world.queue.end_session(session, reason="it is over", now=world.now)
-    with pytest.raises(RewoundBefore, match=rf"damaged and made again {MAX_REWINDS} times in a row"):
+    with pytest.raises(RewoundBefore, match=rf"damaged and recreated {MAX_REWINDS} times in a row"):
         find_damage(world, world.session(), "one more")

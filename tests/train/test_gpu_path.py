@@ -107,7 +107,7 @@ def test_a_gpu_older_than_the_table_of_tiles_computes_plainly_and_says_why(monke
     told: list[str] = []
     checked("float32", 0.0, told)
     assert described(CUDA) == {"messages": "plain"}
-    assert "its compute capability is 7.0, but the kernels need 7.5 or newer" in told[0]
+    assert "its compute capability is 7.0, but the kernels need 7.5 or higher" in told[0]
 
 
 def test_a_gpu_newer_than_the_table_takes_the_newest_entry() -> None:

@@ -74,7 +74,7 @@ def verdict(fold: int, history: Sequence[Mapping[str, Any]]) -> Verdict:
     said = [f"best at epoch {epoch} of {last['epoch']} (validation MAE {val_mae:.4f}), {_since(since)}"]
     if has_risen:
         training = "kept falling" if training_fell else f"rose {_by(_ratio(last['train_mae'], at_best['train_mae']))}"
-        said.append(f"since then validation rose {_by(rise)} while training {training}")
+        said.append(f"since then the validation MAE rose {_by(rise)} while the training MAE {training}")
     if len(history) < _FEWEST_EPOCHS:
         kind = "too few epochs"
     elif rise >= _DOUBLED and not training_fell:
@@ -107,16 +107,16 @@ def _times(ratio: float) -> str:
 
 
 def _by(ratio: float) -> str:
-    """Say how much an MAE rose: ``by 12%`` or, if it is at least ten times as high, ``to 17.0 times that``."""
-    return f"by {ratio - 1:.0%}" if ratio < 10 else f"to {_times(ratio)} that"
+    """Say how much an MAE rose: ``by 12%`` or, if it is ten times as high or more, ``to 17.0 times that value``."""
+    return f"by {ratio - 1:.0%}" if ratio < 10 else f"to {_times(ratio)} that value"
 
 
 def _gap(ratio: float) -> str:
     if ratio <= _SMALL_GAP:
         return "the gap to the training MAE is small"
     if ratio < _LARGE_GAP:
-        return f"validation is {_times(ratio)} the training MAE, a moderate gap"
-    return f"validation is {_times(ratio)} the training MAE: the model knows its training crystals much better"
+        return f"the validation MAE is {_times(ratio)} the training MAE, a moderate gap"
+    return f"the validation MAE is {_times(ratio)} the training MAE: the model fits its training crystals much better"
 
 
 def _since(epochs: int) -> str:

@@ -259,7 +259,7 @@ def trend(data: Trend, target: Target, *, title: str, log_x: bool = False) -> go
                 line={"width": 0},
                 fill="tonexty",
                 fillcolor="rgba(0,114,178,0.18)",
-                name="middle half",
+                name="middle 50 %",
                 hoverinfo="skip",
             ),
             go.Scatter(x=x, y=data.median.tolist(), mode="lines+markers", name="median", line={"color": colour}),

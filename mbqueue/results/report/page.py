@@ -162,7 +162,7 @@ def _head(recorded: Recorded) -> list[str]:
     facts = []
     if recorded.folds:
         facts.append(
-            f"Test part{'s' * (n_folds > 1)} of {n_folds} fold{'s' * (n_folds > 1)}, "
+            f"Test set{'s' * (n_folds > 1)} of {n_folds} fold{'s' * (n_folds > 1)}, "
             f"{len(recorded.all_predictions):,} crystals of <code>{escape(dataset['name'])}</code>."
         )
     if dataset["dropped"]:

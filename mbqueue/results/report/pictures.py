@@ -30,7 +30,7 @@ def require_pictures(names: Iterable[str], folder: Path, *, force: bool) -> None
         raise UsageError(f"{folder} is a file. Name a folder for the pictures.")
     there = [folder / f"{name}.png" for name in names if (folder / f"{name}.png").exists()]
     if there and not force:
-        raise UsageError(f"{there[0]} already exists. Name another folder, or replace its pictures with --force.")
+        raise UsageError(f"{there[0]} already exists. Choose a different folder, or add --force to replace pictures.")
 
 
 def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]:

@@ -90,7 +90,7 @@ def timeline(spans: Sequence[Span]) -> go.Figure:
                 x=[1000 * (span.end - span.start) for span in these],
                 y=[labels[span.session] for span in these],
                 orientation="h",
-                name=f"{kind} (beside)" if kind == PUBLISH else kind,
+                name=f"{kind} (in parallel)" if kind == PUBLISH else kind,
                 marker={"color": _KIND_COLOURS.get(kind, QUIET)},
                 width=_BESIDE if kind == PUBLISH else _BAR,
                 offset=_BAR / 2 if kind == PUBLISH else -_BAR / 2,
