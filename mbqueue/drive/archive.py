@@ -261,7 +261,7 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
     for count, member in enumerate(archive):
         wrong = None
         if count >= MOST_MEMBERS or listing is not None:
-            wrong = f"it has too many files, or files after {CHECKSUMS}"
+            wrong = f"it contains too many files, or files after {CHECKSUMS}"
         elif member.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or member.issparse() or member.name in laid:
             wrong = f"{member.name!r:.200} is not a plain file, or occurs twice"
         elif member.name != CHECKSUMS and not _MEMBER.fullmatch(member.name):

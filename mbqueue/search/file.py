@@ -64,7 +64,7 @@ class Setting(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Setting:
         if [] in self.when.values():
-            raise ValueError("when must list at least one value")
+            raise ValueError("`when` must list at least one value")
         if self.choices is not None:
             if (self.low, self.high, self.step, self.log) != (None, None, None, False):
                 raise ValueError("give either choices, or low and high")

@@ -89,8 +89,8 @@ def require_same(queue: Queue, place: CommitsPlace | None) -> None:
     now = queue.commits_place()
     if (now and now.id) != (place and place.id):
         raise QueueError(
-            f"The commits of this queue were moved to {now.shown if now else 'no place'} while this session was "
-            "starting. Start it again."
+            f"The commits of this queue were moved to {now.shown if now else 'an unknown location'} while this session "
+            "was starting. Start it again."
         )
 
 
@@ -250,6 +250,6 @@ def _compare(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: 
             raise QueueError(
                 f"{store.url} has {found} epochs of {experiment}, fold {fold}, but the queue is new and has {known}. "
                 "To use the epochs in the store: mbqueue recover --force. To train again from the start, set "
-                "another prefix as `store`, or enqueue under another name."
+                "a different prefix in `store`, or enqueue under another name."
             )
     return send_missing(project, queue, store, there, note=note)

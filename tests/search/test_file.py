@@ -102,7 +102,7 @@ def test_the_same_search_again_changes_nothing_and_another_under_its_name_is_ref
         ('"train.lr" = { low = 1e-4, high = 1e-2, log = true }', '"data.limit" = { choices = [40, 80] }',
          r"space\.data\.limit: trials are compared by validation MAE, so all must have the base's data and target"),
         ("choices = [8, 16]", 'choices = [8], when = { "train.lr" = [] }',
-         r"space\.train\.batch_size: when must list at least one value"),
+         r"space\.train\.batch_size: `when` must list at least one value"),
         ('"train.lr" = { low = 1e-4, high = 1e-2, log = true }\n"train.batch_size" = { choices = [8, 16] }\n', "",
          "space: is empty; name at least one key"),
         ("trials = 3", "trials = 3\nmin_epochs = 5", r"min_epochs = 5: trials have 4 epochs, so none would be pruned"),
