@@ -209,7 +209,7 @@ class ProjectFolder:
 
     @property
     def notes_dir(self) -> Path:
-        """The folder that records each enqueued experiment, so that `mbqueue recover` can rebuild the queue."""
+        """The folder with a note for each enqueued experiment, from which `mbqueue recover` can rebuild the queue."""
         return self.live_dir / "wanted"
 
     @property

@@ -158,7 +158,7 @@ def _require_nothing_lost(project: ProjectFolder) -> None:
             return  # `move_queue_aside` checks the queue again
     if is_lost:
         raise QueueLost(
-            f"{project.live_dir} contains checkpoints or records of experiments, but their queue was lost. Nothing was "
+            f"{project.live_dir} contains checkpoints or notes of experiments, but their queue was lost. Nothing was "
             "changed. To bring them back, run: mbqueue recover. To replace them with the archive, add --force; mbqueue "
             "keeps the replaced files."
         )

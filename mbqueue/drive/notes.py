@@ -87,7 +87,7 @@ def read_notes(project: ProjectFolder, note: Callable[[str], None]) -> list[dict
             found.append(_read(path))
         except (OSError, *NOT_OURS) as error:
             why = what_is_wrong(error)
-            note(f"{path} is skipped: it is not a valid record of an experiment ({why}).")
+            note(f"{path} is skipped: it is not a valid note of an experiment ({why}).")
     return sorted(found, key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
 
 
@@ -118,7 +118,7 @@ def _read(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         content = stream.read(LARGEST + 1)
     if len(content) > LARGEST:
-        raise ValueError("it is larger than any record that mbqueue writes")
+        raise ValueError("it is larger than any note that mbqueue writes")
     parts: dict[str, Any] = json.loads(content)
     if parts.pop("checksum") != files.sha256_of_json(parts):
         raise ValueError("its checksum is wrong")

@@ -192,7 +192,7 @@ def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
         elif _is_other(before, one):
             note(
                 f"{name} has different settings in the replaced queue than in its "
-                f"{'checkpoints' if name in trained else 'record'} ({_differences(before, one)}). The replaced queue "
+                f"{'checkpoints' if name in trained else 'note'} ({_differences(before, one)}). The replaced queue "
                 f"is kept as {project.queue_db.name}.replaced-TIME next to the new one. To use its settings, "
                 f"enqueue them under another name: mbqueue enqueue {name} --name {name}-2 --set KEY=VALUE"
             )
@@ -236,8 +236,8 @@ def _leave_aside(
     """Set aside and report each file whose work is not in the new queue; then update the files with users' requests.
 
     Args:
-        asked: names of experiments whose recorded requests were used.
-        overruled: names of experiments whose commits have a different spec than their recorded requests.
+        asked: names of experiments whose notes were used.
+        overruled: names of experiments whose commits have a different spec than their notes.
     """
     stamp = utc_text(now).replace(":", "")
     aside = next(
@@ -282,7 +282,7 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
     newest = found.manifest
     folds = {one.name: one.spec["folds"] for one in queue.experiments()}.get(newest.experiment, [])
     if newest.fold in folds:
-        pass  # recorded requests or the mount have already provided this fold
+        pass  # a note or the mount has already provided this fold
     elif is_sound(newest, str(folder)):
         assert newest.enqueued is not None
         enqueue_again(queue, newest.enqueued, now=now, by="recover", note=note)

@@ -101,6 +101,6 @@ def test_a_damaged_or_hostile_record_of_an_experiment_is_skipped(
     path.write_text(json.dumps(content | {"checksum": sha256_of_json(content)}))  # recompute the checksum
     project.queue_db.unlink()
     assert mbqueue("recover").code == 0
-    assert "head_finetune.json is skipped" in caplog.text
+    assert "head_finetune.json is skipped: it is not a valid note of an experiment" in caplog.text
     with Queue(project.queue_db, read_only=True) as queue:
         assert [experiment.name for experiment in queue.experiments()] == ["full_finetune"]

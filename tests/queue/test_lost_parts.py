@@ -104,7 +104,7 @@ def test_after_recover_a_queue_lacks_nothing(whole: Project, state: str, caplog:
         assert lost_parts(whole.folder, queue) == []
         assert queue.experiment("head_finetune").spec["train"]["lr"] != 0.02
     if "other settings" in state:
-        assert "head_finetune has different settings in the replaced queue" in caplog.text
+        assert "head_finetune has different settings in the replaced queue than in its checkpoints" in caplog.text
         assert "(train.lr)" in caplog.text
     caplog.clear()
     whole.enqueue("pretrained_infer", dataset="sample")
@@ -162,7 +162,7 @@ def test_restore_does_not_replace_what_recover_would_bring_back(whole: Project, 
     (whole.folder.checkpoints_dir("head_finetune", 0) / "e0001-done-f0001.json").unlink()
     whole.back_up(archive)
     begin_second(whole, spec_of(whole, "full_finetune"))
-    with pytest.raises(QueueLost, match="mbqueue recover"):
+    with pytest.raises(QueueLost, match=r"checkpoints or notes of experiments.*mbqueue recover"):
         whole.restore(archive)
     whole.folder.queue_db.unlink()
     with pytest.raises(QueueLost, match="mbqueue recover"):
