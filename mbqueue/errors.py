@@ -121,6 +121,17 @@ UNDER_A_NEW_NAME = (
 )
 
 
+def next_step(message: str, experiment: str, fold: int | None = None) -> str:
+    """What the user can do about a failed job, given its error's message, which names what else helps.
+
+    A spec never changes. If only a different spec helps, the message names ``--name`` but not ``mbqueue retry``.
+    """
+    if "--name" in message and "mbqueue retry" not in message:
+        return "enqueue the experiment again under a new name (--name)"
+    only = "" if fold is None else f" --fold {fold}"
+    return f"after fixing the cause: mbqueue retry {experiment}{only}"
+
+
 class InvalidCrystals(DataError):
     """Some entries of a dataset are invalid.
 

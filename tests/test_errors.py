@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from mbqueue.cli import _tell
-from mbqueue.errors import MbqueueError, causes
+from mbqueue.errors import MbqueueError, causes, next_step
 from mbqueue.session.worker import is_disk_full
 
 
@@ -29,6 +29,21 @@ def test_causes_are_told_once_each(capsys: pytest.CaptureFixture[str]) -> None:
     _tell(its_own_cause(), hint=False)
     _tell(circle(), hint=False)
     assert capsys.readouterr().err.count("because") == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "step"),
+    [
+        (
+            "lower train.lr, then enqueue under a new name (--name)",
+            "enqueue the experiment again under a new name (--name)",
+        ),
+        ("fix the file, or use --name, then run mbqueue retry", "after fixing the cause: mbqueue retry mine --fold 2"),
+        ("the disk failed", "after fixing the cause: mbqueue retry mine --fold 2"),
+    ],
+)
+def test_a_retry_is_advised_only_if_it_can_help(message: str, step: str) -> None:
+    assert next_step(message, "mine", 2) == step
 
 
 def test_a_full_disk_is_found_behind_any_cause() -> None:

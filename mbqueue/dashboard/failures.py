@@ -10,6 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from mbqueue.clock import format_duration
+from mbqueue.errors import next_step
 
 #: Matches the class of mbqueue's own errors at the start of a traceback's last line. The messages of mbqueue's errors
 #: are clear without the class.
@@ -77,8 +78,8 @@ def _what_next(group: Sequence[Mapping[str, Any]], now: float) -> str:
     times = "once" if error["failures"] == 1 else f"{error['failures']} times"
     each = " each" if len(folds) > 1 else ""
     if _is_over(error):
-        fold = f" --fold {folds[0]}" if len(folds) == 1 else ""
-        return f"failed {times}{each}; retry with: mbqueue retry {error['experiment']}{fold}"
+        fold = error["fold"] if len(folds) == 1 else None
+        return f"failed {times}{each}; {next_step(str(error['error']), error['experiment'], fold)}"
     if _rests(error, now):
         soonest = min(one["retry_at"] for one in group)
         return f"failed {times}{each}; the next attempt is in {format_duration(soonest - now)}"

@@ -329,7 +329,8 @@ class Leases(Claims):
         if not db.execute(_SET_DATASET_HASH, scope).rowcount:
             raise QueueError(
                 f"The crystals of {job.experiment} have changed since the experiment was first prepared (their hash is "
-                f"now {dataset_hash[:16]}). Put the old data back, or enqueue the experiment under a new name (--name)."
+                f"now {dataset_hash[:16]}). Put the old data back, then run mbqueue retry {job.experiment}. "
+                "Or enqueue the experiment under a new name (--name)."
             )
 
     def _unlocking(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> Bound:

@@ -177,8 +177,8 @@ def _check_unchanged(found: _Found, dataset_hash: str | None) -> None:
     if dataset_hash is not None and found.crystals.hash != dataset_hash:
         raise DataError(
             f"{found.meta['source']} has changed since this experiment was prepared (the hash of its crystals was "
-            f"{dataset_hash[:16]}… and is now {found.crystals.hash[:16]}…). Restore the old data, or enqueue "
-            "the experiment under a new name (--name)."
+            f"{dataset_hash[:16]}… and is now {found.crystals.hash[:16]}…). Restore the old data, then run "
+            "mbqueue retry. Or enqueue the experiment under a new name (--name)."
         )
 
 

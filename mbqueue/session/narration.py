@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mbqueue.clock import format_duration, utc_text
-from mbqueue.errors import remedy
+from mbqueue.errors import next_step, remedy
 from mbqueue.queue.jobs import Job
 from mbqueue.session.messages import ToldError
 from mbqueue.session.report import Report
@@ -76,11 +76,7 @@ class Narration(Report):
         self._say(f"{job.label}: {summary}", None)
 
     def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
-        again = (
-            f"next attempt at {utc_text(retry_at)}"
-            if retry_at
-            else f"after fixing the cause: mbqueue retry {job.experiment}"
-        )
+        again = f"next attempt at {utc_text(retry_at)}" if retry_at else next_step(str(error), job.experiment)
         what_to_do = f"\n  {remedy(error)}" if remedy(error) else ""
         kind = "" if isinstance(error, ToldError) else f"{type(error).__name__}: "
         self._say(f"{job.label}: FAILED, {again}\n  {kind}{error}{what_to_do}", "bold red")

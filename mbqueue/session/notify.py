@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, Self
 
-from mbqueue.errors import counted
+from mbqueue.errors import counted, next_step
 from mbqueue.queue.jobs import Job, Kind
 from mbqueue.session.outcome import SessionOutcome
 from mbqueue.session.report import Report
@@ -61,7 +61,7 @@ class Notifier(Report):
             self._tell("experiment done", f"{job.experiment}: {summary}", job)
 
     def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
-        what = "mbqueue will retry it" if retry_at else f"after fixing the cause: mbqueue retry {job.experiment}"
+        what = "mbqueue will retry it" if retry_at else next_step(str(error), job.experiment)
         lines = str(error).splitlines()
         self._tell("job failed", f"{job.label} failed: {lines[0] if lines else type(error).__name__}; {what}", job)
 

@@ -255,8 +255,8 @@ class Session:
         spec = parse_spec(
             experiment.spec,
             source=f"the spec of {experiment.name} in the queue",
-            advice="Another version of mbqueue enqueued this experiment. Use that version, or enqueue the experiment "
-            "under a new name (--name).",
+            advice="Another version of mbqueue enqueued this experiment. Use that version, then run mbqueue retry. "
+            "Or enqueue the experiment under a new name (--name).",
         )
         return experiment, spec
 

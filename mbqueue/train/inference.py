@@ -183,7 +183,7 @@ class Inference:
             raise NonFiniteLoss(
                 f"Fold {self._fold}: the predictions of {len(bad)} of {len(rows)} crystals are not finite and were "
                 f"discarded: {listed([self._crystals.ids[row] for row in bad])}. If nearly all crystals are affected, "
-                "training diverged: enqueue the experiment under another name with a lower train.lr. Otherwise check "
-                "these crystals' interatomic distances."
+                "training diverged, so lower train.lr. Otherwise check these crystals' interatomic distances. Then "
+                "enqueue the experiment under a new name (--name)."
             )
         return output

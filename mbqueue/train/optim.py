@@ -15,7 +15,10 @@ from mbqueue.experiment import TrainSpec
 from mbqueue.train.family import ModelFamily
 
 #: The advice in an error about an undamaged checkpoint whose parameters are not those of its spec.
-ADVICE = "Another version of mbqueue wrote this checkpoint. Use that version, or train under a new name (--name)."
+ADVICE = (
+    "Another version of mbqueue wrote this checkpoint. Use that version, then run mbqueue retry. "
+    "Or train under a new name (--name)."
+)
 
 
 def open_for_training(

@@ -92,7 +92,7 @@ class Step:
             raise NonFiniteLoss(
                 f"The loss ({loss}) or the gradient norm ({norm}) is not finite; the weights are unchanged. "
                 f"The batch contains: {', '.join(ids[row] for row in self._rows)}. Check these crystals' targets and "
-                "interatomic distances, or lower train.lr, then retry."
+                "interatomic distances, or lower train.lr. Then enqueue the experiment under a new name (--name)."
             )
         return StepResult(loss=loss, abs_error=error, grad_norm=norm, structures=len(self._rows))
 

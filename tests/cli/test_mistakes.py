@@ -318,6 +318,10 @@ def test_the_advice_of_a_session_on_a_table_without_a_known_target_leads_to_an_e
     assert mbqueue(*enqueue).code == 0
     said = " ".join(mbqueue("work", "--max-jobs", "1", "--device", "cpu", "--no-end-command").err.split())
     assert "enqueue it again under a new name (--name NAME-2)" in said
+    status = " ".join(mbqueue("status").out.split())
+    for shown in (said, status):
+        assert "enqueue the experiment again under a new name (--name)" in shown
+        assert "mbqueue retry" not in shown, "the spec never changes, so a retry would fail again"
     advice = re.search(r"--target-column band_gap .*?target\.kind=scalar", said)
     assert advice is not None
     assert mbqueue(*enqueue, "--name", "NAME-2", *shlex.split(advice[0])).code == 0

@@ -158,7 +158,7 @@ def test_a_failed_job_is_shown_with_the_command_that_tries_it_again(queue):
     overview["errors"] = [{**error, "failures": 3, "at": NOW, "retry_at": None, "error": "NonFiniteLoss: step 12 [x]"}]
     lines = draw(overview).splitlines()
     assert "  small fold 0 epoch 1: NonFiniteLoss: step 12 [x]" in lines
-    assert "    failed 3 times; retry with: mbqueue retry small --fold 0" in lines
+    assert "    failed 3 times; after fixing the cause: mbqueue retry small --fold 0" in lines
     assert "No session is running. Start one with: mbqueue work" in lines
 
 
@@ -292,7 +292,7 @@ def test_the_same_error_of_several_folds_is_shown_once():
     overview = {**busy_overview(), "errors": [error_entry(fold) for fold in range(5)]}
     lines = draw(overview).splitlines()
     told = lines.index("  third folds 0, 1, 2, 3, 4 epoch 1: 3 crystals cannot be used.")
-    assert lines[told + 1 :] == ["    failed 3 times each; retry with: mbqueue retry third"]
+    assert lines[told + 1 :] == ["    failed 3 times each; after fixing the cause: mbqueue retry third"]
 
 
 def test_a_long_error_is_shown_whole_without_the_path_of_its_class():

@@ -216,7 +216,7 @@ def test_weights_that_diverge_in_the_last_step_are_found_by_the_validation(
 
     learner = run._learner
     with pytest.raises(
-        NonFiniteLoss, match=r"predictions of 5 of 5 crystals are not finite.*crystal-\d+, .*lower train.lr"
+        NonFiniteLoss, match=r"predictions of 5 of 5 crystals are not finite.*crystal-\d+, .*lower train.lr.*new name"
     ):
         helpers.train_epoch(run, 2, fence=2, on_step=diverge)
     newest = small_commits(tmp_path).manifests()[-1]
