@@ -15,6 +15,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +49,12 @@ def make_folder(folder: Path) -> None:
 def temp_beside(path: Path) -> Path:
     """Choose an unused temporary path in the same folder as ``path``, so that a rename to ``path`` is atomic."""
     return path.parent / f"{TEMP_PREFIX}{secrets.token_hex(6)}-{path.name}"
+
+
+def unused(path: Path) -> Path:
+    """Return ``path`` if nothing has this name yet, otherwise the first unused of ``path-2``, ``path-3`` and so on."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(one for one in chain([path], numbered) if not one.exists())
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from mbqueue import __version__, files
 from mbqueue.clock import Clock, utc_text
-from mbqueue.drive.notes import keep_note
+from mbqueue.drive.notes import requests_of, write_note
 from mbqueue.drive.rebuilding import trained_by
 from mbqueue.drive.recover import move_queue_aside
 from mbqueue.drive.snapshots import check, take
@@ -294,7 +294,7 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
 
 
 def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Callable[[str], None]) -> None:
-    replaced = project.live_dir / f"replaced-{utc_text(clock.now()).replace(':', '')}"
+    replaced = files.unused(project.live_dir / f"replaced-{utc_text(clock.now()).replace(':', '')}")
 
     def put(path: Path, target: Path, name: str) -> None:
         if target.exists():
@@ -327,10 +327,10 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
             shutil.copyfile(settings, replaced / settings.name)
         files.write_bytes(settings, (staging / SETTINGS_FILE).read_bytes())
     (staging / "wanted").mkdir()
-    put(staging / "wanted", project.notes_dir, "wanted")
     with Queue(staging / "queue.db", read_only=True) as queue:
         for experiment in queue.experiments():
-            keep_note(project, queue, experiment.name)
+            write_note(staging / "wanted", requests_of(queue, experiment.name))
+    put(staging / "wanted", project.notes_dir, "wanted")
     # Put the queue in place last. You can then simply repeat a restore that was interrupted earlier.
     (staging / "queue.db").replace(project.queue_db)
     files.fsync_dir(project.live_dir)

@@ -26,7 +26,7 @@ _OVER = {State.COMMITTED, State.SKIPPED, State.CANCELLED}
 
 def keep_note(project: ProjectFolder, queue: Queue, name: str) -> None:
     """Copy the requests for an experiment from the queue to their file."""
-    write_note(project, requests_of(queue, name))
+    write_note(project.notes_dir, requests_of(queue, name))
 
 
 def requests_of(queue: Queue, name: str) -> dict[str, Any]:
@@ -62,10 +62,10 @@ def merged(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]
     return {**later, **first, "spec": spec, "folds": folds, "cancelled": is_over and not adds}
 
 
-def write_note(project: ProjectFolder, content: Mapping[str, Any]) -> None:
+def write_note(folder: Path, content: Mapping[str, Any]) -> None:
     """Write requests to the experiment's file, unless the file already contains them."""
     text = json.dumps({**content, "checksum": files.sha256_of_json(content)}, indent=2, ensure_ascii=False) + "\n"
-    path = project.notes_dir / f"{content['spec']['name']}.json"
+    path = folder / f"{content['spec']['name']}.json"
     try:
         if path.read_text(encoding="utf-8") == text:
             return

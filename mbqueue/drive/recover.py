@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from mbqueue import files
 from mbqueue.clock import Clock, utc_text
 from mbqueue.drive.moving import take_commits
 from mbqueue.drive.notes import keep_note, merged, note_files, read_notes, requests_of, steer_as_noted, write_note
@@ -188,7 +188,7 @@ def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
         if hash_of_spec(one["spec"]) != one["spec_hash"]:
             note(f"The spec of {name} in the replaced queue is damaged, so it was not used.")
         elif before is None:
-            write_note(project, one)
+            write_note(project.notes_dir, one)
         elif _is_other(before, one):
             note(
                 f"{name} has different settings in the replaced queue than in its "
@@ -197,7 +197,7 @@ def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
                 f"enqueue them under another name: mbqueue enqueue {name} --name {name}-2 --set KEY=VALUE"
             )
         elif not _is_other(noted.get(name), one):
-            write_note(project, merged(noted.get(name, before), one))
+            write_note(project.notes_dir, merged(noted.get(name, before), one))
 
 
 def _trained(project: ProjectFolder) -> dict[str, dict[str, Any]]:
@@ -239,12 +239,7 @@ def _leave_aside(
         asked: names of experiments whose notes were used.
         overruled: names of experiments whose commits have a different spec than their notes.
     """
-    stamp = utc_text(now).replace(":", "")
-    aside = next(
-        folder
-        for folder in (project.live_dir / f"aside-{stamp}{f'-{number}' * (number > 1)}" for number in count(1))
-        if not folder.exists()
-    )
+    aside = files.unused(project.live_dir / f"aside-{utc_text(now).replace(':', '')}")
 
     def take(path: Path, why: str) -> None:
         target = aside / path.relative_to(project.live_dir)

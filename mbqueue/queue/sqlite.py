@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mbqueue.clock import utc_text
 from mbqueue.errors import ForbiddenTransition, QueueDamaged, QueueDiskFull, QueueError, QueueMissing, QueueReplaced
-from mbqueue.files import fsync_dir, make_folder
+from mbqueue.files import fsync_dir, make_folder, unused
 from mbqueue.limits import size_of_files
 from mbqueue.queue import sqlite_schema
 from mbqueue.queue.database import Bound, Database, Parameters, Statements
@@ -57,7 +57,7 @@ def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
 
 def set_aside(path: Path, why: str, *, now: float) -> Path:
     """Rename a SQLite file, its log and its index to ``queue.db.WHY-TIME``; return the new path."""
-    aside = path.with_name(f"{path.name}.{why}-{utc_text(now).replace(':', '')}")
+    aside = unused(path.with_name(f"{path.name}.{why}-{utc_text(now).replace(':', '')}"))
     for suffix in ("-wal", "-shm", ""):
         if (part := path.with_name(path.name + suffix)).exists():
             part.replace(aside.with_name(aside.name + suffix))

@@ -226,6 +226,24 @@ def test_what_restore_replaces_is_kept(local: LocalProject, tmp_path: Path) -> N
     assert list(local.project.state_dir.glob("replaced-*/checkpoints/tiny/fold_0/*.pt"))
 
 
+def test_what_commands_replace_within_one_second_is_kept_too(local: LocalProject, tmp_path: Path) -> None:
+    local.train(2).end()
+    back_up(local.project, tmp_path / "b.tar", clock=local.clock)
+    local.train(2).end()
+    newer = local.project.queue_db.read_bytes()
+    for _ in range(2):
+        restore(local.project, tmp_path / "b.tar", force=True, note=note, clock=local.clock)
+    recover(local.project, force=True, note=note, clock=local.clock)
+    aside = sorted(local.project.state_dir.glob("queue.db.replaced-*"))
+    queues = [path for path in aside if not path.name.endswith(("-wal", "-shm"))]
+    assert len(queues) == 3
+    assert queues[0].read_bytes() == newer
+    first, second = sorted(path for path in local.project.state_dir.glob("replaced-*") if path.is_dir())
+    for folder in (first, second):
+        assert list(folder.glob("checkpoints/tiny/fold_0/*.pt"))
+        assert not list(folder.glob("*/wanted"))
+
+
 def test_after_an_interrupted_restore_only_restore_makes_a_queue(
     local: LocalProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
