@@ -73,7 +73,7 @@ class Comparison:
     def board(self) -> list[Mapping[str, Any]]:
         """The rows of the leaderboard; empty unless all experiments used the complete dataset of a matbench task."""
         is_official = all(one.content["dataset"]["official"] for one in self.recorded)
-        return list(self.recorded[0].content["leaderboard"]["rows"]) if is_official else []
+        return self.recorded[0].board if is_official else []
 
 
 def compare(recorded: Sequence[Recorded]) -> Comparison:

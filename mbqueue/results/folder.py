@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from mbqueue.results.record import FORMAT, RESULTS_FILE, RecordInputs, checksum_
 from mbqueue.results.scores import Measure, leaderboard_measure, measures_of
 from mbqueue.results.tables import RESTORE, Predictions, history_file, predictions_file, read_history, read_predictions
 from mbqueue.storage.results import ResultFile
-from mbqueue.task import Target, target_of
+from mbqueue.task import TASKS, Target, target_of
 
 #: The largest accepted results.json, in bytes. 130,000 dropped entries with their reasons take 20 MB.
 LARGEST_RESULTS = 256 << 20
@@ -60,7 +60,15 @@ class Recorded:
     @property
     def board_measure(self) -> Measure:
         """The score that is compared with the leaderboard; without a leaderboard, the main score."""
-        return leaderboard_measure(self.target) if self.content["leaderboard"]["rows"] else self.measure
+        return leaderboard_measure(self.target) if self.board else self.measure
+
+    @property
+    def board(self) -> list[Mapping[str, Any]]:
+        """The published scores on this dataset; empty if the dataset is not a matbench task.
+
+        Earlier versions also recorded the scores on matbench_mp_e_form for other datasets.
+        """
+        return list(self.content["leaderboard"]["rows"]) if self.content["dataset"]["name"] in TASKS else []
 
     def spread(self, measure: Measure) -> dict[str, float] | None:
         """Mean and standard deviation of a score over the folds; None if a fold has no such score."""

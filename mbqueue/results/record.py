@@ -39,7 +39,7 @@ from mbqueue.clock import utc_text
 from mbqueue.errors import ResultsError
 from mbqueue.history import best_epoch
 from mbqueue.results.choice import choice_note, chosen_on
-from mbqueue.results.leaderboard import Published, leaderboard, overlap_note, reasons_against
+from mbqueue.results.leaderboard import leaderboard, overlap_note, reasons_against
 from mbqueue.results.markdown import results_markdown
 from mbqueue.results.matbench_file import write_matbench_file
 from mbqueue.results.scores import leaderboard_measure, over_folds, score
@@ -53,7 +53,7 @@ from mbqueue.results.tables import (
     read_predictions,
 )
 from mbqueue.storage.results import ResultFile
-from mbqueue.task import FORMATION_ENERGY, TASKS, Target, target_of
+from mbqueue.task import TASKS, target_of
 
 FORMAT = 1
 RESULTS_FILE = "results.json"
@@ -290,7 +290,7 @@ def _content(
         "leaderboard": {
             "comparable": not against,
             "reasons_against": against,
-            "rows": [{"name": row.name, board_measure.key: row.score} for row in _published(dataset.name, target)],
+            "rows": [{"name": row.name, board_measure.key: row.score} for row in leaderboard(dataset.name)],
         },
         "notes": {
             "pretraining_overlap": overlap_note(target, inputs.spec, dataset=dataset.name),
@@ -310,13 +310,6 @@ def _content(
             "fingerprint_changes": [dict(change) for change in inputs.fingerprint_changes],
         },
     }
-
-
-def _published(dataset: str, target: Target) -> Sequence[Published]:
-    """The leaderboard of the dataset; for formation energies of other crystals, the leaderboard of
-    matbench_mp_e_form."""
-    is_like_the_first = target == FORMATION_ENERGY.target
-    return leaderboard(FORMATION_ENERGY.dataset if dataset not in TASKS and is_like_the_first else dataset)
 
 
 def _refuse_overlap(folder: Path, predictions: Mapping[int, Predictions]) -> None:

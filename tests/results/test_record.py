@@ -201,13 +201,21 @@ def test_of_results_in_two_places_the_later_recording_is_used(tmp_path, recorded
     assert newest_folder([live, published], "small") == recorded_folder
 
 
-def test_the_page_says_why_own_data_do_not_compare_with_the_leaderboard(recorded_folder):
-    page = (recorded_folder / "RESULTS.md").read_text()
+def test_the_page_says_why_a_part_of_a_matbench_task_does_not_compare_with_its_leaderboard(tmp_path, fill, inputs):
+    facts = dataclasses.replace(inputs.dataset, name="matbench_mp_e_form")
+    folder = fill(tmp_path / "part")
+    record_experiment(folder, dataclasses.replace(inputs, dataset=facts))
+    page = (folder / "RESULTS.md").read_text()
     assert (
-        "**Not comparable with the leaderboard**: the crystals are not from the official file of a matbench task"
+        "**Not comparable with the leaderboard**: the crystals are not from the official file of matbench_mp_e_form"
         in page
     )
     assert "| coGN | 0.0170 |" in page
+
+
+def test_the_page_of_own_data_shows_no_leaderboard_but_the_overlap(recorded_folder):
+    page = (recorded_folder / "RESULTS.md").read_text()
+    assert "leaderboard" not in page
     assert "may have seen many of these crystals" in page
     assert "two atoms on one place" in page
     assert not (recorded_folder / "matbench_results.json.gz").exists()

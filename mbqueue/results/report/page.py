@@ -125,9 +125,11 @@ def draw(recorded: Recorded, *, timeline: Sequence[sessions.Span] = ()) -> dict[
     content, histories, target = recorded.content, recorded.histories, recorded.target
     found = {}
     if recorded.folds:
-        board, measure = content["leaderboard"], recorded.board_measure
-        if board["rows"] and (mean := recorded.spread(measure)) is not None:
-            found["leaderboard"] = figures.leaderboard(recorded.name, mean["mean"], board, measure, target)
+        measure = recorded.board_measure
+        if recorded.board and (mean := recorded.spread(measure)) is not None:
+            found["leaderboard"] = figures.leaderboard(
+                recorded.name, mean["mean"], content["leaderboard"], measure, target
+            )
     if any(histories.values()):
         found["learning-curves"] = figures.learning_curves(histories, target)
     if recorded.folds:
