@@ -107,12 +107,14 @@ class TimeLeft(NamedTuple):
         left: estimated time left, summed over all experiments and searches that have an estimate.
         unknown: number of experiments and searches whose time left is unknown.
         sessions: ``left`` divided by the usual length of a session, rounded up.
+        has_failed: whether there are failed jobs, whose time is not part of ``left``.
     """
 
     used: float
     left: float
     unknown: int
     sessions: int
+    has_failed: bool
 
 
 def time_left(
@@ -128,6 +130,7 @@ def time_left(
         left=sum(known),
         unknown=len(used_left) - len(known),
         sessions=math.ceil(sum(known) / session_seconds),
+        has_failed=any(entry["jobs"].get("failed") for entry in experiments),
     )
 
 
@@ -315,12 +318,14 @@ def _totals(overview: Mapping[str, Any], session_seconds: float) -> Iterable[Ren
     outlook = time_left(experiments, session_seconds, searches=overview.get("searches", ()))
     left, unknown = outlook.left, outlook.unknown
     line = Text(f"time: {_hours(outlook.used)} used")
+    besides = " besides the failed jobs" if outlook.has_failed else ""
     if left:
         plural = "session" if outlook.sessions == 1 else "sessions"
-        line.append(f", about {_hours(left)} left: {outlook.sessions} {plural} of {format_duration(session_seconds)}")
+        line.append(f", about {_hours(left)} left{besides}: ")
+        line.append(f"{outlook.sessions} {plural} of {format_duration(session_seconds)}")
     if unknown:
         those = "an experiment" if unknown == 1 else f"{unknown} experiments"
         line.append(f"; {'the rest' if left else 'the time left'} is estimated after the first epoch of {those}")
-    elif not left and outlook.used:
-        line.append(", none left")
+    elif not left and (outlook.used or besides):
+        line.append(f", none left{besides}")
     yield line

@@ -140,7 +140,7 @@ def test_preparing_counts_as_used_and_has_an_eta_of_its_own(queue):
     overview = queue.overview(now=NOW)
     [experiment] = overview["experiments"]
     assert (experiment["seconds"], experiment["preparing"]) == (3000.0, progress)
-    assert time_left(overview["experiments"], HOUR) == (3000.0, 1680.0, 0, 1)
+    assert time_left(overview["experiments"], HOUR) == (3000.0, 1680.0, 0, 1, False)
     drawn = " ".join(draw(overview, width=120).split())
     assert "preparing the data: leased, pretrained energies 20,000/31,073, about 28m00s left" in drawn
     assert "time: 50m00s used, about 28m00s left: 1 session" in drawn
@@ -369,6 +369,21 @@ def test_an_experiment_that_cannot_run_any_more_awaits_no_estimate(prepare):
     assert gpu_seconds({**entry, "folds": [fold_entry(), fold_entry(1, state="failed")], "prepare": "ready"})[1] is None
 
 
+@pytest.mark.parametrize(
+    ("folds", "said"),
+    [
+        ([fold_entry(state="failed", seconds=60.0)], "time: 1m00s used, none left besides the failed jobs"),
+        ([fold_entry(state="failed")], "time: 0s used, none left besides the failed jobs"),
+        (
+            [fold_entry(state="failed"), fold_entry(1, done=10, state="running", seconds=600.0, epoch_seconds=600.0)],
+            "time: 10m00s used, about 10m00s left besides the failed jobs: 1 session of 1h30m",
+        ),
+    ],
+)
+def test_the_time_left_does_not_hide_failed_jobs(folds, said):
+    assert said in draw(overview_of(folds, jobs={"failed": 1, "waiting": 3})).splitlines()
+
+
 def test_time_left_is_unknown_before_the_first_epoch():
     drawn = draw(overview_of([fold_entry()]))
     assert "0s used; the time left is estimated after the first epoch of an experiment" in drawn
@@ -464,4 +479,4 @@ def test_the_time_left_counts_trials_that_a_search_has_yet_to_begin():
     search = {"name": "hunt", "state": "running", "trials": {"open": 1}, "trials_wanted": 40, "best": None}
     overview["searches"] = [{**search, "epochs_saved": 0, "seconds": 30.0, "seconds_left": 2340.0}]
     assert "time: 30s used, about 39m00s left: 1 session" in draw(overview)
-    assert time_left(overview["experiments"], HOUR) == (30.0, 30.0, 0, 1)
+    assert time_left(overview["experiments"], HOUR) == (30.0, 30.0, 0, 1, False)
