@@ -293,10 +293,9 @@ class Spec(Section):
             energy = options_for(column, name="formation energy", unit="eV/atom", kind="energy")
             gap = options_for(column, name="band gap", unit="eV", kind="scalar")
             raise ValueError(
-                f"mbqueue does not know the property in column {column!r} (--target-column, or column in "
-                f"[target]): it knows only the energy columns {', '.join(ENERGY_COLUMNS)}. Describe the property under "
-                f"[target] or with --set. For energies per atom: {energy}. For a different property, such as a band "
-                f"gap: {gap}"
+                f"The target column {column!r} needs a description of its property, because mbqueue knows only the "
+                f"energy columns {', '.join(ENERGY_COLUMNS)}. Describe the property under [target] or with --set. For "
+                f"energies per atom: {energy}. For a different property, such as a band gap: {gap}"
             )
         return content
 

@@ -173,7 +173,7 @@ def test_another_target_is_another_spec() -> None:
 
 def test_a_column_that_is_not_known_to_hold_formation_energies_has_to_be_named() -> None:
     with pytest.raises(
-        SpecError, match=r"does not know the property in column 'gap'.*target\.kind=energy.*target\.kind=scalar"
+        SpecError, match=r"target column 'gap' needs a description.*target\.kind=energy.*target\.kind=scalar"
     ):
         parse_spec({"name": "a", "data": {"dataset": "mine.jsonl"}, "target": {"column": "gap"}}, source="a")
     with pytest.raises(SpecError, match=r"--target-column 'E gap' --set target\.name=.*--target-column 'E gap' --set"):
