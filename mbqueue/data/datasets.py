@@ -61,8 +61,8 @@ def check_dataset(name_or_path: str, *, project_root: Path | None = None, target
     path = _path_of(name_or_path, project_root)
     if not path.exists():
         raise UsageError(
-            f"There is no dataset {name_or_path!r}, and no file or folder {path}. Give the name of a matbench task "
-            f"(mbqueue tasks lists them), {SAMPLE_DATASET!r}, or the path of a file or folder."
+            f"There is no dataset {name_or_path!r}, and no file or folder {path}. Put it there, or give the name of a "
+            f"matbench task (mbqueue tasks lists them), {SAMPLE_DATASET!r}, or another path."
         )
     if path.is_dir():
         if targets_required and not (path / "id_prop.csv").is_file():

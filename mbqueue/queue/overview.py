@@ -96,8 +96,7 @@ _OUTLOOK = """
     SELECT
         (SELECT count(*) FROM jobs WHERE state = 'leased') AS leased,
         (SELECT count(*) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before <= :now) AS ready,
-        (SELECT count(*) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before > :now) AS delayed,
-        (SELECT min(not_before) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before > :now) AS next_at
+        (SELECT count(*) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before > :now) AS delayed
 """
 
 
@@ -132,14 +131,13 @@ class Outlook:
 
     Attributes:
         ready: the number of ready jobs, including jobs reserved for another session, but not paused jobs.
-        delayed: the number of jobs that wait for a retry; the first is due at `next_at`.
+        delayed: the number of jobs that wait for a retry.
         leased: the number of jobs that a session holds.
     """
 
     ready: int
     delayed: int
     leased: int
-    next_at: float | None
 
     @property
     def is_exhausted(self) -> bool:

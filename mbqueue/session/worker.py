@@ -287,16 +287,20 @@ def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> b
     """Report what the session waits for. Return whether a note has told the user how to retry without a delay."""
     if outlook.is_exhausted:
         session.report.waiting("nothing is left to do; waiting for new jobs")
-    elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
+    elif outlook.delayed and not outlook.leased:
         now = session.clock.now()
+        jobs = session.queue.jobs(state=State.READY)
+        delayed = [job for job in jobs if job.not_before > now and not job.paused]
+        if not delayed:
+            return is_hinted  # a job became due after `outlook` was read
+        first = min(delayed, key=lambda job: job.not_before)
         if not is_hinted:
-            jobs = session.queue.jobs(state=State.READY)
-            delayed = next((job for job in jobs if job.not_before > now and not job.paused), None)
-            name = "NAME" if delayed is None else delayed.experiment
-            fold = "" if delayed is None or delayed.fold is None else f" --fold {delayed.fold}"
-            session.report.note(f"to retry at once, run mbqueue retry {name}{fold} in another terminal")
-        rest = format_duration(outlook.next_at - now)
-        session.report.waiting(f"mbqueue will retry {counted(outlook.delayed, 'failed job')}, the next one in {rest}")
+            fold = "" if first.fold is None else f" --fold {first.fold}"
+            session.report.note(f"to retry at once, run mbqueue retry {first.experiment}{fold} in another terminal")
+        others = f"; {counted(len(delayed) - 1, 'other job')} will be retried later" if len(delayed) > 1 else ""
+        session.report.waiting(
+            f"the next attempt at {first.label} is in {format_duration(first.not_before - now)}{others}"
+        )
         is_hinted = True
     else:
         session.report.waiting(f"the next jobs wait for {counted(outlook.leased, 'job')} in other sessions")

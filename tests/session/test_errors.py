@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -99,23 +100,29 @@ def test_a_dataset_that_no_later_attempt_can_split_fails_at_once(tmp_path: Path,
     assert "3 crystals cannot be split into 5 folds" in (failed.error or "")
 
 
-def test_a_session_that_waits_for_a_retry_says_once_how_to_retry_at_once(
-    tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_session_that_waits_for_a_retry_names_the_job_and_says_once_how_to_retry_at_once(
+    tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch, n_jobs: int
 ) -> None:
     project = make_project(tmp_path)
-    enqueue(project, small_spec(project, "pretrained_infer"))
-
-    def fail(*_arguments: Any) -> str:
-        raise CacheError("c")
-
-    monkeypatch.setitem(worker._HANDLERS, Kind.PREPARE, fail)
+    for name in ("first", "second")[:n_jobs]:
+        enqueue(project, small_spec(project, name=name, results_name=name, data__dataset="mine.jsonl"))
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
-    stop, waits = StopRequest(), iter(range(3))
-    report.waiting = lambda _why: next(waits) == 2 and stop.request("three waits")  # type: ignore[method-assign]
+    stop, waits = StopRequest(), []
+
+    def waiting(why: str) -> None:
+        waits.append(why)
+        if len(waits) == 3:
+            stop.request("three waits")
+
+    report.waiting = waiting  # type: ignore[method-assign]
     work(project, WorkOptions(device="cpu"), report=report, stop=stop)
     hints = [line for line in report.lines if "retry" in line]
-    name = the_prepare_job(project).experiment
-    assert hints == [f"note: to retry at once, run mbqueue retry {name} in another terminal"]
+    assert hints == ["note: to retry at once, run mbqueue retry first in another terminal"]
+    others = "; 1 other job will be retried later" if n_jobs == 2 else ""
+    assert re.fullmatch(rf"the next attempt at first prepare is in \d+s{others}", waits[0])
+    error = the_prepare_job(project).error or ""
+    assert f"no file or folder {tmp_path / 'mine.jsonl'}. Put it there" in error
 
 
 @pytest.mark.parametrize(
