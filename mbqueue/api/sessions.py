@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from mbqueue.api.opened import LOADING, OpenedProject, tell
 from mbqueue.project import working_folder
+from mbqueue.session.options import shows_arguments
 
 if TYPE_CHECKING:
     from mbqueue.session.background import BackgroundSession, StoppedSession
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 class Working(OpenedProject):
+    @shows_arguments
     def work(
         self,
         *,
@@ -87,6 +89,7 @@ class Working(OpenedProject):
             everyone.session_ended(outcome)
             return outcome
 
+    @shows_arguments
     def work_on_devices(
         self,
         devices: Sequence[str],
@@ -124,6 +127,7 @@ class Working(OpenedProject):
         with graceful_signals(stop, at_once=crew.kill):
             return crew.run(stop)
 
+    @shows_arguments
     def work_in_background(
         self,
         *,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from mbqueue.clock import parse_duration
 from mbqueue.errors import UsageError
@@ -94,6 +96,18 @@ class WorkOptions:
         }
         given = [text for name, value in values.items() if value is not None for text in (name, str(value))]
         return given + [name for name, wanted in flags.items() if wanted]
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def shows_arguments(method: Method) -> Method:
+    """Let `help` show the arguments of `WorkOptions.of` and their defaults instead of a method's ``**arguments``."""
+    own = inspect.signature(method)
+    shared = [one for one in inspect.signature(WorkOptions.of).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    named = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    setattr(method, "__signature__", own.replace(parameters=[*named, *shared]))  # noqa: B010
+    return method
 
 
 def _duration(seconds: float) -> str:

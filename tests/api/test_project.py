@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.server
+import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -270,3 +272,17 @@ def test_importing_mbqueue_imports_no_other_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_help_shows_each_argument_that_the_python_page_names() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/python.md").read_text()
+    table = "\n".join(line for line in page.splitlines() if line.startswith("| `"))
+    shown, told = {}, {}
+    for method, arguments in re.findall(r"`(\w+)\(([^`]*)\)`", table):
+        shown[method] = set(inspect.signature(getattr(Project, method)).parameters) - {"self"}
+        names = (one.partition("=")[0] for one in arguments.split(", "))
+        told[method] = {name for name in names if name.isidentifier()}
+    assert {method: names - shown[method] for method, names in told.items() if names - shown[method]} == {}
+    assert told["work"] == shown["work"]
+    assert told["work"] - shown["work_on_devices"] == {"device", "end_command", "report"}
+    assert inspect.signature(Project.work_in_background).parameters["session"].default is None
