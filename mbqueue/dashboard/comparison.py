@@ -69,7 +69,7 @@ def _notes(comparison: Comparison, mark: str) -> Iterable[RenderableType]:
     for label, one in zip(comparison.labels, comparison.recorded, strict=True):
         if note := choice_note(one.content["spec"], mark):
             yield Text(f"{label}: {note}", "yellow")
-        if reasons := one.content["leaderboard"]["reasons_against"]:
+        if one.board and (reasons := one.content["leaderboard"]["reasons_against"]):
             yield Text(f"{label} cannot be compared with the leaderboard: {'; '.join(reasons)}.", "yellow")
     overlaps = [one.overlap for one in comparison.recorded]
     if len(set(overlaps)) == 1:

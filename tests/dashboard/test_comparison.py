@@ -91,6 +91,11 @@ def test_a_score_that_does_not_compare_with_the_leaderboard_says_why(comparison)
     assert "first cannot be compared with the leaderboard: folds 2, 3, 4" in draw(comparison)
 
 
+def test_a_comparison_on_own_crystals_does_not_mention_the_leaderboard(comparison):
+    own = recorded("second", {0: 0.01}, ["the crystals are not from"], official=False, dataset="mine.csv")
+    assert "leaderboard" not in draw(dataclasses.replace(comparison, recorded=(own, own)))
+
+
 def test_too_few_crystals_for_an_interval_are_reported(comparison):
     few = dataclasses.replace(comparison.pairs[0], n=1, low=None, high=None)
     drawn = draw(dataclasses.replace(comparison, pairs=(few,)))

@@ -62,7 +62,7 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
         *(
             f"<p>{escape(label)} is not comparable with the leaderboard: {escape('; '.join(reasons))}.</p>"
             for label, one in labelled
-            if (reasons := one.content["leaderboard"]["reasons_against"])
+            if one.board and (reasons := one.content["leaderboard"]["reasons_against"])
         ),
         "<h2>Differences paired by crystal</h2>",
         "<p>Mean of |error| − |error of the reference| over the crystals that both predicted, with its 95 % interval. "
