@@ -16,7 +16,7 @@ import shlex
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -223,17 +223,13 @@ def _commits(folder: Path) -> dict[str, bytes]:
     commits = Commits(in_folder(folder), named_after(folder), wrong.__setitem__)
     for _ in range(_TRIES):
         newest, chain = newest_plain_manifest(Folder(folder).listed("")), commits.chain()
-        if (newest and newest.stem) != (chain[-1].base if chain else None):
-            continue  # a session may have committed during the read
-        with suppress(Damaged):
+        if (newest and newest.stem) == (chain[-1][0].base if chain else None):
             return {
                 name: content
-                for commit in chain
-                for name, content in (
-                    (f"{commit.base}.pt", commits.checkpoint(commit)),
-                    (f"{commit.base}.json", commit.content),
-                )
+                for commit, checkpoint in chain
+                for name, content in ((f"{commit.base}.pt", checkpoint), (f"{commit.base}.json", commit.content))
             }
+        # Otherwise, a session may have committed during the read.
     raise QueueError(
         f"The newest commit in {folder} cannot be backed up: {' '.join(wrong.values())} The next session that trains "
         "this fold sets the damaged commit aside."

@@ -32,7 +32,7 @@ from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.opening import cut_off_restore
 from mbqueue.queue.store import Queue
 from mbqueue.storage.commits import Commit, Commits
-from mbqueue.storage.manifest import Damaged, Identity
+from mbqueue.storage.manifest import Identity
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import in_folder
 
@@ -225,18 +225,14 @@ class Reentry:
             if at_start:
                 queue.adopt(trained_by(experiment, fold, local), now=self._clock.now(), by=by)
             return False
-        manifest = chain[-1].manifest
+        manifest = chain[-1][0].manifest
         if manifest.enqueued and manifest.enqueued["prepare"]:
             self._prepared(queue, experiment, manifest.enqueued["prepare"], by)
-        try:
-            contents = [(commit, published.checkpoint(commit)) for commit in chain]
-        except Damaged:
-            return False  # another session changed the commits meanwhile, so try again next time
         taken = queue.adopt(
             trained_by(experiment, fold, manifest),
             now=self._clock.now(),
             by=by,
-            publish=lambda: self._take_over(here, folder, contents),
+            publish=lambda: self._take_over(here, folder, chain),
         )
         if taken:
             with LiveState.changing(self._project.publishing_file) as state:

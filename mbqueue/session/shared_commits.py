@@ -35,8 +35,8 @@ def fetch_commits(project: ProjectFolder, store: ObjectStore, *, note: Callable[
         place = in_store(store, identity)
         there = Commits(place, identity, passed_over(place.name, note))
         here = Commits(in_folder(project.checkpoints_dir(experiment, fold)), identity)
-        for commit in there.chain():
-            here.put(commit, there.checkpoint(commit))
+        for commit, checkpoint in there.chain():
+            here.put(commit, checkpoint)
 
 
 def remove_released(project: ProjectFolder, trials: Iterable[Experiment], store: ObjectStore | None) -> None:
@@ -77,11 +77,11 @@ def send_fold(
     folder, identity = project.checkpoints_dir(experiment.name, fold), experiment.identity(fold)
     here = Commits(in_folder(folder), identity, passed_over(str(folder), note))
     chain = here.chain()
-    if not chain or chain[-1].manifest.finished_epochs < epochs:
+    if not chain or chain[-1][0].manifest.finished_epochs < epochs:
         return False
     there = Commits(in_store(store, identity), identity)
-    for commit in chain:
-        there.put_checkpoint(commit, here.checkpoint(commit))
+    for commit, checkpoint in chain:
+        there.put_checkpoint(commit, checkpoint)
         manifest = there.place.path(f"{commit.base}.json")
         if not store.create_patiently(manifest, commit.content):
             note(f"{store.url}/{manifest} differs from the commit in {folder}, and was left unchanged.")

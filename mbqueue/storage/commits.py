@@ -88,9 +88,9 @@ class Commits:
     def newest(self, *, at_most_epoch: int | None = None) -> Commit | None:
         """The last commit of `chain`; None if no commit is intact."""
         chain = self.chain(at_most_epoch=at_most_epoch)
-        return chain[-1] if chain else None
+        return chain[-1][0] if chain else None
 
-    def chain(self, *, at_most_epoch: int | None = None, above: Manifest | None = None) -> list[Commit]:
+    def chain(self, *, at_most_epoch: int | None = None, above: Manifest | None = None) -> list[tuple[Commit, bytes]]:
         """Find the intact commit with the most work, and the commit of its best epoch.
 
         A commit counts as intact only if the commit of its best epoch is intact too, because that epoch gives the
@@ -101,8 +101,8 @@ class Commits:
             above: consider only commits with a higher rank than this commit.
 
         Returns:
-            The commit of the best epoch and the commit with the most work, or one commit if both are the same. Empty if
-            no commit is intact.
+            The commit of the best epoch and the commit with the most work, or one commit if both are the same, each
+            with the bytes of its checkpoint. Empty if no commit is intact.
         """
         found = self.commits()
         for commit in reversed(found):
@@ -111,13 +111,9 @@ class Commits:
             if at_most_epoch is not None and commit.manifest.epoch > at_most_epoch:
                 continue
             try:
-                chain = self._chain_to(commit, found)
-                for needed in chain:
-                    self.checkpoint(needed)
+                return [(needed, self.checkpoint(needed)) for needed in self._chain_to(commit, found)]
             except Damaged as error:
                 self._wrong(commit.base, error)
-                continue
-            return chain
         return []
 
     def _chain_to(self, commit: Commit, among: list[Commit]) -> list[Commit]:

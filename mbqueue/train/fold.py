@@ -332,9 +332,9 @@ class FoldRun:
 
     def _best_weights(self) -> dict[str, Tensor]:
         chain = self.checkpoints.chain()
-        if not chain or chain[-1].manifest.best is None:
+        if not chain or chain[-1][0].manifest.best is None:
             raise CheckpointError(f"Fold {self.fold} has no finished epoch in {self.checkpoints.where}.")
-        state = self.checkpoints.load(chain[0])
+        state = self.checkpoints.load(chain[0][0])
         return {**state.model, **state.average}
 
     def predict_test(

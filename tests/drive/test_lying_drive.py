@@ -258,7 +258,7 @@ def check_that_a_fresh_machine_agrees(schedule: Schedule, last: SteppedSession) 
             ours = newest_whole(last.project.checkpoints_dir("tiny", fold), pytest.fail)
             theirs = newest_whole(project.checkpoints_dir("tiny", fold), pytest.fail)
             assert chain
-            assert chain[-1].manifest == ours == theirs
-            write_history(schedule.base / "history.csv", chain[-1].manifest.history)
+            assert chain[-1][0].manifest == ours == theirs
+            write_history(schedule.base / "history.csv", chain[-1][0].manifest.history)
             told = history_file(client.folder / RESULTS, fold).read_bytes()
             assert told == (schedule.base / "history.csv").read_bytes(), "the results are of another line"

@@ -309,7 +309,7 @@ def test_of_two_lines_the_further_one_is_accepted_and_the_other_is_kept_and_repo
     third = mount.session()
     chain = PublishedFold(Drive(mount.root), TINY).chain()
     assert chain
-    assert chain[-1].manifest.session == second.id
+    assert chain[-1][0].manifest.session == second.id
     mount.work(third, 20)
     assert is_done(third.queue)
     third.end()
@@ -333,7 +333,7 @@ def test_with_equal_progress_every_machine_accepts_the_smaller_hash(mount: Mount
     smallest = min(commits, key=lambda commit: commit.manifest.sha256)
     chain = PublishedFold(Drive(mount.root), TINY).chain()
     assert chain
-    assert chain[-1].manifest == smallest.manifest
+    assert chain[-1][0].manifest == smallest.manifest
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "manifest truncated"])
