@@ -136,7 +136,16 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Durably replace ``path`` with ``content`` as indented JSON with a final newline; nan and inf are rejected."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """``content`` as indented JSON in UTF-8 with a final newline.
+
+    Raises:
+        ValueError: if a number is nan or inf.
+    """
+    return (json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def read_small_text(path: Path, *, at_most: int = 1 << 20) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,12 @@ def merged(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]
 
 def write_note(folder: Path, content: Mapping[str, Any]) -> None:
     """Write requests to the experiment's file, unless the file already contains them."""
-    text = json.dumps({**content, "checksum": files.sha256_of_json(content)}, indent=2, ensure_ascii=False) + "\n"
+    text = files.json_bytes({**content, "checksum": files.sha256_of_json(content)})
     path = folder / f"{content['spec']['name']}.json"
-    try:
-        if path.read_text(encoding="utf-8") == text:
+    with suppress(OSError):  # if the file is missing or cannot be read, write it again
+        if path.read_bytes() == text:
             return
-    except (OSError, ValueError):
-        pass  # the file is missing or damaged, so write it again
-    files.write_text(path, text)
+    files.write_bytes(path, text)
 
 
 def note_files(project: ProjectFolder) -> list[Path]:

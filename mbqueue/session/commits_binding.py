@@ -158,7 +158,7 @@ def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
     if not known and make:
         content = {"format": FORMAT, "made_by": "mbqueue", "id": secrets.token_hex(8)}
         # If two machines share the folder, both use the id that the first machine writes.
-        files.create_bytes(project.commits_file, (json.dumps(content, indent=2) + "\n").encode())
+        files.create_bytes(project.commits_file, files.json_bytes(content))
         known = folder_id(project)
     if not known:
         return None

@@ -9,6 +9,7 @@ e0012-done-f0003-9f86d081884c (1).pt  the name that a drive gives to a second fi
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -76,6 +77,14 @@ def order_of(stem: str) -> tuple[int, bool, int, int]:
 def is_stem(text: object) -> bool:
     """Whether a text is the name of a commit."""
     return isinstance(text, str) and _STEM.fullmatch(text) is not None
+
+
+def hashed_name(stem: str, content: bytes) -> str:
+    """The name, without suffix, of a file with this content on a mount: STEM-HASH, with the beginning of its SHA-256.
+
+    So a truncated file is recognised, and files with different content never have the same name.
+    """
+    return f"{stem}-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
 
 
 def commit_file(name: str) -> CommitFile | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mbqueue.errors import CheckpointError, CommitTaken
+from mbqueue.files import json_bytes
 from mbqueue.storage.blobs import Folder, Listed
 from mbqueue.storage.commits import Commit, Commits, OnWrong
 from mbqueue.storage.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Damaged, Identity, Manifest
@@ -167,8 +167,7 @@ class OwnCommits(Commits):
         given = {**facts, "enqueued": self._enqueued or facts.get("enqueued")}
         manifest = Manifest(**given, size=len(content), sha256=hashlib.sha256(content).hexdigest())
         self.identity.require(manifest, source=f"{self.place.name}/{manifest.stem}")
-        text = json.dumps(manifest.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-        commit = Commit(manifest.stem, manifest, text.encode())
+        commit = Commit(manifest.stem, manifest, json_bytes(manifest.to_json()))
         if not self.place.has_hashed_checkpoints:
             # Without a hash in its name, this checkpoint could replace another writer's.
             is_ours = self._manifest_there(commit) in (None, commit.content)

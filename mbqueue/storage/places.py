@@ -12,7 +12,6 @@ readers whether a manifest is cut off.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 from mbqueue.project import FOLD_PATTERN, PUBLISHED_CHECKPOINTS, STORED_CHECKPOINTS, fold_name, fold_named
 from mbqueue.storage.blobs import Blobs, Folder
 from mbqueue.storage.manifest import Identity, Manifest
-from mbqueue.storage.names import HASH_DIGITS, CommitFile, manifests_named
+from mbqueue.storage.names import HASH_DIGITS, CommitFile, hashed_name, manifests_named
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,7 @@ class Place:
 
     def base(self, manifest: Manifest, content: bytes) -> str:
         """The name, without the suffix, of a manifest with these bytes."""
-        if not self.has_hashed_manifests:
-            return manifest.stem
-        return f"{manifest.stem}-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
+        return hashed_name(manifest.stem, content) if self.has_hashed_manifests else manifest.stem
 
     def checkpoint_base(self, manifest: Manifest, content: bytes) -> str:
         """The name, without the suffix, of the checkpoint that belongs to a manifest with these bytes."""
