@@ -7,18 +7,16 @@ mbqueue recreates it from the checkpoints.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mbqueue import files
 from mbqueue.drive.published import experiment_folders
-from mbqueue.drive.reading import NOT_OURS, Reader
+from mbqueue.drive.reading import NOT_OURS, Listings
 from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.project import FOLD_PATTERN, PUBLISHED_OUTCOMES, fold_name
 from mbqueue.queue.edges import PRUNED
@@ -26,14 +24,11 @@ from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.results.record import RESULTS_FILE, recorded_names
 from mbqueue.results.tables import fold_files
 from mbqueue.storage.mounted import Drive
-from mbqueue.storage.names import DUPLICATE
+from mbqueue.storage.names import HASH_DIGITS, hashed_name
 from mbqueue.storage.results import ResultFile
 from mbqueue.task import N_FOLDS
 
 FORMAT = 1
-LARGEST_LISTING = 16 << 20
-
-_NAME = re.compile(rf"(?:prepare|record|{FOLD_PATTERN})-([0-9a-f]{{12}}){DUPLICATE}\.json")
 
 
 def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -112,8 +107,7 @@ class PublishedResults:
 
     def __init__(self, drive: Drive, on_damaged: Callable[[str, str], None] = lambda _path, _why: None) -> None:
         self._drive = drive
-        self._reader = Reader(drive, on_damaged)
-        self._known: dict[str, ResultListing] = {}
+        self._listings = Listings(drive, f"prepare|record|{FOLD_PATTERN}", _outcome, on_damaged)
         self._seen: dict[str, tuple[tuple[int, int], str]] = {}
 
     def experiments(self) -> list[str]:
@@ -122,24 +116,15 @@ class PublishedResults:
 
     def listed(self, experiment: str) -> list[ResultListing]:
         """Every intact listing of an experiment."""
-        found = {}
-        for name in self._drive.names(f"{PUBLISHED_OUTCOMES}/{experiment}"):
-            match = _NAME.fullmatch(name)
-            if match and match[1] not in found:
-                path = f"{PUBLISHED_OUTCOMES}/{experiment}/{name}"
-                outcome = self._known.get(path) or self._read(path, match[1], experiment)
-                if outcome is not None:
-                    self._known[path] = found[match[1]] = outcome
-        return [found[digits] for digits in sorted(found)]
+        found = self._listings.listed(f"{PUBLISHED_OUTCOMES}/{experiment}")
+        return [found[base] for base in sorted(found, key=lambda base: base[-HASH_DIGITS:])]
 
     def publish(self, outcome: ResultListing, folder: Path) -> None:
         """Copy a job's files from a local folder to the project's results, and then write their listing."""
         for file in outcome.files:
             self._put(f"{outcome.enqueued['results_dir']}/{file.name}", file.written_in(folder))
-        content = (json.dumps(asdict(outcome), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
-        digits = hashlib.sha256(content).hexdigest()[:12]
-        path = f"{PUBLISHED_OUTCOMES}/{outcome.experiment}/{outcome.stem}-{digits}.json"
-        self._drive.put(path, content)
+        content = files.json_bytes(asdict(outcome))
+        self._drive.put(f"{PUBLISHED_OUTCOMES}/{outcome.experiment}/{hashed_name(outcome.stem, content)}.json", content)
 
     def are_whole(self, results_dir: str, listed: Sequence[ResultFile]) -> bool:
         """Whether the result files on the mount still match the listing. Another session may have replaced them.
@@ -165,7 +150,7 @@ class PublishedResults:
             try:
                 contents[file.name] = file.read(self._drive, path)
             except FileNotFoundError as error:
-                self._reader.tell(path, error.strerror or str(error))
+                self._listings.tell(path, error.strerror or str(error))
                 return False
         for name, content in contents.items():
             files.write_bytes(folder / name, content)
@@ -178,14 +163,8 @@ class PublishedResults:
         self._drive.remove(path)
         self._drive.write_new(path, content)
 
-    def _read(self, path: str, digits: str, experiment: str) -> ResultListing | None:
-        def parse(content: bytes) -> ResultListing:
-            return _outcome(json.loads(content), path, experiment)
 
-        return self._reader.parsed(path, digits, parse, at_most=LARGEST_LISTING)
-
-
-def _outcome(parts: Any, path: str, experiment: str) -> ResultListing:
+def _outcome(parts: Any, path: str) -> ResultListing:
     if parts["format"] > FORMAT:
         raise ValueError("a newer mbqueue wrote it; update mbqueue")
     given = {key: parts[key] for key in ResultListing.__dataclass_fields__}
@@ -195,6 +174,7 @@ def _outcome(parts: Any, path: str, experiment: str) -> ResultListing:
         raise ValueError("it names an unknown kind of job")
     if (outcome.fold is not None) != (outcome.kind == Kind.PREDICT) or outcome.fold not in (None, *range(N_FOLDS)):
         raise ValueError("its fold number is invalid")
+    experiment = PurePosixPath(path).parent.name
     if not (outcome.enqueued["spec"]["name"] == outcome.experiment == experiment):
         raise ValueError(f"it belongs to {outcome.experiment!r:.100}, not to {experiment}")
     for file in outcome.files:

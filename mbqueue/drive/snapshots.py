@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mbqueue import files
-from mbqueue.drive.reading import NOT_OURS, Reader, what_is_wrong
+from mbqueue.drive.reading import NOT_OURS, Listings, what_is_wrong
 from mbqueue.drive.retention import positions_to_keep
 from mbqueue.errors import QueueError, SchemaTooNew
 from mbqueue.experiment import parse_spec
@@ -29,20 +30,22 @@ from mbqueue.queue import sqlite_schema
 from mbqueue.queue.edges import PRUNED
 from mbqueue.queue.jobs import Event, Experiment, Job, SessionRow
 from mbqueue.queue.schema import SCHEMA_VERSION
+from mbqueue.storage.commits import read_described
+from mbqueue.storage.manifest import Damaged
 from mbqueue.storage.mounted import Drive
-from mbqueue.storage.names import DUPLICATE, HIGHEST_FENCE
+from mbqueue.storage.names import DUPLICATE, HASH_DIGITS, HIGHEST_FENCE, hashed_name
 
 FORMAT = 1
 #: Keep this many of the newest snapshots that count as uploaded.
 KEPT = 3
 #: The largest accepted snapshot, in bytes. A queue of 100,000 jobs takes 60 MB.
 LARGEST_SNAPSHOT = 2 << 30
-LARGEST_LISTING = 16 << 20
 #: Seconds that the check of a snapshot may take. Snapshots above `_CHECKED_IN_TIME` bytes get proportionally more time.
 CHECK_SECONDS = 120.0
 _CHECKED_IN_TIME = 64 << 20
 
-_NAME = re.compile(rf"(\d{{8}})-([0-9a-f]{{8}})-([0-9a-f]{{12}}){DUPLICATE}\.(json|db)")
+_STEM = r"(\d{8})-([0-9a-f]{8})"
+_NAME = re.compile(rf"({_STEM}-[0-9a-f]{{{HASH_DIGITS}}}){DUPLICATE}\.(json|db)")
 #: The largest priority that PostgreSQL can store.
 _MOST_URGENT = 2**31 - 1
 #: The latest accepted time, in seconds since the epoch: the year 8307, within the range of Python's dates.
@@ -93,7 +96,6 @@ class PublishedSnapshot:
 
     base: str
     listing: Listing
-    content: bytes = field(repr=False)
 
 
 def take(queue_db: Path, target: Path) -> None:
@@ -216,22 +218,13 @@ class Snapshots:
 
     def __init__(self, drive: Drive, on_damaged: Callable[[str, str], None] = lambda _path, _why: None) -> None:
         self._drive = drive
-        self._reader = Reader(drive, on_damaged)
-        self._known: dict[str, PublishedSnapshot] = {}
+        self._listings = Listings(drive, _STEM, _listing, on_damaged)
         self._seen_at: dict[str, float] = {}
 
     def listed(self) -> list[PublishedSnapshot]:
         """List every snapshot with an intact manifest, the oldest first, without reading its database."""
-        found = {}
-        for name in self._drive.names(PUBLISHED_SNAPSHOTS):
-            match = _NAME.fullmatch(name)
-            if not match or match[4] != "json":
-                continue
-            base = f"{PUBLISHED_SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}"
-            snapshot = self._known.get(base) or self._read(f"{PUBLISHED_SNAPSHOTS}/{name}", base, match[3])
-            if snapshot is not None:
-                self._known[base] = found[base] = snapshot
-        return sorted(found.values(), key=lambda one: (one.listing.number, one.listing.taken_at, one.listing.sha256))
+        found = itertools.starmap(PublishedSnapshot, self._listings.listed(PUBLISHED_SNAPSHOTS).items())
+        return sorted(found, key=lambda one: (one.listing.number, one.listing.taken_at, one.listing.sha256))
 
     def fetch_newest(self, target: Path) -> PublishedSnapshot | None:
         """Copy the newest intact snapshot to a local file; None if no snapshot is intact.
@@ -241,17 +234,16 @@ class Snapshots:
         """
         for snapshot in reversed(self.listed()):
             listing = snapshot.listing
-            content = self._reader.whole(
-                snapshot.base, ".db", size=listing.size, sha256=listing.sha256, what="database"
-            )
-            if content is None:
-                continue
-            files.write_bytes(target, content)
+            paths = [path for path, base, match in self._files() if (base, match[4]) == (snapshot.base, "db")]
             try:
+                content = read_described(
+                    self._drive, paths, size=listing.size, sha256=listing.sha256, what="its database"
+                )
+                files.write_bytes(target, content)
                 check(target)
-            except DamagedSnapshot as error:
-                self._reader.tell(snapshot.base, str(error))
-                target.unlink()
+            except (Damaged, DamagedSnapshot) as error:
+                self._listings.tell(snapshot.base, str(error))
+                target.unlink(missing_ok=True)
                 continue
             return snapshot
         return None
@@ -260,9 +252,8 @@ class Snapshots:
         """Write a snapshot and then its manifest to the mount, and read both back."""
         content = local.read_bytes()
         listing = Listing(**facts, size=len(content), sha256=hashlib.sha256(content).hexdigest())
-        text = (json.dumps(asdict(listing), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
-        digits = hashlib.sha256(text).hexdigest()[:12]
-        base = f"{PUBLISHED_SNAPSHOTS}/{listing.number:08d}-{listing.database}-{digits}"
+        text = files.json_bytes(asdict(listing))
+        base = f"{PUBLISHED_SNAPSHOTS}/{hashed_name(f'{listing.number:08d}-{listing.database}', text)}"
         self._drive.write_new(f"{base}.db", content)
         try:
             self._drive.write_new(f"{base}.json", text)
@@ -271,8 +262,8 @@ class Snapshots:
             with contextlib.suppress(OSError):
                 self._drive.remove(f"{base}.db")
             raise
-        self._known[base] = PublishedSnapshot(base, listing, text)
-        return self._known[base]
+        self._listings.remember(base, listing)
+        return PublishedSnapshot(base, listing)
 
     def prune(self, newest: Listing, *, now: float, steady_since: float) -> None:
         """Remove snapshots whose content is also in ``newest``, except those that `positions_to_keep` selects.
@@ -288,23 +279,17 @@ class Snapshots:
         positions = sorted(positions_to_keep([*self._seen_at.values()], now, kept=KEPT, steady_since=steady_since))
         kept, oldest = {ours[position].base for position in positions}, ours[positions[0]].listing.number
         replaced = {one.base for one in ours} - kept
-        names = self._drive.names(PUBLISHED_SNAPSHOTS)
+        there = self._files()
         for suffix in ("json", "db"):  # remove manifests first, so that each listed snapshot has its database
-            for match in filter(None, map(_NAME.fullmatch, names)):
-                base = f"{PUBLISHED_SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}"
-                is_before = int(match[1]) < oldest and newest.knew(int(match[1]), match[2])
+            for path, base, match in there:
+                is_before = int(match[2]) < oldest and newest.knew(int(match[2]), match[3])
                 if match[4] == suffix and (is_before or base in replaced):
-                    self._drive.remove(f"{PUBLISHED_SNAPSHOTS}/{match[0]}")
-                    self._known.pop(base, None)
+                    self._drive.remove(path)
 
-    def _read(self, path: str, base: str, digits: str) -> PublishedSnapshot | None:
-        def parse(content: bytes) -> PublishedSnapshot:
-            listing = _listing(json.loads(content), path)
-            if not base.startswith(f"{PUBLISHED_SNAPSHOTS}/{listing.number:08d}-{listing.database}-"):
-                raise QueueError(f"{path} is the manifest of a different snapshot.")
-            return PublishedSnapshot(base, listing, content)
-
-        return self._reader.parsed(path, digits, parse, at_most=LARGEST_LISTING)
+    def _files(self) -> list[tuple[str, str, re.Match[str]]]:
+        """List the files of all snapshots as (path, path of the snapshot, parsed name)."""
+        matches = filter(None, map(_NAME.fullmatch, self._drive.names(PUBLISHED_SNAPSHOTS)))
+        return [(f"{PUBLISHED_SNAPSHOTS}/{one[0]}", f"{PUBLISHED_SNAPSHOTS}/{one[1]}", one) for one in matches]
 
 
 def _listing(parts: Any, path: str) -> Listing:
@@ -322,6 +307,8 @@ def _listing(parts: Any, path: str) -> Listing:
         raise QueueError(f"{path} is not the manifest of a snapshot.")
     for one in listing.experiments:
         check_enqueued(one, source=path)
+    if not path.startswith(f"{PUBLISHED_SNAPSHOTS}/{listing.number:08d}-{listing.database}-"):
+        raise QueueError(f"{path} is the manifest of a different snapshot.")
     return listing
 
 

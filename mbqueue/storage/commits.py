@@ -11,11 +11,11 @@ experiment, spec or dataset counts as damaged, for example after files were move
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mbqueue.errors import CheckpointError
-from mbqueue.storage.blobs import Listed, Unreadable
+from mbqueue.storage.blobs import Blobs, Listed, Unreadable
 from mbqueue.storage.manifest import LARGEST_MANIFEST, Damaged, Identity, Manifest, manifest_named
 from mbqueue.storage.names import CommitFile, commit_file
 from mbqueue.storage.places import Place
@@ -27,6 +27,36 @@ OnWrong = Callable[[str, str], None]
 def passed_over(where: str, note: Callable[[str], None]) -> OnWrong:
     """Make a callback that notes each skipped commit."""
     return lambda base, why: note(f"{where}/{base} is skipped: {why}")
+
+
+def read_described(blobs: Blobs, paths: Iterable[str], *, size: int, sha256: str, what: str) -> bytes:
+    """Read a file that a manifest describes.
+
+    Args:
+        paths: the names that the file may have. A mount renames a second file to ``name (1)``.
+        what: a name for the content, for messages.
+
+    Raises:
+        Damaged: if no file has this size and hash.
+        OSError, StoreError: if the place fails. The file may still be intact.
+    """
+    why = f"{what} is missing."
+    for path in paths:
+        try:
+            content = blobs.read(path, at_most=size)
+        except Unreadable as error:
+            why = str(error)
+            continue
+        except FileNotFoundError:
+            continue
+        if len(content) != size:
+            found = len(content) if len(content) < size else f"over {size}"
+            why = f"{blobs.url}/{path} has {found} bytes, but its manifest says {size}."
+        elif hashlib.sha256(content).hexdigest() != sha256:
+            why = f"{blobs.url}/{path} does not match the SHA-256 in its manifest."
+        else:
+            return content
+    raise Damaged(why)
 
 
 @dataclass(frozen=True)
@@ -138,23 +168,13 @@ class Commits:
         """
         manifest = commit.manifest
         base = self.place.checkpoint_base(manifest, commit.content)
-        why = f"its checkpoint {self.place.name}/{base}.pt is missing."
-        for name in self._names(base, "pt"):
-            try:
-                content = self.place.blobs.read(self.place.path(name), at_most=manifest.size)
-            except Unreadable as error:
-                why = str(error)
-                continue
-            except FileNotFoundError:
-                continue
-            if len(content) != manifest.size:
-                size = len(content) if len(content) < manifest.size else f"over {manifest.size}"
-                why = f"{self.place.name}/{name} has {size} bytes, but its manifest says {manifest.size}."
-            elif hashlib.sha256(content).hexdigest() != manifest.sha256:
-                why = f"{self.place.name}/{name} does not match the SHA-256 in its manifest."
-            else:
-                return content
-        raise Damaged(why)
+        return read_described(
+            self.place.blobs,
+            map(self.place.path, self._names(base, "pt")),
+            size=manifest.size,
+            sha256=manifest.sha256,
+            what=f"its checkpoint {self.place.name}/{base}.pt",
+        )
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
         tag, known = self._known.get(name, ("", None))

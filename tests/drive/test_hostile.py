@@ -117,12 +117,34 @@ def test_a_snapshot_whose_manifest_and_name_differ_in_number_is_refused(
     take(local.project.queue_db, tmp_path / "copy.db")
     made = snapshots.publish(tmp_path / "copy.db", {**facts, "experiments": []})
     assert Snapshots(Drive(root)).listed()
-    text = json.dumps(json.loads(made.content) | change).encode()
+    text = json.dumps(json.loads((root / f"{made.base}.json").read_bytes()) | change).encode()
     path = root / "state/snapshots" / f"00000001-12345678-{hashlib.sha256(text).hexdigest()[:12]}.json"
     (root / f"{made.base}.json").unlink()
     path.write_bytes(text)
     assert Snapshots(Drive(root), lambda path, why: told.append(f"{path}: {why}")).listed() == []
     assert "snapshot" in told[0]
+
+
+def test_a_copy_that_the_drive_renamed_serves_for_a_cut_off_snapshot(tmp_path: Path, local: LocalProject) -> None:
+    root = init_project(tmp_path / "drive")[0].root
+    facts = {"number": 1, "database": "12345678", "ancestry": {}, "session": "", "taken_at": 1.0, "last_event": 1}
+    take(local.project.queue_db, tmp_path / "copy.db")
+    made = Snapshots(Drive(root)).publish(tmp_path / "copy.db", {**facts, "experiments": []})
+    for suffix in (".json", ".db"):
+        whole = root / f"{made.base}{suffix}"
+        (root / f"{made.base} (2){suffix}").write_bytes(whole.read_bytes())
+        for damaged in (whole, root / f"{made.base} (1){suffix}"):
+            damaged.write_bytes(whole.read_bytes()[:100])
+    told: list[str] = []
+    snapshots = Snapshots(Drive(root), lambda path, why: told.append(f"{path}: {why}"))
+    assert snapshots.fetch_newest(tmp_path / "fetched.db") == made
+    assert (tmp_path / "fetched.db").read_bytes() == (tmp_path / "copy.db").read_bytes()
+    assert [line.split(": ")[0] for line in told] == [f"{made.base} (1).json"]
+    (tmp_path / "fetched.db").unlink()
+    (root / f"{made.base} (2).db").write_bytes(b"cut off")
+    assert snapshots.fetch_newest(tmp_path / "fetched.db") is None
+    assert not (tmp_path / "fetched.db").exists()
+    assert "bytes" in told[1]
 
 
 def test_an_archive_bomb_is_refused_before_anything_is_unpacked(
