@@ -8,10 +8,10 @@ status` shows the reason, and rounds are retried with growing pauses until one s
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Self
 
@@ -23,7 +23,6 @@ from mbqueue.drive.announce import Announcement
 from mbqueue.drive.livestate import LiveState, agree_on_project, as_published
 from mbqueue.drive.other_sessions import OtherSessions
 from mbqueue.drive.outcomes import (
-    PublishedResults,
     ResultListing,
     chain_hash,
     enqueued_facts,
@@ -34,7 +33,7 @@ from mbqueue.drive.outcomes import (
 from mbqueue.drive.publish_times import NoTime, Rounds, WriteTime
 from mbqueue.drive.reentry import Reentry
 from mbqueue.drive.retention import SETTLED_SECONDS
-from mbqueue.drive.snapshots import Snapshots, take
+from mbqueue.drive.snapshots import take
 from mbqueue.drive.timed_drive import TimedDrive
 from mbqueue.errors import QueueError
 from mbqueue.project import ProjectFolder, fold_name
@@ -97,8 +96,6 @@ class Publisher:
         # The main thread must not wait for the mount. Threads cannot share a reader, so the main thread has its own.
         self._read = TimedDrive(self._drive, should_stop=should_stop)
         self._beside = Reentry(project, self._read, note=note, clock=clock)
-        self._snapshots = Snapshots(self._drive, self._reentry.damaged)
-        self._outcomes = PublishedResults(self._drive, self._reentry.damaged)
         self._other_sessions = OtherSessions(project, self._drive, clock=clock, note=note)
         self._snapshot_at: float | None = None
         self._reconciled_at: float | None = None
@@ -216,7 +213,7 @@ class Publisher:
                 self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)
             self._wake.clear()
         self.round(ended="the session is over")
-        with contextlib.suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:
+        with suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:
             self._rounds.note(queue)  # only this machine's timeline needs these durations, so they are not published
 
     def _publish_all(self, *, final: bool) -> None:
@@ -265,26 +262,22 @@ class Publisher:
 
     def _publish_snapshot(self, last_event: int, experiments: list[dict[str, Any]]) -> None:
         state = LiveState.load(self._project.publishing_file)  # only this thread changes the fields used below
-        began, size = self._clock.monotonic(), self._sealed.stat().st_size
-        self._write_time.require(size, self._remaining())
-        published = self._snapshots.publish(
-            self._sealed,
-            {
-                "number": state.number + 1,
-                "database": state.database,
-                "ancestry": state.ancestry,
-                "session": self._session or "",
-                "taken_at": self._clock.now(),
-                "last_event": last_event,
-                "experiments": experiments,
-            },
-        )
-        self._written(size, began)
+        facts = {
+            "number": state.number + 1,
+            "database": state.database,
+            "ancestry": state.ancestry,
+            "session": self._session or "",
+            "taken_at": self._clock.now(),
+            "last_event": last_event,
+            "experiments": experiments,
+        }
+        with self._writing(self._sealed.stat().st_size):
+            published = self._reentry.snapshots.publish(self._sealed, facts)
         self._sealed.unlink(missing_ok=True)
         with LiveState.changing(self._project.publishing_file) as state:
             state.number, state.last_event = published.listing.number, last_event
         self._snapshot_at = self._clock.monotonic()
-        self._snapshots.prune(published.listing, now=self._clock.monotonic(), steady_since=self._steady_since)
+        self._reentry.snapshots.prune(published.listing, now=self._clock.monotonic(), steady_since=self._steady_since)
 
     def _publish_fold(self, experiment: Experiment, fold: int) -> tuple[Manifest | None, list[str]]:
         """Publish a fold's newest commit and the commit of its best epoch.
@@ -313,10 +306,8 @@ class Publisher:
                     checkpoint = here.checkpoint(commit)
                 except Damaged:
                     continue  # a session has removed the commit as superseded, or has set it aside as damaged
-                self._write_time.require(manifest.size, self._remaining())
-                began = self._clock.monotonic()
-                published.put(there, checkpoint)
-                self._written(manifest.size, began)
+                with self._writing(manifest.size):
+                    published.put(there, checkpoint)
             newest = manifest
         if newest is None:
             return None, []
@@ -337,7 +328,7 @@ class Publisher:
 
     def _publish_outcomes(self, experiment: Experiment, jobs: Sequence[Job], enqueued: dict[str, Any]) -> None:
         histories = histories_of(jobs)
-        published = self._outcomes.listed(experiment.name)
+        published = self._reentry.results.listed(experiment.name)
         if any(one.files and one.is_another_in_the_folder_of(experiment) for one in published):
             why = "it contains another machine's results with different settings; this machine's results stay in"
             self._reentry.damaged(experiment.results_dir, f"{why} {self._project.live_dir}")
@@ -353,9 +344,8 @@ class Publisher:
             found = [] if job.kind is Kind.PREPARE else result_files(folder, job, experiment.spec)
             if found is None:
                 continue  # the session will notice that files are missing, and recreate them
-            if (job.kind, job.fold, chain) in listed and self._outcomes.are_whole(experiment.results_dir, found):
+            if (job.kind, job.fold, chain) in listed and self._reentry.results.are_whole(experiment.results_dir, found):
                 continue
-            self._write_time.require(total_bytes(found), self._remaining())
             outcome = ResultListing(
                 kind=job.kind.value,
                 experiment=experiment.name,
@@ -366,11 +356,19 @@ class Publisher:
                 files=found,
                 enqueued=enqueued,
             )
-            began = self._clock.monotonic()
-            self._outcomes.publish(outcome, folder)
-            self._written(total_bytes(found), began)
+            with self._writing(total_bytes(found)):
+                self._reentry.results.publish(outcome, folder)
 
-    def _written(self, size: int, began: float) -> None:
+    @contextmanager
+    def _writing(self, size: int) -> Iterator[None]:
+        """Measure how long the block takes to write this many bytes.
+
+        Raises:
+            NoTime: if there is no time to write them. The block does not run.
+        """
+        self._write_time.require(size, self._remaining())
+        began = self._clock.monotonic()
+        yield
         self._wrote = True
         self._write_time.learn(size, self._clock.monotonic() - began)
 

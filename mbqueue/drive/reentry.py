@@ -75,8 +75,8 @@ class Reentry:
         self._project, self._drive, self._note, self._clock = project, drive, note, clock
         self._folds: dict[Identity, PublishedFold] = {}
         self._found: dict[str, str] | None = None
-        self._outcomes = PublishedResults(drive, self.damaged)
-        self._snapshots = Snapshots(drive, self.damaged)
+        self.results = PublishedResults(drive, self.damaged)
+        self.snapshots = Snapshots(drive, self.damaged)
 
     def damaged(self, path: str, why: str) -> None:
         """Report a damaged file on the mount once, without removing it, since its upload may still be running."""
@@ -124,7 +124,7 @@ class Reentry:
             nonlocal snapshot
             if from_snapshot:
                 with self._remembering_at_once():
-                    snapshot = self._snapshots.fetch_newest(path)
+                    snapshot = self.snapshots.fetch_newest(path)
             return snapshot is not None
 
         def fill(queue: Queue) -> None:
@@ -162,7 +162,7 @@ class Reentry:
             enqueue_again(queue, facts, now=self._clock.now(), by=by, note=self._note)
         pruned = self._pruned_elsewhere()
         for experiment in queue.experiments():
-            for outcome in self._outcomes.listed(experiment.name):
+            for outcome in self.results.listed(experiment.name):
                 if outcome.kind == Kind.PREPARE and outcome.spec_hash == experiment.spec_hash:
                     self._prepared(queue, experiment, outcome.result, by)
             for fold in experiment.spec["folds"]:
@@ -180,7 +180,7 @@ class Reentry:
         The key contains the hash, because two machines that could not see each other's work may have begun trials with
         the same name and different settings.
         """
-        newest = {one.listing.database: one.listing for one in self._snapshots.listed()}
+        newest = {one.listing.database: one.listing for one in self.snapshots.listed()}
         return {
             (one["spec"]["name"], hash_of_spec(one["spec"])): one["pruned"]
             for listing in newest.values()
@@ -191,11 +191,11 @@ class Reentry:
     def _known_experiments(self) -> list[Mapping[str, Any]]:
         """The records of experiments in the mount's snapshots, listings and manifests, the oldest experiment first."""
         found: dict[str, Mapping[str, Any]] = {}
-        for snapshot in self._snapshots.listed():
+        for snapshot in self.snapshots.listed():
             for one in snapshot.listing.experiments:
                 found[one["spec"]["name"]] = one
-        for name in self._outcomes.experiments():
-            for outcome in self._outcomes.listed(name):
+        for name in self.results.experiments():
+            for outcome in self.results.listed(name):
                 found.setdefault(name, outcome.enqueued)
         for name, fold in published_folds(self._drive):
             if name not in found:
@@ -261,7 +261,7 @@ class Reentry:
     def _results(self, queue: Queue, experiment: Experiment, at_start: bool, by: str) -> None:
         jobs = queue.jobs(experiment=experiment.name)
         histories = histories_of(jobs)
-        listed = [one for one in self._outcomes.listed(experiment.name) if one.spec_hash == experiment.spec_hash]
+        listed = [one for one in self.results.listed(experiment.name) if one.spec_hash == experiment.spec_hash]
         folder = self._project.working_results(experiment.results_dir)
         for job in jobs:
             if job.kind not in {Kind.PREDICT, Kind.RECORD} or job.state in {State.LEASED, State.CANCELLED}:
@@ -280,7 +280,7 @@ class Reentry:
         if job.state is not State.COMMITTED and not self._may_be_adopted(queue, job):
             return
         for outcome in reversed(fits):
-            if self._outcomes.fetch(outcome, folder):
+            if self.results.fetch(outcome, folder):
                 if job.state is not State.COMMITTED:
                     source = f"the results of fold {job.fold}" if job.fold is not None else "the recorded results"
                     queue.adopt_result(
