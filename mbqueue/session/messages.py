@@ -30,12 +30,10 @@ import orjson
 from mbqueue.errors import remedy
 from mbqueue.queue.jobs import Job, Kind, State
 from mbqueue.session.outcome import Ending, SessionOutcome, StopCause, StopKind
-from mbqueue.session.report import Report
+from mbqueue.session.report import EVENTS, Report
 
 #: The shortest time between reports of a job's progress.
 ADVANCED_SECONDS = 0.2
-
-EVENTS = {name for name in vars(Report) if not name.startswith("_")}
 
 
 class ToldError(Exception):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partialmethod
 from typing import Any
 
 from mbqueue.queue.jobs import Job
@@ -47,6 +48,10 @@ class Report:
         """A message for the user. Other threads may call this method."""
 
 
+#: The names of all events.
+EVENTS = tuple(name for name in vars(Report) if not name.startswith("_"))
+
+
 class Relay(Report):
     """Passes all events on to several listeners, in order.
 
@@ -57,40 +62,14 @@ class Relay(Report):
     def __init__(self, *listeners: Report) -> None:
         self._listeners = listeners
 
-    def starting(self, what: str) -> None:
-        self._tell(lambda one: one.starting(what))
-
-    def session_started(self, session: str, device: str, seconds: float | None) -> None:
-        self._tell(lambda one: one.session_started(session, device, seconds))
-
-    def job_started(self, job: Job) -> None:
-        self._tell(lambda one: one.job_started(job))
-
-    def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
-        self._tell(lambda one: one.advanced(job, what, done, total, facts))
-
-    def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
-        self._tell(lambda one: one.epoch_finished(job, row, is_best=is_best))
-
-    def job_finished(self, job: Job, summary: str) -> None:
-        self._tell(lambda one: one.job_finished(job, summary))
-
-    def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
-        self._tell(lambda one: one.job_failed(job, error, retry_at))
-
-    def waiting(self, why: str) -> None:
-        self._tell(lambda one: one.waiting(why))
-
-    def session_ended(self, outcome: SessionOutcome | Exception) -> None:
-        self._tell(lambda one: one.session_ended(outcome))
-
-    def note(self, text: str) -> None:
-        self._tell(lambda one: one.note(text))
-
-    def _tell(self, event: Callable[[Report], None]) -> None:
+    def _tell(self, event: str, *facts: Any, **more: Any) -> None:
         for listener in self._listeners:
             try:
-                event(listener)
+                getattr(listener, event)(*facts, **more)
             except OSError as error:
                 self._listeners = tuple(one for one in self._listeners if one is not listener)
                 self.note(f"{type(listener).__name__} can no longer write and gets no more events: {error}")
+
+
+for _event in EVENTS:
+    setattr(Relay, _event, partialmethod(Relay._tell, _event))

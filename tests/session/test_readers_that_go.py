@@ -10,8 +10,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 from processes import until
@@ -20,7 +22,7 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.jobs import Job, State
 from mbqueue.queue.store import Queue
-from mbqueue.session.report import Relay, Report
+from mbqueue.session.report import EVENTS, Relay, Report
 
 WORK_LEFT = 75
 
@@ -108,3 +110,14 @@ def test_a_listener_that_cannot_write_is_dropped_and_the_others_are_told(
         relay.advanced(None, "step", done, 3, {})  # type: ignore[arg-type]
     assert (full.calls, len(steps)) == (1, 3)
     assert report.lines == ["note: Full can no longer write and gets no more events: [Errno 28] full"]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_every_event_reaches_every_listener_unchanged(event: str) -> None:
+    kinds = {name: one.kind for name, one in signature(getattr(Report(), event)).parameters.items()}
+    given = [name for name, kind in kinds.items() if kind is not Parameter.KEYWORD_ONLY]
+    named = {name: object() for name in kinds if name not in given}
+    first, second = (create_autospec(Report, instance=True) for _ in range(2))
+    getattr(Relay(first, second), event)(*given, **named)
+    for listener in (first, second):
+        getattr(listener, event).assert_called_once_with(*given, **named)
