@@ -50,9 +50,7 @@ class Recovered:
     replaced: Path | None
 
 
-def recover(
-    project: ProjectFolder, *, force: bool, note: Callable[[str], None], clock: Clock, drive: Drive | None = None
-) -> Recovered:
+def recover(project: ProjectFolder, *, force: bool, note: Callable[[str], None], clock: Clock) -> Recovered:
     """Make a new queue from the manifests in the live folder and, for a project on a drive, on the mount.
 
     Every experiment is enqueued again, with its finished epochs, priorities, pauses and cancellations (see
@@ -95,7 +93,7 @@ def recover(
                 steer_as_noted(queue, one, now=clock.now())
 
         if project.topology.is_mirrored:
-            reentry = Reentry(project, drive or Drive(project.root), note=note, clock=clock)
+            reentry = Reentry(project, Drive(project.root), note=note, clock=clock)
             reentry.restore(from_snapshot=False, further=fill)
         else:
             rebuild_queue(project, fill)

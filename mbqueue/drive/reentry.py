@@ -39,9 +39,7 @@ from mbqueue.storage.places import in_folder
 ASIDE = "aside"
 
 
-def enter(
-    project: ProjectFolder, *, note: Callable[[str], None], clock: Clock | None = None, drive: Drive | None = None
-) -> None:
+def enter(project: ProjectFolder, *, note: Callable[[str], None], clock: Clock | None = None) -> None:
     """Ensure that a project on a drive has a live queue, rebuilt from published files if necessary.
 
     Raises:
@@ -51,7 +49,7 @@ def enter(
     if project.queue_db.exists():
         remember_root(project)
         return
-    drive = drive or Drive(project.root, Belonging.of(project.live_dir))
+    drive = Drive(project.root, Belonging.of(project.live_dir))
     reentry = Reentry(project, drive, note=note, clock=clock or SystemClock())
     project.live_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(project.entering_lock, timeout=600):

@@ -146,22 +146,19 @@ def store_place(store: ObjectStore) -> CommitsPlace:
     return CommitsPlace(id=store.id, kind="store", address=store.url)
 
 
-def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
-    """Return the project's own folder as a `CommitsPlace`, for the queue to record.
-
-    With ``make``, a folder without an id gets an id. Without ``make``, return None for such a folder.
+def folder_place(project: ProjectFolder) -> CommitsPlace:
+    """Return the project's own folder as a `CommitsPlace`, for the queue to record. A folder without an id gets one.
 
     Raises:
         QueueError: if the file with the folder's id is damaged.
     """
     known = folder_id(project)
-    if not known and make:
+    if not known:
         content = {"format": FORMAT, "made_by": "mbqueue", "id": secrets.token_hex(8)}
         # If two machines share the folder, both use the id that the first machine writes.
         files.create_bytes(project.commits_file, files.json_bytes(content))
         known = folder_id(project)
-    if not known:
-        return None
+    assert known, "the file was just written"
     return CommitsPlace(id=known, kind="folder", address=f"{socket.gethostname()}:{project.live_dir}")
 
 
@@ -234,8 +231,7 @@ def _enter_folder(
             f"The queue has not recorded where its commits are, and {project.live_dir} lacks {missing}. Start the "
             f"first session in the folder with these epochs, or set `store` (docs/how-to/many-machines.md). {_HOW}"
         )
-    place = folder_place(project, make=True)
-    assert place is not None
+    place = folder_place(project)
     queue.reap_dead(by="work", now=clock.now())
     queue.bind_commits(place, instead_of=before, by="work", now=clock.now())
     return place

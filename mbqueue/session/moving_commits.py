@@ -61,13 +61,8 @@ def move_commits(
     queue.reap_dead(by="move-commits", now=clock.now())
     before = queue.commits_place()
     store = store_of(project.topology)
-    is_new = False
-    if store is not None:
-        is_new = store.check()
-        target: CommitsPlace | None = store_place(store)
-    else:
-        target = folder_place(project, make=True)
-    assert target is not None
+    is_new = store is not None and store.check()
+    target = folder_place(project) if store is None else store_place(store)
     copied = 0
     if before is not None and before.id != target.id:
         copied = _bring(project, queue, before, store, note=note)

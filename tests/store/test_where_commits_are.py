@@ -265,11 +265,11 @@ def test_a_folder_asked_by_two_machines_at_once_for_its_id_has_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project(tmp_path)
-    first = commits_binding.folder_place(project, make=True)
-    seen = iter(["", first.id if first else ""])
+    first = commits_binding.folder_place(project)
+    seen = iter(["", first.id])
     # The second machine finds no id when it first looks.
     monkeypatch.setattr(commits_binding, "folder_id", lambda _project: next(seen))
-    assert commits_binding.folder_place(project, make=True) == first
+    assert commits_binding.folder_place(project) == first
 
 
 def test_commits_are_moved_to_another_store_by_one_command(
