@@ -57,15 +57,7 @@ def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> 
         manifest: manifest of the newest commit; None for a fold without commits.
     """
     if manifest is None:
-        return Trained(
-            experiment=experiment.name,
-            fold=fold,
-            history=(),
-            fence=0,
-            is_within=False,
-            skip_rest=False,
-            source="no commit",
-        )
+        return Trained(experiment=experiment.name, fold=fold, history=(), source="no commit")
     best = manifest.best["epoch"] if manifest.best else 0
     stops = is_out_of_patience(experiment.spec["train"]["patience"], epoch=manifest.epoch, best=best)
     return Trained(
@@ -105,15 +97,7 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
 def _take_over_released(queue: Queue, name: str, released: Released, *, now: float, by: str) -> None:
     """Restore a pruned trial whose checkpoints were removed, from the training histories in its spec."""
     for fold, history in released.histories.items():
-        trained = Trained(
-            experiment=name,
-            fold=int(fold),
-            history=history,
-            fence=0,
-            is_within=False,
-            skip_rest=False,
-            source="the histories in its spec",
-        )
+        trained = Trained(experiment=name, fold=int(fold), history=history, source="the histories in its spec")
         queue.adopt(trained, now=now, by=by)
     queue.prune(name, why=released.why, now=now, by=by)
 

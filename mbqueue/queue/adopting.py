@@ -70,19 +70,19 @@ class Trained:
 
     Attributes:
         history: one row per finished epoch; `epoch` counts from 1 without gaps.
+        source: the name of the newest commit, for the events.
         fence: the newest commit's fence.
         is_within: whether the newest commit is mid-epoch, in the epoch after `history`.
         skip_rest: whether early stopping has ended the fold, so that its remaining epochs will not be trained.
-        source: the name of the newest commit, for the events.
     """
 
     experiment: str
     fold: int
     history: Sequence[Mapping[str, Any]]
-    fence: int
-    is_within: bool
-    skip_rest: bool
     source: str
+    fence: int = 0
+    is_within: bool = False
+    skip_rest: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
