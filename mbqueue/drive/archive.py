@@ -92,11 +92,10 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
                 listing = {"format": FORMAT, "mbqueue": __version__, "files": checksums}
                 _add(archive, CHECKSUMS, json.dumps({**listing, "made_at": utc_text(clock.now())}, indent=1).encode())
             stream.flush()
-            _unpack(Path(stream.name), lambda _name, _content: None)
+            found = _unpack(Path(stream.name), lambda _name, _content: None)
     finally:
         snapshot.unlink(missing_ok=True)
-    commits = sum(name.startswith("checkpoints/") and name.endswith(".json") for name in checksums)
-    return Backup(files=len(checksums), size=target.stat().st_size, commits=commits)
+    return found
 
 
 def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable[[str], None], clock: Clock) -> Backup:
