@@ -24,6 +24,7 @@ from mbqueue.results.tables import (
 )
 from mbqueue.session.session import Session
 from mbqueue.session.shared_results import send_results
+from mbqueue.storage.results import ResultFile
 from mbqueue.task import target_of
 
 
@@ -91,7 +92,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
             "files": facts,
         }
         if session.store is not None:
-            send_results(session.store, experiment.name, staging, facts)
+            send_results(session.store, experiment.name, staging, ResultFile.all_in(facts))
         session.commit(lease, result=result, publish=publish)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

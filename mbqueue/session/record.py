@@ -15,6 +15,7 @@ from mbqueue.session.record_inputs import fingerprint_changes, record_inputs, wr
 from mbqueue.session.session import Rewound, Session
 from mbqueue.session.shared_results import fetch_results, recorded_facts, send_results
 from mbqueue.storage.commits import Commits
+from mbqueue.storage.results import ResultFile
 from mbqueue.task import target_of
 
 
@@ -47,7 +48,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
             # Other machines do not see this folder, so the files are sent to the store before the commit.
             session.while_held(lease, publish)
             result["files"] = recorded_facts(folder, content)
-            send_results(session.store, experiment.name, folder, result["files"])
+            send_results(session.store, experiment.name, folder, ResultFile.all_in(result["files"]))
             session.commit(lease, result=result)
             return
         session.commit(lease, result=result, publish=publish)

@@ -22,14 +22,11 @@ from mbqueue.session.record_inputs import written_facts
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.storage.results import ResultFile
 
-#: Size and SHA-256 by file name (`mbqueue.results.record.fold_facts`).
-Facts = Mapping[str, Mapping[str, Any]]
 
-
-def send_results(store: ObjectStore, experiment: str, folder: Path, facts: Facts) -> None:
+def send_results(store: ObjectStore, experiment: str, folder: Path, results: Iterable[ResultFile]) -> None:
     """Send a job's result files to the store; call this before the job is committed."""
     there = store.names(f"{STORED_RESULTS}/{experiment}")
-    for file in ResultFile.all_in(facts):
+    for file in results:
         if file.hashed_name not in there:
             store.put(_path(experiment, file), file.written_in(folder))
 
@@ -41,7 +38,7 @@ def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore)
         for facts in written_facts(queue.jobs(experiment=experiment.name, state=State.COMMITTED)).values():
             whole = [file for file in ResultFile.all_in(facts) if file.is_whole(folder / file.name)]
             if whole:
-                send_results(store, experiment.name, folder, {file.name: file.facts for file in whole})
+                send_results(store, experiment.name, folder, whole)
 
 
 def recorded_facts(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
