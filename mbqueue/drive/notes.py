@@ -45,7 +45,7 @@ def requests_of(queue: Queue, name: str) -> dict[str, Any]:
     record = [job.state for job in jobs if job.kind is Kind.RECORD]
     return {
         "format": FORMAT,
-        **enqueued_facts(experiment, None),
+        **enqueued_facts(experiment),
         "spec_hash": experiment.spec_hash,
         "paused": experiment.paused,
         "cancelled": record == [State.CANCELLED],

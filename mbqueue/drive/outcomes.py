@@ -8,14 +8,12 @@ mbqueue recreates it from the checkpoints.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mbqueue import files
-from mbqueue.drive.published import experiment_folders
 from mbqueue.drive.reading import NOT_OURS, Listings
 from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.project import FOLD_PATTERN, PUBLISHED_OUTCOMES, fold_name
@@ -31,14 +29,18 @@ from mbqueue.task import N_FOLDS
 FORMAT = 1
 
 
-def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Make a record for manifests and listings, from which an experiment can be enqueued again."""
+def enqueued_facts(experiment: Experiment, jobs: Iterable[Job] = ()) -> dict[str, Any]:
+    """Make a record for manifests and listings, from which an experiment can be enqueued again.
+
+    Args:
+        jobs: the experiment's jobs; the record contains the result of its `prepare` job.
+    """
     return {
         "spec": experiment.spec,
         "results_dir": experiment.results_dir,
         "priority": experiment.priority,
         "enqueued_at": experiment.enqueued_at,
-        "prepare": None if prepare is None else dict(prepare),
+        "prepare": next((job.result for job in jobs if job.kind is Kind.PREPARE), None),
     }
 
 
@@ -83,9 +85,12 @@ class ResultListing:
         return self.spec_hash != experiment.spec_hash and self.enqueued["results_dir"] == experiment.results_dir
 
 
-def chain_hash(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
-    """Hash each fold's history rows, to identify the training that a prediction or record is based on."""
-    return files.sha256_of_json({str(fold): list(histories[fold]) for fold in sorted(histories)})
+def chain_of(job: Job, histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
+    """Hash the history rows on which a job's results are based: of its fold, or of all; empty for `prepare`."""
+    if job.kind is Kind.PREPARE:
+        return ""
+    folds = sorted(histories) if job.fold is None else [job.fold]
+    return files.sha256_of_json({str(fold): list(histories[fold]) for fold in folds})
 
 
 def histories_of(jobs: Sequence[Job]) -> dict[int, list[dict[str, Any]]]:
@@ -110,10 +115,6 @@ class PublishedResults:
         self._listings = Listings(drive, f"prepare|record|{FOLD_PATTERN}", _outcome, on_damaged)
         self._seen: dict[str, tuple[tuple[int, int], str]] = {}
 
-    def experiments(self) -> list[str]:
-        """The names of the experiments with listings."""
-        return experiment_folders(self._drive, PUBLISHED_OUTCOMES)
-
     def listed(self, experiment: str) -> list[ResultListing]:
         """Every intact listing of an experiment."""
         found = self._listings.listed(f"{PUBLISHED_OUTCOMES}/{experiment}")
@@ -122,7 +123,7 @@ class PublishedResults:
     def publish(self, outcome: ResultListing, folder: Path) -> None:
         """Copy a job's files from a local folder to the project's results, and then write their listing."""
         for file in outcome.files:
-            self._put(f"{outcome.enqueued['results_dir']}/{file.name}", file.written_in(folder))
+            self._drive.replace(f"{outcome.enqueued['results_dir']}/{file.name}", file.written_in(folder))
         content = files.json_bytes(asdict(outcome))
         self._drive.put(f"{PUBLISHED_OUTCOMES}/{outcome.experiment}/{hashed_name(outcome.stem, content)}.json", content)
 
@@ -155,13 +156,6 @@ class PublishedResults:
         for name, content in contents.items():
             files.write_bytes(folder / name, content)
         return True
-
-    def _put(self, path: str, content: bytes) -> None:
-        with suppress(FileNotFoundError):
-            if self._drive.read(path, at_most=len(content)) == content:
-                return
-        self._drive.remove(path)
-        self._drive.write_new(path, content)
 
 
 def _outcome(parts: Any, path: str) -> ResultListing:

@@ -24,7 +24,7 @@ from mbqueue.drive.livestate import LiveState, agree_on_project, as_published
 from mbqueue.drive.other_sessions import OtherSessions
 from mbqueue.drive.outcomes import (
     ResultListing,
-    chain_hash,
+    chain_of,
     enqueued_facts,
     histories_of,
     result_files,
@@ -230,8 +230,7 @@ class Publisher:
             jobs = {name: queue.jobs(experiment=name) for name in experiments}
             facts = {}
             for name, experiment in experiments.items():
-                prepare = next((job.result for job in jobs[name] if job.kind is Kind.PREPARE), None)
-                facts[name] = enqueued_facts(experiment, prepare) | why_pruned(jobs[name])
+                facts[name] = enqueued_facts(experiment, jobs[name]) | why_pruned(jobs[name])
                 for fold in experiment.spec["folds"]:
                     newest, others = self._publish_fold(experiment, fold)
                     aside += others
@@ -338,9 +337,7 @@ class Publisher:
         for job in jobs:
             if job.state is not State.COMMITTED or job.kind is Kind.TRAIN or job.result is None:
                 continue
-            chain = ""
-            if job.kind is not Kind.PREPARE:
-                chain = chain_hash(histories if job.fold is None else {job.fold: histories[job.fold]})
+            chain = chain_of(job, histories)
             found = [] if job.kind is Kind.PREPARE else result_files(folder, job, experiment.spec)
             if found is None:
                 continue  # the session will notice that files are missing, and recreate them

@@ -21,13 +21,13 @@ from mbqueue.belonging import Belonging
 from mbqueue.clock import Clock, SystemClock
 from mbqueue.drive.livestate import LiveState, as_published, remember_root
 from mbqueue.drive.moving import stray_state
-from mbqueue.drive.outcomes import PublishedResults, ResultListing, chain_hash, histories_of
-from mbqueue.drive.published import PublishedFold, published_folds
+from mbqueue.drive.outcomes import PublishedResults, ResultListing, chain_of, histories_of
+from mbqueue.drive.published import PublishedFold, experiment_folders, published_folds
 from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
 from mbqueue.drive.snapshots import PublishedSnapshot, Snapshots
 from mbqueue.errors import QueueError
 from mbqueue.experiment import hash_of_spec
-from mbqueue.project import ProjectFolder, fold_name
+from mbqueue.project import PUBLISHED_OUTCOMES, ProjectFolder, fold_name
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.opening import cut_off_restore
 from mbqueue.queue.store import Queue
@@ -192,7 +192,7 @@ class Reentry:
         for snapshot in self.snapshots.listed():
             for one in snapshot.listing.experiments:
                 found[one["spec"]["name"]] = one
-        for name in self.results.experiments():
+        for name in experiment_folders(self._drive, PUBLISHED_OUTCOMES):
             for outcome in self.results.listed(name):
                 found.setdefault(name, outcome.enqueued)
         for name, fold in published_folds(self._drive):
@@ -266,9 +266,8 @@ class Reentry:
                 continue
             if job.state is State.COMMITTED and not at_start:
                 continue
-            part = histories if job.fold is None else {job.fold: histories[job.fold]}
-            chain = chain_hash(part)
-            fits = [one for one in listed if (one.kind, one.fold, one.chain) == (job.kind, job.fold, chain)]
+            wanted = job.kind, job.fold, chain_of(job, histories)
+            fits = [one for one in listed if (one.kind, one.fold, one.chain) == wanted]
             self._result(queue, experiment, job, fits, folder, by)
 
     def _result(

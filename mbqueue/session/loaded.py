@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -122,7 +122,9 @@ class Loaded:
             if self._session.publisher is None
             else PublishedFold(Drive(self._session.project.root), identity),
             note=self._session.report.note,
-            enqueued=enqueued_facts(experiment, self._prepared(experiment)),
+            enqueued=enqueued_facts(
+                experiment, self._session.queue.jobs(experiment=experiment.name, state=State.COMMITTED)
+            ),
             hold_on=self._session.hold_on,
         )
 
@@ -171,7 +173,3 @@ class Loaded:
             )
             self._session.note_on(job, LOADED_NOTE)
         return self._fold[1]
-
-    def _prepared(self, experiment: Experiment) -> dict[str, Any] | None:
-        jobs = self._session.queue.jobs(experiment=experiment.name, state=State.COMMITTED)
-        return next((job.result for job in jobs if job.kind is Kind.PREPARE), None)

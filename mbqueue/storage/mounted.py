@@ -166,11 +166,14 @@ class Drive:
         """
         stem, dot, suffix = path.rpartition(".")
         names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]
-        for name in names:
-            if self.create(name, content, before_piece=before_piece):
-                return
-        self.remove(names[-1])
-        self.write_new(names[-1], content, before_piece=before_piece)
+        if not any(self.create(name, content, before_piece=before_piece) for name in names):
+            self.replace(names[-1], content, before_piece=before_piece)
+
+    def replace(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
+        """Write a file in place of one with different content. Only use this if readers know the content's hash."""
+        if not self.create(path, content, before_piece=before_piece):
+            self.remove(path)
+            self.write_new(path, content, before_piece=before_piece)
 
     def create(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> bool:
         """Write a file unless this machine sees a file of this name. Return False if the existing file differs."""
