@@ -76,6 +76,11 @@ def format_duration(seconds: float) -> str:
     return f"{secs}s"
 
 
+def local_day(timestamp: float) -> str:
+    """Format the date of a timestamp in this machine's time zone, for example ``2026-11-23``."""
+    return datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d")
+
+
 def utc_text(timestamp: float) -> str:
     """Format a timestamp as ISO 8601 in UTC, to the second, for example ``2026-11-23T04:29:00Z``."""
     return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -63,6 +63,11 @@ def remedy(error: BaseException) -> str:
     return _REMEDIES.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type if it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseException]:
     """Yield the causes of an error, each once, even if the chain of causes is circular.
 

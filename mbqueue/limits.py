@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import resource
 
-from mbqueue.errors import LimitReached, causes
+from mbqueue.errors import LimitReached, causes, first_line
 
 
 def why_limited(error: BaseException) -> LimitReached | None:
@@ -30,7 +30,7 @@ def why_limited(error: BaseException) -> LimitReached | None:
         if is_memory or (is_library and soft != resource.RLIM_INFINITY):
             told = "the machine's memory" if soft == resource.RLIM_INFINITY else _bytes(soft)
             return LimitReached(
-                f"There is no memory left ({_first_line(one)}). The limit of this process is {told} (ulimit -v). End "
+                f"There is no memory left ({first_line(one)}). The limit of this process is {told} (ulimit -v). End "
                 "other programs, raise the limit, or use a machine with more memory, then run the command again."
             )
     return None
@@ -44,8 +44,3 @@ def size_of_files() -> str:
 
 def _bytes(number: int) -> str:
     return f"{number / 1e6:,.0f} MB" if number >= 10**7 else f"{number / 1e3:,.0f} kB"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

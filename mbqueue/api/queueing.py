@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbqueue.api.opened import OpenedProject, tell
+from mbqueue.clock import local_day
 from mbqueue.dashboard.snapshot import Status
 from mbqueue.errors import ExperimentExists, SpecError, StoreError, UsageError
 from mbqueue.queue.jobs import Event, State
@@ -176,8 +176,7 @@ class Queueing(OpenedProject):
         data = spec.data
         check_columns(data.dataset, project_root=self.folder.root, target=spec.predicts, id_column=data.id_column)
         now = self._clock.now()
-        day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
-        results_dir = self.folder.results_folder(day, spec.folder_name)
+        results_dir = self.folder.results_folder(local_day(now), spec.folder_name)
         with open_queue(self.folder, refuses=anything) as queue:
             if spec.trial is None and experiments_of(queue, spec.name) != [spec.name]:
                 raise ExperimentExists(

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from mbqueue import files
-from mbqueue.clock import Clock, utc_text
+from mbqueue.clock import Clock, local_day, utc_text
 from mbqueue.drive.moving import take_commits
 from mbqueue.drive.notes import keep_note, merged, note_files, read_notes, requests_of, steer_as_noted, write_note
 from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
@@ -316,6 +315,6 @@ def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest,
         return False
     if spec.hash != manifest.spec_hash:
         return False
-    day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
-    queue.enqueue(spec, results_dir=project.results_folder(day, spec.folder_name), now=now, by="recover")
+    results_dir = project.results_folder(local_day(now), spec.folder_name)
+    queue.enqueue(spec, results_dir=results_dir, now=now, by="recover")
     return True

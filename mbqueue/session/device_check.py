@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mbqueue.errors import DeviceBusy, UsageError
+from mbqueue.errors import DeviceBusy, UsageError, first_line
 from mbqueue.train.arithmetic import calculating, pick_device
 from mbqueue.train.memory import is_out_of_memory
 
@@ -20,7 +20,7 @@ def tested_device(name: str | None) -> torch.device:
         with calculating(device, "float32"):  # cuBLAS is set up once per process, at the first matrix product
             multiply(device)
     except (RuntimeError, AssertionError) as error:
-        why = _first_line(error)
+        why = first_line(error)
         if name is None:
             raise UsageError(
                 f"The GPU cannot be used ({why}). This PyTorch may not support the GPU, or the GPU may be full or "
@@ -44,7 +44,7 @@ def why_lost(device: torch.device) -> str | None:
     try:
         multiply(device)
     except RuntimeError as error:
-        return None if is_out_of_memory(error) else _first_line(error)
+        return None if is_out_of_memory(error) else first_line(error)
     return None
 
 
@@ -58,7 +58,7 @@ def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
     if not is_out_of_memory(error):
         return None
     return DeviceBusy(
-        f"{device} has too little memory left for the model itself ({_first_line(error)}). End the other processes "
+        f"{device} has too little memory left for the model itself ({first_line(error)}). End the other processes "
         "(nvidia-smi lists them; a notebook's kernel keeps memory until it is restarted), then: mbqueue work"
     )
 
@@ -70,8 +70,3 @@ def multiply(device: torch.device) -> None:
     square = torch.ones(16, 16, device=device)
     if float((square @ square)[0, 0]) != 16.0:  # float() waits for the matrix product
         raise RuntimeError(f"{device} computed a wrong matrix product")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, Self
 
-from mbqueue.errors import counted, next_step
+from mbqueue.errors import counted, first_line, next_step
 from mbqueue.queue.jobs import Job, Kind
 from mbqueue.session.outcome import SessionOutcome
 from mbqueue.session.report import Report
@@ -62,8 +62,7 @@ class Notifier(Report):
 
     def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
         what = "mbqueue will retry it" if retry_at else next_step(str(error), job.experiment)
-        lines = str(error).splitlines()
-        self._tell("job failed", f"{job.label} failed: {lines[0] if lines else type(error).__name__}; {what}", job)
+        self._tell("job failed", f"{job.label} failed: {first_line(error)}; {what}", job)
 
     def session_ended(self, outcome: SessionOutcome | Exception) -> None:
         if isinstance(outcome, Exception):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
+from mbqueue.clock import local_day
 from mbqueue.data.elements import symbol_of
 from mbqueue.errors import ResultsError
 from mbqueue.queue.jobs import Experiment, Job, Kind, SessionRow, State
@@ -58,7 +58,7 @@ def record_inputs(
         folds=experiment.spec["folds"],
         versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         sessions=[_session(row, now) for row in queue.sessions(experiment=experiment.name)],
-        enqueued_on=datetime.fromtimestamp(experiment.enqueued_at).astimezone().strftime("%Y-%m-%d"),
+        enqueued_on=local_day(experiment.enqueued_at),
         recorded_at=now,
         fingerprint_changes=fingerprint_changes,
         absent_elements={

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
+from mbqueue.clock import local_day
 from mbqueue.drive.notes import keep_note
 from mbqueue.errors import SearchUnavailable, SpecError, StoreError
 from mbqueue.experiment import Spec
@@ -49,11 +49,10 @@ class Searching:
         self.is_left_to_others = earlier and steps.wants_trial(session.queue, now=now)
         if earlier:
             return
-        day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
         try:
             begun = steps.begin_trials(
                 session.queue,
-                results_dir=lambda name: session.project.results_folder(day, name),
+                results_dir=lambda name: session.project.results_folder(local_day(now), name),
                 now=now,
                 by=session.id,
             )

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import ClientCursor, Connection, Cursor, errors
 from psycopg.rows import dict_row
 
-from mbqueue.errors import ForbiddenTransition, QueueError
+from mbqueue.errors import ForbiddenTransition, QueueError, first_line
 from mbqueue.queue.database import Bound, Parameters, Rows
 from mbqueue.queue.dialect import Sql
 from mbqueue.queue.postgresql.address import Address
@@ -221,19 +221,20 @@ def unreachable(name: str, error: psycopg.Error) -> QueueError:
     """Make the error for a queue that could not be opened."""
     if isinstance(error, errors.InsufficientPrivilege):
         return QueueError(
-            f"This role cannot use {name} ({_said(error)}). Only the owner of the tables creates and upgrades them. So "
-            "run the first mbqueue enqueue as that role, and one after each upgrade of mbqueue. The owner needs CREATE "
-            "on the database. docs/how-to/many-machines.md lists the rights of the other roles."
+            f"This role cannot use {name} ({first_line(error)}). Only the owner of the tables creates and upgrades "
+            "them. So run the first mbqueue enqueue as that role, and one after each upgrade of mbqueue. The owner "
+            "needs CREATE on the database. docs/how-to/many-machines.md lists the rights of the other roles."
         )
     return QueueError(
-        f"{name} cannot be reached or used ({_said(error)}). Check that the server runs and accepts connections from "
-        "this machine. Check the role, the password (~/.pgpass, PGPASSWORD) and the URL (MBQUEUE_QUEUE, mbqueue.toml)."
+        f"{name} cannot be reached or used ({first_line(error)}). Check that the server runs and accepts connections "
+        "from this machine. Check the role, the password (~/.pgpass, PGPASSWORD) and the URL (MBQUEUE_QUEUE, "
+        "mbqueue.toml)."
     )
 
 
 def explained(name: str, error: psycopg.Error, client: Client) -> QueueError:
     """Translate an error in a transaction into an mbqueue error, and drop the connection if it was lost."""
-    said = _said(error)
+    said = first_line(error)
     if client.has_lost(error):
         client.lose()
         return Interrupted(f"The connection to {name} was lost ({said}).")
@@ -243,10 +244,6 @@ def explained(name: str, error: psycopg.Error, client: Client) -> QueueError:
         return Interrupted(f"{name}: another transaction blocked this one ({said}). Nothing was changed.")
     remedy = next((remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)), "")
     return QueueError(f"{name}: {said}. Nothing was changed.{remedy}")
-
-
-def _said(error: psycopg.Error) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _storable(value: Any) -> Any:
