@@ -102,12 +102,12 @@ def _take_over_released(queue: Queue, name: str, released: Released, *, now: flo
     queue.prune(name, why=released.why, now=now, by=by)
 
 
-def is_sound(manifest: Manifest, source: str) -> bool:
-    """Whether a manifest has a valid record of how its experiment was enqueued."""
+def record_in(manifest: Manifest, source: str) -> dict[str, Any] | None:
+    """The record of how a manifest's experiment was enqueued; None if the manifest has no valid record."""
+    record = manifest.enqueued
     try:
-        if manifest.enqueued is None:
-            return False
-        check_enqueued(manifest.enqueued, source=source)
+        if record is not None:
+            check_enqueued(record, source=source)
     except QueueError:
-        return False
-    return bool(manifest.enqueued["spec"]["name"] == manifest.experiment)
+        return None
+    return record if record is not None and record["spec"]["name"] == manifest.experiment else None

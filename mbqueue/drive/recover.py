@@ -14,7 +14,7 @@ from mbqueue import files
 from mbqueue.clock import Clock, local_day, utc_text
 from mbqueue.drive.moving import take_commits
 from mbqueue.drive.notes import keep_note, merged, note_files, read_notes, requests_of, steer_as_noted, write_note
-from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
+from mbqueue.drive.rebuilding import enqueue_again, rebuild_queue, record_in, trained_by
 from mbqueue.drive.reentry import Reentry
 from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
 from mbqueue.experiment import hash_of_spec, load_spec
@@ -208,12 +208,11 @@ def _trained(project: ProjectFolder) -> dict[str, dict[str, Any]]:
         identity = named_after(folder)
         for spec_hash in {one.spec_hash for one in Commits(in_folder(folder), identity).manifests()}:
             newest = Commits(in_folder(folder), replace(identity, spec_hash=spec_hash)).newest()
-            if newest is not None and is_sound(manifest := newest.manifest, str(folder)):
-                assert manifest.enqueued is not None
+            if newest is not None and (record := record_in(manifest := newest.manifest, str(folder))) is not None:
                 done = works.setdefault(manifest.experiment, {})
                 done[spec_hash] = done.get(spec_hash, 0) + manifest.epoch
                 if done[spec_hash] == max(done.values()):
-                    records[manifest.experiment] = {**manifest.enqueued, "spec_hash": spec_hash}
+                    records[manifest.experiment] = {**record, "spec_hash": spec_hash}
     return records
 
 
@@ -275,9 +274,8 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
     folds = {one.name: one.spec["folds"] for one in queue.experiments()}.get(newest.experiment, [])
     if newest.fold in folds:
         pass  # a note or the mount has already provided this fold
-    elif is_sound(newest, str(folder)):
-        assert newest.enqueued is not None
-        enqueue_again(queue, newest.enqueued, now=now, by="recover", note=note)
+    elif (record := record_in(newest, str(folder))) is not None:
+        enqueue_again(queue, record, now=now, by="recover", note=note)
     elif not _enqueue_from_file(project, queue, newest, now):
         note(
             f"{folder} is left out: its manifests do not say how {newest.experiment} was enqueued, and no file in "

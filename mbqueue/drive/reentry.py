@@ -23,7 +23,7 @@ from mbqueue.drive.livestate import LiveState, as_published, remember_root
 from mbqueue.drive.moving import stray_state
 from mbqueue.drive.outcomes import PublishedResults, ResultListing, chain_of, histories_of
 from mbqueue.drive.published import PublishedFold, experiment_folders, published_folds
-from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
+from mbqueue.drive.rebuilding import enqueue_again, rebuild_queue, record_in, trained_by
 from mbqueue.drive.snapshots import PublishedSnapshot, Snapshots
 from mbqueue.errors import QueueError
 from mbqueue.experiment import hash_of_spec
@@ -199,9 +199,8 @@ class Reentry:
             if name not in found:
                 published = self.published_fold(Identity(experiment=name, fold=fold))
                 for commit in published.commits():
-                    if is_sound(commit.manifest, published.place.path(commit.base)):
-                        assert commit.manifest.enqueued is not None
-                        found[name] = commit.manifest.enqueued
+                    if (record := record_in(commit.manifest, published.place.path(commit.base))) is not None:
+                        found[name] = record
         return sorted(found.values(), key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
 
     def _prepared(self, queue: Queue, experiment: Experiment, result: Mapping[str, Any], by: str) -> None:
