@@ -1,4 +1,4 @@
-"""Up to four real sessions on a drive that lies, in a hundred schedules of delays, deaths and lost mounts.
+"""Up to four real sessions on a drive that lies, in random schedules of delays, deaths and lost mounts.
 
 A schedule depends only on its seed. Run more with MBQUEUE_SCHEDULES=2000, or repeat one with MBQUEUE_SCHEDULE_SEED=77.
 """
@@ -32,7 +32,7 @@ from mbqueue.results.tables import history_file, model_file, write_history
 from mbqueue.storage.manifest import Identity, Manifest, manifest_of
 from mbqueue.storage.mounted import Drive
 
-SCHEDULES = int(os.environ.get("MBQUEUE_SCHEDULES", "100"))
+SCHEDULES = int(os.environ.get("MBQUEUE_SCHEDULES", "30"))
 ONE_SEED = os.environ.get("MBQUEUE_SCHEDULE_SEED")
 EPOCHS = 2
 

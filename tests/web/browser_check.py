@@ -84,7 +84,7 @@ def serving(project: Project, port: int = 0) -> Iterator[int]:
 def made_project(root: Path) -> Project:
     """A project with two experiments on the sample, and one whose job failed with markup in its error."""
     project = Project.create(root)
-    small = {"data.limit": 100, "train.batch_size": 16}
+    small = {"data.limit": 60, "train.batch_size": 16}
     # Train all weights, so that an epoch takes longer than the time between two requests of the page.
     project.enqueue("full_finetune", dataset="sample", folds=[0], name="learner", settings=small | {"train.epochs": 6})
     project.enqueue("head_finetune", dataset="sample", folds=[0], name="other", settings=small | {"train.epochs": 2})
