@@ -19,8 +19,7 @@ from typing import Any
 from mbqueue.clock import Clock
 from mbqueue.drive.reading import NOT_OURS
 from mbqueue.project import PUBLISHED_SESSIONS
-from mbqueue.queue.adopting import SeenSession
-from mbqueue.queue.jobs import SessionRow
+from mbqueue.queue.jobs import SeenSession, SessionRow
 from mbqueue.queue.processes import is_known_dead
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE

@@ -18,10 +18,9 @@ from mbqueue.queue.database import Part, Row, repeatable
 from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, REWIND, SKIP_LATER_EPOCHS, settle
 from mbqueue.queue.enqueue import find_experiment
-from mbqueue.queue.jobs import Kind, history_row
+from mbqueue.queue.jobs import Kind, SeenSession, history_row
 from mbqueue.queue.leases import LEASE_GIVEN_UP, result_columns
 from mbqueue.queue.notes import note
-from mbqueue.queue.processes import ProcessIdentity
 
 _JOBS_OF_FOLD = """
     SELECT * FROM jobs WHERE experiment_id = :experiment_id AND kind = 'train' AND fold = :fold ORDER BY epoch
@@ -83,26 +82,6 @@ class Trained:
     fence: int = 0
     is_within: bool = False
     skip_rest: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeenSession:
-    """A session that uses another copy of this project's queue, as its announcement describes it."""
-
-    id: str
-    host: str
-    boot_id: str | None
-    pid: int
-    pid_started: int | None
-    device: str
-    started_at: float
-    heartbeat_at: float
-    alive_until: float
-    deadline_at: float | None
-
-    @property
-    def identity(self) -> ProcessIdentity:
-        return ProcessIdentity(self.host, self.boot_id, self.pid, self.pid_started)
 
 
 class Adopting(Part):

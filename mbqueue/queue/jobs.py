@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,24 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
+#: Converts the columns that a database stores as text or as a number.
+_CONVERTED: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("spec", "progress", "result"), json.loads),
+    **dict.fromkeys(("state", "from_state", "to_state"), State),
+    **dict.fromkeys(("paused", "started"), bool),
+    "kind": Kind,
+}
+
+
+def _fields(kind: type[Any], row: Row) -> dict[str, Any]:
+    """The fields of a dataclass, read from the columns with the same names (`session` from `session_id`)."""
+    found = {}
+    for name in kind.__dataclass_fields__:
+        value = row["session_id" if name == "session" else name]
+        found[name] = _CONVERTED[name](value) if name in _CONVERTED and value is not None else value
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One job, as it was when its row was read.
@@ -129,33 +147,7 @@ class Job:
 
     @classmethod
     def from_row(cls, row: Row) -> Job:
-        return cls(
-            id=row["id"],
-            experiment_id=row["experiment_id"],
-            experiment=row["experiment"],
-            kind=Kind(row["kind"]),
-            fold=row["fold"],
-            epoch=row["epoch"],
-            state=State(row["state"]),
-            priority=row["priority"],
-            paused=bool(row["paused"]),
-            started=bool(row["started"]),
-            fence=row["fence"],
-            session=row["session_id"],
-            lease_expires_at=row["lease_expires_at"],
-            affinity=row["affinity"],
-            failures=row["failures"],
-            preemptions=row["preemptions"],
-            lost_in_a_row=row["lost_in_a_row"],
-            not_before=row["not_before"],
-            enqueued_at=row["enqueued_at"],
-            changed_at=row["changed_at"],
-            changed_by=row["changed_by"],
-            changed_why=row["changed_why"],
-            progress=None if row["progress"] is None else json.loads(row["progress"]),
-            result=None if row["result"] is None else json.loads(row["result"]),
-            error=row["error"],
-        )
+        return cls(**_fields(cls, row))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,28 +207,16 @@ class Experiment:
 
     @classmethod
     def from_row(cls, row: Row) -> Experiment:
-        return cls(
-            id=row["id"],
-            name=row["name"],
-            spec=json.loads(row["spec"]),
-            spec_hash=row["spec_hash"],
-            results_dir=row["results_dir"],
-            dataset=row["dataset"],
-            dataset_hash=row["dataset_hash"],
-            priority=row["priority"],
-            paused=bool(row["paused"]),
-            enqueued_at=row["enqueued_at"],
-        )
+        return cls(**_fields(cls, row))
 
 
 @dataclass(frozen=True, kw_only=True)
-class SessionRow:
-    """One run of a worker.
+class SeenSession:
+    """A session as it announces itself to sessions that use another copy of the queue.
 
     Attributes:
         alive_until: when the session stops counting as live, unless it ends earlier.
         deadline_at: when the session plans to stop, or None.
-        structures_per_second: the session's last training speed, or None.
     """
 
     id: str
@@ -249,17 +229,27 @@ class SessionRow:
     heartbeat_at: float
     alive_until: float
     deadline_at: float | None
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        return ProcessIdentity(self.host, self.boot_id, self.pid, self.pid_started)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionRow(SeenSession):
+    """One run of a worker.
+
+    Attributes:
+        structures_per_second: the session's last training speed, or None.
+    """
+
     ended_at: float | None
     end_reason: str | None
     structures_per_second: float | None
 
     @classmethod
     def from_row(cls, row: Row) -> SessionRow:
-        return cls(**{key: row[key] for key in cls.__dataclass_fields__})
-
-    @property
-    def identity(self) -> ProcessIdentity:
-        return ProcessIdentity(self.host, self.boot_id, self.pid, self.pid_started)
+        return cls(**_fields(cls, row))
 
     def is_live(self, now: float) -> bool:
         """Whether the session is live: it has not ended, and its last heartbeat is recent."""
@@ -288,16 +278,4 @@ class Event:
 
     @classmethod
     def from_row(cls, row: Row) -> Event:
-        return cls(
-            id=row["id"],
-            at=row["at"],
-            job_id=row["job_id"],
-            experiment=row["experiment"],
-            kind=None if row["kind"] is None else Kind(row["kind"]),
-            fold=row["fold"],
-            epoch=row["epoch"],
-            by=row["by"],
-            from_state=None if row["from_state"] is None else State(row["from_state"]),
-            to_state=None if row["to_state"] is None else State(row["to_state"]),
-            why=row["why"],
-        )
+        return cls(**_fields(cls, row))

@@ -6,8 +6,9 @@ import pytest
 
 from mbqueue.errors import QueueError, UsageError
 from mbqueue.queue import Kind, State
-from mbqueue.queue.adopting import SeenSession, Trained
+from mbqueue.queue.adopting import Trained
 from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS
+from mbqueue.queue.jobs import SeenSession
 
 
 def row(epoch: int, val_mae: float = 0.5) -> dict[str, float]:

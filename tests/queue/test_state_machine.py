@@ -29,9 +29,10 @@ from hypothesis.stateful import (
 from mbqueue.errors import LeaseLost, QueueError, RewoundBefore
 from mbqueue.experiment import parse_spec
 from mbqueue.queue import Job, Kind, Lease, Queue, State
-from mbqueue.queue.adopting import SeenSession, Trained
+from mbqueue.queue.adopting import Trained
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.edges import PRUNED
+from mbqueue.queue.jobs import SeenSession
 from mbqueue.queue.leases import MAX_FAILURES, retry_delay_seconds
 from mbqueue.queue.steering import MAX_REWINDS
 
