@@ -262,7 +262,10 @@ class PostgresServer(Database):
         """Wait until the client's last transaction is over, and return whether it took effect."""
         try:
             connection = self._connection(client)
-            (last,) = self._last_rows(connection, _LAST_COMMITTED, client)
+            cursor = connection.execute(self._composed(_LAST_COMMITTED, client))
+            while cursor.nextset():
+                pass
+            (last,) = cursor.fetchall()
             connection.execute("COMMIT")
         except psycopg.Error as error:
             self._roll_back(client)
@@ -277,12 +280,6 @@ class PostgresServer(Database):
             connection.execute("ROLLBACK")
         except psycopg.Error:
             client.lose()
-
-    def _last_rows(self, connection: Connection[Any], text: str, client: Client) -> list[Any]:
-        cursor = connection.execute(self._composed(text, client))
-        while cursor.nextset():
-            pass
-        return cursor.fetchall()
 
     def _composed(self, text: str, client: Client) -> sql.Composed:
         return sql.SQL(text).format(
