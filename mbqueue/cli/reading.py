@@ -56,12 +56,12 @@ def compare(
 
     Example: mbqueue compare full_finetune head_finetune pretrained_infer
     """
-    from mbqueue.dashboard.comparison import render_comparison
+    from mbqueue.dashboard.comparison import ComparisonView
 
     if len(experiments) < 2:
         raise UsageError("Give at least two experiments, for example: mbqueue compare full_finetune pretrained_infer")
     comparison = open_project(context).compare(experiments, html=html, force=force)
-    Console().print(render_comparison(comparison))
+    Console().print(ComparisonView(comparison))
     if html is not None:
         say(f"written: {html}")
 

@@ -18,12 +18,9 @@ from mbqueue.task import N_FOLDS, Target
 _NEEDED_FOR_FOLDS = 70
 
 
-def render_comparison(comparison: Comparison) -> RenderableType:
-    """Draw the scores with the leaderboard, then each pair of experiments on the crystals that both predicted."""
-    return _View(comparison)
+class ComparisonView:
+    """The scores with the leaderboard, then each pair of experiments on the crystals that both predicted."""
 
-
-class _View:
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
 

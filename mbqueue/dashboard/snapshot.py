@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 from rich.terminal_theme import TerminalTheme
 
-from mbqueue.dashboard.status import render
+from mbqueue.dashboard.status import Dashboard
 from mbqueue.queue.jobs import State
 
 if TYPE_CHECKING:
@@ -119,10 +119,8 @@ class Status:
         Args:
             fits_height: limit the view to the console's height.
         """
-        now = self.overview["now"]
-        return render(
-            self.overview,
-            now=now,
+        return Dashboard(
+            overview=self.overview,
             session_seconds=self.session_seconds,
             fits_height=fits_height,
             opened=self.search is not None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -40,29 +41,6 @@ class _Limits(NamedTuple):
 
 #: Limits that are tried in this order until the view fits the console's height.
 _LIMITS = (_Limits(1000, 5, 6), _Limits(8, 3, 2), _Limits(3, 2, 2), _Limits(1, 1, 1))
-
-
-def render(
-    overview: Mapping[str, Any],
-    *,
-    now: float,
-    session_seconds: float,
-    width: int | None = None,
-    fits_height: bool = False,
-    opened: bool = False,
-) -> RenderableType:
-    """Draw the dashboard of `mbqueue status`.
-
-    Args:
-        overview: the queue's overview (see mbqueue.queue.overview for its format).
-        now: the current time in seconds since the Unix epoch, for ages and times to deadlines.
-        session_seconds: usual length of a session, to estimate how many sessions are left.
-        width: width of the view in columns; by default that of the console.
-        fits_height: limit the view to the console's height. Experiments shrink to one line each, done and cancelled
-            ones first. If the view is still too high, some sessions and errors are left out.
-        opened: show all trials of searches.
-    """
-    return _Dashboard(overview, now, session_seconds, width, fits_height, opened)
 
 
 def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
@@ -134,27 +112,29 @@ def time_left(
     )
 
 
-class _Dashboard:
-    def __init__(
-        self,
-        overview: Mapping[str, Any],
-        now: float,
-        session_seconds: float,
-        width: int | None,
-        fits_height: bool,
-        opened: bool,
-    ) -> None:
-        self.overview = overview
-        self.shown = [entry for entry in overview["experiments"] if not entry.get("trial")]
-        self.opened = opened
-        self.now = now
-        self.session_seconds = session_seconds
-        self.width = width
-        self.fits_height = fits_height
+@dataclass(frozen=True, kw_only=True)
+class Dashboard:
+    """The output of `mbqueue status`, which rich can print.
+
+    Attributes:
+        overview: the queue's overview (see mbqueue.queue.overview for its format).
+        session_seconds: usual length of a session, to estimate how many sessions are left.
+        fits_height: limit the view to the console's height. Experiments shrink to one line each, done and cancelled
+            ones first. If this is not enough, some sessions and errors are left out.
+        opened: show all trials of searches.
+    """
+
+    overview: Mapping[str, Any]
+    session_seconds: float
+    fits_height: bool = False
+    opened: bool = False
+
+    @property
+    def _shown(self) -> list[Mapping[str, Any]]:
+        return [entry for entry in self.overview["experiments"] if not entry.get("trial")]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(self.width or options.max_width, options.max_width)
-        plain = options.ascii_only
+        width, plain = options.max_width, options.ascii_only
         if not self.fits_height:
             all_of_it = self._experiments(_EXPERIMENTS_SHOWN, _EXPERIMENTS_SHOWN, width, plain)
             yield Group(*all_of_it, *self._rest(_LIMITS[0], width, plain))
@@ -174,7 +154,7 @@ class _Dashboard:
 
     def _shortened(self, room: int, height: Height, width: int, plain: bool) -> list[RenderableType]:
         """Draw the experiments on at most ``room`` lines, if possible, with as few one-line experiments as possible."""
-        shown = self.shown
+        shown = self._shown
         n_drawn = len(shown) if len(shown) <= room else max(1, room - 2)
         n_whole = min(n_drawn, _EXPERIMENTS_SHOWN)
         first = by_interest(shown)[:n_whole]
@@ -188,7 +168,7 @@ class _Dashboard:
 
     def _experiments(self, n_whole: int, n_drawn: int, width: int, plain: bool) -> list[RenderableType]:
         """Draw the ``n_drawn`` most relevant experiments in the queue's order, ``n_whole`` of them with folds."""
-        shown = self.shown
+        shown = self._shown
         if not shown:
             if self.overview["experiments"]:
                 return []
@@ -209,17 +189,18 @@ class _Dashboard:
 
     def _rest(self, limits: _Limits, width: int, plain: bool) -> Iterable[RenderableType]:
         """Draw everything below the experiments: searches, sessions, totals, publishing and errors."""
+        now = self.overview["now"]
         for search in self.overview.get("searches", ()):
             yield from search_lines(search, width, plain, opened=self.opened)
             if self.opened:
                 yield trial_table([entry for entry in self.overview["experiments"] if entry["trial"]])
             yield Text("")
-        yield from _sessions(self.overview["sessions"], self.now, width, plain, at_most=limits.sessions)
+        yield from _sessions(self.overview["sessions"], now, width, plain, at_most=limits.sessions)
         yield Text("")
         yield from _totals(self.overview, self.session_seconds)
-        yield from _publishing(self.overview.get("publishing"), self.now)
+        yield from _publishing(self.overview.get("publishing"), now)
         yield from last_errors(
-            self.overview["errors"], self.now, width, plain, at_most=limits.errors, lines=limits.error_lines
+            self.overview["errors"], now, width, plain, at_most=limits.errors, lines=limits.error_lines
         )
 
 

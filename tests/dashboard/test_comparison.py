@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mbqueue.dashboard.comparison import render_comparison
+from mbqueue.dashboard.comparison import ComparisonView
 from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
 
@@ -42,7 +42,7 @@ def comparison():
 
 def draw(comparison, encoding="utf-8", width=80):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
-    Console(file=stream, width=width).print(render_comparison(comparison))
+    Console(file=stream, width=width).print(ComparisonView(comparison))
     stream.flush()
     return stream.buffer.getvalue().decode(encoding)
 

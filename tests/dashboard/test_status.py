@@ -10,10 +10,9 @@ import pytest
 from processes import holding_open
 from rich.console import Console
 
-from mbqueue.dashboard import render
 from mbqueue.dashboard.experiments import bar, sparkline
 from mbqueue.dashboard.snapshot import Status
-from mbqueue.dashboard.status import gpu_seconds, time_left
+from mbqueue.dashboard.status import Dashboard, gpu_seconds, time_left
 from mbqueue.experiment import Spec
 from mbqueue.queue.processes import identity_of
 from mbqueue.queue.store import Queue
@@ -25,7 +24,7 @@ HOUR = 3600.0
 def draw(overview, *, width=80, height=None, encoding="utf-8", tty=False, **options):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
     console = Console(file=stream, width=width, height=height, force_terminal=tty, legacy_windows=False)
-    console.print(render(overview, now=NOW, session_seconds=1.5 * HOUR, **options))
+    console.print(Dashboard(overview={**overview, "now": NOW}, session_seconds=1.5 * HOUR, **options))
     stream.flush()
     return stream.buffer.getvalue().decode(encoding)
 

@@ -10,7 +10,7 @@ import re
 import pytest
 from rich.console import Console
 
-from mbqueue.dashboard.comparison import render_comparison
+from mbqueue.dashboard.comparison import ComparisonView
 from mbqueue.experiment import hash_of_spec, parse_spec
 from mbqueue.results.choice import choice_note, chosen_on
 from mbqueue.results.compare import compare
@@ -44,7 +44,7 @@ def terminal(comparison, *, ascii_only=False):
     options = console.options.update(width=110)
     options.encoding = "ascii" if ascii_only else "utf-8"
     with console.capture() as captured:
-        for segment in console.render(render_comparison(comparison), options):
+        for segment in console.render(ComparisonView(comparison), options):
             console.out(segment.text, end="")
     return captured.get()
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mbqueue.dashboard.comparison import render_comparison
+from mbqueue.dashboard.comparison import ComparisonView
 from mbqueue.errors import ResultsError
 from mbqueue.experiment import parse_spec
 from mbqueue.results.compare import compare
@@ -61,7 +61,7 @@ def recorded_of(tmp_path: Path, fill: Callable[..., Path], inputs: RecordInputs)
 def console_text(comparison: Any) -> str:
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(render_comparison(comparison))
+        console.print(ComparisonView(comparison))
     return captured.get()
 
 

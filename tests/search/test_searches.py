@@ -16,7 +16,7 @@ import recorded_search
 from recorded_search import do_jobs, enqueue, make_search
 from rich.console import Console
 
-from mbqueue.dashboard.status import render
+from mbqueue.dashboard.status import Dashboard
 from mbqueue.experiment import parse_spec
 from mbqueue.queue import Queue, State
 from mbqueue.queue.opening import open_on_server
@@ -274,7 +274,7 @@ def test_the_best_settings_become_an_experiment_on_all_folds_that_says_how_it_wa
     console = Console(width=100, file=io.StringIO())
     shown = {**overview, "experiments": overview["experiments"][-1:]}
     with console.capture() as captured:
-        console.print(render(shown, now=NOW, session_seconds=60.0))
+        console.print(Dashboard(overview=shown, session_seconds=60.0))
     assert [line[:4].strip() for line in captured.get().splitlines() if line[:1].isdigit()] == [
         "0 †",
         "1",
