@@ -76,6 +76,11 @@ def format_duration(seconds: float) -> str:
     return f"{secs}s"
 
 
+def format_hours(seconds: float) -> str:
+    """Format a duration in seconds as hours, for example ``1.5 h``; below one hour, as `format_duration` does."""
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else format_duration(seconds)
+
+
 def local_day(timestamp: float) -> str:
     """Format the date of a timestamp in this machine's time zone, for example ``2026-11-23``."""
     return datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d")

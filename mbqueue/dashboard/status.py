@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from mbqueue.clock import format_duration
+from mbqueue.clock import format_duration, format_hours
 from mbqueue.dashboard.experiments import STYLES, by_interest, cut, experiment, left_out, one_line
 from mbqueue.dashboard.failures import job_label, last_errors
 from mbqueue.dashboard.searches import search_lines, trial_table
@@ -280,11 +280,6 @@ def _progress(job: Mapping[str, Any] | None) -> str:
     return f" {math.floor(100 * progress['done'] / progress['total'])} %"
 
 
-def _hours(seconds: float) -> str:
-    """Format a time in seconds as hours, for example ``1.5 h``; below one hour, as minutes and seconds."""
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else format_duration(seconds)
-
-
 def _totals(overview: Mapping[str, Any], session_seconds: float) -> Iterable[RenderableType]:
     experiments, jobs = overview["experiments"], overview["jobs"]
     counts = Text("jobs: ")
@@ -298,11 +293,11 @@ def _totals(overview: Mapping[str, Any], session_seconds: float) -> Iterable[Ren
         return
     outlook = time_left(experiments, session_seconds, searches=overview.get("searches", ()))
     left, unknown = outlook.left, outlook.unknown
-    line = Text(f"time: {_hours(outlook.used)} used")
+    line = Text(f"time: {format_hours(outlook.used)} used")
     besides = " besides the failed jobs" if outlook.has_failed else ""
     if left:
         plural = "session" if outlook.sessions == 1 else "sessions"
-        line.append(f", about {_hours(left)} left{besides}: ")
+        line.append(f", about {format_hours(left)} left{besides}: ")
         line.append(f"{outlook.sessions} {plural} of {format_duration(session_seconds)}")
     if unknown:
         those = "an experiment" if unknown == 1 else f"{unknown} experiments"

@@ -60,3 +60,11 @@ def markdown_code(text: str) -> str:
     fence = "`" * (longest + 1)
     blank = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{fence}{blank}{line}{blank}{fence}"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def spread(value: dict[str, float] | None) -> str:
+    return "–" if value is None else f"{value['mean']:.4f} ± {value['std']:.4f}"

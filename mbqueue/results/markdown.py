@@ -8,7 +8,7 @@ from typing import Any
 from mbqueue.clock import format_duration
 from mbqueue.results.absences import absences
 from mbqueue.results.blending import enumerated, members_of
-from mbqueue.results.cells import markdown, markdown_code
+from mbqueue.results.cells import markdown, markdown_code, number, spread
 from mbqueue.results.choice import choice_note, marked
 from mbqueue.results.scores import leaderboard_measure, measures_of
 from mbqueue.results.tables import FILE_NOTES, Predictions, is_blend
@@ -92,7 +92,7 @@ def _headline(content: dict[str, Any], target: Target) -> str:
     measure = measures_of(target)[0]
     folds = len(content["folds"])
     count = "one fold" if folds == 1 else f"{folds} folds"
-    score = target.with_unit(_spread(content["summary"][measure.key]))
+    score = target.with_unit(spread(content["summary"][measure.key]))
     return f"**Test {measure.label} {score}** for the {target.name}, over {count}."
 
 
@@ -103,12 +103,12 @@ def _scores_table(content: dict[str, Any], target: Target) -> list[str]:
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for fold, entry in content["folds"].items():
         s = entry["scores"]
-        number = marked(fold, content["spec"])
+        name = marked(fold, content["spec"])
         lines.append(
-            f"| {number} | {entry['n_test']:,} | {' | '.join(_number(s[measure.key]) for measure in measures)} | "
-            f"{entry['epochs']} | {entry['best_epoch'] or '–'} | {_number(entry['best_val_mae'])} |"
+            f"| {name} | {entry['n_test']:,} | {' | '.join(number(s[measure.key]) for measure in measures)} | "
+            f"{entry['epochs']} | {entry['best_epoch'] or '–'} | {number(entry['best_val_mae'])} |"
         )
-    cells = [_spread(content["summary"][measure.key]) for measure in measures]
+    cells = [spread(content["summary"][measure.key]) for measure in measures]
     return [*lines, f"| **mean ± std** | | {' | '.join(cells)} | | | |"]
 
 
@@ -159,7 +159,7 @@ def _made(content: dict[str, Any]) -> list[str]:
     lines += ["", f"| {' | '.join(head)} |", "|---|" + "---:|" * len(members)]
     for fold, entry in content["folds"].items():
         weights = entry["blend"]["weights"]
-        lines.append(f"| {fold} | {' | '.join(_number(weights[name]) for name in members)} |")
+        lines.append(f"| {fold} | {' | '.join(number(weights[name]) for name in members)} |")
     return [*lines, ""]
 
 
@@ -186,11 +186,3 @@ def _files(names: Sequence[str]) -> list[str]:
     for name in names:
         kinds.setdefault(name.split("_")[0].split(".")[0], []).append(f"`{name}`")
     return [f"- {', '.join(sorted(group))}: {FILE_NOTES[kind]}" for kind, group in kinds.items()]
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _spread(value: dict[str, float] | None) -> str:
-    return "–" if value is None else f"{value['mean']:.4f} ± {value['std']:.4f}"

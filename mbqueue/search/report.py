@@ -11,7 +11,8 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue import files
 from mbqueue.clock import format_duration
-from mbqueue.results.report.markup import number, page, plot, table
+from mbqueue.results.cells import number
+from mbqueue.results.report.markup import page, plot, table
 from mbqueue.search.figures import shown
 from mbqueue.search.file import Search, Setting
 from mbqueue.search.trials import Trial, best_of

@@ -29,13 +29,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mbqueue import __version__
 from mbqueue.api import Project
-from mbqueue.clock import SystemClock, format_duration, utc_text
+from mbqueue.clock import SystemClock, format_duration, format_hours, utc_text
 from mbqueue.dashboard.experiments import by_interest
 from mbqueue.dashboard.failures import job_label
 from mbqueue.dashboard.searches import settings_text
 from mbqueue.dashboard.status import time_left
 from mbqueue.errors import MbqueueError, UsageError, remedy
 from mbqueue.queue.processes import this_process
+from mbqueue.results.cells import number
 from mbqueue.web.access import TOKEN, Access, Refused
 from mbqueue.web.acts import act
 from mbqueue.web.figures import Figures
@@ -136,8 +137,8 @@ class _Board:
         self._templates = Environment(loader=PackageLoader("mbqueue.web"), autoescape=True, trim_blocks=True)
         self._templates.filters |= {
             "duration": format_duration,
-            "hours": _hours,
-            "number": _number,
+            "hours": format_hours,
+            "number": number,
             "utc": utc_text,
             "label": job_label,
             "spark": _spark,
@@ -337,17 +338,9 @@ async def _refused(_request: Request, error: Exception) -> Response:
     return Response(orjson.dumps({"error": str(error)}), status_code=403, media_type="application/json")
 
 
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else format_duration(seconds)
-
-
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
 
 
 def _part_done(job: Mapping[str, Any] | None) -> float:

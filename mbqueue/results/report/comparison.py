@@ -11,11 +11,12 @@ from typing import Any
 import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue import files
+from mbqueue.results.cells import number, spread
 from mbqueue.results.choice import MARK, choice_note, chosen_on
 from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
 from mbqueue.results.report.figures import FOLD_COLOURS, INK, styled
-from mbqueue.results.report.markup import number, page, plot, spread, table
+from mbqueue.results.report.markup import page, plot, table
 from mbqueue.results.scores import Measure
 from mbqueue.task import N_FOLDS, Target
 

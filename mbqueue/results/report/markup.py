@@ -96,11 +96,3 @@ def table(
     footer = f"<tfoot>{line(foot, 'td')}</tfoot>" if foot else ""
     whole = f"<thead>{line(head, 'th')}</thead><tbody>{body}</tbody>{footer}"
     return f'<div class="wide"><table class="{style}">{whole}</table></div>'
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def spread(value: dict[str, float] | None) -> str:
-    return "–" if value is None else f"{value['mean']:.4f} ± {value['std']:.4f}"
