@@ -19,6 +19,7 @@ from mbqueue.clock import format_duration, format_hours
 from mbqueue.dashboard.experiments import STYLES, by_interest, cut, experiment, left_out, one_line
 from mbqueue.dashboard.failures import job_label, last_errors
 from mbqueue.dashboard.searches import search_lines, trial_table
+from mbqueue.errors import counted
 
 #: The order in which the view lists job counts by state. Open jobs come first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
@@ -296,9 +297,8 @@ def _totals(overview: Mapping[str, Any], session_seconds: float) -> Iterable[Ren
     line = Text(f"time: {format_hours(outlook.used)} used")
     besides = " besides the failed jobs" if outlook.has_failed else ""
     if left:
-        plural = "session" if outlook.sessions == 1 else "sessions"
-        line.append(f", about {format_hours(left)} left{besides}: ")
-        line.append(f"{outlook.sessions} {plural} of {format_duration(session_seconds)}")
+        sessions = counted(outlook.sessions, "session")
+        line.append(f", about {format_hours(left)} left{besides}: {sessions} of {format_duration(session_seconds)}")
     if unknown:
         those = "an experiment" if unknown == 1 else f"{unknown} experiments"
         line.append(f"; {'the rest' if left else 'the time left'} is estimated after the first epoch of {those}")

@@ -14,6 +14,7 @@ from typing import Any
 from mbqueue.data.elements import ATOMIC_NUMBERS
 from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard
+from mbqueue.errors import counted
 
 #: First letters of the line that names the kind of coordinates (``Direct``, ``Fractional`` or ``Cartesian``).
 _MODES = "dDfFcCkK"
@@ -129,5 +130,5 @@ def _numbers(line: str, count: int, what: str) -> list[float]:
     except ValueError:
         values = []
     if len(values) != count:
-        raise Unusable(f"{what} is {line[:60]!r}, not {count} number{'s' * (count > 1)}")
+        raise Unusable(f"{what} is {line[:60]!r}, not {counted(count, 'number')}")
     return values

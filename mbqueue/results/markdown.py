@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mbqueue.clock import format_duration
+from mbqueue.errors import counted
 from mbqueue.results.absences import absences
 from mbqueue.results.blending import enumerated, members_of
 from mbqueue.results.cells import markdown, markdown_code, number, spread
@@ -130,8 +131,7 @@ def _leaderboard(content: dict[str, Any], target: Target) -> list[str]:
 def _how(content: dict[str, Any], target: Target) -> list[str]:
     spec, run = content["spec"], content["run"]
     lines = _made(content) if members_of(spec) else _trained(spec, target)
-    sessions = run["sessions"]
-    count = "1 session" if len(sessions) == 1 else f"{len(sessions)} sessions"
+    count = counted(len(run["sessions"]), "session")
     lines.append(
         f"- {count}, {format_duration(run['hours'] * 3600)} in all, on {', '.join(run['devices']) or 'no device'}"
     )

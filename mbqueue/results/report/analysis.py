@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mbqueue.errors import counted
 from mbqueue.history import best_epoch
 from mbqueue.results.report.elements import POSITIONS, elements_of
 from mbqueue.results.scores import CLASS_THRESHOLD, roc_auc
@@ -120,7 +121,7 @@ def _gap(ratio: float) -> str:
 
 
 def _since(epochs: int) -> str:
-    return "the last epoch" if epochs == 0 else f"{epochs} epoch{'s' * (epochs > 1)} before the end"
+    return "the last epoch" if epochs == 0 else f"{counted(epochs, 'epoch')} before the end"
 
 
 @dataclass(frozen=True)

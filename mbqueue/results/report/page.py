@@ -13,6 +13,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue import files
 from mbqueue.clock import format_duration
+from mbqueue.errors import counted
 from mbqueue.results.absences import absences
 from mbqueue.results.blending import enumerated, members_of
 from mbqueue.results.cells import number, spread
@@ -272,8 +273,8 @@ def _link(row: analysis.Worst) -> str:
 
 def _sessions(recorded: Recorded, plots: Sequence[str], timeline: Sequence[sessions.Span]) -> list[str]:
     run = recorded.content["run"]
-    n = len(run["sessions"])
-    lines = [f"<p>{n} session{'s' * (n != 1)}, {format_duration(run['hours'] * 3600)} in all.</p>", *plots]
+    count = counted(len(run["sessions"]), "session")
+    lines = [f"<p>{count}, {format_duration(run['hours'] * 3600)} in all.</p>", *plots]
     if timeline:
         lines.append(_where_time_went(timeline))
     for change in run["fingerprint_changes"]:
