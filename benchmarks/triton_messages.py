@@ -45,9 +45,11 @@ class TritonMessages(PlainMessages):
 
 def _parameters(partials: Tensor, matrices: int) -> list[Tensor]:
     """Add up partial sums, and split the result into gradients of matrices [128, 64] and vectors [128]."""
-    from mbqueue.train.kernels.triton_sums import add_partials
+    from mbqueue.train.kernels.triton_later import Later
 
-    sums = add_partials(partials)
+    sums, later = partials.new_empty(partials.shape[1:]), Later()
+    later.add(partials, sums)
+    later.run("ieee")
     border = matrices * 128 * 64
     return [*sums[:border].view(-1, 128, 64), *sums[border:].view(-1, 128)]
 

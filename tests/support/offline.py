@@ -30,7 +30,6 @@ from mbqueue.train.kernels.triton_bonds import bonds_backward_kernel, bonds_forw
 from mbqueue.train.kernels.triton_later import add_all_partials_kernel, weight_gradients_kernel
 from mbqueue.train.kernels.triton_readout import read_out_backward, read_out_forward
 from mbqueue.train.kernels.triton_sums import (
-    add_partials_kernel,
     angles_to_atoms_kernel,
     angles_to_shorts_kernel,
     bonds_to_atoms_kernel,
@@ -42,7 +41,7 @@ TYPES = dict.fromkeys(
     ["center", "neighbor", "undirected", "reverse", "bond_first", "bond_i", "bond_j", "by_j", "order", "offsets",
      "short_offsets", "by_j_offsets", "chosen"], "*i32"
 ) | dict.fromkeys(
-    ["n", "n_atoms", "n_bonds", "n_shorts", "n_angles", "n_rows", "n_columns", "tiles", "rows_each", "atoms_stride",
+    ["n", "n_atoms", "n_bonds", "n_shorts", "n_angles", "tiles", "rows_each", "atoms_stride",
      "bonds_stride", "shorts_stride", "weights_stride", "d_weights_stride"], "i32"
 ) | dict.fromkeys(["inv_cutoff", "norm", "half_root"], "fp32") | {"table": "*i64", "numbers": "*i64"}  # fmt: skip
 #: Compute capability → the maximum shared memory of a block, in bytes, from the CUDA programming guide.
@@ -96,7 +95,6 @@ def _of_messages(capability: int, precision: str) -> Iterator[tuple[str, Any, in
     yield "bonds to atoms", bonds_to_atoms_kernel, 4, {"ROWS": 16}
     yield "angles to atoms", angles_to_atoms_kernel, 4, {"ROWS": 16}
     yield "angles to shorts", angles_to_shorts_kernel, 4, {"HAS_WEIGHTS": True, "ADDS": True, "ROWS": 16}
-    yield "partial sums", add_partials_kernel, 4, {"ROWS": 16}
 
 
 def _of_rows(precision: str) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mbqueue.train.kernels.launching import launch, room
-from mbqueue.train.kernels.tiles import ELEMENT_ROWS, SUM_ROWS
+from mbqueue.train.kernels.tiles import ELEMENT_ROWS
 from mbqueue.train.kernels.triton_gate import WIDTH
 
 
@@ -108,26 +108,6 @@ def sum_by_number(x, order, offsets, out, ROWS: tl.constexpr):  # noqa: N803
         row = tl.load(order + position, mask=mask, other=0)
         total += tl.sum(tl.load(x + row[:, None] * 64 + column[None, :], mask=mask[:, None], other=0.0), axis=0)
     tl.store(out + number * 64 + column, total)
-
-
-@triton.jit(do_not_specialize=["n_rows"])
-def add_partials_kernel(partials, out, n_rows, n_columns, ROWS: tl.constexpr):  # noqa: N803
-    """Sum 64 columns of ``partials`` over all rows."""
-    column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
-    total = tl.zeros([ROWS, WIDTH], out.dtype.element_ty)
-    for start in range(0, n_rows, ROWS):
-        row = start + tl.arange(0, ROWS)
-        at = partials + row[:, None] * n_columns + column[None, :]
-        total += tl.load(at, mask=(row < n_rows)[:, None], other=0.0)
-    tl.store(out + column, tl.sum(total, axis=0))
-
-
-def add_partials(partials: Tensor) -> Tensor:
-    """Sum ``partials``, [P, n], over rows, where n is a multiple of 64; return [n]."""
-    n_rows, n_columns = partials.shape
-    out = room(partials, n_columns)
-    launch(add_partials_kernel, n_columns // 64, partials, out, n_rows, n_columns, warps=4, ROWS=SUM_ROWS)
-    return out
 
 
 def by_number(x: Tensor, order: Tensor, offsets: Tensor, out: Tensor | None = None) -> Tensor:
