@@ -59,8 +59,8 @@ def write_arrays(
             stream.write(bytes(_padded(len(part)) - len(part)))
 
 
-def read_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Open a file; return its metadata and its memory-mapped arrays. With ``verify``, compare every checksum.
+def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Open a file and compare every checksum; return its metadata and its memory-mapped arrays.
 
     Raises:
         CacheError: if the file is missing, truncated, damaged or in a different format.
@@ -73,7 +73,7 @@ def read_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, Any], dic
         count = int(np.prod(entry["shape"], dtype=np.int64))
         begin = start + entry["offset"]
         raw = np.asarray(whole[begin : begin + count * dtype.itemsize])
-        if verify and entry["sha256"] is not None and hashlib.sha256(raw.data).hexdigest() != entry["sha256"]:
+        if entry["sha256"] is not None and hashlib.sha256(raw.data).hexdigest() != entry["sha256"]:
             raise CacheError(f"{path} is damaged: the checksum of its {entry['name']} is wrong. Remove it.")
         arrays[entry["name"]] = raw.view(dtype).reshape(entry["shape"])
     return header["meta"], arrays

@@ -16,8 +16,6 @@ from mbqueue.errors import CacheError
 
 _NAME = re.compile(r"(?P<frozen>frozen-)?(?P<dataset>[0-9a-f]{16})-(?P<version>\w+)")
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class StoredCache:
@@ -106,13 +104,12 @@ def stored_caches(cache_dir: Path) -> list[StoredCache]:
     return sorted(found, key=lambda cache: -cache.used_at)
 
 
-def verify_graphs(stored: StoredCache, *, repair: bool = False, progress: Progress | None = None) -> Verdict:
+def verify_graphs(stored: StoredCache, *, repair: bool = False) -> Verdict:
     """Verify every checksum in a graph cache.
 
     Args:
         stored: a cache of kind "graphs".
         repair: rebuild missing or damaged shards. A damaged file of crystals cannot be repaired.
-        progress: called with (crystals done, total) while missing shards are built.
 
     Raises:
         CacheError: if a rebuilt shard cannot be written.
@@ -126,7 +123,7 @@ def verify_graphs(stored: StoredCache, *, repair: bool = False, progress: Progre
     if not repair or not (wrong or stored.is_unfinished):
         return Verdict(wrong=wrong, left=wrong)
     with building(stored.folder):
-        cache = GraphCache.build(crystals, stored.folder, progress=progress)
+        cache = GraphCache.build(crystals, stored.folder)
         assert cache is not None, "build returns None only if should_stop is given"
         for number in cache.damaged():
             cache.repair(number)

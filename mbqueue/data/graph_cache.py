@@ -87,15 +87,12 @@ class GraphCache:
     Attributes:
         index: int64 [N, 6], as in ``PackedGraphs``, with starts relative to a shard.
         cutoffs: atom cut-off used for each crystal, Å, float64 [N].
-        atom_cutoff, bond_cutoff: the requested cut-offs, Å.
     """
 
-    def __init__(self, crystals: Crystals, folder: Path, *, atom_cutoff: float, bond_cutoff: float) -> None:
+    def __init__(self, crystals: Crystals, folder: Path) -> None:
         """Set the fields. Call ``GraphCache.open`` or ``GraphCache.build`` instead of this constructor."""
         self.crystals = crystals
         self.folder = folder
-        self.atom_cutoff = atom_cutoff
-        self.bond_cutoff = bond_cutoff
         self._borders = shard_borders(crystals.atom_offsets)
         self._firsts = np.array(self._borders[:-1], np.int64)
         self._shards: list[_Shard] = []
@@ -106,16 +103,14 @@ class GraphCache:
         self._stops = np.empty(0, np.int64)
 
     @classmethod
-    def open(
-        cls, crystals: Crystals, folder: Path, *, atom_cutoff: float = ATOM_CUTOFF, bond_cutoff: float = BOND_CUTOFF
-    ) -> GraphCache:
+    def open(cls, crystals: Crystals, folder: Path) -> GraphCache:
         """Open an existing, complete cache.
 
         Raises:
             CacheError: if a shard is missing or truncated, has a damaged index, or was made for different crystals or
                 cut-offs or by a different version of the converter. ``build`` replaces an unusable shard.
         """
-        cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
+        cache = cls(crystals, folder)
         cache._take([cache._read(number) for number in range(len(cache._borders) - 1)])
         return cache
 
@@ -125,8 +120,6 @@ class GraphCache:
         crystals: Crystals,
         folder: Path,
         *,
-        atom_cutoff: float = ATOM_CUTOFF,
-        bond_cutoff: float = BOND_CUTOFF,
         workers: int | None = None,
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -135,8 +128,6 @@ class GraphCache:
 
         Args:
             folder: created if it does not exist.
-            atom_cutoff: longest bond, Å.
-            bond_cutoff: longest bond that takes part in angles, Å.
             workers: threads; by default the cores that this process may use.
             progress: called with (crystals done, total) at the start and after each shard.
             should_stop: called before each shard; True stops the build, which a later call resumes.
@@ -144,7 +135,7 @@ class GraphCache:
         Returns:
             The open cache, or None if ``should_stop`` stopped the build.
         """
-        cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
+        cache = cls(crystals, folder)
         make_folder(folder / "locks")
         counting = Lock()
         done = 0
@@ -193,7 +184,7 @@ class GraphCache:
 
     def widened(self) -> NDArray[np.int64]:
         """Rows of the crystals whose cut-off was raised so that no atom is isolated, ascending."""
-        return np.flatnonzero(self.cutoffs > self.atom_cutoff)
+        return np.flatnonzero(self.cutoffs > ATOM_CUTOFF)
 
     def records(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The packed graphs of ``rows``, one after the other, and their offsets, int64 [B + 1].
@@ -212,7 +203,7 @@ class GraphCache:
     @classmethod
     def problems(cls, crystals: Crystals, folder: Path) -> list[str]:
         """Read all existing shards; return a sentence for each damaged one."""
-        cache = cls(crystals, folder, atom_cutoff=ATOM_CUTOFF, bond_cutoff=BOND_CUTOFF)
+        cache = cls(crystals, folder)
         found = []
         for number in range(len(cache._borders) - 1):
             try:
@@ -262,8 +253,8 @@ class GraphCache:
             "kind": "graphs",
             "crystals": self.crystals.structures_hash,
             "converter": CONVERTER_VERSION,
-            "atom_cutoff": self.atom_cutoff,
-            "bond_cutoff": self.bond_cutoff,
+            "atom_cutoff": ATOM_CUTOFF,
+            "bond_cutoff": BOND_CUTOFF,
             "rows": self._borders[number : number + 2],
         }
 
@@ -298,7 +289,7 @@ class GraphCache:
             if self._link_twin(number):
                 return self._read(number)
             first, stop = self._borders[number : number + 2]
-            packed = convert(self.crystals, first, stop, atom_cutoff=self.atom_cutoff, bond_cutoff=self.bond_cutoff)
+            packed = convert(self.crystals, first, stop)
             ends = [*packed.index[1:, 0].tolist(), len(packed.records)]
             checksums = [
                 zlib.crc32(packed.records[begin:end].data)

@@ -156,17 +156,16 @@ def test_a_flipped_bit_in_the_graphs_is_noticed_in_reading_and_mended(crystals, 
 @pytest.mark.parametrize("change", ["cut-offs", "version", "crystals"])
 def test_a_cache_of_something_else_is_not_used(crystals, tmp_path, monkeypatch, change):
     build(crystals, tmp_path)
-    options = {}
     if change == "cut-offs":
-        options = {"atom_cutoff": 5.0}
+        monkeypatch.setattr(cache_module, "ATOM_CUTOFF", 5.0)
     elif change == "version":
         monkeypatch.setattr(cache_module, "CONVERTER_VERSION", 10**6)
     else:
         crystals = crystals.select(np.arange(len(crystals))[::-1])
     with pytest.raises(CacheError, match="contains different graphs"):
-        GraphCache.open(crystals, tmp_path, **options)
-    rebuilt = build(crystals, tmp_path, **options)
-    assert_same_batches(rebuilt, build(crystals, tmp_path / "fresh", **options))
+        GraphCache.open(crystals, tmp_path)
+    rebuilt = build(crystals, tmp_path)
+    assert_same_batches(rebuilt, build(crystals, tmp_path / "fresh"))
 
 
 def test_the_name_of_the_folder_tells_crystals_and_version(crystals):
