@@ -157,8 +157,4 @@ def _lease_values(session: str, now: float, lease_seconds: float) -> dict[str, A
 
 def lease_of(found: Sequence[Row], session: str) -> Lease | None:
     """Make the lease from the row that a claim returned; None if the claim returned no row."""
-    if not found:
-        return None
-    job = Job.from_row(found[0])
-    assert job.lease_expires_at is not None
-    return Lease(job=job, session=session, fence=job.fence, expires_at=job.lease_expires_at)
+    return Lease(job=Job.from_row(found[0]), session=session) if found else None

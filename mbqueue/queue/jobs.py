@@ -152,7 +152,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """A session's right to work on a job until `expires_at`. The lease is valid while the job has the same fence.
+    """A session's right to work on a job. The lease is valid while the job has the same fence.
 
     `job` is the job's row as of the claim or the last renewal. `job.progress` is the progress that an earlier holder
     saved. `job.paused` means that a person has paused the job.
@@ -160,8 +160,10 @@ class Lease:
 
     job: Job
     session: str
-    fence: int
-    expires_at: float
+
+    @property
+    def fence(self) -> int:
+        return self.job.fence
 
 
 def told_apart_by(spec: Mapping[str, Any], spec_hash: str) -> tuple[str, bool]:

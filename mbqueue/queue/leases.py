@@ -179,10 +179,7 @@ class Leases(Claims):
             self._fenced(db, _RENEW, lease, {**values, "progress": None if progress is None else _as_json(progress)})
             if publish is not None:
                 publish()
-            found = db.execute(_ROW, (lease.job.id,)).fetchall()
-        renewed = lease_of(found, lease.session)
-        assert renewed is not None
-        return renewed
+            return Lease(job=Job.from_row(db.execute(_ROW, (lease.job.id,)).fetchone()), session=lease.session)
 
     @repeatable
     def save_progress(self, lease: Lease, *, progress: Mapping[str, Any], publish: Publish | None = None) -> None:

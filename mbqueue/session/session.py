@@ -153,10 +153,7 @@ class Session:
 
     def _held_beside(self, lease: Lease) -> Lease | None:
         held = (job for job in self.queue.jobs(state=State.LEASED) if job.session == self.id)
-        for job in held:
-            if job.id != lease.job.id and job.lease_expires_at is not None:
-                return Lease(job=job, session=self.id, fence=job.fence, expires_at=job.lease_expires_at)
-        return None
+        return next((Lease(job=job, session=self.id) for job in held if job.id != lease.job.id), None)
 
     def give_back_next(self, reason: str, *, for_others: bool = False) -> None:
         """Release the job that was claimed with the last commit, if it has not started."""

@@ -33,7 +33,7 @@ def test_a_claim_raises_the_fence_and_names_the_holder(world):
     world.enqueue()
     session = world.session()
     lease = world.take(session)
-    assert (lease.fence, lease.session, lease.expires_at) == (1, session, world.now + 60)
+    assert (lease.fence, lease.session, lease.job.lease_expires_at) == (1, session, world.now + 60)
     assert world.queue.job(lease.job.id).session == session
     world.queue.release(lease, reason="test", now=world.now)
     assert world.take(session).fence == 2

@@ -69,7 +69,7 @@ def test_an_expired_lease_can_be_renewed_until_it_is_reaped(world):
     lease = _epoch_one(world)
     world.now += 1000
     renewed = world.queue.renew(lease, now=world.now, lease_seconds=60)
-    assert (renewed.fence, renewed.expires_at) == (lease.fence, world.now + 60)
+    assert (renewed.fence, renewed.job.lease_expires_at) == (lease.fence, world.now + 60)
     assert world.claim(world.session()) is None
 
 
@@ -355,7 +355,7 @@ def test_the_next_job_of_a_fold_is_taken_as_it_waits_once_its_epoch_is_committed
         lease = both(world, lease)
     assert lease is not None
     assert (lease.job.label, lease.job.fence, lease.job.session) == ("full fold 0 predict", 1, session)
-    assert lease.expires_at == pytest.approx(world.now + 60.0)
+    assert lease.job.lease_expires_at == pytest.approx(world.now + 60.0)
     changes = [(event.epoch, event.from_state, event.to_state) for event in world.queue.events(after=last)]
     assert changes == [
         (1, "leased", "committed"),

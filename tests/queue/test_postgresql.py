@@ -69,7 +69,7 @@ def test_times_come_from_the_server_even_if_a_workers_clock_is_wrong(queue, make
     row, now = queue.session(session), time.time()
     assert abs(outcome.experiment.enqueued_at - now) < 30
     assert abs(row.deadline_at - (now + 100)) < 30  # the deadline follows the server's clock
-    assert abs(lease.expires_at - (now + 60)) < 30
+    assert abs(lease.job.lease_expires_at - (now + 60)) < 30
     assert abs(queue.overview(now=wrong)["now"] - now) < 30
     assert queue.reap_expired(by="test", now=wrong) == 0
 

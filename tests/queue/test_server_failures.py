@@ -213,7 +213,7 @@ def test_a_broken_connection_changes_neither_the_effect_nor_the_result_of_a_writ
 def _lease_of(queue: Queue, job):
     from mbqueue.queue import Lease
 
-    return Lease(job=job, session=job.session, fence=job.fence, expires_at=job.lease_expires_at)
+    return Lease(job=job, session=job.session)
 
 
 def test_a_publish_cut_off_by_a_crash_counts_when_the_lease_is_still_held(queue, make_spec, postgres_server):
