@@ -293,10 +293,6 @@ class FoldRun:
         best_epoch = learner.best["epoch"] if learner.best else learner.epoch
         return EpochOutcome(
             finished=finished,
-            epoch=learner.epoch,
-            step=learner.step,
-            steps_per_epoch=self.steps_per_epoch,
-            commit=learner.parent.stem if learner.parent else None,
             history_row=dict(learner.history[-1]) if finished else None,
             best=dict(learner.best) if learner.best else None,
             improved=finished and best_epoch == learner.epoch,

@@ -11,24 +11,18 @@ class StepReport:
     """A report on a finished optimizer step.
 
     Attributes:
-        epoch: number of the epoch, from 1.
         step: number of steps done in the epoch, from 1.
         steps_per_epoch: total number of steps in the epoch.
         loss: mean over the step's structures.
         mae: mean absolute error of the step's structures, in the unit of the target.
-        lr: learning rate.
-        grad_norm: norm of the gradient before clipping.
         structures: number of structures in the step.
         seconds: duration of the step, including the wait for data.
     """
 
-    epoch: int
     step: int
     steps_per_epoch: int
     loss: float
     mae: float
-    lr: float
-    grad_norm: float
     structures: int
     seconds: float
 
@@ -39,20 +33,12 @@ class EpochOutcome:
 
     Attributes:
         finished: whether the epoch is trained, validated and committed.
-        epoch: number of the epoch, from 1.
-        step: number of committed steps of the epoch.
-        steps_per_epoch: total number of steps in the epoch.
-        commit: file name of the newest commit, without extension; None if nothing has been committed yet.
         history_row: the epoch's row in the history; None if the epoch is unfinished.
         best: epoch, val_mae and commit of the best finished epoch, if any.
         improved: whether this epoch is the best so far.
     """
 
     finished: bool
-    epoch: int
-    step: int
-    steps_per_epoch: int
-    commit: str | None
     history_row: dict[str, Any] | None
     best: dict[str, Any] | None
     improved: bool

@@ -71,8 +71,7 @@ class Step:
         rows: rows of the step's crystals.
     """
 
-    def __init__(self, figures: Tensor, rows: list[int], rate: float) -> None:
-        self.rate = rate
+    def __init__(self, figures: Tensor, rows: list[int]) -> None:
         self._rows = rows
         self._figures = Fetch([figures])
 
@@ -144,7 +143,7 @@ def begin_step(
     # Running out of memory here is unlikely, because the memory of the backward pass is free again. An error here could
     # leave only some weights changed, so do not catch errors: the job then ends and resumes from its last commit.
     optimizer.step()
-    return Step(figures, rows, rate)
+    return Step(figures, rows)
 
 
 def _add_gradient(

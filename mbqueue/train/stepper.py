@@ -87,13 +87,10 @@ class Stepper:
             self._learner.count(result, seconds)
             self._on_step(
                 StepReport(
-                    epoch=self._learner.epoch,
                     step=self._learner.step,
                     steps_per_epoch=self._learner.steps_per_epoch,
                     loss=result.loss / result.structures,
                     mae=result.abs_error / result.structures,
-                    lr=step.rate,
-                    grad_norm=result.grad_norm,
                     structures=result.structures,
                     seconds=seconds,
                 )
