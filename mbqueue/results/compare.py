@@ -34,7 +34,6 @@ class PairedDifference:
         mean, low, high: mean of |error b| − |error a|, and its 95 % interval; None for fewer than two crystals.
         share_better: fraction of these crystals on which b's error is smaller.
         per_fold: fold → mean difference, for folds with the same crystals in both experiments.
-        differences: float64 [n].
     """
 
     a: str
@@ -47,7 +46,6 @@ class PairedDifference:
     high: float | None
     share_better: float
     per_fold: dict[int, float]
-    differences: NDArray[np.float64]
 
     @property
     def verdict(self) -> str:
@@ -139,7 +137,6 @@ def _pair(a: Recorded, b: Recorded, label_a: str, label_b: str) -> PairedDiffere
             for fold in sorted(set(a.folds) & set(b.folds))
             if set(a.predictions[fold].ids) == set(b.predictions[fold].ids)
         },
-        differences=differences,
     )
 
 

@@ -31,7 +31,7 @@ def recorded(name, maes, reasons=(), *, official=True, dataset="matbench_mp_e_fo
 def comparison():
     pair = PairedDifference(
         a="first", b="second", n=100, mae_a=0.02, mae_b=0.019, mean=-0.001, low=-0.0015, high=-0.0005,
-        share_better=0.6, per_fold={0: -0.001}, differences=np.zeros(100),
+        share_better=0.6, per_fold={0: -0.001},
     )  # fmt: skip
     both = (
         recorded("first", {0: 0.02, 1: 0.03}, ["folds 2, 3, 4 are missing"]),
