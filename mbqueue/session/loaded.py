@@ -85,7 +85,7 @@ class Loaded:
                 frozen,
                 kinds_needed(spec),
                 should_stop=self._session.should_stop,
-                on_progress=lambda progress: advanced(progress.done, progress.total),
+                on_progress=advanced,
             )
         if not is_prepared(spec, frozen):
             finished = prepare_frozen(
@@ -94,7 +94,7 @@ class Loaded:
                 frozen,
                 device=self.device,
                 should_stop=self._session.should_stop,
-                on_progress=lambda progress: advanced(progress.done, progress.total),
+                on_progress=advanced,
                 on_note=self._session.note_once,
             )
             if not finished:

@@ -20,7 +20,7 @@ from mbqueue.train.arithmetic import calculating
 from mbqueue.train.elsewhere import Elsewhere
 from mbqueue.train.family import family_of
 from mbqueue.train.feeds import GraphFeed
-from mbqueue.train.frozen import FrozenBackbone, Preparing, Progress, frozen_folder
+from mbqueue.train.frozen import FrozenBackbone, Preparing, frozen_folder
 from mbqueue.train.gpu_path import using
 from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.step import infer
@@ -69,7 +69,7 @@ def prepare_frozen(
     *,
     device: torch.device,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[Progress], None] = lambda _progress: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     on_note: Callable[[str], None] = lambda _note: None,
 ) -> bool:
     """Compute and store missing shards of the backbone's outputs in float32; return False if stopped before the end.

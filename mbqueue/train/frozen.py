@@ -174,7 +174,7 @@ class FrozenBackbone:
         for row in rows:
             shard = int(row) // SHARD_SIZE
             if shard not in self._maps:
-                if not self.is_whole("features", shard, verify=False):
+                if not self.is_whole("features", shard):
                     raise CacheError(self._incomplete("features", [shard]))
                 self._maps[shard] = self._open("features", shard)
             base = self.atom_offsets[shard * SHARD_SIZE]
@@ -196,17 +196,8 @@ class FrozenBackbone:
     def _incomplete(self, kind: str, missing: list[int]) -> str:
         return (
             f"{len(missing)} of {self.n_shards} shards of the backbone's {kind} in {self.folder} are missing or "
-            "damaged. "
-            "Run the experiment's prepare job again."
+            "damaged. Run the experiment's prepare job again."
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Progress of a prepare job: the numbers of finished crystals and of all crystals."""
-
-    done: int
-    total: int
 
 
 #: A function that returns the atom features [A, 64] and interaction energies [B] of rows, or None if stopped. The
@@ -228,6 +219,7 @@ class Preparing:
         keeps_features: whether to store features whenever the backbone runs, even if only energies are needed.
         find: finds a store that has a shard with the same crystals, so that the shard can be copied.
         should_stop: called while waiting for another process.
+        on_progress: called with the numbers of finished crystals and of all crystals.
         n_found, n_computed: number of crystals in the shards copied and computed so far.
     """
 
@@ -237,7 +229,7 @@ class Preparing:
     keeps_features: bool = False
     find: Find = lambda _shard, _kinds: None
     should_stop: Callable[[], bool] = lambda: False
-    on_progress: Callable[[Progress], None] = lambda _progress: None
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None
     n_found: int = 0
     n_computed: int = 0
 
@@ -254,7 +246,7 @@ class Preparing:
         done = total - sum(len(frozen.rows_of(shard)) for shard in missing)
 
         def tell(more: int) -> None:
-            self.on_progress(Progress(done=done + more, total=total))
+            self.on_progress(done + more, total)
 
         tell(0)
         waiting, may_wait = missing, False

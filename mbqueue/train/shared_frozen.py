@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mbqueue.project import STORED_FROZEN
 from mbqueue.storage.objects import ObjectStore
-from mbqueue.train.frozen import FrozenBackbone, Progress
+from mbqueue.train.frozen import FrozenBackbone
 
 LARGEST_LISTING = 1 << 16
 LARGEST_SHARD = 1 << 30
@@ -64,7 +64,7 @@ def fetch_shards(
     kinds: Sequence[str],
     *,
     should_stop: Callable[[], bool],
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[int, int], None],
 ) -> None:
     """Download every shard in the store that this machine lacks or that differs from this machine's copy.
 
@@ -93,7 +93,7 @@ def fetch_shards(
                 _take(store, frozen, kind, shard)
 
     for done, _ in enumerate(_several_at_once(fetch, wanted), start=1):
-        on_progress(Progress(done=done, total=len(wanted)))
+        on_progress(done, len(wanted))
 
 
 def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[str, int]]) -> Iterator[None]:

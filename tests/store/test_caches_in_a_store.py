@@ -56,7 +56,7 @@ def made(folder: Path, *, value: float) -> FrozenBackbone:
 
 
 def fetch(store: ObjectStore, frozen: FrozenBackbone) -> FrozenBackbone:
-    fetch_shards(store, frozen, KINDS, should_stop=lambda: False, on_progress=lambda _progress: None)
+    fetch_shards(store, frozen, KINDS, should_stop=lambda: False, on_progress=lambda _done, _total: None)
     return frozen
 
 
