@@ -97,12 +97,7 @@ class Columns:
         self._see(told, structures)
         self._is_open = False
         there = f"Its columns are: {', '.join(told)}."
-        for wanted, chosen, what in ((self._wanted.id, self.id, "id"), (self._wanted.target, self.target, "target")):
-            if wanted and chosen is None:
-                raise DataError(
-                    f"{source} has no column {wanted}, which you named as the {what} column. {there} Name one of these "
-                    f"with --{what}-column. {UNDER_A_NEW_NAME}"
-                )
+        self._require_named(f"{source} has no column", there)
         if structures and self.structure is None:
             separated = " Separate the columns with commas." if len(told) == 1 and re.search(r"[;\t|]", told[0]) else ""
             raise DataError(f"{source} has no column {' or '.join(structures)}. {there}{separated}")
@@ -137,17 +132,19 @@ class Columns:
         Raises:
             DataError: if a column has not been seen.
         """
+        seen = [str(name) for name in self._seen]
+        there = f"The rows have: {', '.join(seen)}."
+        self._require_named(f"No row of {source} has", there)
+        if seen:
+            self._require_target(f"No row of {source} has", there, seen)
+
+    def _require_named(self, absent: str, there: str) -> None:
         for wanted, chosen, what in ((self._wanted.id, self.id, "id"), (self._wanted.target, self.target, "target")):
             if wanted and chosen is None:
                 raise DataError(
-                    f"No row of {source} has {wanted}, which you named as the {what} column. "
-                    f"The rows have: {', '.join(map(str, self._seen))}. Name one of these with --{what}-column. "
-                    f"{UNDER_A_NEW_NAME}"
+                    f"{absent} {wanted}, which you named as the {what} column. {there} Name one of these with "
+                    f"--{what}-column. {UNDER_A_NEW_NAME}"
                 )
-
-        if self._seen:
-            seen = [str(name) for name in self._seen]
-            self._require_target(f"No row of {source} has", f"The rows have: {', '.join(seen)}.", seen)
 
     def _require_target(self, absent: str, there: str, names: Sequence[str]) -> None:
         if self.target is None and self.targets_required:
