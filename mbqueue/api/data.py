@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     from mbqueue.data.cache_folder import StoredCache
     from mbqueue.experiment import DataSpec
     from mbqueue.session.ensemble import EnsembleTable
-    from mbqueue.session.loading import LoadedData
-
-#: A function that takes the name of a piece of work and returns its progress callback, which receives (done, total).
-Progress = Callable[[str], Callable[[int, int], None]]
+    from mbqueue.session.loading import LoadedData, Progress
 
 
 class Data(OpenedProject):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mbqueue.data.source import Progress
 from mbqueue.errors import DataError, InvalidCrystals, UsageError
 from mbqueue.experiment import SAMPLE_DATASET
 from mbqueue.task import FORMATION_ENERGY, TASKS, Target, Task
@@ -23,8 +23,6 @@ _FORMS = (
     ".json, .json.gz or .json.bz2 (a table that matminer, pandas or monty wrote), .jsonl or .jsonl.gz (id, structure, "
     "target), .csv with a column of structures, .extxyz or .db of ase, or a folder with id_prop.csv and CIFs or POSCARs"
 )
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from mbqueue.data.arrayfile import read_arrays, write_arrays
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.graphs import ATOM_CUTOFF, BOND_CUTOFF, CONVERTER_VERSION, convert
+from mbqueue.data.source import Progress
 from mbqueue.errors import CacheError
 from mbqueue.files import TEMP_PREFIX, make_folder
 
@@ -36,8 +37,6 @@ CRYSTALS_FILE = "crystals.bin"
 
 SHARD_CRYSTALS = 2048
 SHARD_ATOMS = 65_536
-
-Progress = Callable[[int, int], None]
 
 
 def folder_name(crystals: Crystals) -> str:

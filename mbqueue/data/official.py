@@ -7,17 +7,15 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 
 from mbqueue.clock import Clock, SystemClock
+from mbqueue.data.source import Progress
 from mbqueue.errors import DataError, SourceAway
 from mbqueue.files import fsync_dir, sha256_of_file
-
-Progress = Callable[[int, int], None]
 
 #: A download fails after this many consecutive attempts without a new byte.
 _ATTEMPTS = 5
