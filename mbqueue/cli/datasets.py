@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mbqueue.cli.console import print_json, print_line, say
-from mbqueue.cli.options import IdColumnOption, JsonOption, TargetColumnOption, current_project, open_project
+from mbqueue.cli.options import (
+    DropInvalidOption,
+    IdColumnOption,
+    JsonOption,
+    TargetColumnOption,
+    current_project,
+    open_project,
+)
 from mbqueue.clock import format_duration, utc_text
 from mbqueue.errors import CacheError
 from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
@@ -36,9 +43,7 @@ def prepare(
     dataset: Annotated[str, typer.Argument(metavar="[DATASET]", help="Name or path of a dataset.")] = OFFICIAL_DATASET,
     limit: Annotated[int, typer.Option(help="Use at most this many random crystals; 0 uses all.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Random seed for --limit.", min=0)] = 0,
-    drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and list them.")
-    ] = False,
+    drop_invalid: DropInvalidOption = False,
     id_column: IdColumnOption = "",
     target_column: TargetColumnOption = "",
 ) -> None:

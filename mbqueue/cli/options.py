@@ -19,6 +19,12 @@ IdColumnOption = Annotated[
 TargetColumnOption = Annotated[
     str, typer.Option("--target-column", metavar="NAME", help="Name of the target column in your table.")
 ]
+DropInvalidOption = Annotated[
+    bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and list them.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU or, without a GPU, the CPU.")
+]
 ExperimentArgument = Annotated[str, typer.Argument(help="Name of an enqueued experiment.")]
 SearchArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="Name of an enqueued search.")]
 

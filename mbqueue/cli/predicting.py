@@ -9,7 +9,7 @@ import typer
 
 from mbqueue.api.opened import LOADING
 from mbqueue.cli.console import print_line, say
-from mbqueue.cli.options import IdColumnOption, TargetColumnOption, open_project
+from mbqueue.cli.options import DeviceOption, DropInvalidOption, IdColumnOption, TargetColumnOption, open_project
 from mbqueue.errors import counted
 
 
@@ -28,15 +28,11 @@ def predict(
     strains: Annotated[
         int, typer.Option(help="Average over this many pairs of opposite small strains (test-time averaging).", min=0)
     ] = 0,
-    drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and list them.")
-    ] = False,
+    drop_invalid: DropInvalidOption = False,
     id_column: IdColumnOption = "",
     target_column: TargetColumnOption = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU or, without a GPU, the CPU.")
-    ] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Predict crystals with trained models: the mean of all models, their spread, and each model's prediction.
 

@@ -9,6 +9,7 @@ import typer
 
 from mbqueue.cli.console import print_json, print_line, say
 from mbqueue.cli.options import (
+    DropInvalidOption,
     ExperimentArgument,
     IdColumnOption,
     JsonOption,
@@ -47,9 +48,7 @@ def enqueue(
     name: Annotated[
         str | None, typer.Option(help="Name of the experiment in the queue, and of its results folder.")
     ] = None,
-    drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and list them.")
-    ] = False,
+    drop_invalid: DropInvalidOption = False,
     seeds: Annotated[
         str | None, typer.Option(help="Seeds, for example 0-4; enqueues NAME.seed0, NAME.seed1 and so on.")
     ] = None,

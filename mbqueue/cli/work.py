@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mbqueue.cli.console import outliving_readers, print_line, say
-from mbqueue.cli.options import open_project
+from mbqueue.cli.options import DeviceOption, open_project
 from mbqueue.errors import UsageError, counted
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ def work(
             help="End the session when it has waited this long for a job, for example 10m; no limit by default."
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU or, without a GPU, the CPU.")
-    ] = None,
+    device: DeviceOption = None,
     devices: Annotated[
         str | None,
         typer.Option(help="Run one session per device, for example 0,1,2 or cuda:0,cuda:1 or cpu,cpu."),
