@@ -9,7 +9,7 @@ import typer
 
 from mbqueue.cli.console import print_json, print_line, say
 from mbqueue.cli.options import JsonOption, open_project
-from mbqueue.errors import counted
+from mbqueue.cli.queueing import enqueued
 
 if TYPE_CHECKING:
     from mbqueue.queue.enqueue import EnqueueOutcome
@@ -82,8 +82,6 @@ def _tell(outcome: EnqueueOutcome, *, as_json: bool) -> None:
             }
         )
         return
-    if outcome.outcome == "unchanged":
-        print_line(f"{made.name}: already in the queue with this spec; nothing was changed.")
-        return
-    print_line(f"{made.name}: enqueued, {counted(outcome.n_jobs, 'job')}. Results will be in {made.results_dir}")
-    say(f"{made.spec['description']}. Start a session with: mbqueue work")
+    print_line(enqueued(outcome))
+    if outcome.outcome != "unchanged":
+        say(f"{made.spec['description']}. Start a session with: mbqueue work")

@@ -91,7 +91,7 @@ def enqueue(
         print_line(f"{search}: {what}. See: mbqueue status {search}")
         return
     for outcome in outcomes:
-        print_line(_enqueued(outcome))
+        print_line(enqueued(outcome))
     target = target_of(first.spec)
     column = f", column {target.column}" if target.column else ""
     say(f"Target: {target.axis}, of kind {target.kind}. Dataset: {first.dataset}{column}.")
@@ -105,7 +105,8 @@ def enqueue(
     say("Start a session with: mbqueue work")
 
 
-def _enqueued(outcome: EnqueueOutcome) -> str:
+def enqueued(outcome: EnqueueOutcome) -> str:
+    """Describe in one line what enqueueing an experiment changed."""
     label, results = outcome.experiment.name, outcome.experiment.results_dir
     return {
         "created": f"{label}: enqueued, {counted(outcome.n_jobs, 'job')}. Results will be in {results}",
@@ -128,11 +129,11 @@ def promote(
     Example: mbqueue promote lr_search --name tuned
     """
     outcome = open_project(context).promote(search, name=name, priority=priority)
-    label = outcome.experiment.name
     if outcome.outcome == "unchanged":
-        print_line(f"{label}: already in the queue with this spec; nothing was changed.")
+        print_line(enqueued(outcome))
         return
-    print_line(f"{label}: enqueued, {counted(outcome.n_jobs, 'job')}. {outcome.experiment.spec['description']}.")
+    made = outcome.experiment
+    print_line(f"{made.name}: enqueued, {counted(outcome.n_jobs, 'job')}. {made.spec['description']}.")
     say("Start a session with: mbqueue work")
 
 
