@@ -11,11 +11,9 @@ import sys
 import traceback
 
 from mbqueue.cli.app import app
-from mbqueue.cli.console import say, tolerate_narrow_streams
+from mbqueue.cli.console import FAILURE, USAGE, say, tolerate_narrow_streams
 from mbqueue.errors import LimitReached, MbqueueError, UsageError, causes, remedy
 from mbqueue.limits import why_limited
-
-FAILURE, USAGE = 1, 2
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,6 +13,8 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console
 
+#: Exit codes. 75 is EX_TEMPFAIL in sysexits.h. mbqueue exits with 75 if a session has ended but work is left.
+FAILURE, USAGE, WORK_LEFT = 1, 2, 75
 #: Error codes for a write to a stream whose reader or terminal is gone.
 _GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET}
 

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from mbqueue.cli.console import print_line
+from mbqueue.cli.console import WORK_LEFT, print_line
 from mbqueue.clock import format_duration
 from mbqueue.errors import MbqueueError
 from mbqueue.project import ProjectFolder, init_project
@@ -25,7 +25,6 @@ FOLDS, EPOCHS, CRYSTALS = 5, 2, 300
 #: The fold, epoch and step after which the demo kills the session.
 KILLED_FOLD, KILLED_EPOCH, KILLED_AFTER_STEP = 1, 2, 4
 SETTINGS = 'session = "10m"\ncheckpoint_minutes = 0.01\nlease_seconds = 20.0\n'
-WORK_LEFT = 75
 
 
 class DemoFailed(MbqueueError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from mbqueue import __version__
-from mbqueue.cli.console import print_json, print_line
+from mbqueue.cli.console import FAILURE, print_json, print_line
 from mbqueue.cli.options import JsonOption, current_project
 from mbqueue.errors import DataError, MbqueueError, ProjectNotFound, StoreError, UsageError
 from mbqueue.experiment import NEEDED_CAPABILITY, OFFICIAL_DATASET
@@ -69,7 +69,7 @@ def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         print_json([asdict(finding) for finding in findings])
     if any(finding.state == "problem" for finding in findings):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILURE)
 
 
 def _findings(context: typer.Context) -> Iterator[Finding]:

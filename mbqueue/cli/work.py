@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mbqueue.cli.console import outliving_readers, print_line, say
+from mbqueue.cli.console import FAILURE, USAGE, WORK_LEFT, outliving_readers, print_line, say
 from mbqueue.cli.options import DeviceOption, open_project
 from mbqueue.errors import UsageError, counted
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from mbqueue.session.options import WorkArguments
     from mbqueue.session.outcome import Ending, SessionOutcome
 
-#: The exit code 75 is EX_TEMPFAIL in sysexits.h. mbqueue exits with 75 if a session has ended but work is left.
-WORK_LEFT, FAILURE, USAGE = 75, 1, 2
 STANDARD_OUTPUT = 1
 
 
