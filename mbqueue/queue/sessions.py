@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 
 from mbqueue.clock import utc_text
@@ -116,9 +115,7 @@ class Sessions(Part):
             _end(db, session, reason=reason, by=session, now=now, lost=lost)
 
     @repeatable
-    def reap_dead(
-        self, *, by: str, now: float, is_dead: Callable[[ProcessIdentity], bool] | None = None
-    ) -> tuple[SessionRow, ...]:
+    def reap_dead(self, *, by: str, now: float) -> tuple[SessionRow, ...]:
         """End the sessions of this machine whose processes are certainly dead, and release their jobs.
 
         Also end sessions whose processes use a different queue file, which shows that this queue is a copy.
@@ -130,18 +127,14 @@ class Sessions(Part):
                 "SELECT * FROM sessions WHERE ended_at IS NULL AND boot_id = ? AND id <> ? ORDER BY id", (boot_id(), by)
             )
             live = [SessionRow.from_row(row) for row in rows]
-        dead = [row for row in live if (is_dead or self.is_gone)(row.identity)]
+        dead = [row for row in live if is_gone(row.identity, self.database.file)]
         if dead:
             with self.writing() as db:
                 for row in dead:
-                    is_elsewhere = is_dead is None and is_known_living(row.identity)
+                    is_elsewhere = is_known_living(row.identity)
                     why = "uses the queue from which this one was copied" if is_elsewhere else "is gone"
                     _end(db, row.id, reason=f"process {row.pid} {why}", by=by, now=now, lost=not is_elsewhere)
         return tuple(dead)
-
-    def is_gone(self, identity: ProcessIdentity) -> bool:
-        """Whether a process is certainly not using this queue (`mbqueue.queue.processes`)."""
-        return is_gone(identity, self.database.file)
 
     @repeatable
     def session(self, session: str) -> SessionRow:

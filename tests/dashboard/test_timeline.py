@@ -61,11 +61,11 @@ def test_a_failure_is_drawn_as_one(queue):
 
 def test_a_death_is_drawn_as_cut_off_until_the_session_was_last_believed_to_live(queue):
     dead = queue.start_session(
-        device="L4", now=0.0, alive_seconds=60.0, identity=ProcessIdentity("here", boot_id(), 999_999, 1)
+        device="L4", now=0.0, alive_seconds=60.0, identity=ProcessIdentity("here", boot_id(), 2**22 + 1, 1)
     )
     queue.claim(dead, now=5.0, lease_seconds=60)
     other = start(queue, 500.0)
-    queue.reap_dead(by=other, now=500.0, is_dead=lambda identity: True)
+    queue.reap_dead(by=other, now=500.0)
     queue.end_session(other, reason="stopped", now=500.0)
     assert drawn(queue) == [("idle", "", 0.0, 5.0), ("cut off", "small", 5.0, 65.0)]
 
@@ -104,11 +104,11 @@ def test_after_a_death_only_repeated_work_counts_as_lost(queue):
     first = start(queue, 0.0)
     prepare(queue, first, 0.0)
     dead = queue.start_session(
-        device="L4", now=20.0, alive_seconds=100.0, identity=ProcessIdentity("here", boot_id(), 999_999, 1)
+        device="L4", now=20.0, alive_seconds=100.0, identity=ProcessIdentity("here", boot_id(), 2**22 + 1, 1)
     )
     job = queue.claim(dead, now=20.0, lease_seconds=100).job
     other = start(queue, 120.0)
-    queue.reap_dead(by=other, now=120.0, is_dead=lambda identity: identity.pid == 999_999)
+    queue.reap_dead(by=other, now=120.0)
     lease = queue.claim(other, now=120.0, lease_seconds=100)
     assert lease.job.id == job.id
     queue.commit(lease, result={}, now=180.0)

@@ -114,17 +114,18 @@ def test_a_process_that_another_user_owns_is_alive(monkeypatch):
 
 
 def test_sessions_of_other_machines_are_never_reaped_as_dead(world):
-    elsewhere = ProcessIdentity("elsewhere", "another-boot/pid:[1]", 1, 1)
+    elsewhere = ProcessIdentity("elsewhere", "another-boot/pid:[1]", 2**22 + 1, 1)
     world.queue.start_session(device="cpu", now=world.now, alive_seconds=60, identity=elsewhere)
-    assert world.queue.reap_dead(by="me", now=world.now, is_dead=lambda _: True) == ()
+    assert world.queue.reap_dead(by="me", now=world.now) == ()
 
 
 def test_a_job_whose_process_dies_each_time_fails_in_the_end(world):
     world.enqueue()
     me = world.session()
     for _ in range(MAX_LOST_IN_A_ROW):
-        world.take(world.session())
-        world.queue.reap_dead(by=me, now=world.now, is_dead=lambda _: True)
+        dead = ProcessIdentity("here", boot_id(), 2**22 + 1, 1)
+        world.take(world.queue.start_session(device="cpu", now=world.now, alive_seconds=60, identity=dead))
+        world.queue.reap_dead(by=me, now=world.now)
     assert world.find("full prepare").state == "failed"
 
 
