@@ -107,10 +107,6 @@ class Database(ABC):
         deadlocks.
         """
 
-    def hold(self, db: Statements, experiment_id: int | None, *, shared: bool = False) -> None:
-        """Lock an experiment until the transaction ends; arguments as for `holding`."""
-        self.together(db, self.holding(experiment_id, shared=shared))
-
     @abstractmethod
     def leases_run_out(self, db: Statements) -> bool:
         """Whether expired leases may be taken back now."""

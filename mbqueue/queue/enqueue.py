@@ -88,7 +88,7 @@ class Enqueueing(Part):
         """
         require_priority(priority)
         with self.writing() as db:
-            self.database.hold(db, None)
+            self.database.together(db, self.database.holding(None))
             row = db.execute(_experiment_to_change, (spec.name,)).fetchone()
             if row is None:
                 return self._create(db, spec, results_dir=results_dir, priority=priority, by=by, now=now)
@@ -194,7 +194,7 @@ class Enqueueing(Part):
 
 
 def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Experiment:
-    """Read an experiment by its name. With ``to_change``, lock the experiment as `Database.hold` does.
+    """Read an experiment by its name. With ``to_change``, lock the experiment as `Database.holding` does.
 
     Raises:
         UsageError: if there is no such experiment; the message lists the existing experiments.
