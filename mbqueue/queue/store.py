@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -53,6 +52,3 @@ class Queue(Enqueueing, Leases, Sessions, Steering, Pruning, Reports, Adopting, 
             QueueError: if the database is damaged.
         """
         self.database.verify()
-
-    def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        self.database.wait(seconds, is_over)

@@ -280,7 +280,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
             why = f"no job to claim for {idle}; other sessions hold {counted(outlook.leased, 'job')}"
             return Ending.STOPPED, StopCause(StopKind.IDLE, why)
         is_hinted = _report_waiting(session, outlook, is_hinted=is_hinted)
-        queue.wait(POLL_SECONDS, stop.wait)
+        queue.database.wait(POLL_SECONDS, stop.wait)
 
 
 def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> bool:

@@ -73,7 +73,7 @@ def test_three_processes_do_all_jobs_and_a_waiting_worker_polls(through, make_sp
     with open_on_server(through) as queue:
         queue.enqueue(make_spec(folds=(0, 1, 2, 3, 4), epochs=9), results_dir="r", now=0.0)
         waited: list[float] = []
-        queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
+        queue.database.wait(2.0, lambda seconds: bool(waited.append(seconds)))
         assert waited == [2.0]
         drained(queue, start_draining(through, tmp_path, n=3))
         queue.verify()

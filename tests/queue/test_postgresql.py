@@ -118,7 +118,7 @@ def test_a_waiting_worker_is_woken_when_there_is_something_to_claim(queue, url, 
     # On a slow machine, the check that notifications arrive must not time out.
     monkeypatch.setattr(listening, "_PROOF_SECONDS", 60.0)
     over = threading.Event()
-    queue.wait(60.0, over.wait)  # the first wait on a connection returns immediately
+    queue.database.wait(60.0, over.wait)  # the first wait on a connection returns immediately
     changes = [
         lambda other: other.enqueue(make_spec(), results_dir="r", now=0.0),
         lambda other: other.pause("full", now=0.0),
@@ -133,17 +133,17 @@ def test_a_waiting_worker_is_woken_when_there_is_something_to_claim(queue, url, 
             began = time.monotonic()
             timer = threading.Timer(0.2, change, [other])
             timer.start()
-            queue.wait(60.0, over.wait)
+            queue.database.wait(60.0, over.wait)
             timer.join()
             assert 0.1 < time.monotonic() - began < 20
 
 
 def test_a_waiting_worker_stops_when_asked(queue):
     over = threading.Event()
-    queue.wait(60.0, over.wait)
+    queue.database.wait(60.0, over.wait)
     threading.Timer(0.1, over.set).start()
     began = time.monotonic()
-    queue.wait(60.0, over.wait)
+    queue.database.wait(60.0, over.wait)
     assert time.monotonic() - began < 30
 
 
@@ -152,7 +152,7 @@ def test_without_notifications_a_worker_polls(queue, monkeypatch):
     monkeypatch.setattr(listening, "CHANNEL", "nowhere; SELECT 1")  # this channel gets no notifications
     waited = []
     for _ in range(2):
-        queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
+        queue.database.wait(2.0, lambda seconds: bool(waited.append(seconds)))
     assert waited == [2.0, 2.0]
 
 
@@ -160,12 +160,12 @@ def test_after_a_late_notification_the_worker_listens_again(queue, monkeypatch):
     with monkeypatch.context() as at_first:
         at_first.setattr(listening, "_PROOF_SECONDS", 0.1)
         at_first.setattr(listening, "CHANNEL", "nowhere; SELECT 1")
-        queue.wait(2.0, lambda _seconds: False)
+        queue.database.wait(2.0, lambda _seconds: False)
     waited = []
-    queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
+    queue.database.wait(2.0, lambda seconds: bool(waited.append(seconds)))
     later = time.monotonic() + listening._PROOF_AGAIN_SECONDS
     monkeypatch.setattr(listening.time, "monotonic", lambda: later)
-    queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
+    queue.database.wait(2.0, lambda seconds: bool(waited.append(seconds)))
     assert waited == [2.0]
     assert queue.database._listener._connection is not None
 
@@ -175,7 +175,7 @@ def test_a_commit_that_keeps_its_fold_wakes_no_session(queue, url, make_spec, mo
     session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
     queue.commit(queue.claim(session, now=0.0, lease_seconds=60), result={"dataset_hash": "d"}, now=0.0)
     with open_on_server(url) as other:
-        other.wait(1.0, threading.Event().wait)
+        other.database.wait(1.0, threading.Event().wait)
         queue.commit(queue.claim(session, now=0.0, lease_seconds=60), result={}, now=0.0)
         assert not other.database._listener._heard(parse_address(url).schema, 0.5)
         queue.enqueue(make_spec("another"), results_dir="s", now=0.0)
@@ -205,7 +205,7 @@ def test_a_worker_needs_only_the_documented_rights(queue, url, postgres_server, 
             worker.commit(lease, result={"dataset_hash": "d"}, now=0.0)
         worker.enqueue(make_spec("other"), results_dir="o", now=0.0)
         worker.cancel("other", now=0.0)
-        worker.wait(0.1, threading.Event().wait)
+        worker.database.wait(0.1, threading.Event().wait)
         worker.end_session(session, reason="test", now=0.0)
         for forbidden in ("DELETE FROM events", "UPDATE events SET why = ''", "DROP TABLE jobs", "TRUNCATE jobs"):
             with pytest.raises(QueueError, match=r"permission denied|must be owner"), worker.writing() as db:

@@ -71,7 +71,7 @@ def test_behind_a_transaction_pooler_a_waiting_worker_polls(
     through = postgres_server.url(port=pooler.port, schema=url.rpartition("=")[2])
     with open_on_server(through) as pooled:
         waited = []
-        pooled.wait(2.0, lambda seconds: bool(waited.append(seconds)))
+        pooled.database.wait(2.0, lambda seconds: bool(waited.append(seconds)))
         assert waited == [2.0]
         drained(pooled, start_draining(through, tmp_path, n=3))
     last_client = max(client for client, _ in pooler.used)
