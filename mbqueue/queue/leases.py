@@ -309,7 +309,8 @@ class Leases(Claims):
         hold = self.database.holding(job.experiment_id, shared=is_alone)
         values = {"result": _as_json(result), "now": now, "session": lease.session, "id": job.id, "fence": lease.fence}
         given = self.database.together(db, [*hold, (_commit_statement, values), *then])[len(hold) :]
-        self._require_held(db, lease, given[0])
+        if not given[0].rowcount:
+            raise lease_lost(db, lease)
         if job.kind is Kind.PREPARE:
             self._keep_dataset_hash(db, job, result.get("dataset_hash"))
         if publish is not None:
@@ -342,17 +343,18 @@ class Leases(Claims):
         return _UNLOCK, {"id": done, "fold": job.fold, "session": lease.session, "now": now, "started": started}
 
     def _fenced(self, db: Statements, statement: str, lease: Lease, values: Mapping[str, Any]) -> None:
-        self._require_held(db, lease, db.execute(statement, {**values, "id": lease.job.id, "fence": lease.fence}))
+        if not db.execute(statement, {**values, "id": lease.job.id, "fence": lease.fence}).rowcount:
+            raise lease_lost(db, lease)
 
-    def _require_held(self, db: Statements, lease: Lease, written: Rows) -> None:
-        if written.rowcount:
-            return
-        row = db.execute("SELECT state, fence, changed_why FROM jobs WHERE id = ?", (lease.job.id,)).fetchone()
-        now_is = f"the job is {row['state']}, fence {row['fence']} ({row['changed_why']})" if row else "it is gone"
-        raise LeaseLost(
-            f"Session {lease.session} no longer holds {lease.job.label} (its fence was {lease.fence}): {now_is}. "
-            "Nothing was written."
-        )
+
+def lease_lost(db: Statements, lease: Lease) -> LeaseLost:
+    """Make the error for a session that no longer holds a job."""
+    row = db.execute("SELECT state, fence, changed_why FROM jobs WHERE id = ?", (lease.job.id,)).fetchone()
+    now_is = f"the job is {row['state']}, fence {row['fence']} ({row['changed_why']})" if row else "it is gone"
+    return LeaseLost(
+        f"Session {lease.session} no longer holds {lease.job.label} (its fence was {lease.fence}): {now_is}. "
+        "Nothing was written."
+    )
 
 
 def _as_json(content: Mapping[str, Any]) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, TypedDict
 
-from mbqueue.errors import LeaseLost, RewoundBefore, UsageError
+from mbqueue.errors import RewoundBefore, UsageError
 from mbqueue.queue.database import Part, Statements, repeatable
 from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import REWIND, settle
 from mbqueue.queue.enqueue import find_experiment, require_priority
 from mbqueue.queue.jobs import Lease
+from mbqueue.queue.leases import lease_lost
 from mbqueue.queue.notes import note
 from mbqueue.queue.pruning import take_up
 
@@ -180,7 +181,8 @@ class Steering(Part):
         with self.writing() as db:
             scopes = [(_scope(db, experiment, fold), why) for fold, why in folds.items()]
             if lease is not None:
-                _require(db, lease)
+                if db.execute(_held, (lease.job.id, lease.fence)).fetchone() is None:
+                    raise lease_lost(db, lease)
                 _require_progress(db, lease, next(iter(folds.values())))
                 by = lease.session
             how = {"to_epoch": to_epoch, "now": now, "by": by}
@@ -228,13 +230,4 @@ def _require_progress(db: Statements, lease: Lease, why: str) -> None:
         raise RewoundBefore(
             f"{job.label}: {why} The job's input was damaged and recreated {rewound['times']} times in a row. Check "
             f"the disk, then run: mbqueue retry {job.experiment}"
-        )
-
-
-def _require(db: Statements, lease: Lease) -> None:
-    held = db.execute(_held, (lease.job.id, lease.fence)).fetchone()
-    if held is None:
-        raise LeaseLost(
-            f"Session {lease.session} no longer holds {lease.job.label} (its fence was {lease.fence}). "
-            "Nothing was written."
         )
