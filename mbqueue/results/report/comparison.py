@@ -30,10 +30,6 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
     return path
 
 
-def paired_differences(comparison: Comparison) -> go.Figure:
-    return paired(comparison.pairs, comparison.recorded[0].target)
-
-
 def sections(comparison: Comparison, paired_plot: str) -> list[str]:
     """Write the text and tables of a comparison as HTML.
 
@@ -81,10 +77,10 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
     ]
 
 
-def paired(pairs: Sequence[PairedDifference], target: Target) -> go.Figure:
+def paired_differences(comparison: Comparison) -> go.Figure:
     """Plot the mean paired differences with their 95 % intervals, in the unit of `Target.fine`."""
-    factor, fine = target.fine
-    shown = [(pair, pair.low, pair.high) for pair in pairs if pair.low is not None and pair.high is not None]
+    factor, fine = comparison.recorded[0].target.fine
+    shown = [(pair, pair.low, pair.high) for pair in comparison.pairs if pair.low is not None and pair.high is not None]
     figure = go.Figure(
         go.Scatter(
             x=[factor * pair.mean for pair, _, _ in shown],
