@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mbqueue.data.batch import Batch
 from mbqueue.data.batches import Distortion
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.files import sha256_of_json
@@ -112,7 +111,7 @@ def predict_crystals(
         return infer(
             feed,
             rows,
-            partial(_predict, feed, model),
+            lambda batch: [feed.predict(model, batch)],
             batch_size=_BATCH_SIZE,
             max_bonds=0,
             device=device,
@@ -144,7 +143,3 @@ def _digest(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _predict(feed: GraphFeed, model: nn.Module, batch: Batch) -> list[Tensor]:
-    return [feed.predict(model, batch)]
