@@ -69,28 +69,21 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]], target
         colour = FOLD_COLOURS[fold % len(FOLD_COLOURS)]
         epochs = [row["epoch"] for row in rows]
         group = {"legendgroup": f"fold {fold}", "x": epochs, "mode": "lines"}
-        figure.add_trace(
-            go.Scatter(
-                y=[row["val_mae"] for row in rows],
-                name=f"fold {fold} validation",
-                line={"color": colour, "width": 2},
-                hovertemplate="epoch %{x}: %{y:.4f}<extra>validation, fold " + str(fold) + "</extra>",
-                **group,
-            ),
-            row=1,
-            col=1,
-        )
-        figure.add_trace(
-            go.Scatter(
-                y=[row["train_mae"] for row in rows],
-                name=f"fold {fold} training",
-                line={"color": colour, "width": 1.5, "dash": "dot"},
-                hovertemplate="epoch %{x}: %{y:.4f}<extra>training, fold " + str(fold) + "</extra>",
-                **group,
-            ),
-            row=1,
-            col=1,
-        )
+        for key, part, line in (
+            ("val_mae", "validation", {"width": 2}),
+            ("train_mae", "training", {"width": 1.5, "dash": "dot"}),
+        ):
+            figure.add_trace(
+                go.Scatter(
+                    y=[row[key] for row in rows],
+                    name=f"fold {fold} {part}",
+                    line={"color": colour, **line},
+                    hovertemplate=f"epoch %{{x}}: %{{y:.4f}}<extra>{part}, fold {fold}</extra>",
+                    **group,
+                ),
+                row=1,
+                col=1,
+            )
         if best := best_epoch(rows):
             figure.add_trace(
                 go.Scatter(
