@@ -54,7 +54,7 @@ _REMEDIES = {
     errno.EPERM: "Check the permissions of this file and of its parent folders.",
     errno.EROFS: "The file system is read-only. Move the project to a writable folder.",
     errno.ENOTCONN: "The drive is gone. Mount it again (in Colab: drive.mount with force_remount=True).",
-    errno.EIO: "The disk or drive does not respond. Check that it is mounted, then resume.",
+    errno.EIO: "The disk or drive is not responding. Check that it is mounted, then resume.",
 }
 
 

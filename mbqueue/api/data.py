@@ -137,7 +137,7 @@ class Data(OpenedProject):
                         tell(f"{data.dataset} is not on this machine; using the crystals of {experiment.name}.")
                         return experiment.dataset_hash
         except MbqueueError as error:
-            tell(f"{error} The dataset is read from its source.")
+            tell(f"{error} mbqueue reads the dataset from its source instead.")
         return None
 
 

@@ -45,7 +45,7 @@ class Keeping(OpenedProject):
             try:
                 judge_again(queue, now=self._clock.now(), by="recover")
             except SearchUnavailable as error:
-                tell(f"{error} Without Optuna, mbqueue cannot tell which trials were pruned, so these trials resume.")
+                tell(f"{error} Without Optuna, mbqueue cannot tell which trials were pruned. They resume too.")
 
     def back_up(self, file: str | Path) -> Backup:
         """Write the whole state (queue, checkpoints, results, jobs, settings) to one archive.

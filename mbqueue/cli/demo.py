@@ -79,7 +79,7 @@ def _run(root: Path, crystals: int) -> None:
     project.run("work")
     project.run("status")
 
-    _title(f"5. Proof: train fold {KILLED_FOLD} in another project without interruption, and compare")
+    _title(f"5. Train fold {KILLED_FOLD} in another project without interruption, and compare the results")
     straight = _Commands(root / "straight")
     init_project(straight.root)
     straight.run("enqueue", EXPERIMENT, *options, "--folds", str(KILLED_FOLD))

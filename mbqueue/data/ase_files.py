@@ -100,7 +100,7 @@ def _frames(path: Path) -> Iterator[_Frame]:
             at, line = next(lines, _END)
             while line.strip():
                 if not line.strip().isdecimal():
-                    raise Unusable(f"line {at} is {line.strip()[:40]!r} instead of a number of atoms")
+                    raise Unusable(f"line {at} must be the number of atoms, but is {line.strip()[:40]!r}")
                 count = int(line)
                 taken = [line, *(text for _, text in islice(lines, count + 1))]
                 if len(taken) < count + 2:

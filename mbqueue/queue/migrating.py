@@ -143,14 +143,14 @@ def _take_back(target: Queue, old: Statements, new: Statements) -> None:
         return
     if version != SCHEMA_VERSION:
         raise UsageError(
-            f"{target.database.name} contains the remains of a queue that another version of mbqueue moved (schema "
-            f"version {version}, but this mbqueue uses version {SCHEMA_VERSION}). Name a different schema with "
-            "schema=NAME in the URL."
+            f"{target.database.name} still contains tables of a queue that another version of mbqueue moved away. The "
+            f"tables have schema version {version}, and this mbqueue uses {SCHEMA_VERSION}. Name a different schema "
+            "with schema=NAME in the URL."
         )
     if not _goes_on(old, after=new):
         raise UsageError(
-            f"{target.database.name} contains the remains of a different queue, which was moved away. Name a different "
-            "schema with schema=NAME in the URL."
+            f"{target.database.name} still contains tables of a different queue, which was moved away. Name a "
+            "different schema with schema=NAME in the URL."
         )
     empty_moved(new)
 

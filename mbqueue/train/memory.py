@@ -118,7 +118,8 @@ class DeviceMemory:
             + (
                 ""
                 if is_free
-                else f" Other processes use the GPU's memory ({held}), so the next job tries larger batches again."
+                else f" Other processes are using the GPU's memory ({held}), and may end soon, so the next "
+                "job tries larger batches again."
             )
         )
 

@@ -873,8 +873,8 @@ def test_a_byte_order_mark_before_extended_xyz_is_no_error(tmp_path, ends):
     ("text", "reason"),
     [
         ("2\nid=a e_form=-1\nFe 0 0 0\n", "after row 0: the file ends after 1 of the 2 atoms announced in line 1"),
-        (XYZ_FRAME.format("id=a e_form=-1") + "Fe 1 1 1\n", "line 4 is 'Fe 1 1 1' instead of a number of atoms"),
-        (XYZ_FRAME.format("id=a e_form=-1") + "-1\n", "line 4 is '-1' instead of a number of atoms"),
+        (XYZ_FRAME.format("id=a e_form=-1") + "Fe 1 1 1\n", "line 4 must be the number of atoms, but is 'Fe 1 1 1'"),
+        (XYZ_FRAME.format("id=a e_form=-1") + "-1\n", "line 4 must be the number of atoms, but is '-1'"),
         (XYZ_FRAME.format("id=\udce9 e_form=-1"), "the file is not UTF-8 text"),
     ],
 )

@@ -289,7 +289,7 @@ def test_another_queue_does_not_replace_one_that_was_moved(used, url, make_spec,
     monkeypatch.setenv("MBQUEUE_QUEUE", "sqlite")
     with Queue(used.queue_db) as queue:
         queue.enqueue(make_spec("another"), results_dir="r", now=1.0)
-    with pytest.raises(UsageError, match="the remains of a different queue"):
+    with pytest.raises(UsageError, match="still contains tables of a different queue"):
         Project(used.root).migrate_queue(url)
     with pytest.raises(QueueMoved):
         open_on_server(url)
