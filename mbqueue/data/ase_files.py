@@ -225,13 +225,13 @@ def _text(written: str) -> str | None:
 
 
 def _repeated(written: list[tuple[str, str | None]]) -> str:
-    """The first key that occurs twice, of which ase would keep only the last value; empty if there is none."""
+    """The first key that occurs twice, since ase would keep only its last value; empty if no key does."""
     counts = Counter(key for key, _ in written)
     return next((key for key, text in written if text is not None and counts[key] > 1), "")
 
 
 def _as_written(written: list[tuple[str, str | None]], columns: Columns, name: Any, target: Any) -> tuple[Any, Any]:
-    """Return id and target exactly as the file writes them, because ase converts them.
+    """Return id and target exactly as they are in the file, because ase converts them.
 
     ase reads ``007`` as 7, ``1e5`` as 100000.0 and ``1_0`` as 10.
     """

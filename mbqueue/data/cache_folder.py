@@ -19,19 +19,19 @@ _NAME = re.compile(r"(?P<frozen>frozen-)?(?P<dataset>[0-9a-f]{16})-(?P<version>\
 
 @dataclass(frozen=True, kw_only=True)
 class StoredCache:
-    """One cache, which is a folder in the project's cache folder.
+    """One cache: a subfolder of the project's cache folder.
 
     Attributes:
         kind: "graphs" (crystals and their graphs) or "frozen" (a frozen backbone's outputs for them).
-        dataset: first 16 characters of the crystals' hash or, for some frozen backbones, of the structures' hash.
-        structures: for graphs, first 16 characters of the hash of the crystals' structures; else empty.
+        dataset: first 16 characters of the dataset hash or, for some frozen backbones, of the structures' hash.
+        structures: for graphs, first 16 characters of the structures' hash; otherwise empty.
         current: whether this version can use the cache; False if a different version of the converter made the graphs.
         source: name or path of the dataset; empty if unknown.
         n_crystals: number of crystals; 0 if unknown.
         n_shards: number of graph shards present, according to file names; 0 for kind "frozen".
         n_shards_needed: number of shards of a finished cache; 0 if unknown.
         size: bytes on disk.
-        used_at: time of the last write to a file in the folder, seconds since the epoch.
+        used_at: time of the last write to a file in the folder, as a Unix timestamp in seconds.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class Verdict:
     """The result of verifying a graph cache.
 
     Attributes:
-        wrong: one sentence per problem; an unfinished cache is not a problem.
+        wrong: one sentence per problem; an unfinished cache does not count as a problem.
         left: the problems that a repair did not fix.
     """
 
@@ -109,7 +109,7 @@ def verify_graphs(stored: StoredCache, *, repair: bool = False) -> Verdict:
 
     Args:
         stored: a cache of kind "graphs".
-        repair: rebuild missing or damaged shards. A damaged file of crystals cannot be repaired.
+        repair: whether to rebuild missing or damaged shards. ``crystals.bin`` cannot be repaired.
 
     Raises:
         CacheError: if a rebuilt shard cannot be written.
@@ -137,14 +137,14 @@ def prune_caches(
     keep_sources: Collection[str] = (),
     note: Callable[[str], None] = lambda _text: None,
 ) -> list[StoredCache]:
-    """Remove all caches that are outdated or not listed in the arguments; return the removed caches.
+    """Remove every cache that is outdated or that the arguments do not list; return the removed caches.
 
-    A cache that is being built is never removed. A process that is reading a removed cache can continue.
+    A cache that is being built is never removed. A process can keep reading a cache after it was removed.
 
     Args:
         keep: hashes of datasets to keep.
-        keep_sources: names or paths of further datasets to keep, whose hashes are unknown because a session may still
-            be preparing them.
+        keep_sources: names or paths of more datasets to keep. Their hashes may be unknown while a session is preparing
+            them.
         note: called with a sentence for each cache that is kept because it is being built.
     """
     stored = stored_caches(cache_dir)

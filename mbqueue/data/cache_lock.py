@@ -1,7 +1,7 @@
-"""Lock a cache folder: builders share the lock, but a process that removes the folder locks it exclusively.
+"""Lock a cache folder: builders take a shared lock, and a process that removes the folder takes an exclusive lock.
 
-The lock file is in ``locks/``, next to the folder, so that the file outlives the folder. The system releases the lock
-when the process ends.
+The lock file is in ``locks/``, next to the cache folder, so removing the folder leaves the lock file in place. The
+system releases the lock when the process ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mbqueue.files import make_folder
 
 @contextmanager
 def building(folder: Path) -> Iterator[None]:
-    """Prevent the removal of ``folder`` inside the ``with`` block; first wait until no process is removing it."""
+    """Protect ``folder`` from removal within a ``with`` block; if a process is already removing it, wait first."""
     with ExitStack() as stack:
         with suppress(OSError):  # a read-only cache cannot be removed, so it needs no lock
             fcntl.flock(stack.enter_context(_lock_file(folder)), fcntl.LOCK_SH)

@@ -94,7 +94,7 @@ def blocks_of(text: str) -> list[CifBlock]:
     """The data blocks of a CIF, in order.
 
     Raises:
-        Unusable: if the text breaks the format's rules, because a parser would then skip part of it.
+        Unusable: if the text breaks the format's rules, since a parser would skip part of such a text.
     """
     blocks: list[CifBlock] = []
     begins: list[int] = []
@@ -192,7 +192,7 @@ class _Tokens:
 def _tokens_of(text: str) -> Iterator[re.Match[str]]:
     """The tokens of a CIF without its comments.
 
-    Only ASCII whitespace may separate two tokens, because pymatgen removes all other blanks.
+    Only ASCII whitespace may separate two tokens, because pymatgen deletes all other blanks.
     """
     before: re.Match[str] | None = None
     for match in _TOKEN.finditer(text):

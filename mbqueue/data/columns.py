@@ -31,7 +31,7 @@ def is_missing(value: Any) -> bool:
 
 
 def is_no_id(value: Any) -> bool:
-    """Whether a cell contains no id: null, NaN or blanks. ``NA`` is a valid id."""
+    """Whether a cell that should contain an id is null, NaN or blank. ``NA`` is a valid id."""
     return not value.strip() if isinstance(value, str) else is_missing(value)
 
 
@@ -57,8 +57,8 @@ class Columns:
     """The chosen columns of one table.
 
     Attributes:
-        id, structure, target: names of the columns; None if the table has no such column, or none has been seen yet.
-        row_names: where the rows' names come from if there is no id column, as text for a message.
+        id, structure, target: names of the columns; None for a column that has not been found.
+        row_names: a phrase for messages that says what names the rows if there is no id column.
         targets_required: whether a table without a target column is rejected.
         passed_over: other columns that could be the target.
     """
@@ -66,7 +66,7 @@ class Columns:
     def __init__(
         self, wanted: ColumnNames, *, targets_required: bool, target_names: Sequence[str] = ENERGY_COLUMNS
     ) -> None:
-        """Start with no columns chosen. ``target_names``: names to try for the target, in order of preference."""
+        """Choose no columns yet. ``target_names``: names to try for the target, in order of preference."""
         self.id: str | None = None
         self.structure: str | None = None
         self.target: str | None = None
@@ -76,7 +76,7 @@ class Columns:
         self._target_names = target_names
         self.targets_required = targets_required
         self._is_open = self._may_have_id = True
-        self._seen: dict[Any, None] = {}  # column names in the order of their first appearance
+        self._seen: dict[Any, None] = {}  # column names in order of first appearance
 
     def choose(self, names: Sequence[Any], source: str, *, structures: Sequence[str] = STRUCTURE_NAMES) -> None:
         """Choose the columns from a table's header.
@@ -106,7 +106,7 @@ class Columns:
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
         """Id, structure and target of a row.
 
-        In a table without a header, the first row that has a suitable column determines the column for all rows.
+        In a table without a header, mbqueue takes each column from the first row that has one with a suitable name.
 
         Raises:
             DataError: if the row has an id but earlier rows have none.
@@ -123,14 +123,14 @@ class Columns:
         return row.get(self.id), row.get(self.structure), row.get(self.target)
 
     def fix_id(self) -> None:
-        """If no id column has been seen so far, reject later rows with an id."""
+        """From now on, if no id column has been found, reject rows with an id."""
         self._may_have_id = False
 
     def close(self, source: str) -> None:
-        """Check that all columns that the user named, and any required target column, have been seen.
+        """Check that the rows contained every column that the user named, and the target column if one is required.
 
         Raises:
-            DataError: if a column has not been seen.
+            DataError: if a column is missing from all rows.
         """
         seen = [str(name) for name in self._seen]
         there = f"The rows have: {', '.join(seen)}."
@@ -177,7 +177,7 @@ class Columns:
                 )
 
     def names_id(self, heading: Iterable[str]) -> bool:
-        """Whether a row contains the name of an id column, and so can be a header."""
+        """Whether a row can be a header because it contains the name of an id column."""
         return _chosen(self._wanted.id, ID_NAMES, set(heading)) is not None
 
     def described(self, targets: NDArray[np.float64]) -> str:

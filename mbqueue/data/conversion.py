@@ -220,9 +220,9 @@ def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, b
     undirected bond [U], the directed bonds that take part in angles [s], the image of each undirected bond's neighbour
     in the first direction [U, 3], and the roles in angles [s]. Each image number and role takes 1 byte, and each other
     number takes 2 bytes. A record is wide if it has more than 65,535 directed bonds or an image beyond ±127. In a wide
-    record, every number except the roles takes 4 bytes. The record omits numbers that follow from others: undirected
-    bonds are numbered in the order of their first directed bonds, and the neighbour in one direction is the centre in
-    the other.
+    record, every number except the roles takes 4 bytes. The record omits numbers that can be derived from others:
+    undirected bonds are numbered in the order of their first directed bonds, and the neighbour in one direction is the
+    centre in the other.
 
     Args:
         atom_offsets: index of each crystal's first atom in ``cart``, int64 [N + 1], starting with 0.
@@ -232,9 +232,9 @@ def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, b
         bond_cutoff: longest bond of the bond graph, Å.
 
     Returns:
-        the records, uint8 [bytes]; their index, int64 [N, 6]; the cut-off used for each crystal, Å, float64 [N]. A row
-        of the index has the start of the record, the numbers of directed bonds, short directed bonds, short undirected
-        bonds and angles, and 1 if the record is wide.
+        the records, uint8 [bytes]; their index, int64 [N, 6]; the cut-off used for each crystal, Å, float64 [N].
+        Columns of the index: start of the record; counts of directed bonds, short directed bonds, short undirected
+        bonds and angles; 1 if the record is wide, else 0.
     """
     n_rows = len(lattices)
     records = np.empty(512 * len(cart) + 1024, np.uint8)

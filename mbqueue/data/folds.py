@@ -95,8 +95,8 @@ def validation_split(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split a fold's training set into rows for training and rows for validation, both ascending.
 
-    ``share`` is the fraction of the rows that become the validation set. Neither set is empty. With ``classes``, which
-    has a value for each row of the dataset, each class is split separately.
+    ``share`` is the fraction of the rows that become the validation set. Both sets contain at least one row. If you
+    pass ``classes``, with one value per row of the dataset, each class is split separately.
 
     Raises:
         DataError: if there are fewer than two rows.
@@ -115,7 +115,7 @@ def validation_split(
 
 
 def epoch_order(rows: NDArray[np.int64], seed: int, fold: int, epoch: int) -> NDArray[np.int64]:
-    """``rows``, in the order in which epoch ``epoch`` (from 1) of ``fold`` uses them."""
+    """Shuffle ``rows`` into the order for epoch ``epoch`` (from 1) of ``fold``."""
     return rows[_generator("order", seed, fold, epoch).permutation(len(rows))]
 
 
@@ -130,9 +130,9 @@ def epoch_batches(
 ) -> list[NDArray[np.int64]]:
     """The batches of epoch ``epoch`` of ``fold``; each of ``rows`` is in exactly one batch.
 
-    By default, ``epoch_order`` is cut into batches; the last batch may be smaller than ``batch_size``. With ``sizes``,
-    which has a value for each row of the dataset, each batch has crystals of similar size. To group crystals by size,
-    the function sorts windows of 16 batches by size, and then shuffles the batches. A batch that is smaller than
+    By default, ``epoch_order`` is cut into batches; the last batch may be smaller than ``batch_size``. If you pass
+    ``sizes``, with one value per row of the dataset, each batch has crystals of similar size. To group crystals by
+    size, the function sorts windows of 16 batches by size, and then shuffles the batches. A batch that is smaller than
     ``batch_size`` is not sorted, and can be at any position.
     """
     order = epoch_order(rows, seed, fold, epoch)
@@ -148,7 +148,7 @@ def epoch_batches(
 
 
 def drawn_rows(n: int, limit: int, seed: int) -> NDArray[np.int64]:
-    """Draw ``limit`` of ``n`` rows with ``seed``, ascending; return all rows if ``limit`` is 0 or at least ``n``."""
+    """Draw ``limit`` of ``n`` rows at random, ascending; return all rows if ``limit`` is 0 or at least ``n``."""
     if limit <= 0 or limit >= n:
         return np.arange(n)
     return np.sort(_generator("limit", seed).permutation(n)[:limit])

@@ -2,8 +2,8 @@
 
 Each shard (``shard-00000.bin`` and so on) is an array file with the graphs of consecutive crystals. A shard records the
 hash of its structures, its cut-offs and its converter version, so that mbqueue detects outdated shards. A shard gets
-its final name only when it is complete. So a builder may die at any time, and the next builder makes the missing
-shards. Builders divide the work through one lock per shard, in ``locks/``.
+its final name only when it is complete. So a process that builds a cache may die at any time, and the next process
+makes the missing shards. Several processes can share the work, because each shard has a lock file in ``locks/``.
 
 Opening a cache checks every shard's length, key and index. A process checks a record's CRC-32 when it first reads the
 record. Only shards that fail a check are rebuilt.
@@ -154,11 +154,11 @@ class GraphCache:
             return shard
 
         if progress is not None:
-            progress(0, len(crystals))  # the first shard may take a while: the code has to be compiled
+            progress(0, len(crystals))  # the first shard may take a while, because the code is compiled first
         numbers = range(len(cache._borders) - 1)
         with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
             shards = list(pool.map(lambda number: finish(number, wait=False), numbers))
-            # Wait for shards that another process was making, and make them if that process died.
+            # Wait for shards that another process is making; if that process dies, make the shards here.
             shards = list(pool.map(lambda number: shards[number] or finish(number, wait=True), numbers))
         whole = [shard for shard in shards if shard is not None]
         if len(whole) < len(shards):
@@ -201,7 +201,7 @@ class GraphCache:
 
     @classmethod
     def problems(cls, crystals: Crystals, folder: Path) -> list[str]:
-        """Read all existing shards; return a sentence for each damaged one."""
+        """Read all existing shards; return one sentence per damaged shard."""
         cache = cls(crystals, folder)
         found = []
         for number in range(len(cache._borders) - 1):
@@ -224,7 +224,7 @@ class GraphCache:
                 self._path(number).unlink(missing_ok=True)
                 shard = self._read_or_make(number, wait=True)
             self._shards[number] = shard
-            # The new index may differ, because rounding on a different machine can add or remove a bond exactly at the
+            # The new index may differ: on a different machine, rounding can add or remove a bond exactly at the
             # cut-off.
             rows = slice(*self._borders[number : number + 2])
             self.index[rows], self.cutoffs[rows], self._stops[rows] = shard.index, shard.cutoffs, shard.stops
@@ -307,10 +307,10 @@ class GraphCache:
         return self._read(number)
 
     def _link_twin(self, number: int) -> bool:
-        """Link a complete shard of the same structures from another dataset's cache; False if there is none.
+        """Hard-link a complete shard of the same structures from another cache; return False if there is none.
 
-        Datasets made from different target columns of one table have the same graphs. With the hard link, two datasets
-        need disk space for only one file, which exists until the folders of both are removed.
+        Datasets made from different target columns of one table have the same graphs. With a hard link, such datasets
+        share one file on disk. The file stays until the last of their folders is removed.
         """
         path = self._path(number)
         for twin in sorted(self.folder.parent.glob(f"*-{CONVERTER_VERSION}/{path.name}")):

@@ -46,7 +46,7 @@ def is_harmless(message: str) -> bool:
 
 
 def concerns(messages: Iterable[str]) -> list[str]:
-    """The warnings that are not harmless, without duplicates; each becomes one line."""
+    """The warnings that are not harmless, one line each, without duplicates."""
     shown = (" ".join(message.split()) for message in messages if not is_harmless(message))
     return list(dict.fromkeys(shown))
 
@@ -55,8 +55,9 @@ def concerns(messages: Iterable[str]) -> list[str]:
 def heard(parser: str) -> Iterator[list[str]]:
     """Raise ``Unusable`` if a parser in the ``with`` block fails or warns; the message quotes the warnings.
 
-    If the parser stores warnings instead of issuing them, the caller appends them to the yielded list. If the parser
-    raises, the message contains both its exception and its warnings, because often only the warnings name the problem.
+    Some parsers store warnings instead of issuing them; the caller appends such warnings to the yielded list. If the
+    parser raises, the message contains both its exception and its warnings, because often only the warnings name the
+    problem.
 
     Raises:
         Unusable: if the parser fails, or issues a warning that is not listed as harmless.

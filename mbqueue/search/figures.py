@@ -22,7 +22,7 @@ _TICKS = 5
 
 
 def draw(search: Search, trials: Sequence[Trial], shares: Mapping[str, float], target: Target) -> dict[str, go.Figure]:
-    """Draw a search's figures, by name and in order. Figures without data are left out.
+    """Plot a search's figures; return them by name, in report order. Figures without data are left out.
 
     Args:
         shares: the result of `mbqueue.search.export.importances`.
@@ -76,7 +76,7 @@ def history(trials: Sequence[Trial], target: Target) -> go.Figure:
 def parallel_coordinates(search: Search, trials: Sequence[Trial], target: Target) -> go.Figure:
     """Plot each trial as a line through its settings, coloured by the trial's result.
 
-    If a trial does not vary a setting, its line passes through the base's value.
+    If a trial does not vary a setting, its line passes through the base experiment's value.
     """
     values = [trial.value for trial in trials if trial.value is not None]
     dimensions = []
@@ -124,7 +124,7 @@ def importance(shares: Mapping[str, float]) -> go.Figure:
 
 
 def learning_curves(trials: Sequence[Trial], target: Target) -> go.Figure:
-    """Plot the validation MAE of every trial over epochs, averaged over folds, with faint lines for pruned trials."""
+    """Plot each trial's validation MAE against the epoch, averaged over folds; lines of pruned trials are faint."""
     figure = go.Figure()
     for name, shown, colour in _groups(trials):
         x: list[int | None] = []
@@ -157,7 +157,7 @@ def learning_curves(trials: Sequence[Trial], target: Target) -> go.Figure:
 
 
 def _groups(trials: Sequence[Trial]) -> list[tuple[str, list[Trial], str]]:
-    """Group trials for a plot as (name, trials, colour), in the order of drawing."""
+    """Group trials for a plot as (name, trials, colour), in drawing order."""
     best = best_of(trials)
     rest = [trial for trial in trials if trial is not best]
     named = [

@@ -103,7 +103,7 @@ class Search(Section):
     """The table [search] of a search file, with defaults for missing keys.
 
     Attributes:
-        base_spec: the spec of the base as it was when the search was enqueued.
+        base_spec: the base experiment's spec at the time the search was enqueued.
     """
 
     name: str = Field(pattern=NAME_PATTERN, description="Name in the queue; by default the file's name.")
@@ -336,11 +336,11 @@ def _lines(error: ValidationError) -> Iterator[str]:
 
 
 def reasons(error: SpecError) -> str:
-    """Join the problems in the error about an invalid experiment: all its lines except the first and the last."""
+    """Join the problems that an error about an invalid experiment lists between its first and its last line."""
     return "; ".join(line.strip() for line in str(error).splitlines()[1:-1])
 
 
 def wrong_search(path: Path, problems: list[str]) -> SpecError:
-    """Return an error that lists the problems in a search file, each of which begins with a key."""
+    """Return an error that lists the problems in a search file. Each problem begins with a key."""
     lines = "\n".join(f"  {problem}" for problem in problems)
     return SpecError(f"{path} is not a valid search:\n{lines}\nNothing was enqueued. Fix the file.")

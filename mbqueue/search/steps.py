@@ -22,7 +22,7 @@ from mbqueue.search.trials import Trial, TrialState, best_of, needs_a_person, se
 
 
 def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float, by: str) -> list[str]:
-    """Enqueue the next trial of every search that needs one; return the names of the trials that this session began.
+    """Enqueue the next trial of every search that needs one; return the names of the trials that this session created.
 
     A search has one open trial per live session. So every session has a trial to train, and the settings of each trial
     are based on as many results as possible.
@@ -41,7 +41,7 @@ def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float,
                 spec, results_dir=results_dir(spec.name), priority=trials[-1].priority, now=now, by=by
             )
         except ExperimentExists:
-            continue  # another session began this trial first
+            continue  # another session created this trial first
         if outcome.outcome is Outcome.CREATED:
             begun.append(spec.name)
     return begun
@@ -73,7 +73,7 @@ def _wanting(queue: Queue, now: float) -> Iterator[tuple[Search, list[Trial]]]:
 
 
 def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
-    """Make the spec of the next trial; None if there are no more settings to try."""
+    """Make the spec of the next trial; return None if no settings are left to try."""
     settings = next_settings(search, trials)
     if settings is None:
         return None
@@ -91,10 +91,10 @@ def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
 
 
 def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[str, Any]], now: float) -> str | None:
-    """Return the reason to prune a trial that commits an epoch, or None to continue training.
+    """Decide whether to prune a trial that is committing an epoch; return the reason, or None to continue training.
 
     Args:
-        history: the history of the fold, including the epoch that is being committed.
+        history: the fold's history, including the epoch being committed.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 #: The number of random trials before TPE learns from results: a third of all trials, at most ten.
 _STARTUP_TRIALS, _STARTUP_SHARE = 10, 3
-#: The maximum number of draws for one trial if the experiment rejects the settings. After `_STUBBORN_DRAWS` draws,
-#: settings are drawn at random, because a sampler with few results may repeat rejected settings. A grid sampler never
-#: repeats settings.
+#: The maximum number of draws for one trial while the experiment keeps rejecting the settings. After `_STUBBORN_DRAWS`
+#: draws, settings are drawn at random, because a sampler with few results may repeat rejected settings. A grid sampler
+#: never repeats settings.
 _MOST_DRAWS, _STUBBORN_DRAWS = 50, 25
-#: Samplers whose draws depend on the number of earlier draws, so the study must repeat all draws in order.
+#: Samplers whose draws depend on the number of earlier draws. For these, the study repeats all draws in order.
 _COUNTING = {"qmc", "cmaes"}
 
 
 def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] | None:
-    """Choose the settings of the next trial; None if there are no more settings to try.
+    """Choose the settings of the next trial; return None if no settings are left to try.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -56,10 +56,10 @@ def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] |
 
 
 def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: int) -> bool:
-    """Whether the pruner would end a trial after the newest epoch of a fold.
+    """Whether the pruner would prune a trial after the newest epoch of a fold.
 
-    The pruners "halving" and "hyperband" compare the same epoch of the same fold in all trials. At the end of a fold,
-    the pruner "wilcoxon" compares the best epochs of the trial's folds with those of the best trial.
+    The pruners "halving" and "hyperband" compare the same epoch of the same fold across all trials. At the end of a
+    fold, the pruner "wilcoxon" compares the best epochs of the trial's folds with those of the best trial.
 
     Args:
         trials: all trials of the search. The curves of trial ``number`` include the newest epoch.
@@ -154,7 +154,7 @@ def _add(optuna: Any, study: optuna.Study, search: Search, trial: Trial) -> None
 
 
 def distribution(optuna: Any, search: Search, key: str, setting: Setting) -> Any:
-    """Convert a setting to Optuna's distribution of its values."""
+    """Describe a setting's values as an Optuna distribution."""
     if setting.choices is not None:
         return optuna.distributions.CategoricalDistribution(tuple(setting.choices))
     assert setting.low is not None

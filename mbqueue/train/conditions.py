@@ -15,7 +15,7 @@ from mbqueue.train.memory import DeviceMemory
 
 
 class Conditions:
-    """The precision, the memory limits and the fingerprint with which a fold computes on one device.
+    """The precision, memory limits and fingerprint of a fold's computations on one device.
 
     Args:
         memory_file: JSON file that records how many crystals fit on each device; None for no file.
@@ -58,12 +58,12 @@ class Conditions:
                 )
 
     def begin(self) -> None:
-        """Start a job: retry batch sizes that failed while other processes held the device's memory."""
+        """Start a job, and allow batch sizes again that failed while other processes were using the device's memory."""
         self.training.begin()
         self.inference.begin()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Collect everything apart from the experiment that affects the bytes of a result."""
+        """Collect everything that affects the bytes of a result, except the experiment itself."""
         return {
             **fingerprint(self._device, self.precision),
             **described(self._device),

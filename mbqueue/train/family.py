@@ -39,9 +39,9 @@ class ModelFamily(Protocol):
         """Load a saved model on the CPU."""
 
     def model_bytes(self, model: Any, target: Target, /) -> bytes:
-        """Return the bytes of a model file, which ``load_model`` and the family's library can read.
+        """Return the bytes of a model file. Identical models produce identical bytes.
 
-        Equal models give equal bytes.
+        Both ``load_model`` and the family's library can read the file.
         """
 
     def target_of_model(self, path: Path, /) -> Target:
@@ -71,7 +71,7 @@ class ModelFamily(Protocol):
         """Copy the element references into the model, in place."""
 
     def reset_read_out(self, model: Any, /) -> None:
-        """Change the model in place, so that training starts from a model that predicts only element references."""
+        """Change the model in place, so that before training it predicts only the element references."""
 
     def scale_output(self, model: Any, factor: float, /) -> None:
         """Change the model in place, so that it multiplies its predictions by ``factor``."""
@@ -88,7 +88,7 @@ class ModelFamily(Protocol):
         """Compute the features of each atom, [A, F], and predictions without element references, [B]."""
 
     def predict_from_features(self, model: Any, features: Tensor, atoms: Any, /) -> Tensor:
-        """Predict each crystal, [B], as ``predict`` does, but from features [A, F].
+        """Predict the target of each crystal, [B], from the features of its atoms, [A, F].
 
         ``atoms`` is a batch with atomic_numbers, atom_crystal and n_atoms.
         """
@@ -107,7 +107,7 @@ def family_of_file(path: Path) -> ModelFamily:
     """Return the family that can read a model file.
 
     Raises:
-        CheckpointError: if no family can read the file; the error is that of the first family.
+        CheckpointError: if no family can read the file. The error comes from the first family.
     """
     errors = []
     for each in families.FAMILIES:

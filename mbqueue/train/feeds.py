@@ -138,7 +138,7 @@ def feed_of(
 def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_cost: int) -> list[Rows]:
     """Split ``rows``, in order, into parts with a limited number of crystals and a limited cost (0 for no limit).
 
-    A single crystal above the cost limit gets its own part.
+    A crystal that exceeds the cost limit on its own gets its own part.
     """
     parts: list[Rows] = []
     start, cost = 0, 0
@@ -155,9 +155,9 @@ def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_co
 
 
 def ahead(make: Callable[[int], T], n: int) -> Generator[T, None, None]:
-    """Yield ``make(0)`` … ``make(n − 1)``, which a thread computes up to `_AHEAD` items ahead.
+    """Yield ``make(0)`` … ``make(n − 1)``, computed in a background thread that stays at most `_AHEAD` items ahead.
 
-    If ``make`` fails, the iterator raises the error in place of the item. Close the iterator, for example with
+    If ``make`` fails, the iterator raises the error instead of yielding the item. Close the iterator, for example with
     ``contextlib.closing``, to end the thread early.
     """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=_AHEAD)
@@ -196,7 +196,7 @@ def ahead(make: Callable[[int], T], n: int) -> Generator[T, None, None]:
 def host_batches(
     feed: Feed, parts_of: Sequence[Sequence[Rows]], *, pinned: bool, distortion: Distortion | None = None
 ) -> Generator[list[Any], None, None]:
-    """Yield the batches of each sequence of parts, in host memory; a thread makes the batches ahead of time."""
+    """Yield the batches of each sequence of parts, in host memory; a background thread makes them ahead of time."""
 
     def make(index: int) -> list[Any]:
         batches = [feed.load(rows, distortion) for rows in parts_of[index]]
@@ -208,7 +208,7 @@ def host_batches(
 def _pinned(batch: Any) -> Any:
     """Copy the batch to page-locked memory.
 
-    If no page-locked memory is left, return the batch unchanged; copying it to the device is then slower.
+    If no page-locked memory is left, return the batch unchanged. The copy to the device is then slower.
     """
     try:
         return batch.pin()

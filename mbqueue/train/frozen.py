@@ -5,9 +5,9 @@ trains. A shard stores one output of a fixed number of crystals in a .npy file, 
 The .json is written last, and a shard without a .json counts as missing, so a prepare job can stop at any point and
 resume later. Each folder contains the shards of one dataset and one set of weights.
 
-Outputs computed on different devices differ in the last digits. So an undamaged shard is never rewritten, and each
-training run's fingerprint contains a digest of the stored bytes. Each shard has its own lock, so several processes can
-divide the work.
+Outputs computed on different devices differ in the last digits. That is why intact shards are never rewritten, and why
+each training run's fingerprint contains a digest of the stored bytes. Each shard has its own lock, so several processes
+can share the work.
 """
 
 from __future__ import annotations
@@ -92,10 +92,11 @@ class FrozenBackbone:
     def making(self, shard: int, *, wait_seconds: float = -1) -> Iterator[None]:
         """Hold a shard's lock within a ``with`` block, in order to make or fetch the shard.
 
-        Only one process on this machine can hold the lock. The operating system releases the lock if the process dies.
+        Only one process on this machine can hold the lock at a time. The operating system releases the lock if the
+        process dies.
 
         Raises:
-            Timeout: if another process holds the lock for ``wait_seconds``.
+            Timeout: if another process is still holding the lock after ``wait_seconds``.
         """
         make_folder(self.folder / "locks")
         with FileLock(self.folder / "locks" / f"{shard:05d}.lock", timeout=wait_seconds):
@@ -114,7 +115,7 @@ class FrozenBackbone:
         self._maps.pop(shard, None)
 
     def sha256(self, kind: str, shard: int) -> str:
-        """Return the SHA-256 that is recorded for a shard."""
+        """Return the recorded SHA-256 of a shard."""
         return str(json.loads(self._path(kind, shard).with_suffix(".json").read_bytes())["sha256"])
 
     def digest(self, kinds: Sequence[str]) -> str:
@@ -200,10 +201,10 @@ class FrozenBackbone:
         )
 
 
-#: A function that returns the atom features [A, 64] and interaction energies [B] of rows, or None if stopped. The
-#: second argument receives the number of finished rows.
+#: A function that returns the atom features [A, 64] and interaction energies [B] of rows, or None if stopped. Its
+#: second argument is a callback, called with the number of finished rows.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
-#: A function that finds another store with a shard's outputs of all given kinds, and returns that store and the shard's
+#: A function that looks for a shard's outputs of all given kinds in other stores. It returns a store and the shard's
 #: number there, or None.
 Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
@@ -219,8 +220,8 @@ class Preparing:
         keeps_features: whether to store features whenever the backbone runs, even if only energies are needed.
         find: finds a store that has a shard with the same crystals, so that the shard can be copied.
         should_stop: called while waiting for another process.
-        on_progress: called with the numbers of finished crystals and of all crystals.
-        n_found, n_computed: number of crystals in the shards copied and computed so far.
+        on_progress: called with the number of finished crystals and the total.
+        n_found, n_computed: number of crystals whose outputs have been copied, or computed, so far.
     """
 
     frozen: FrozenBackbone
@@ -236,9 +237,9 @@ class Preparing:
     def run(self) -> bool:
         """Copy or compute the missing shards; return False if stopped before the end.
 
-        An undamaged shard is never overwritten, because other machines may use its bytes, and this machine's outputs
-        would differ in the last digits. If another process is making a shard, this process waits. If the other process
-        dies, this process makes the shard.
+        An intact shard is never overwritten. Other machines may be using its bytes, and this machine's outputs would
+        differ in the last digits. If another process is making a shard, this process waits. If a process dies while
+        making a shard, the process that waited makes the shard.
         """
         frozen = self.frozen
         missing = sorted({shard for kind in self.kinds for shard in frozen.missing(kind, verify=True)})

@@ -1,4 +1,4 @@
-"""Decide whether a device computes messages with the fused GPU kernels, which must agree with plain torch."""
+"""Decide whether a device uses the fused GPU kernels for messages: only if they agree with plain torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKED_CRYSTALS = 16
 
 @dataclass(frozen=True)
 class _Verdict:
-    """The precisions in which the kernels agreed with plain torch, and the reason not to use the kernels, if any."""
+    """The precisions in which the kernels agree with plain torch, and the reason not to use them, if any."""
 
     precisions: frozenset[str]
     reason: str
@@ -50,7 +50,7 @@ def uses_kernels(device: torch.device) -> bool:
 
 @contextmanager
 def using(*, kernels: bool) -> Iterator[None]:
-    """Make this thread use the GPU kernels, or plain torch, within a ``with`` block; do not check the kernels."""
+    """Make this thread use the GPU kernels, or plain torch, within a ``with`` block, without checking the kernels."""
     token = _chosen.set(kernels)
     try:
         yield
@@ -66,7 +66,7 @@ def check_once(
     batch: Batch,
     note: Callable[[str], None],
 ) -> None:
-    """Check the GPU kernels, and use them if they agree with plain torch in float32 and in ``precision``.
+    """Check the GPU kernels, and use them only if they agree with plain torch in float32 and in ``precision``.
 
     Each precision is checked once per process. If a check fails, the device uses plain torch from then on.
 
@@ -128,7 +128,7 @@ def _difference(
 
 
 def described(device: torch.device) -> dict[str, str]:
-    """Return what the fingerprint contains about the GPU kernels: whether they run, their version and their tiles."""
+    """Return the fingerprint entry for the GPU kernels: whether they are used, their version and tile sizes."""
     if device.type != "cuda":
         return {}
     if not uses_kernels(device):

@@ -29,7 +29,7 @@ from mbqueue.train.step import StepResult
 
 
 class Learner:
-    """A fold's training state between two steps; a new learner has taken no steps.
+    """A fold's training state between two steps; it starts at step 0.
 
     Args:
         first: the initial model, which the learner copies.
@@ -51,7 +51,7 @@ class Learner:
             WeightSoup(self.trained, spec.train.soup, of_best=spec.train.soup_of == "best") if spec.train.soup else None
         )
         self.epoch, self.step, self.complete, self.steps_done = 0, 0, True, 0
-        self._begun = 0  # steps that have begun on the device but have not been counted yet
+        self._begun = 0  # steps begun on the device but not counted yet
         self.sums = _no_sums()
         self.best: dict[str, Any] | None = None
         self.history: list[dict[str, Any]] = []
@@ -88,7 +88,7 @@ class Learner:
         restore_random_states(state.random, self._device)
 
     def compute_under(self, fingerprint: dict[str, Any], session: str) -> dict[str, list[Any]]:
-        """Set the fingerprint of the next steps; record and return its changes, as {key: [old, new]}."""
+        """Set the fingerprint of the next steps; record what changed, and return it as {key: [old, new]}."""
         changes = differences(self.fingerprint, fingerprint)
         if changes:
             self.changes.append({"epoch": self.epoch, "step": self.step, "session": session, "changes": changes})
@@ -102,7 +102,7 @@ class Learner:
 
     @property
     def has_news(self) -> bool:
-        """Whether steps have been taken since the newest commit."""
+        """Whether any step has been counted since the newest commit."""
         if self.parent is None:
             return self.step > 0
         return self.step > 0 and self.parent.work != (self.epoch, self.complete, self.step)
@@ -130,7 +130,7 @@ class Learner:
             self.average.update(self.steps_done + self._begun)
 
     def count(self, result: StepResult, seconds: float) -> None:
-        """Count the oldest unfinished step, and record its result and its duration in seconds."""
+        """Count the oldest uncounted step, and add its result and its duration in seconds to the epoch's sums."""
         self._begun -= 1
         self.step += 1
         self.steps_done += 1
@@ -146,7 +146,7 @@ class Learner:
         return self.soup is not None and self.soup.of_best
 
     def kept_weights(self, own_mae: float = 0.0) -> AbstractContextManager[None]:
-        """Use the epoch's final weights (current or averaged) in the model within a ``with`` block.
+        """Put the epoch's final weights (current or averaged) into the model within a ``with`` block.
 
         Args:
             own_mae: validation MAE of the current weights, if `needs_own_mae`.
@@ -182,7 +182,7 @@ class Learner:
             self.best = {"epoch": self.epoch, "val_mae": val_mae}
 
     def state(self) -> TrainState:
-        """Copy the state to host memory. Call `Stepper.settle` first, so that every step is counted."""
+        """Copy the state to host memory. Before you call this method, call `Stepper.settle` to count all steps."""
         assert not self._begun
         optimizer = optimizer_tensors(self.optimizer, self.trained)
         average = self.average or self.soup
@@ -195,7 +195,7 @@ class Learner:
             complete=self.complete,
             steps_done=self.steps_done,
             sums=dict(self.sums),
-            # Leave out the commit's name, which differs between two runs of the same work.
+            # Leave out the commit's name, because it differs between two runs of the same training.
             best={"epoch": self.best["epoch"], "val_mae": self.best["val_mae"]} if self.best else None,
             model=to_host(self.model.state_dict()),
             optimizer={name: to_host(tensors) for name, tensors in optimizer.items()},
@@ -206,7 +206,7 @@ class Learner:
         )
 
     def facts(self, *, fence: int, session: str, now: float) -> dict[str, Any]:
-        """Return the manifest fields that depend on this state, including the best commit."""
+        """Return the manifest fields that describe this state, including the best commit."""
         if self.best is not None and "commit" not in self.best:
             self.best["commit"] = stem_of(epoch=self.epoch, step=None, fence=fence)
         return {

@@ -172,7 +172,7 @@ class WeightSoup:
             self.tensors[name] = total / len(self._window)
 
     def keep(self) -> None:
-        """Make the last update by `stir` permanent, and keep only the weights that later averages may need."""
+        """Make the update from the last `stir` permanent, and keep only the weights that later averages may need."""
         is_too_old = not self.of_best and len(self._window) == self._epochs
         self.ends, self.end_maes = self._window[1:] if is_too_old else self._window, self._maes
 
@@ -180,8 +180,8 @@ class WeightSoup:
         """Restore the averaged weights from a checkpoint.
 
         Raises:
-            CheckpointMisfit: if the names of the checkpoint's weights differ from those of the trained parameters, or
-                if the checkpoint lacks MAEs.
+            CheckpointMisfit: if the weights in the checkpoint have different names from the trained parameters, or if
+                validation MAEs are missing.
         """
         if any(part and part.keys() != self._live.keys() for part in (tensors, *ends)):
             raise CheckpointMisfit(f"The checkpoint's averaged weights do not match the trained parameters. {ADVICE}")

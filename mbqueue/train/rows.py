@@ -36,7 +36,7 @@ def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
 
 
 def common_validation(targets: NDArray[np.float64], specs: Iterable[Spec], fold: int) -> Rows:
-    """Return the rows that every experiment holds out for validation and does not train on, in ascending order.
+    """Return the validation rows that all experiments have in common, ascending.
 
     Args:
         targets: target of every crystal of the dataset, [N]; the values affect the split only if they are classes.

@@ -19,9 +19,9 @@ Save = Callable[[Staged], None]
 
 
 class Saver:
-    """A writer of one fold's commits, which stages and publishes one commit at a time.
+    """Stages and publishes one fold's commits, one at a time.
 
-    Use a `Saver` as a context manager. On exit, the `Saver` removes a commit that was staged but not published.
+    Use a `Saver` as a context manager. On exit, the `Saver` discards any commit that is staged but not published.
     """
 
     def __init__(self, checkpoints: Checkpoints, save: Save) -> None:
@@ -41,18 +41,19 @@ class Saver:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a commit is being staged, or is waiting for `publish_if_ready`."""
+        """Whether a commit is pending, which means staged or being staged, but not published."""
         return self._pending is not None
 
     def start(self, state: TrainState, facts: Mapping[str, Any]) -> None:
-        """Stage a commit in the background. ``state`` must not use the same memory as the trained model."""
+        """Stage a commit in the background. ``state`` must not share memory with the model being trained."""
         assert self._pending is None
         self._pending = self._thread.submit(lambda: self._checkpoints.stage(serialise(state), facts))
 
     def publish_if_ready(self) -> Manifest | None:
-        """Publish the commit that `start` began, if staging has finished; otherwise return None at once.
+        """Publish the pending commit if its staging has finished; otherwise, return None immediately.
 
-        If an object store does not answer, the `Saver` drops the commit, and training continues until the next commit.
+        If an object store isn't responding, the `Saver` drops the commit, and training continues until the next
+        commit.
 
         Raises:
             LeaseLost: if the session lost its lease. Nothing is published.
@@ -67,13 +68,13 @@ class Saver:
             return None
 
     def save_now(self, state: TrainState, facts: Mapping[str, Any]) -> Manifest:
-        """Stage and publish a commit before returning, and drop an older pending commit.
+        """Discard any pending commit, then stage and publish a new one before returning.
 
-        If an object store does not answer, the commit is retried for as long as `Checkpoints.hold_on` allows. Retries
-        send the same bytes, so mbqueue recognises a commit that arrived even though the answer was lost.
+        If an object store isn't responding, the commit is retried for as long as `Checkpoints.hold_on` allows. Retries
+        send the same bytes, so mbqueue recognises a commit that arrived even if the store's reply was lost.
 
         Raises:
-            StoreError: if the store still does not answer and no time is left to wait.
+            StoreError: if the store is still not responding when the time to wait runs out.
         """
         self._drop_pending()
         content = serialise(state)
@@ -90,7 +91,7 @@ class Saver:
             staged.discard()
         if not staged.is_published:
             raise CheckpointError(f"The queue accepted the commit {staged.manifest.stem}, but it was not published.")
-        with suppress(StoreError):  # the next commit removes superseded files that remain
+        with suppress(StoreError):  # the next commit removes any superseded files left over
             self._checkpoints.prune()
         return staged.manifest
 

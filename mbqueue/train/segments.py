@@ -84,7 +84,7 @@ class _Sum(torch.autograd.Function):
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
-    """Return x[rows] for distinct rows. On the CPU, this function is faster than `Index.gather`."""
+    """Return ``x[rows]``; no row may occur twice. On the CPU, this function is faster than `Index.gather`."""
     out: Tensor = _Take.apply(x, rows)  # type: ignore[no-untyped-call]
     return out
 

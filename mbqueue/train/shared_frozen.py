@@ -2,8 +2,8 @@
 
 The backbone takes minutes on a GPU, or hours on a CPU, for 132,752 crystals, so machines share its outputs. Machines do
 not share graphs, because converting the crystals is faster than downloading the graphs at 100 MB/s. A shard consists of
-two objects, KIND-NUMBER-HASH.npy and KIND-NUMBER.json. Outputs computed on different devices differ in the last digits,
-so all machines use the shard of the machine that created the .json first.
+two objects, KIND-NUMBER-HASH.npy and KIND-NUMBER.json. Outputs computed on different devices differ in the last digits.
+So if several machines compute a shard, all use the copy whose .json was stored first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mbqueue.train.frozen import FrozenBackbone
 
 LARGEST_LISTING = 1 << 16
 LARGEST_SHARD = 1 << 30
-#: The number of concurrent requests. A request for a small object spends most of its time waiting for the answer.
+#: The number of concurrent requests. A request for a small object spends most of its time waiting for the reply.
 _AT_ONCE = 8
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -28,10 +28,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def send_shards(
     store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str], *, should_stop: Callable[[], bool]
 ) -> bool:
-    """Upload every intact shard that the store lacks; if another machine stored a shard first, download its copy.
+    """Upload every intact shard that is missing from the store.
+
+    If another machine stores a shard first, download its copy.
 
     Returns:
-        False if stopped before every shard was sent.
+        False if stopped before all shards were uploaded.
 
     Raises:
         StoreError: if the store cannot be read or written.
@@ -66,10 +68,10 @@ def fetch_shards(
     should_stop: Callable[[], bool],
     on_progress: Callable[[int, int], None],
 ) -> None:
-    """Download every shard in the store that this machine lacks or that differs from this machine's copy.
+    """Download every stored shard that is missing on this machine or differs from this machine's copy.
 
-    This machine's copy of a shard can differ if the machine filled its cache before it used the store. This function
-    does not compute the shards that the store lacks.
+    This machine's copy of a shard can differ if the machine filled its cache before it used the store. Shards that are
+    missing from the store are not computed.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -97,7 +99,7 @@ def fetch_shards(
 
 
 def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[str, int]]) -> Iterator[None]:
-    """Process shards concurrently, and yield after each shard; after the first error, start no more shards."""
+    """Process shards concurrently, and yield after each shard; stop starting new shards after the first error."""
     has_failed = threading.Event()
 
     def unless_failed(kind: str, shard: int) -> None:
@@ -119,7 +121,7 @@ def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[st
 
 
 def _only_ours(frozen: FrozenBackbone, kind: str, shard: int, there: Collection[str]) -> bool:
-    """Whether the store's copy of a shard equals this machine's copy, judging by the hash in the file name."""
+    """Whether the store's copy of a shard is identical to this machine's copy, judging by the hash in the file name."""
     files = {name for name in there if name.startswith(f"{kind}-{shard:05d}-")}
     return files == {_file(kind, shard, frozen.sha256(kind, shard))}
 

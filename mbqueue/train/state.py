@@ -1,4 +1,4 @@
-"""The training state, which contains everything that affects the next step, and its serialisation."""
+"""The training state and its serialisation. The state contains everything that affects the next step."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _Tensors = dict[str, Tensor]
 class TrainState:
     """Training state of a fold between two steps.
 
-    If the fingerprint is the same, training that continues from equal states gives bit-for-bit identical results. The
-    state contains nothing that differs between two runs of the same work (times, sessions, fences), so equal work gives
-    equal bytes. The learning rate depends only on ``steps_done``, and the sample order only on seed, fold and epoch, so
-    neither a scheduler nor a sampler has state.
+    With the same fingerprint, training from identical states gives bit-for-bit identical results. The state contains no
+    times, sessions or fences, so two runs of the same training produce identical bytes. The learning rate depends only
+    on ``steps_done``, and the sample order only on seed, fold and epoch. So no state of a scheduler or sampler needs to
+    be saved.
 
     Attributes:
         epoch: the epoch being trained, from 1.
@@ -62,12 +62,12 @@ class TrainState:
 
 
 def serialise(state: TrainState) -> bytes:
-    """Convert a state to the bytes of a checkpoint file; equal states give equal bytes."""
+    """Convert a state to the bytes of a checkpoint file; identical states produce identical bytes."""
     buffer = io.BytesIO()  # given a path, torch.save would put the file's name into the archive
     parts = {field.name: _canonical(getattr(state, field.name)) for field in dataclasses.fields(state)}
     for younger in ("ends", "end_maes"):
         if not parts[younger]:
-            del parts[younger]  # without a weight soup, earlier versions wrote the same bytes
+            del parts[younger]  # without a soup, the bytes match those of earlier versions
     torch.save(parts, buffer)
     return buffer.getvalue()
 
@@ -76,7 +76,7 @@ def _canonical(value: Any) -> Any:
     """Copy a value so that all equal strings in the copy are the same object.
 
     Pickle writes a repeated object as a reference, so the bytes depend on which equal strings are the same object.
-    Without this function, a new state and an equal state loaded from a file could be written as different bytes.
+    Without this function, saving a state, loading it and saving it again could produce different bytes.
     """
     if isinstance(value, dict):
         return {sys.intern(key): _canonical(part) for key, part in value.items()}
@@ -101,7 +101,7 @@ def deserialise(content: bytes) -> TrainState:
 
 
 def _require_unpacked(content: bytes) -> None:
-    """Reject an archive that would expand when read; `serialise` never compresses."""
+    """Reject a compressed archive, because `serialise` never compresses."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -115,7 +115,7 @@ def to_host(tensors: Mapping[str, Tensor]) -> _Tensors:
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """Return the states of the random generators of host and ``device``, in types that torch.load accepts as safe."""
+    """Return the random states of the host and of ``device``, in types that torch.load considers safe."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     version, words, python_gauss = random.getstate()
     return {
@@ -134,7 +134,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Restore the result of `random_states`; a GPU's state is restored only on a GPU."""
+    """Restore the states from `random_states`; a GPU's state is restored only on a GPU."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] and device.type == "cuda":
         # Earlier versions saved the random state of every GPU in the machine. The states of all GPUs are equal, because

@@ -11,13 +11,13 @@ from mbqueue.errors import TrainingError
 from mbqueue.train.gated import PRODUCTS
 from mbqueue.train.kernels.tiles import PARTIALS, TILES, Tiles, tiles_of
 
-#: The number of columns of the widest array with a row per atom or short bond, and of the widest array with a row per
-#: directed bond or angle.
+#: Columns of the widest array with one row per atom or short bond, and of the widest with one row per directed bond or
+#: angle.
 _WIDEST, _WIDE = 640, 128
 
 
 def fits(batch: Batch) -> bool:
-    """Whether the kernels, which compute array positions in int32, can address the whole batch."""
+    """Whether int32 is large enough for all array positions that the kernels compute for this batch."""
     many = max(len(batch.bond_center), len(batch.angle))
     few = max(len(batch.atomic_numbers), len(batch.short_bond))
     return max(many * _WIDE, few * _WIDEST) < 2**31
@@ -60,7 +60,7 @@ class Plan:
     def shares(self, n_rows: int, rows: int) -> tuple[int, int]:
         """Divide ``n_rows`` rows among programs, in tiles of ``rows`` rows.
 
-        Return the number of programs and the number of tiles per program, which depend only on the arguments.
+        Return the number of programs and the number of tiles per program. Both depend only on the arguments.
         """
         tiles = -(-n_rows // rows)
         per_program = max(1, -(-tiles // PARTIALS))

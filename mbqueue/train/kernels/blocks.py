@@ -29,7 +29,7 @@ FAST = {"contract", "reassoc", "nsz", "arcp"}
 def _inlined(function: Function) -> Function:
     """Compile a function so that its callers inline it.
 
-    If a caller passes offsets and sizes as constants, the compiler can then vectorise the function's loops.
+    If a caller passes constant offsets and sizes, inlining lets the compiler vectorise the function's loops.
     """
     return compiled(function, fastmath=FAST, forceinline=True)
 

@@ -86,7 +86,8 @@ def basis_forward(
 ):
     """Multiply the basis by matrices, and write the products to ``out``.
 
-    The product with ``first`` [64, 32] is [n, 64]. The product with every 128 rows of ``rest`` is [n, 128].
+    ``basis @ first.T`` has shape [n, 64]; ``first`` is [64, 32]. Each block of 128 rows in ``rest`` gives another
+    product, with shape [n, 128].
     """
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     k, column = tl.arange(0, 32), tl.arange(0, 64)
@@ -191,8 +192,8 @@ class Basis:
     def forward(self, frequencies: Tensor, first: Tensor, rest: Tensor | None = None) -> list[Tensor]:
         """Multiply the basis by ``first``, [64, 32], and by ``rest``, [128 · m, 32].
 
-        Return the products, of which the first is [n, 64] and the other m are [n, 128]. ``frequencies`` has one value
-        for each of the 32 functions, [32].
+        Return m + 1 products: the first has shape [n, 64], and the others have shape [n, 128]. ``frequencies`` has one
+        value for each of the 32 functions, [32].
         """
         more = 0 if rest is None else len(rest) // 128
         out = room(first, self._n * (64 + 128 * more))

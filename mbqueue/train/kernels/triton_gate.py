@@ -51,7 +51,8 @@ def product(x, y, PRECISION: tl.constexpr):  # noqa: N803
 def settled(x, PRECISION: tl.constexpr):  # noqa: N803
     """Return ``x``, and make the compiler compute it only once before a product on tensor cores.
 
-    Without this function, each thread that needs a number of ``x`` would load and compute it again for every product.
+    Without this function, each thread would load and compute the elements of ``x`` again for every product that uses
+    them.
     """
     if PRECISION == "float32" or _INTERPRETED:
         return x
