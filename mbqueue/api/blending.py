@@ -25,14 +25,13 @@ class Blending(Queueing, Results):
         """Enqueue a blend of recorded experiments: on each fold, the weighted mean of their predictions.
 
         A blend is an experiment like any other, but its jobs take only seconds. Fitting weights also needs the dataset,
-        and time to predict the validation sets. For a class target, a blend averages probabilities.
+        and time to predict the validation sets. For a classification target, a blend averages probabilities.
 
         Args:
             experiments: two or more experiments with the same crystals, target and folds.
             name: name of the blend.
-            weights: ``"mean"`` weights all members equally. ``"fitted"`` takes, on each fold, the weights with the
+            weights: ``"mean"`` weights all members equally. ``"fitted"`` chooses, for each fold, the weights with the
                 smallest error on the validation crystals that all members share.
-            priority: experiments with a higher priority run first.
 
         Raises:
             UsageError: for fewer than two experiments; if one is given twice, is not in the queue or is itself a blend;
@@ -133,7 +132,7 @@ def _member(recorded: Recorded) -> dict[str, Any]:
 
 
 def _chosen(found: Sequence[Recorded]) -> dict[str, Any]:
-    """The `chosen` key of the new spec, with the folds of all searches that chose members' settings; empty if none."""
+    """The new spec's `chosen` entry: every fold on which a search chose a member's settings; empty if there is none."""
     marks = [one.content["spec"]["chosen"] for one in found if one.content["spec"].get("chosen")]
     if not marks:
         return {}

@@ -28,7 +28,7 @@ class Keeping(OpenedProject):
         With an object store, this method reads the manifests from the store.
 
         Raises:
-            UsageError: if there is an intact queue and ``force`` is not given, or if a session uses the queue.
+            UsageError: if there is an intact queue and ``force`` is not given, or if a session is using the queue.
         """
         from mbqueue.drive.recover import recover  # noqa: PLC0415
 
@@ -68,7 +68,7 @@ class Keeping(OpenedProject):
 
         Raises:
             DamagedArchive: if the archive differs from what `back_up` wrote. Nothing is changed.
-            UsageError: if there is a queue and ``force`` is not given, or if a session uses the queue.
+            UsageError: if there is a queue and ``force`` is not given, or if a session is using the queue.
         """
         from mbqueue.drive.archive import restore  # noqa: PLC0415
 
@@ -87,7 +87,7 @@ class Keeping(OpenedProject):
             to: ``postgresql://USER@HOST/DATABASE``, or ``sqlite`` for the project's own file.
 
         Raises:
-            UsageError: if a session uses the queue, there is no queue, or the other database is not empty.
+            UsageError: if a session is using the queue, there is no queue, or the other database is not empty.
             QueueError: if a database cannot be reached or written. Nothing is changed.
         """
         from mbqueue.queue.migrating import copy_queue, copy_to_file  # noqa: PLC0415
@@ -121,7 +121,7 @@ class Keeping(OpenedProject):
 
         Raises:
             UsageError: if there is no queue.
-            QueueError: if a session uses the queue.
+            QueueError: if a session is using the queue.
             StoreError: if a finished epoch would be lost, or a store does not answer; the queue stays unchanged.
         """
         from mbqueue.session.moving_commits import move_commits  # noqa: PLC0415

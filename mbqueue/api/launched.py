@@ -1,6 +1,6 @@
-"""A job for a cluster: it runs one session that ends in time, and returns to the cluster's queue if work is left.
+"""A cluster job: it runs one session within the job's time limit, and requeues itself if work is left.
 
-The job imports this module on the machine that runs the job.
+The machine that runs the job imports this module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TO_BE_CONTINUED = {signal.SIGUSR1, signal.SIGUSR2}
 
 
 class LaunchedSession:
-    """A job for submitit, which calls this object to run a session, and `checkpoint` to run the job again.
+    """A submitit job: submitit calls the object to run a session, and its `checkpoint` method to requeue the job.
 
     A job that finds nothing to claim for ``max_idle`` ends and releases its GPU. SIGUSR2 announces that the job is
     almost out of time or preempted, and stops the session gracefully. The job returns to Slurm's queue only after
@@ -67,7 +67,7 @@ class LaunchedSession:
         return outcome.reason
 
     def session_seconds(self, now: float) -> float:
-        """Return the seconds from ``now`` to the end of the job, less the margin for the session's end.
+        """Return the seconds from ``now`` to the end of the job, minus the time reserved for ending the session.
 
         The end of the job comes from Slurm's environment variables, or else from the job's time limit.
         """
@@ -79,10 +79,10 @@ class LaunchedSession:
         return max(1.0, end - self.margin_seconds - now)
 
     def is_to_be_continued(self, outcome: SessionOutcome) -> bool:
-        """Whether the job should run again, because its time ended or the session lost its machine or GPU.
+        """Whether to run the job again: true if its time ended, Slurm preempted it, or its GPU was lost.
 
         A new process may be able to use a GPU that this process has lost. If the GPU is broken, the new process fails
-        at its start.
+        on startup.
         """
         from mbqueue.session.outcome import Ending, StopKind  # noqa: PLC0415
 
@@ -93,7 +93,7 @@ class LaunchedSession:
         return outcome.cause.kind in {StopKind.TIME, StopKind.DEVICE_LOST} or outcome.cause.signal in _TO_BE_CONTINUED
 
     def checkpoint(self) -> Any:
-        """Return this job unchanged, for submitit to submit again, because the queue records the job's progress."""
+        """Let submitit resubmit this job unchanged, because its progress is in the queue."""
         from submitit.core.utils import DelayedSubmission  # noqa: PLC0415
 
         return DelayedSubmission(self)

@@ -53,14 +53,14 @@ class Launching(OpenedProject):
     ) -> list[LaunchedJob]:
         """Submit sessions to Slurm; return at once.
 
-        Each job runs one session that ends before the job's time limit. A job whose time is up, or that is preempted,
-        saves its work and returns to Slurm's queue as long as work is left.
+        Each job runs one session that ends before the job's time limit. A job that runs out of time or is preempted
+        saves its work, and returns to Slurm's queue if work is left.
 
         Args:
             time: limit of a job, such as ``2h``.
             gpus: number of jobs, each with one GPU. Give either ``gpus`` or ``workers``.
             workers: number of jobs without a GPU.
-            max_idle: end a job that finds nothing to claim for this long while other jobs work; None to keep
+            max_idle: end a job that finds nothing to claim for this long while other jobs are running; None to keep
                 waiting.
             setup: shell lines to run before the session (``module load …``).
             options: options of sbatch, such as ``{"partition": "gpu", "cpus-per-task": "8"}``.

@@ -72,7 +72,7 @@ class OpenedProject:
             tell(f"{self.folder.notes_dir} cannot be written ({error}), so mbqueue recover cannot restore this change.")
 
     def _require_no_earlier_commits(self, queue: Queue) -> None:
-        """With an object store, refuse to begin a queue if the store has the commits of an earlier queue."""
+        """With an object store, refuse to start a new queue if the store has commits from an earlier queue."""
         if not (self.folder.topology.store and queue.is_empty()):
             return
         from mbqueue.session.shared_commits import finished_epochs  # noqa: PLC0415 - only projects with a store need it
@@ -110,8 +110,8 @@ class OpenedProject:
     def _newest_results(self, results_dir: str) -> Path:
         """The folder with an experiment's newest result files.
 
-        A project on a drive has two results folders. Return the folder with the later results or, on a tie, the live
-        folder's. If no results are recorded, return the folder where sessions on this machine write results.
+        A project on a drive has two results folders. Return the folder with the newer results or, on a tie, the live
+        folder. If no results are recorded, return the folder where sessions on this machine write results.
         """
         from mbqueue.results.folder import recorded_at  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
@@ -125,8 +125,8 @@ class OpenedProject:
     def _lost_folds(self, queue: Queue, experiment: str) -> dict[int, str]:
         """Return the folds whose result files are incomplete or damaged, and what is wrong with each.
 
-        If only files of the `record` job are lost, the result contains the first fold, because predicting any fold
-        again also repeats `record`.
+        If only files of the `record` job are lost, return the first fold: predicting any fold again also repeats
+        `record`.
         """
         from mbqueue.results.folder import read_recorded  # noqa: PLC0415
         from mbqueue.results.record import broken_folds  # noqa: PLC0415

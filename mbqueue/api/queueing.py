@@ -37,14 +37,14 @@ class Queueing(OpenedProject):
     ) -> EnqueueOutcome:
         """Add an experiment to the queue. Enqueueing the same experiment again only adds new folds.
 
-        If the file describes a search (with [search]), enqueue only the first trial; sessions begin the other trials.
+        If the file describes a search (with [search]), enqueue only the first trial; sessions start the other trials.
 
         Args:
             experiment: the experiment's name in jobs/, or a TOML file.
             folds, epochs, dataset, drop_invalid: values that replace those in the file.
             priority: experiments with a higher priority run first.
             settings: values for other keys of the file, such as ``{"train.lr": 3e-4}``.
-            name: a different name for the experiment in the queue and the results folder.
+            name: a different name for the experiment, used in the queue and the results folder.
 
         Raises:
             SpecError: if the file or a key is wrong.
@@ -112,7 +112,7 @@ class Queueing(OpenedProject):
             specs.append(load_spec(path, overrides=overrides | own))
         with open_queue(self.folder, refuses=anything) as queue:
             there = {one.name: one.spec_hash for one in queue.experiments()}
-        # First try the names that the queue uses for a different spec, so that the error precedes any enqueueing.
+        # Start with names that already have a different spec: they raise an error before anything is enqueued.
         taken_first = sorted(specs, key=lambda spec: there.get(spec.name, spec.hash) == spec.hash)
         done = {spec.name: self._put(spec, priority=priority) for spec in taken_first}
         return tuple(done[spec.name] for spec in specs)
@@ -202,19 +202,19 @@ class Queueing(OpenedProject):
             return sum(queue.resume(name, fold=fold, now=now) for name in experiments_of(queue, experiment))
 
     def cancel(self, experiment: str, *, fold: int | None = None) -> int:
-        """Cancel the unfinished jobs of an experiment or fold, and return their number. Committed work stays.
+        """Cancel the unfinished jobs of an experiment or fold, and return how many there were. Committed work stays.
 
-        A cancelled search begins no further trials until you call `retry`, or `resume` if the search's newest trial had
-        already ended.
+        A cancelled search starts no new trials until you call `retry`. If its newest trial had already ended, `resume`
+        is enough.
         """
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
             newest = experiments_of(queue, experiment)[-1]
             begins_more = newest != experiment and not queue.experiment(newest).paused
-            if begins_more:  # a search begins no new trials while its newest trial is paused
+            if begins_more:  # a search starts no new trials while its newest trial is paused
                 queue.pause(newest, now=now, by="cancel")
             cancelled = {name: queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment)}
-            # A search whose newest trial was cancelled begins no new trials, so the pause is no longer needed.
+            # If the newest trial was cancelled, the search starts no new trials, so the pause is no longer needed.
             if begins_more and fold is None and cancelled[newest]:
                 queue.resume(newest, now=now, by="cancel")
             return sum(cancelled.values())
@@ -223,7 +223,7 @@ class Queueing(OpenedProject):
         """Queue failed and cancelled jobs again, with the full number of attempts, and rebuild lost result files.
 
         A fold whose recorded files are missing or damaged is predicted again from its checkpoints. If the files are in
-        an object store that does not answer, mbqueue reports a note and rebuilds no files.
+        an object store that is not responding, mbqueue reports a note and rebuilds no files.
 
         A pruned trial of a search resumes and trains to the end. If the trial's checkpoints were removed, mbqueue
         reports a note and the trial starts from the beginning. If ``experiment`` is a search, its failed and
@@ -264,7 +264,7 @@ class Queueing(OpenedProject):
     def set_priority(self, experiment: str, priority: int, *, fold: int | None = None) -> int:
         """Set the priority of an experiment or fold, and return the number of changed jobs.
 
-        The new priority applies from the next claim on.
+        The new priority takes effect at the next claim.
         """
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()

@@ -141,7 +141,7 @@ class Results(Searches):
             force: overwrite existing files even if they are not reports.
 
         Returns:
-            The files written, the page first.
+            The paths of the written files, the page first.
 
         Raises:
             ResultsError: if there are no results yet, or a file is damaged.
@@ -174,7 +174,7 @@ class Results(Searches):
         with open_queue(self.folder, read_only=True) as queue:
             sessions = queue.sessions(experiment=experiment)
             events = [*queue.events(experiment=experiment, limit=10**6)]
-            if self.folder.topology.is_split:  # add the sessions' publishing events, which belong to no experiment
+            if self.folder.topology.is_split:  # add publishing events, which do not belong to any experiment
                 events += [e for row in sessions for e in queue.events(by=row.id, limit=10**6) if not e.job_id]
             results = {job.id: job.result or {} for job in queue.jobs(experiment=experiment)}
         return timeline(sessions, events, now=self._clock.now(), results=results)
@@ -260,7 +260,7 @@ class Results(Searches):
         Raises:
             ResultsError: if not all five official folds are recorded, or matbench is not installed; the message lists
                 every reason.
-            UsageError: if ``authors`` is empty, or the folder exists. With ``force``, an earlier export may exist.
+            UsageError: if ``authors`` is empty, or the folder exists. With ``force``, an earlier export is replaced.
         """
         from mbqueue.results.export import export_submission  # noqa: PLC0415
 

@@ -3,9 +3,9 @@
 Each announcement is a new file, SESSION-NUMBER.json. The session then removes its previous announcement. Announcements
 are only hints, because locks do not work on a mount. If two sessions train the same fold, mbqueue merges their commits.
 
-The clocks of two machines can differ by hours. So each machine uses its own clock: a session counts as live for a while
-after a new announcement was seen. A machine uses the times in an announcement only when it first sees the announced
-session.
+The clocks of two machines can differ by hours. So each machine uses its own clock, and counts a session as live for a
+while after seeing its newest announcement. A machine uses the times in an announcement only the first time that it sees
+the announced session.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Announcement:
     Attributes:
         number: 1 for the session's first announcement, 2 for the second, and so on.
         database: id of the live database that the session uses.
-        folds: (experiment, fold) pairs that the session works on.
+        folds: (experiment, fold) pairs that the session is working on.
         ended: why the session ended, or None.
     """
 
@@ -54,7 +54,7 @@ class Announcement:
 
 @dataclass(frozen=True)
 class _Heard:
-    """When this machine last saw a new announcement of a session, in seconds of its monotonic clock."""
+    """When this machine last saw a new announcement from a session, in seconds on its own monotonic clock."""
 
     number: int
     at: float
@@ -71,7 +71,7 @@ class Announcements:
         self._heard: dict[str, _Heard] = {}
 
     def announce(self, row: SessionRow, folds: Iterable[tuple[str, int]], *, ended: str | None) -> None:
-        """Announce the folds that the session works on, or why it ended."""
+        """Announce the folds that the session is working on, or why it ended."""
         now = self._clock.now()
         seen = {key: getattr(row, key) for key in SeenSession.__dataclass_fields__}
         seen |= {"heartbeat_at": now, "alive_until": now + ALIVE_SECONDS}

@@ -55,7 +55,7 @@ _MEMBER = re.compile(
 
 
 class DamagedArchive(MbqueueError):
-    """An archive differs from what `mbqueue backup` wrote. Nothing was changed."""
+    """The archive does not match what `mbqueue backup` wrote. Nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +102,13 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
     """Replace the project's state with the state in an archive, after checking the whole archive.
 
     The replaced state is kept next to the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archive's
-    settings contain different commands than the current settings, mbqueue saves them in a separate file and calls
-    ``note``.
+    commands differ from the current ones, its settings are saved in a separate file and ``note`` is called.
 
     Raises:
         DamagedArchive: if the archive differs from what `back_up` wrote. Nothing is changed.
-        UsageError: if there is a queue and ``force`` is not given, or a session uses the queue.
-        QueueLost: if the queue or a part of the queue was lost, and ``force`` is not given.
-        QueueError: if mbqueue cannot find out whether a session uses the queue.
+        UsageError: if there is a queue and ``force`` is not given, or a session is using the queue.
+        QueueLost: if all or part of the queue was lost, and ``force`` is not given.
+        QueueError: if mbqueue cannot check whether a session is using the queue.
     """
     if not source.is_file():
         raise UsageError(f"There is no file {source}.")
@@ -326,7 +325,7 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
         for experiment in queue.experiments():
             write_note(staging / "wanted", requests_of(queue, experiment.name))
     put(staging / "wanted", project.notes_dir, "wanted")
-    # Put the queue in place last. You can then simply repeat a restore that was interrupted earlier.
+    # Put the queue in place last, so that you can simply repeat an interrupted restore.
     (staging / "queue.db").replace(project.queue_db)
     files.fsync_dir(project.live_dir)
 

@@ -33,8 +33,8 @@ class LiveState:
 
     Attributes:
         database: id of the live database, for the names of its snapshots.
-        number: number of the database's last snapshot, or of the snapshot that the database was made from.
-        ancestry: id of each earlier database → number of the snapshot from which the next database was made.
+        number: number of the database's last snapshot, or of the snapshot that the database started from.
+        ancestry: id of each earlier database → number of the snapshot that the next database started from.
         last_event: id of the last event in the published queue.
         commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit on the mount.
         published_at: when all committed work was last on the mount, in seconds since the epoch.
@@ -75,7 +75,7 @@ class LiveState:
         """Yield the current state, locked against other writers, and save it after the block if it changed.
 
         A session's main thread, its publishing thread and other sessions on this machine all write this file. So each
-        writer must read the state again before changing it.
+        writer must reread the state before changing it.
 
         Raises:
             OSError: if another process holds the lock for too long.
@@ -150,7 +150,7 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
 
 
 def store_trouble(project: ProjectFolder) -> dict[str, Any]:
-    """Return why this machine's commits do not reach the store, and since when; an empty dict if they do."""
+    """Return why this machine's commits are not reaching the store, and since when; an empty dict if they are."""
     try:
         content = json.loads(project.store_file.read_bytes())
         return content if isinstance(content, dict) and isinstance(content.get("since"), float | int) else {}

@@ -26,7 +26,7 @@ def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Calla
     """Copy commits and users' requests from one live folder to another without replacing files.
 
     Args:
-        differs: called with a message for each commit whose copy in the target is different.
+        differs: called with a message for each commit that differs from its copy in the target.
     """
     for folder in source.fold_dirs():
         identity = named_after(folder)

@@ -1,7 +1,7 @@
 """Record your requests for each experiment in a note, a file next to the queue.
 
-The note says how the experiment was enqueued, what is paused or cancelled, and which priorities it has. Every command
-that changes a request updates the note. From the notes, `mbqueue recover` restores requests that no commit contains.
+The note records how the experiment was enqueued, what is paused or cancelled, and its priorities. Every command that
+changes a request updates the note. `mbqueue recover` uses the notes to restore requests that are not in any commit.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def merged(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]
     adds = sorted(set(folds) - set(first.get("folds", folds)))
     is_over = first.get("cancelled", later["cancelled"])
     spec = first["spec"] | {"folds": sorted({*first["spec"]["folds"], *later["spec"]["folds"]})}
-    # If folds were added to a cancelled experiment, only its earlier folds are still cancelled.
+    # If folds were added after the cancellation, only the earlier folds stay cancelled, not the whole experiment.
     return {**later, **first, "spec": spec, "folds": folds, "cancelled": is_over and not adds}
 
 
@@ -74,7 +74,7 @@ def write_note(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def note_files(project: ProjectFolder) -> list[Path]:
-    """The files of all notes, without temp files of processes that died while they wrote."""
+    """The files of all notes, without temporary files."""
     return [path for path in project.notes_dir.glob("*.json") if not path.name.startswith(files.TEMP_PREFIX)]
 
 

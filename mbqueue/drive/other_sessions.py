@@ -1,4 +1,4 @@
-"""Find sessions that work on the same project with other databases, and leave their folds alone."""
+"""Find sessions that are working on the same project with different databases, and leave their folds alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class OtherSessions:
         return [one for one in self.living if one.number > self._first_numbers[one.session.id]]
 
     def meet(self, queue: Queue, session: str, ended: str | None) -> None:
-        """Announce the folds that a session works on, or why it ended, and record the other sessions in the queue.
+        """Announce the folds that a session is working on, or why it ended, and record the other sessions in the queue.
 
         Raises:
             OSError: if the mount fails.
@@ -62,7 +62,7 @@ class OtherSessions:
         before = {one.session.id for one in self.living}
         others = self._announcements.others()
         for one in others:
-            # If two sessions work on one fold, the session that started first keeps the fold. Ids sort by start time.
+            # If two sessions are working on one fold, the older session keeps the fold. Ids sort by start time.
             left = [fold for fold in one.folds if fold not in folds or one.session.id < session]
             queue.see_session(one.session, folds=left, now=now)
             self._first_numbers.setdefault(one.session.id, one.number)

@@ -1,4 +1,4 @@
-"""Publish result files to the mount. Readers verify result files with a listing next to the checkpoints.
+"""Publish result files to the mount. Readers verify result files against a listing next to the checkpoints.
 
 Result files have fixed names (preds_fold_0.csv), so they are the only files on a mount that may be replaced. A listing
 is written once, under a unique name, and contains the size and hash of every file. If a result file matches no listing,
@@ -47,7 +47,7 @@ def enqueued_facts(experiment: Experiment, jobs: Iterable[Job] = ()) -> dict[str
 def why_pruned(jobs: Sequence[Job]) -> dict[str, str]:
     """Return the entry ``pruned`` with the reason; return an empty dict if the trial was not pruned.
 
-    Snapshots and listings contain this entry, because commits do not record pruning.
+    Snapshots and listings contain the entry ``pruned``, because commits do not record pruning.
     """
     record = next(job for job in jobs if job.kind is Kind.RECORD)
     is_pruned = record.state is State.SKIPPED and record.changed_why.startswith(PRUNED)
@@ -80,13 +80,13 @@ class ResultListing:
     def is_another_in_the_folder_of(self, experiment: Experiment) -> bool:
         """Whether the listing belongs to an experiment with the same results folder but different settings.
 
-        Two machines that cannot see each other's work may begin trials with the same name and different settings.
+        Two machines that cannot see each other's work may start trials with the same name and different settings.
         """
         return self.spec_hash != experiment.spec_hash and self.enqueued["results_dir"] == experiment.results_dir
 
 
 def chain_of(job: Job, histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
-    """Hash the history rows on which a job's results are based: of its fold, or of all; empty for `prepare`."""
+    """Hash the histories behind a job's results: one fold's, or all folds' for `record`; empty for `prepare`."""
     if job.kind is Kind.PREPARE:
         return ""
     folds = sorted(histories) if job.fold is None else [job.fold]
@@ -128,7 +128,7 @@ class PublishedResults:
         self._drive.put(f"{PUBLISHED_OUTCOMES}/{outcome.experiment}/{hashed_name(outcome.stem, content)}.json", content)
 
     def are_whole(self, results_dir: str, listed: Sequence[ResultFile]) -> bool:
-        """Whether the result files on the mount still match the listing. Another session may have replaced them.
+        """Whether the result files on the mount still match the listing: another session may have replaced files.
 
         The first call reads every file. Later calls read only files whose size or modification time has changed.
         """

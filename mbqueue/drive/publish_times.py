@@ -10,8 +10,8 @@ from mbqueue.queue.store import Queue
 class Rounds:
     """Collects the durations of one session's publishing rounds, until they are recorded in the queue.
 
-    The durations are recorded just before a snapshot is taken. Recording each round at once would change the queue, and
-    require another snapshot and another round.
+    The durations are recorded just before a snapshot is taken. Recording each round immediately would change the queue,
+    which would trigger another snapshot and another round.
     """
 
     def __init__(self, session: str | None) -> None:
@@ -19,11 +19,11 @@ class Rounds:
         self._took: list[tuple[float, float]] = []
 
     def took(self, seconds: float, *, ended_at: float) -> None:
-        """Collect a round that took ``seconds`` and ended at ``ended_at`` (seconds since the epoch)."""
+        """Add a round that took ``seconds`` and ended at ``ended_at`` (seconds since the epoch)."""
         self._took.append((ended_at, seconds))
 
     def note(self, queue: Queue) -> None:
-        """Record the collected rounds in the queue; without a session, record nothing."""
+        """Record the collected rounds in the queue; without a session, do nothing."""
         while self._took and self._session is not None:
             ended_at, seconds = self._took.pop(0)
             queue.note(published_note(seconds), by=self._session, now=ended_at)

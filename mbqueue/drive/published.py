@@ -4,9 +4,10 @@ A commit is two files, STEM-HASH.pt and STEM-HASH.json. HASH is the beginning of
 commits share a name, and a truncated manifest is recognised. Files that the mount renamed to `name (1)` are read too.
 
 Two sessions that could not see each other's commits may have trained the same fold. Only the rank of the commits
-decides which training is accepted (`mbqueue.storage.manifest`). The accepted chain is the commit with the highest rank,
-the history in its manifest, and the commit of its best epoch. The manifest's history must begin with the history of the
-best epoch's commit, row for row, with the same sessions and times. Commits that are not accepted are kept and reported.
+decides which training run is accepted (`mbqueue.storage.manifest`). The accepted chain is the commit with the highest
+rank, the history in its manifest, and the commit of its best epoch. The manifest's history must begin with the history
+of the best epoch's commit, row for row, with the same sessions and times. Commits that are not accepted are kept and
+reported.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class PublishedFold(Commits):
 
     Args:
         on_damaged: called once with the path and the reason for each damaged file. A damaged file is read again next
-            time, since its upload may still be running.
+            time, because it may still be uploading.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class PublishedFold(Commits):
 
 
 def experiment_folders(drive: Drive, folder: str) -> list[str]:
-    """List the valid experiment names in a folder. Leave out all other names, such as files that a drive adds."""
+    """List the valid experiment names in a folder, and leave out other names, such as files that a drive adds."""
     return [name for name in drive.names(folder) if re.fullmatch(NAME_PATTERN, name)]
 
 

@@ -45,7 +45,7 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import in_folder
 from mbqueue.storage.results import total_bytes
 
-#: Seconds between rounds of publishing while the mount works.
+#: Seconds between rounds of publishing while the mount is working.
 ROUND_SECONDS = 15.0
 #: Seconds before a failed round of publishing is retried. The pause doubles after each failure, up to
 #: `LONGEST_RETRY_SECONDS`.
@@ -57,7 +57,7 @@ SNAPSHOT_SECONDS = 60.0
 RECONCILE_SECONDS = 30.0
 #: The longest time, in seconds, that training waits for a read of what other sessions have published.
 READ_SECONDS = 30.0
-#: Before its first claim, a session waits at most this long for a round of publishing, which finds other sessions.
+#: Before its first claim, a session waits at most this long for the publishing round that detects other sessions.
 FIRST_ROUND_SECONDS = 60.0
 #: Seconds that the last round may take in a session without a deadline.
 LAST_ROUND_SECONDS = 600.0
@@ -125,7 +125,7 @@ class Publisher:
             )
 
     def wake(self) -> None:
-        """Request a round soon, to publish newly committed work."""
+        """Request an early publishing round for newly committed work."""
         self._wake.set()
 
     @property
@@ -139,7 +139,7 @@ class Publisher:
         return self._other_sessions.active
 
     def reconcile(self, queue: Queue, *, now: float, spare: float = READ_SECONDS) -> list[tuple[int, int]]:
-        """Adopt work that other sessions have published; do nothing while the mount fails or hangs.
+        """Adopt work that other sessions have published; do nothing while the mount is failing or hanging.
 
         Separate threads read the mount, and are abandoned if they take too long. Only the calling thread writes to the
         queue.
@@ -282,8 +282,8 @@ class Publisher:
         """Publish a fold's newest commit and the commit of its best epoch.
 
         Returns:
-            The manifest of the newest published commit, or None; and the paths of all commits on the mount that belong
-            to a different training of the same fold.
+            The manifest of the newest published commit, or None; and the paths of all commits on the mount from a
+            different training run of the same fold.
         """
         published = self._reentry.published_fold(experiment.identity(fold))
         if experiment.is_released:
@@ -361,7 +361,7 @@ class Publisher:
         """Measure how long the block takes to write this many bytes.
 
         Raises:
-            NoTime: if there is no time to write them. The block does not run.
+            NoTime: if there is too little time to write ``size`` bytes; the block is then skipped.
         """
         self._write_time.require(size, self._remaining())
         began = self._clock.monotonic()

@@ -29,7 +29,7 @@ class Listings(Generic[Parsed]):
     """Reads the listings on a mount, and reports each damaged file once.
 
     A listing is a JSON file with the name that `mbqueue.storage.names.hashed_name` makes. Incomplete listings are kept
-    and read again next time, since their upload may still be running.
+    and read again next time, because they may still be uploading.
 
     Args:
         stem: a pattern for the beginning of the names. Other files are ignored.

@@ -1,8 +1,8 @@
 """Rebuild a queue from commits and users' requests.
 
 A rebuild starts from a snapshot or an empty database. The rebuilt queue gets every known experiment (`enqueue_again`),
-and every fold advances to its newest commit (`trained_by`). `restore` starts from the archive's database, and also uses
-`trained_by`.
+and every fold advances to its newest commit (`trained_by`). `restore` uses `trained_by` too, but starts from the
+archive's database.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mbqueue.storage.manifest import Manifest
 def rebuild_queue(
     project: ProjectFolder, fill: Callable[[Queue], None], *, lay: Callable[[Path], bool] = lambda _path: False
 ) -> None:
-    """Make the project's queue, which appears once it is complete. Do not create an empty queue.
+    """Build the project's queue, and put it in place once it is complete. An empty queue is discarded.
 
     Args:
         fill: adds experiments and their progress to the new queue.
@@ -75,7 +75,7 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
     """Enqueue an experiment again, from a record made by `enqueued_facts`.
 
     Returns:
-        Whether the queue lacked the experiment or some of its folds.
+        Whether anything was added to the queue.
     """
     spec = parse_spec(facts["spec"], source="what is published")
     known = {one.name: one for one in queue.experiments()}

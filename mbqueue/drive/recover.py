@@ -56,18 +56,18 @@ def recover(project: ProjectFolder, *, force: bool, note: Callable[[str], None],
     `read_notes`), even if it has no commit. Sessions repeat `predict` and `record` jobs, unless the files of these jobs
     are intact on the mount. If the live folder is lost, the pauses are lost too.
 
-    If mbqueue can read the replaced queue, experiments and folds that only this queue contains are also restored. For
+    If mbqueue can read the replaced queue, it also restores experiments and folds that exist only in that queue. For
     example, you may have enqueued them after an earlier queue was lost. If two experiments have the same name, the one
-    with checkpoints is restored. If neither experiment has checkpoints, the experiment that `read_notes` returns is
-    restored. Before a file is set aside, ``note`` is called with the reason and the new path.
+    with checkpoints is restored. If neither has checkpoints, the note takes precedence over the replaced queue (see
+    `read_notes`). Before a file is set aside, ``note`` is called with the reason and the new path.
 
     If the project has a live folder, commits in state/ are first copied to the live folder. Sessions leave commits in
     state/ while the queue is on a server or the project is on a local disk.
 
     Raises:
-        UsageError: if a session uses the queue; without ``force``, also if the queue is intact or a restore was
+        UsageError: if a session is using the queue; without ``force``, also if the queue is intact or a restore was
             interrupted.
-        QueueError: if the project has no files from which to make a queue.
+        QueueError: if the project has no files to rebuild a queue from.
     """
     project.live_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(project.entering_lock, timeout=600):
@@ -129,9 +129,9 @@ def move_queue_aside(
             moved.
 
     Raises:
-        UsageError: if the queue is intact and ``force`` is not given, or a session uses the queue.
-        QueueError: if the queue cannot be checked, because a newer mbqueue wrote it, it is locked, or its disk does
-            not answer.
+        UsageError: if the queue is intact and ``force`` is not given, or a session is using the queue.
+        QueueError: if the queue cannot be checked: a newer mbqueue wrote it, it is locked, or its disk is not
+            responding.
         QueueMoved: if the queue has moved to another database, and ``force`` is not given.
     """
     path, now = project.queue_db, clock.now()
@@ -151,7 +151,7 @@ def move_queue_aside(
 
 
 def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[SessionRow, ...], bool]:
-    """Return the sessions of the existing queue, as far as they can be read, and whether the queue is intact."""
+    """Return the existing queue's sessions, as far as they are readable, and whether the queue is intact."""
     sessions: tuple[SessionRow, ...] = ()
     try:
         with Queue(project.queue_db, read_only=True) as queue:
@@ -302,10 +302,10 @@ def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Comm
 
 
 def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest, now: float) -> bool:
-    """Enqueue an experiment from its file in jobs/, if an older manifest does not say how it was enqueued.
+    """Enqueue an experiment from its file in jobs/, for an older manifest that does not record how it was enqueued.
 
     Returns:
-        Whether there is a file with the manifest's spec.
+        Whether the file exists and has the same spec as the manifest.
     """
     try:
         spec = load_spec(project.experiment_file(manifest.experiment))

@@ -1,9 +1,9 @@
 """Resume a project on a mount from where its last session stopped.
 
-A new live folder gets the newest intact snapshot of the queue. At the start, and while other sessions run, mbqueue
-compares everything published with the live state. Experiments that exist only in another database are enqueued. Folds
-that have advanced further on the mount are adopted, with their verified files and results. Recorded work is queued
-again if its files are missing.
+A new live folder gets the newest intact snapshot of the queue. At the start, and while other sessions are running,
+mbqueue compares everything published with the live state. Experiments that exist only in another database are enqueued.
+Folds that have advanced further on the mount are adopted, with their verified files and results. Recorded work is
+queued again if its files are missing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def enter(project: ProjectFolder, *, note: Callable[[str], None], clock: Clock |
     """Ensure that a project on a drive has a live queue, rebuilt from published files if necessary.
 
     Raises:
-        OSError: if the mount fails while there is no live queue yet.
+        OSError: if the mount fails before a live queue exists.
         SchemaTooNew: if the newest snapshot was written by a newer mbqueue.
     """
     if project.queue_db.exists():
@@ -77,7 +77,7 @@ class Reentry:
         self.snapshots = Snapshots(drive, self.damaged)
 
     def damaged(self, path: str, why: str) -> None:
-        """Report a damaged file on the mount once, without removing it, since its upload may still be running."""
+        """Report a damaged file on the mount once, without removing it, because it may still be uploading."""
         if self._found is not None:
             self._found[path] = why
         else:
@@ -85,7 +85,7 @@ class Reentry:
 
     @contextmanager
     def _remembering_at_once(self) -> Iterator[None]:
-        """Collect the damaged files that the block finds, and record them in one write: there may be hundreds."""
+        """Record all damaged files that the block finds in one write, because there may be hundreds."""
         if self._found is not None:
             yield
             return
@@ -113,7 +113,7 @@ class Reentry:
         """Make the live queue from the newest intact snapshot or an empty queue, and add everything newer.
 
         Args:
-            further: called last, to add more to the queue.
+            further: called last; may add more to the queue.
         """
         self._drive.check()
         snapshot: PublishedSnapshot | None = None
@@ -175,8 +175,8 @@ class Reentry:
     def _pruned_elsewhere(self) -> dict[tuple[str, str], str]:
         """Read from the newest snapshots why trials were pruned: (trial, hash of its spec) → reason.
 
-        The key contains the hash, because two machines that could not see each other's work may have begun trials with
-        the same name and different settings.
+        The key contains the hash, because two machines that could not see each other's work may have started trials
+        with the same name and different settings.
         """
         newest = {one.listing.database: one.listing for one in self.snapshots.listed()}
         return {

@@ -1,8 +1,8 @@
 """Decide which superseded files to keep on a mount that uploads and removes files in any order.
 
 A mount may delete a superseded file from the drive before it uploads the successor. If the machine is then lost, both
-files are gone. So mbqueue keeps a superseded file until the successor has been on the mount for some time, and counts
-as settled (uploaded).
+files are gone. So mbqueue keeps a superseded file until its successor has been on the mount long enough to count as
+uploaded ("settled").
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def positions_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady
     Args:
         seen_at: when each file was first seen on the mount, in monotonic seconds; files with older work come first.
         kept: number of settled files to keep.
-        steady_since: the time since which the mount has not failed, in monotonic seconds. A failing mount uploads
-            nothing.
+        steady_since: monotonic time of the mount's last failure, or of the publisher's start. Nothing is uploaded while
+            the mount is failing.
     """
     before = now - SETTLED_SECONDS
     settled = [position for position, at in enumerate(seen_at) if max(at, steady_since) <= before]

@@ -50,7 +50,7 @@ _NAME = re.compile(rf"({_STEM}-[0-9a-f]{{{HASH_DIGITS}}}){DUPLICATE}\.(json|db)"
 _MOST_URGENT = 2**31 - 1
 #: The latest accepted time, in seconds since the epoch: the year 8307, within the range of Python's dates.
 _LATEST = 2e11
-#: The highest snapshot number, which has eight digits in file names.
+#: The highest snapshot number that fits into the eight digits of a file name.
 _MOST_SNAPSHOTS = 10**8 - 1
 
 
@@ -65,7 +65,7 @@ class Listing:
     Attributes:
         number: higher than the numbers of all snapshots that this one continues.
         database: id of the live database.
-        ancestry: id of each earlier database → number of the snapshot from which the next database was made.
+        ancestry: id of each earlier database → number of the snapshot that the next database started from.
         experiments: what `mbqueue recover` needs for each: spec, results_dir, priority, enqueued_at, prepare.
         last_event: id of the database's last event. The next snapshot is due only after a later event.
     """
@@ -86,7 +86,7 @@ class Listing:
         return self.knew(other.number, other.database)
 
     def knew(self, number: int, database: str) -> bool:
-        """Whether snapshot ``number`` of a database is this snapshot, or a snapshot that this one continues."""
+        """Whether this snapshot is, or continues, snapshot ``number`` of ``database``."""
         return number <= (self.number if database == self.database else self.ancestry.get(database, -1))
 
 
@@ -197,7 +197,7 @@ def _check_rows(db: sqlite3.Connection) -> None:
 
 
 def check_experiment(name: object, results_dir: object, *, source: str) -> None:
-    """Check that the name and results folder of an experiment cannot lead out of the project.
+    """Check that the name and results folder of an experiment cannot point outside the project.
 
     Raises:
         DamagedSnapshot: if the name or the folder is invalid.
@@ -268,8 +268,8 @@ class Snapshots:
     def prune(self, newest: Listing, *, now: float, steady_since: float) -> None:
         """Remove snapshots whose content is also in ``newest``, except those that `positions_to_keep` selects.
 
-        Leftover files that are older than the kept snapshots are also removed: damaged files, copies that the drive
-        renamed, and databases whose session died before it wrote the manifest.
+        Leftovers older than the kept snapshots are removed too: damaged files, copies renamed by the drive, and
+        databases without a manifest.
 
         Args:
             now, steady_since: see `mbqueue.drive.retention`.
@@ -317,7 +317,7 @@ def _is_time(value: object) -> bool:
 
 
 def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
-    """Check a file's record of an experiment, from which the experiment will be enqueued.
+    """Check an experiment's record in a file before the experiment is enqueued from it.
 
     Raises:
         DamagedSnapshot: if the record is damaged, or written by a newer mbqueue.

@@ -16,8 +16,8 @@ Answer = TypeVar("Answer")
 class TimedDrive(Drive):
     """A read-only drive, with a time limit for reads.
 
-    If an abandoned thread finally gets an answer, the answer is kept for the next attempt. So a few attempts succeed
-    even if each read takes longer than the limit.
+    If a read finishes in an abandoned thread, its result is kept for the next attempt. So even if each read takes
+    longer than the limit, a few attempts are enough.
 
     Args:
         should_stop: reads end early once it returns True.
@@ -31,9 +31,11 @@ class TimedDrive(Drive):
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Limit the total time of all reads in the block to ``seconds``. Later reads raise TimeoutError.
+        """Limit the total time of all reads in the block to ``seconds``. Once that time is used up, reads raise
+        TimeoutError.
 
-        After a request to stop, reads raise InterruptedError. If the mount fails, reads raise some other OSError.
+        After a request to stop, reads raise InterruptedError. If the mount fails, reads raise a different kind of
+        OSError.
         """
         self._seconds, self._until = seconds, time.monotonic() + seconds
         yield

@@ -27,7 +27,7 @@ class Question:
         spec: the spec that determines the model's input and batches.
         rows: rows of the dataset to predict.
         keep_in: folder for partial predictions, which the next session reuses.
-        what: name of the work in progress reports.
+        what: how progress reports name this work.
     """
 
     model: Path

@@ -82,7 +82,7 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
     """Start ``mbqueue work`` as a process that outlives this one; return once it is running.
 
     Raises:
-        UsageError: if a background session of this project is running already.
+        UsageError: if a background session of this project is already running.
         SessionError: if the process ended before its session started; the message includes the end of its log.
     """
     require_queue(project)
@@ -156,7 +156,7 @@ def stop(
         One entry per session; empty if none of the requested sessions is running on this machine.
     """
     found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
-    # A process that started several sessions also gets the request and forwards it, but the result leaves it out.
+    # The parent process of several sessions gets the request too and forwards it, but the result leaves it out.
     parents = {parent_of(identity.pid) for identity, session in found if session is not None}
     refused = {identity for identity, _ in found if not _is_asked(identity)}
     asked = [identity for identity, _ in found if identity not in refused]
@@ -258,7 +258,7 @@ def _ended_early(
 
 
 def _belongs(row: SessionRow, process: ProcessIdentity) -> bool:
-    """Whether a session runs in the given process or in one of its children."""
+    """Whether a session belongs to the given process or to one of its children."""
     if row.identity == process:
         return True
     return row.boot_id == process.boot_id and not is_known_dead(row.identity) and parent_of(row.pid) == process.pid
@@ -303,7 +303,7 @@ def _is_of_this_folder(content: Mapping[str, Any], project: ProjectFolder) -> bo
 
 
 def _folder_id(project: ProjectFolder) -> list[int]:
-    """Device and inode of the live folder: equal for all paths to the folder, different for a copy."""
+    """Device and inode of the live folder: the same for all paths to the folder, different for a copy."""
     there = project.live_dir.stat()
     return [there.st_dev, there.st_ino]
 

@@ -1,13 +1,13 @@
 """Make every session use the commits in the place that the queue records. Imports no torch.
 
 Each place stores its own id: an object store in its marker, a folder in ``commits.json`` next to the checkpoints. The
-first session records that id in the queue (`mbqueue.queue.commits_place`). A session with a different place is refused,
-because it would find no commits, train from the start and overwrite rows of the queue. A SQLite queue without a store
-needs no check, because its commits are next to the queue's file.
+first session records the id of its place in the queue (`mbqueue.queue.commits_place`). A session with a different place
+is refused, because it would find no commits, train from the start and overwrite rows of the queue. A SQLite queue
+without a store needs no check, because its commits are next to the queue's file.
 
 A session may change the recorded place from a folder to a store or another folder if no commits can be lost. No commits
-can be lost if no other session runs and the new place has every epoch that the queue counts as done. Any other change
-of the recorded place requires `mbqueue move-commits` (`mbqueue.session.moving_commits`).
+can be lost if no other session is running and the new place has every epoch that the queue counts as done. Any other
+change of the recorded place requires `mbqueue move-commits` (`mbqueue.session.moving_commits`).
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def enter_place(
     Raises:
         StoreError: if the store is missing, denies access or ignores conditional puts; or if the queue records a
             different place.
-        QueueError: if the queue records no place and the folder lacks epochs; or if the store has epochs that a new
-            queue lacks.
+        QueueError: if the queue records no place and epochs are missing from the folder; or if a new queue is missing
+            epochs that the store has.
     """
     before = queue.commits_place()
     if store is None:
@@ -116,7 +116,7 @@ def require_store(place: CommitsPlace, store: ObjectStore) -> None:
     """Check that the queue's commits are in ``store``, without changing the store.
 
     Raises:
-        StoreError: if ``store`` is a different store, or does not answer.
+        StoreError: if ``store`` is a different store, or is not responding.
     """
     if store.is_the_one(place.id):
         return
@@ -176,7 +176,7 @@ def folder_id(project: ProjectFolder) -> str:
 
 
 def lacking(queue: Queue, there: Epochs) -> str:
-    """List, as text, the folds that have fewer epochs in ``there`` than in the queue; empty if there are none."""
+    """List, as text, the folds with fewer epochs in ``there`` than in the queue; empty if there are none."""
     return ", ".join(
         f"{experiment} fold {fold} ({there.get((experiment, fold), 0)} of {known} epochs)"
         for (experiment, fold), known in known_epochs(queue).items()
@@ -187,7 +187,7 @@ def lacking(queue: Queue, there: Epochs) -> str:
 def send_missing(
     project: ProjectFolder, queue: Queue, store: ObjectStore, there: Epochs, *, note: Callable[[str], None]
 ) -> str:
-    """Send the store the epochs that only this machine has; then list the epochs that the store lacks (`lacking`)."""
+    """Send the store the epochs that only this machine has; then list the epochs still missing from it (`lacking`)."""
     sent = {
         (experiment, fold): known
         for (experiment, fold), known in known_epochs(queue).items()
@@ -238,7 +238,7 @@ def _enter_folder(
 
 
 def _compare(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: Callable[[str], None]) -> str:
-    """Like `send_missing`, but refuse a store that has epochs of an earlier queue."""
+    """Like `send_missing`, but refuse a store that has epochs from an earlier queue."""
     there = finished_epochs(store)
     for (experiment, fold), known in known_epochs(queue).items():
         found = there.get((experiment, fold), 0)

@@ -1,7 +1,7 @@
 """Copy an experiment's crystals to shared storage during training. Imports no torch.
 
-Copying a hundred megabytes to a drive can take minutes, so the session trains in the meantime. A session that is asked
-to stop or runs out of time abandons the copy and removes the partial file. The next session that trains on the same
+Copying a hundred megabytes to a drive can take minutes, so training continues meanwhile. A session that is asked to
+stop or runs out of time abandons the copy and removes the partial file. The next session that trains on the same
 crystals starts the copy again.
 """
 
@@ -67,8 +67,8 @@ class CrystalCopies:
         if dataset_hash in self._threads:
             return
         if isinstance(shared.blobs, ObjectStore):
-            # The session plans its commits by the duration of the last `put`. Crystals are large and would distort the
-            # plan, so send them through a copy of the store object.
+            # The session uses the last `put` to estimate how long a save takes. Crystals are large and would distort
+            # the estimate, so send them through a copy of the store object.
             shared = replace(shared, blobs=replace(shared.blobs))
         thread = threading.Thread(
             target=self._keep, args=(shared, file, dataset_hash), name="mbqueue-crystals", daemon=True

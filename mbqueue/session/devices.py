@@ -46,7 +46,7 @@ class Device:
     Attributes:
         label: the device's name in messages, unique within one call.
         name: the value of `mbqueue work --device` for the session's process.
-        visible: CUDA_VISIBLE_DEVICES of the process; None leaves the variable unchanged.
+        visible: value of CUDA_VISIBLE_DEVICES for the process; None leaves the variable unchanged.
     """
 
     label: str
@@ -101,7 +101,7 @@ def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
     A number is an index among the GPUs visible to this process, as in CUDA.
 
     Raises:
-        UsageError: if a device is not written in one of these forms, or CUDA_VISIBLE_DEVICES lists too few GPUs.
+        UsageError: if a name is not a device, or CUDA_VISIBLE_DEVICES lists too few GPUs.
     """
     names = [name.strip() for name in names]
     if not any(names):
@@ -182,7 +182,8 @@ class Crew:
             failures = self._run(stop)
         outcomes = tuple(worker.outcome for worker in self._workers if worker.outcome is not None)
         endings = {outcome.ending for outcome in outcomes}
-        # If one session found no job left, the queue is finished, so that session's ending counts for all sessions.
+        # If one session found no job left, the queue is finished. The ending of that session then counts for all
+        # sessions.
         ending = next((e for e in (Ending.DONE, Ending.BLOCKED) if e in endings), Ending.STOPPED)
         return DevicesOutcome(ending=ending, sessions=outcomes, failures=tuple(failures))
 

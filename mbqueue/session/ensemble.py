@@ -65,8 +65,8 @@ class EnsembleTable:
         """Write a CSV durably: id, composition, n_atoms, y_pred, spread, and a column y_pred_i for each model.
 
         Raises:
-            UsageError: if the file is one of `made_from`; or if it would replace a file that `write` did not create,
-                unless ``force`` is set.
+            UsageError: if the file is in `made_from`; or if, without ``force``, it would replace a file that `write`
+                did not create.
         """
         path = Path(path)
         require_table(path, self.made_from, force=force)
@@ -102,8 +102,8 @@ def predict_dataset(
     Args:
         wanted: the crystals to predict, which need no targets.
         models: model_fold_*.pth files.
-        target_column: column of the dataset's table with the true values; by default, a column whose name mbqueue
-            knows.
+        target_column: column of the dataset's table with the true values; by default, a column with a name that mbqueue
+            recognises.
         strains: number of pairs of small opposite strains over which each prediction is averaged.
 
     Raises:
@@ -184,7 +184,7 @@ def require_table(path: Path, made_from: Sequence[Path], *, force: bool) -> None
 
 
 def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[Path]) -> bool:
-    """Whether any experiment in the queue, or next to one of the models, used this dataset."""
+    """Whether an experiment in the queue, or one recorded next to a model, used this dataset."""
     for folder in {path.parent for path in models}:
         try:
             content = json.loads((folder / RESULTS_FILE).read_bytes())

@@ -36,7 +36,7 @@ class FoldResults:
         table: predictions of the fold's test set.
         model: bytes of the model file; None for a blend, which has no model.
         history: one row per trained epoch.
-        absent_elements: atomic numbers of elements that the fold's training set lacks.
+        absent_elements: atomic numbers of elements missing from the fold's training set.
         more: other entries of the job's result.
     """
 
@@ -48,7 +48,7 @@ class FoldResults:
 
 
 def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: FoldResults) -> str:
-    """Write the fold's files, commit the job, and return the score in words.
+    """Write the fold's files, commit the job, and return the score as text.
 
     The files are first written to a temporary folder. While the session holds the lease, it moves the files to the
     results folder, predictions last.

@@ -60,7 +60,7 @@ class Heartbeat:
         """Whether this session may take over expired leases.
 
         After a silence longer than a lease (sleep, a lost network, a changed clock), other sessions may have been
-        silent too. This session then waits for the length of a lease, so that other sessions can renew their leases.
+        silent too. This session then waits for one lease length, so that other sessions can renew their leases.
         """
         now = self._clock.now()
         with self._lock:

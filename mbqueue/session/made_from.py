@@ -42,7 +42,7 @@ class _Found:
 
 
 def prepare(session: Session, spec: Spec) -> dict[str, Any]:
-    """Return the result of the `prepare` job, copied from the members, which all have the same crystals.
+    """Return the members' `prepare` result; all members must have the same crystals.
 
     Raises:
         MembersNotRecorded: if a member has not been recorded yet, but sessions can finish it.

@@ -45,7 +45,7 @@ class JsonLines(Report):
 
     Args:
         stream: must be unbuffered, so that no line is lost when the process ends.
-        on_gone: called once, when no process reads the stream any more; later events are dropped.
+        on_gone: called once, when no process is reading the stream any more; later events are dropped.
     """
 
     def __init__(self, stream: BinaryIO, *, on_gone: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
 """Move commits to the place in the project's settings, and record that place in the queue. Imports no torch.
 
-The queue is updated last, after everything is copied. You can therefore repeat an interrupted move, which then skips
-everything that is already copied.
+The queue is updated last, after everything is copied. So you can repeat an interrupted move: it skips everything that
+is already copied.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def move_commits(
 
     Raises:
         StoreError: if a finished epoch would be lost, or a store does not answer.
-        QueueError: if a session uses the queue.
+        QueueError: if a session is using the queue.
     """
     queue.reap_dead(by="move-commits", now=clock.now())
     before = queue.commits_place()
@@ -91,7 +91,7 @@ def _bring(
     *,
     note: Callable[[str], None],
 ) -> int:
-    """Copy everything from the previous store; return the number of objects copied into another store."""
+    """Copy everything from the previous store; return how many objects were copied to ``target``."""
     if source.kind != "store":
         return 0
     try:

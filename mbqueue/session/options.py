@@ -32,8 +32,8 @@ class WorkOptions:
         session_seconds: length of the session; None for no deadline.
         max_jobs: stop after this many jobs; None for no limit.
         forever: wait for new jobs when none is left.
-        idle_seconds: end after this long without a job to claim while other sessions work; None to wait for those
-            sessions.
+        idle_seconds: end after this long without a job to claim while other sessions are working; None to wait for
+            those sessions.
         device: "cpu", "cuda" or "cuda:1"; None for the first GPU, or the CPU if there is no GPU.
         devices: run a session on each of these devices instead (`mbqueue.session.devices.parse_devices`).
         tensorboard: write event files for TensorBoard.
@@ -81,7 +81,7 @@ class WorkOptions:
         )
 
     def arguments(self) -> list[str]:
-        """The options as arguments of `mbqueue work`."""
+        """The options as command-line arguments of `mbqueue work`."""
         values = {
             "--session": NO_DEADLINE if self.session_seconds is None else _duration(self.session_seconds),
             "--max-jobs": self.max_jobs,

@@ -2,7 +2,7 @@
 
 Sessions of the copy would retrain or overwrite the original's work. A copy that shares both the queue and the store
 counts as another machine of the same project. Projects on a drive are not checked here, because a session must start
-even while the drive hangs. For projects on a drive, `mbqueue.belonging` tells live folders apart.
+even while the drive hangs. For projects on a drive, `mbqueue.belonging` distinguishes live folders.
 """
 
 from __future__ import annotations

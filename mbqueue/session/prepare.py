@@ -19,7 +19,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
 
     Raises:
         MembersNotRecorded, ResultsError: for the same reasons as in `made_from.prepare`.
-        DataError: if the crystals are too few for the folds, or cannot be used.
+        DataError: if there are too few crystals for the folds, or the crystals are unusable.
         Stopped: if the session is asked to stop; finished shards are kept, and the next session computes the rest.
     """
     job = lease.job

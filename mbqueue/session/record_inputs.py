@@ -24,10 +24,10 @@ def record_inputs(
     """Collect the facts about an experiment for its results, such as its dataset, sessions and library versions.
 
     Args:
-        fingerprint_changes: the entries that the function `fingerprint_changes` returns.
+        fingerprint_changes: the entries returned by the function `fingerprint_changes`.
 
     Raises:
-        ResultsError: if the experiment's data are not prepared.
+        ResultsError: if the experiment has not been prepared yet.
     """
     jobs = queue.jobs(experiment=experiment.name)
     (prepare,) = [job for job in jobs if job.kind is Kind.PREPARE]

@@ -13,15 +13,15 @@ from mbqueue.session.outcome import SessionOutcome
 class Report:
     """Receives the events of a session.
 
-    The worker calls these methods from its main thread, unless a docstring mentions other threads. Each method must
-    return quickly. By default, every method does nothing, so a subclass defines only the methods that it needs.
+    The worker calls each method from its main thread, unless the method's docstring mentions other threads. Each method
+    must return quickly. By default, every method does nothing, so a subclass defines only the methods that it needs.
     """
 
     def starting(self, what: str) -> None:
-        """The session prepares to start; ``what`` names the current step."""
+        """The session is preparing to start; ``what`` names the current step."""
 
     def session_started(self, session: str, device: str, seconds: float | None) -> None:
-        """The session begins; ``seconds`` is its length, or None if it has no deadline."""
+        """The session has started; ``seconds`` is its length, or None if it has no deadline."""
 
     def job_started(self, job: Job) -> None:
         """A job was claimed."""

@@ -22,8 +22,8 @@ class Searching:
     """Advances the searches in a session's queue between the session's jobs.
 
     Attributes:
-        is_stuck: whether a search needs another trial but cannot begin it.
-        is_left_to_others: whether a search needs another trial that a session on another machine must begin.
+        is_stuck: whether a search needs another trial but cannot start it.
+        is_left_to_others: whether a search needs another trial that a session on another machine must start.
     """
 
     def __init__(self, session: Session) -> None:
@@ -37,11 +37,10 @@ class Searching:
         self._release_pruned()
 
     def _begin_trials(self) -> None:
-        """Enqueue the next trial of each search that needs one; if none can begin, the session runs other jobs.
+        """Enqueue the next trial of each search that needs one; if no trial can start, the session runs other jobs.
 
-        Sessions on one drive with different databases could give the same number to trials with different settings. So
-        only the session that started first begins trials, and other sessions find the trials in that session's
-        snapshots.
+        Sessions with different databases on one drive could give the same number to trials with different settings. So
+        only the session that started first starts new trials; the other sessions find them in its snapshots.
         """
         session = self._session
         now = session.clock.now()

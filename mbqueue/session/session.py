@@ -31,7 +31,7 @@ STORE_AWAY = "the object store does not answer"
 
 
 class Stopped(Exception):
-    """Raised to stop a job early; the message names the reason."""
+    """Raised to stop a job early; the message gives the reason."""
 
 
 class Rewound(Exception):
@@ -66,7 +66,7 @@ class Session:
     _noted: set[str] = field(default_factory=set, init=False)
 
     def stop_reason(self, seconds_needed: float = 0.0) -> str | None:
-        """Why the current job should stop now; None if its next part, which takes ``seconds_needed``, may begin.
+        """Why the current job should stop before a part that takes ``seconds_needed``; None if the part may begin.
 
         If there is no time for another part, the whole session stops, because a later job would have even less time.
         """
@@ -95,7 +95,7 @@ class Session:
         )
 
     def take_next(self) -> Lease | None:
-        """Return, once, the lease that was claimed with the last commit; otherwise return None."""
+        """Return the lease that was claimed with the last commit, but only once; after that, return None."""
         lease, self._next_lease = self._next_lease, None
         return lease
 
@@ -143,7 +143,7 @@ class Session:
             raise
 
     def while_held(self, lease: Lease, action: Callable[[], None]) -> None:
-        """Call ``action``, which changes files of a job, if this session still holds the job's lease.
+        """Call ``action`` to change a job's files, if this session still holds the job's lease.
 
         Raises:
             LeaseLost: if the lease is lost. ``action`` is not called, because the files may belong to the next holder.
@@ -272,7 +272,7 @@ class Session:
         return advanced
 
     def stoppable_progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
-        """Return a callback as `progress_of` does, but one that raises `Stopped` if the current job should stop."""
+        """Like `progress_of`, but the callback raises `Stopped` if the current job should stop."""
         advanced = self.progress_of(job, what)
 
         def advanced_or_stopped(done: int, total: int) -> None:

@@ -40,7 +40,7 @@ def fetch_commits(project: ProjectFolder, store: ObjectStore, *, note: Callable[
 
 
 def remove_released(project: ProjectFolder, trials: Iterable[Experiment], store: ObjectStore | None) -> None:
-    """Remove all checkpoints that pruned trials have given up, on this machine and in the store.
+    """Remove the checkpoints of the given pruned trials, on this machine and in the store.
 
     Raises:
         StoreError: if the store does not answer; the next call removes the rest.

@@ -1,8 +1,8 @@
 """Share the result files of jobs with other machines through the object store. Imports no torch.
 
 The queue lists a job's files, with sizes and hashes, in the job's result. The transaction that commits the job also
-commits this list, so machines never have to merge lists. The session sends the files to the store before it commits the
-job. A file's name in the store contains the file's hash, so the file never changes.
+commits the list of its files, so machines never have to merge lists. The session sends the files to the store before it
+commits the job. A file's name in the store contains the file's hash, so the file never changes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def send_results(store: ObjectStore, experiment: str, folder: Path, results: Ite
 
 
 def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore) -> None:
-    """Give a new store the result files of the folds that this machine has already predicted."""
+    """Send a new store the result files of all folds that this machine has already predicted."""
     for experiment in queue.experiments():
         folder = project.working_results(experiment.results_dir)
         for facts in written_facts(queue.jobs(experiment=experiment.name, state=State.COMMITTED)).values():

@@ -20,13 +20,13 @@ def run_shell(
     """Run a command with /bin/sh and wait until it ends; after the timeout, kill it and everything that it started.
 
     Args:
-        given: the bytes for the command's standard input.
+        given: bytes to send to the command's standard input.
         variables: environment variables to add for the command.
 
     Raises:
         TimeoutError: if the command took too long.
         OSError: if the command ended with a code other than 0. The message contains the last line of the command's
-            standard error, without words that may be secret, because logs keep messages.
+            standard error, with possible secrets masked, because messages end up in logs.
     """
     process = subprocess.Popen(
         ["/bin/sh", "-c", command],

@@ -1,6 +1,6 @@
 """Remember which crystals a source contained, so that this machine reads a source again only if it has changed.
 
-A file is recognised by its size and digest, and a folder by those of all its files. Modification times do not matter.
+A file is identified by its size and digest, and a folder by those of all its files. Modification times are ignored.
 After an upgrade of mbqueue or pymatgen, every source is read again.
 """
 
@@ -77,7 +77,7 @@ def remembered(cache_dir: Path, key: str) -> tuple[str, dict[str, Any]] | None:
 
 @cache
 def reader_version() -> str:
-    """A digest of the code that reads sources and of the pymatgen version."""
+    """A digest of the source-reading code and the pymatgen version."""
     digest = hashlib.sha256(version("pymatgen").encode())
     for path in sorted(Path(datasets.__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

@@ -12,7 +12,7 @@ from mbqueue.drive.livestate import store_trouble
 from mbqueue.errors import StoreAway, StoreError
 from mbqueue.project import ProjectFolder
 
-#: The first and the longest pause between attempts to commit while the store fails. The pause doubles after each
+#: The initial and maximum pause between attempts to commit while the store is failing. The pause doubles after each
 #: failure.
 PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -47,7 +47,7 @@ class StoreWatch:
 
     @property
     def why(self) -> str | None:
-        """The reason why commits do not reach the store; None if the store answers."""
+        """The reason why commits are not reaching the store; None if the store is responding."""
         return self._why
 
     def trouble(self, why: str) -> None:

@@ -19,9 +19,9 @@ _BY_EPOCH = ("train_loss", "train_mae", "val_loss", "val_mae", "lr", "grad_norm"
 class TensorBoardReport(Report):
     """Writes TensorBoard event files below ``folder``, for steps and epochs.
 
-    Steps go to EXPERIMENT/fold_i, and their numbers increase over all epochs. Epochs go to EXPERIMENT/fold_i/epochs.
-    Steps that are repeated after a kill or a rewind replace the earlier steps (``purge_step``). ``purge_step`` also
-    hides the run's values of all later steps, so epochs have a separate run.
+    Step values go to EXPERIMENT/fold_i, with step numbers that keep increasing across epochs. Epoch values go to
+    EXPERIMENT/fold_i/epochs. Steps that are repeated after a kill or a rewind replace the earlier steps
+    (``purge_step``). ``purge_step`` also hides the run's values of all later steps, so epochs have a separate run.
 
     Raises:
         UsageError: if the package tensorboard is not installed.

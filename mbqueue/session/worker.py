@@ -76,7 +76,7 @@ def work(
     stop: StopRequest | None = None,
     clock: Clock | None = None,
 ) -> SessionOutcome:
-    """Run one session. Whenever the queue's server does not answer, even at the start, the session waits.
+    """Run one session, which waits whenever the queue's server is not responding, even at the start.
 
     Raises:
         UsageError: if the device does not exist, or nothing has been enqueued yet.
@@ -85,7 +85,7 @@ def work(
             used.
         DeviceLost: if the GPU stopped working before anything was saved; after a save, the session ends without an
             error.
-        DeviceBusy: if other processes use so much of the GPU's memory that nothing can be computed.
+        DeviceBusy: if other processes are using so much of the GPU's memory that nothing can be computed.
     """
     clock = SystemClock() if clock is None else clock
     # Do not use `stop or StopRequest()`, because a `StopRequest` is false until a stop is requested.
@@ -146,7 +146,7 @@ def _begin(
         options.session_seconds,
         end_command_seconds=settings.end_command_seconds if settings.end_command else 0.0,
     )
-    # Without this call, only the next write of the same note would remove temp files of dead processes.
+    # Otherwise, temp files of dead processes would stay until the same note is written again.
     with suppress(OSError):
         files.sweep(project.notes_dir)
     store, watch = _store(project, clock, report)
@@ -284,7 +284,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
 
 
 def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> bool:
-    """Report what the session waits for. Return whether a note has told the user how to retry without a delay."""
+    """Report what the session is waiting for. Return whether a note has told the user how to retry without a delay."""
     if outlook.is_exhausted:
         session.report.waiting("nothing is left to do; waiting for new jobs")
     elif outlook.delayed and not outlook.leased:
@@ -323,7 +323,7 @@ def _claim(session: Session, loaded: Loaded, searching: Searching) -> Lease | No
 
 
 def _idle_ending(session: Session, searching: Searching) -> tuple[Ending, str]:
-    """Return BLOCKED if jobs or a search wait for the user, otherwise DONE; also return a description.
+    """Return BLOCKED if jobs or a search are waiting for the user, otherwise DONE; also return a description.
 
     Cancelled jobs count as done.
     """
