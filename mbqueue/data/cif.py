@@ -1,9 +1,9 @@
 """Read crystals from CIF files with pymatgen, and check the result against the file.
 
 If a file is ambiguous, pymatgen guesses. If the file has no symmetry operations, pymatgen treats the asymmetric unit as
-the whole cell. Pymatgen reads the first letters of an atom's label as the element, and an occupancy of ``.`` as 0.
-So this module treats pymatgen's warnings as errors (``parser_warnings``), rejects ambiguous files, and compares the
-composition with the file's formula.
+the whole cell. Pymatgen reads the first letters of an atom's label as the element, and an occupancy of ``.`` as 0. For
+these reasons, this module treats pymatgen's warnings as errors (``parser_warnings``), rejects ambiguous files, and
+compares the composition with the file's formula.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mbqueue.data.symmetry import Sites, Symmetry, check_symmetry, check_taken, 
 
 #: The largest accepted volume per atom, in Å³, for a CIF that does not state the number of atoms in its cell. If the
 #: volume is larger, the CIF probably lists only the asymmetric unit. Among 37,248 crystals in the Materials Project,
-#: cesium has the largest volume per atom, 123 Å³. Separate limits for each element would detect only a few more
+#: cesium has the largest volume per atom, 123 Å³. A separate limit for each element would detect only a few more
 #: incomplete files.
 LARGEST_VOLUME_PER_ATOM = 250.0
 #: The lowest plausible density, in g/cm³. The least dense crystals in the Materials Project are two hydrogen crystals,
@@ -36,7 +36,8 @@ SMALLEST_DENSITY = 0.03
 _LARGEST_BOX = 27_000.0
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(\(\d+\))?\Z")
-#: An element at the start of a type symbol or label; no letter may follow it (``OH`` and ``CA1`` are ambiguous).
+#: An element at the start of a type symbol or label; it must not be followed by a letter (``OH`` and ``CA1`` are
+#: ambiguous).
 _ELEMENT = re.compile(r"([A-Z][a-z]?)(?![A-Za-z])")
 _AMOUNT = re.compile(r"([A-Z][a-z]?)(\d+\.?\d*|\.\d+|)\Z")
 _GROUP = re.compile(r"\(([A-Za-z\d. ]*)\)(\d*\.?\d*)")
@@ -243,8 +244,8 @@ def _written(amounts: Mapping[str, float]) -> str:
 def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
     """Compare the cell's composition with the file's formula; return whether the formula confirms the number of atoms.
 
-    Usually, the formula describes one of the Z units in the cell. In a CIF that pymatgen wrote, the formula describes
-    the whole cell, and ``_chemical_formula_structural`` describes one unit.
+    Usually, the formula describes one formula unit, of which the cell contains Z. In a CIF that pymatgen wrote, the
+    formula describes the whole cell, and ``_chemical_formula_structural`` describes one unit.
     """
     told = block.value(_FORMULA)
     unit = _formula(block.value("_chemical_formula_structural"))
@@ -275,7 +276,7 @@ def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
 
 
 def _is_of_whole_cell(formula: Mapping[str, float], unit: Mapping[str, float] | None, z: float) -> bool:
-    """Whether a formula describes a whole cell with ``z`` units; pymatgen rounds ``z`` down."""
+    """Whether a formula describes a whole cell with ``z`` formula units; pymatgen rounds ``z`` down."""
     if unit is None or set(unit) != set(formula):
         return False
     ratios = {formula[symbol] / unit[symbol] for symbol in unit}

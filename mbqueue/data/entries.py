@@ -61,7 +61,7 @@ _INVISIBLE = frozenset(
 
 
 class Unusable(Exception):
-    """An entry cannot be used; the error's message is the reason."""
+    """An entry cannot be used. The error message gives the reason."""
 
 
 class Gatherer:
@@ -179,7 +179,7 @@ def _likeness(name: str, other: str) -> str:
 
 
 def _writable(text: str) -> str:
-    """``text`` with lone surrogates escaped, because UTF-8 cannot encode them, although JSON allows them."""
+    """Escape lone surrogates in ``text``, because JSON allows them, but UTF-8 cannot encode them."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Choose the crystals of each fold for training, validation and test, and their order, with pure functions."""
+"""Choose each fold's crystals for training, validation and test, and their order."""
 
 from __future__ import annotations
 

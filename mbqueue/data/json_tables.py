@@ -75,8 +75,8 @@ class JsonTable:
         """Yield the rows of pandas' split layout, if the column names precede the rows, as in matminer's files.
 
         Returns:
-            None if the rows were read; otherwise, the table's keys with the first character of each value. ``index``,
-            ``columns`` and ``schema`` have their whole values.
+            None if the rows were read; otherwise, the table's keys with the first character of each value. For
+            ``index``, ``columns`` and ``schema``, the whole value is returned.
         """
         outline: dict[str, Any] = {}
         is_read = False
@@ -93,7 +93,7 @@ class JsonTable:
         return None if is_read else outline
 
     def _by(self, outline: Mapping[str, Any]) -> Iterator[Entry]:
-        """Read the rows in a second pass, after the first pass has collected all keys."""
+        """Read the rows in a second pass; the first pass has collected all keys."""
         names = [key for key in outline if not key.startswith("@")]
         if outline.get("data") == '"':
             self._open = _text_of(self._values("data"))

@@ -1,4 +1,4 @@
-"""Locate the files of matbench's tasks, and download them. A download resumes after a broken connection."""
+"""Locate and download the files of matbench's tasks. A download resumes after a broken connection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialFile:
-    """Matminer's metadata about the file of a dataset.
+    """Matminer's metadata about a dataset's file.
 
     Attributes:
         path: where matminer looks for the file: in ``$MATMINER_DATA``, else in its own folder.
@@ -41,7 +41,7 @@ class OfficialFile:
 
 
 def official_file(name: str) -> OfficialFile:
-    """Locate the file of a task, which may not exist yet, without importing matminer.
+    """Locate a task's file without importing matminer; the file may not exist yet.
 
     Raises:
         DataError: if matminer is not installed.
@@ -61,7 +61,7 @@ def official_file(name: str) -> OfficialFile:
 
 
 def is_whole(file: OfficialFile) -> bool:
-    """Whether an existing file has the SHA-256 that matminer lists. The check takes a fraction of a second."""
+    """Whether an existing file has the SHA-256 that matminer lists. This check takes a fraction of a second."""
     return sha256_of_file(file.path) == file.sha256
 
 

@@ -1,8 +1,8 @@
 """Read crystals from POSCAR files (VASP 5 and 6) with pymatgen, after a check that the lines are unambiguous.
 
 pymatgen names the species of a VASP 4 file H, He, Li, …, ignores surplus lines, and splits numbers that run together.
-This module rejects VASP 4 files, surplus lines and joined numbers. Because pymatgen also fails if comments follow the
-numbers of the cell, this module removes these comments.
+This module rejects VASP 4 files, surplus lines and joined numbers. Pymatgen also fails if comments follow the numbers
+of the cell, so this module removes such comments.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_poscar(text: str) -> dict[str, Any]:
 
 
 def _scale(line: str) -> str:
-    """The scale in line 2, without the text that follows the scale."""
+    """The scale from line 2, without any text that follows it."""
     first, second = [*line.split(), "", ""][:2]
     try:
         float(second)

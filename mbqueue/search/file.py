@@ -154,10 +154,10 @@ class Search(Section):
         return self.model_dump(mode="json")
 
     def spec_with(self, settings: Mapping[str, Value], **others: Any) -> Spec:
-        """Return the base's spec with the given settings; ``others`` are values for further keys, such as ``name``.
+        """Return the base experiment's spec with these settings; ``others`` are values for more keys, such as ``name``.
 
         Raises:
-            SpecError: if the combination is invalid.
+            SpecError: if the resulting spec is invalid.
         """
         shown = ", ".join(f"{key} = {value}" for key, value in settings.items())
         content = laid_over(self.base_spec, settings) | others
@@ -185,8 +185,8 @@ def load_search(path: Path, *, base: Any, name: str | None = None) -> Search:
     """Read and check the search in a TOML file.
 
     Args:
-        base: a function that returns the spec of an experiment, given its name or file.
-        name: the search's name, instead of the name in the file.
+        base: a function that takes an experiment's name or file, and returns the experiment's spec.
+        name: replaces the search's name from the file.
 
     Raises:
         SpecError: if the search is invalid; the error lists every wrong key, its value and the allowed values.
@@ -217,7 +217,7 @@ def load_search(path: Path, *, base: Any, name: str | None = None) -> Search:
 
 
 def _grid_size(search: Search) -> int | None:
-    """The number of valid settings in a grid; None for other samplers, and for very large grids."""
+    """The number of valid points in a grid; None for other samplers, for very large grids, and if no point is valid."""
     if search.sampler != "grid":
         return None
     points: list[dict[str, Value]] = [{}]
@@ -295,7 +295,7 @@ def _most_epochs(search: Search) -> float:
 
 
 def _as_in(search: Search, key: str, value: Value) -> Value:
-    """Convert a value to the type of its key, because a file may contain an integer for a float."""
+    """Convert a value to the type of its key, because a file may give an integer for a float key."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_number and isinstance(_at(search.base_spec, key), float) else value
 

@@ -58,7 +58,7 @@ def load_pretrained(version: str) -> CHGNet:
 def load_model(path: Path) -> CHGNet:
     """Load a model file on the CPU, without executing any code in the file.
 
-    Files from `model_bytes` and from CHGNet's trainer can be loaded.
+    This function loads files from `model_bytes` and from CHGNet's trainer.
 
     Raises:
         CheckpointError: if the file is missing, damaged or not a CHGNet model.
@@ -70,9 +70,10 @@ def load_model(path: Path) -> CHGNet:
 
 
 def model_bytes(model: CHGNet, target: Target = FORMATION_ENERGY.target) -> bytes:
-    """Return the bytes of a model file that `CHGNet.from_file` can read; equal models and targets give equal bytes.
+    """Return the bytes of a model file that `CHGNet.from_file` can read.
 
-    The file records a target other than formation energy in a key that CHGNet ignores.
+    Identical models and targets produce identical bytes. If the target is not formation energy, the file records it in
+    a key that CHGNet ignores.
     """
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     buffer = io.BytesIO()
@@ -117,8 +118,7 @@ def weights_hash(model: CHGNet) -> str:
 def trained_parameters(model: CHGNet, trainable: str) -> dict[str, nn.Parameter]:
     """Return the parameters that an experiment trains, by name, in the model's order.
 
-    ``all`` leaves out the parameters that the energy does not depend on: the magnetic-moment head and the last angle
-    update.
+    ``all`` excludes the magnetic-moment head and the last angle update, because the energy does not depend on them.
     """
     dead = ("site_wise.", f"angle_layers.{model.n_conv - 2}.")
     if trainable == "none":

@@ -1,7 +1,7 @@
 """Find a dataset's shards in the caches of other datasets, which may be larger or have different ids or targets.
 
 The last digits of the backbone's outputs depend on which crystals are in a batch. mbqueue therefore copies a shard only
-if the other dataset has a shard with the same crystals in the same order. A copied shard equals the shard that the
+if another dataset has a shard with the same crystals in the same order. The copy is identical to the shard that the
 backbone would compute. Two crystals are the same if their elements, coordinates and cells agree bit for bit. mbqueue
 looks for shards only in this machine's cache.
 """
@@ -36,10 +36,10 @@ def contents(crystals: Crystals, frozen: FrozenBackbone) -> list[bytes]:
 
 
 class Elsewhere:
-    """A search for one dataset's shards among those stored for other datasets.
+    """Looks for one dataset's shards among those stored for other datasets.
 
     Args:
-        frozen: the dataset's own store, complete or not.
+        frozen: the dataset's own store, which may be incomplete.
     """
 
     def __init__(self, frozen: FrozenBackbone, crystals: Crystals) -> None:
@@ -47,7 +47,7 @@ class Elsewhere:
         self._crystals = crystals
 
     def find(self, shard: int, kinds: Sequence[str]) -> tuple[FrozenBackbone, int] | None:
-        """Find undamaged copies of all ``kinds`` of a shard; return their store and the shard's number there."""
+        """Find a store with intact copies of all ``kinds`` of a shard; return it and the shard's number there."""
         for source, there in self._places.get(shard, ()):
             if all(source.is_whole(kind, there, verify=True) for kind in kinds):
                 return source, there

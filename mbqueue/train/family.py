@@ -74,7 +74,7 @@ class ModelFamily(Protocol):
         """Change the model in place, so that before training it predicts only the element references."""
 
     def scale_output(self, model: Any, factor: float, /) -> None:
-        """Change the model in place, so that it multiplies its predictions by ``factor``."""
+        """Scale the model's predictions by ``factor``, by changing the model in place."""
 
     # -- batches and predictions ---------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Compute CHGNet's energies for a whole batch at once, with the parameters of a stock model.
+"""Compute CHGNet's energies for a whole batch at once, with the parameters of an ordinary CHGNet model.
 
 The code rearranges the computation in `chgnet.model.CHGNet._compute` without approximation:
 

@@ -1,8 +1,8 @@
 """Compute CHGNet's gated messages in plain torch operations, on any device and in any dtype.
 
 This module is the reference for the kernels. A gated MLP is silu(norm(core(x))) · sigmoid(norm(gate(x))). The code
-stores core and gate side by side in 128 columns, written "core ‖ gate". The output of the first linear layer is the sum
-of contributions from the parts of its concatenated input.
+stores core and gate side by side in 128 columns, written "core ‖ gate". The first linear layer takes a concatenated
+input; its output is a sum of one contribution per part of this input.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def gradient_scale(structures: int) -> float:
     """Return the factor by which a step of ``structures`` crystals multiplies its loss and divides its gradient.
 
     The factor is a power of two, so scaling is exact. float16 has no numbers below 6e-8, and a bond's gradient is often
-    smaller, so each crystal's loss is multiplied by 4096. With a larger factor, a crystal whose energy is wrong by
-    several eV could exceed 65504, the largest float16.
+    smaller, so each crystal's loss is multiplied by 4096. With a larger factor, an error of several eV in a crystal's
+    energy could produce numbers above 65504, the largest float16.
     """
     return 2.0 ** (12 + math.ceil(math.log2(structures))) if PRODUCTS.get() == torch.float16 else 1.0
 

@@ -1,4 +1,4 @@
-"""Learn from out-of-memory errors how many crystals fit on a device at once, and remember the number."""
+"""Learn from out-of-memory errors how many crystals fit on a device at once, and remember this limit."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mbqueue.errors import DeviceBusy, DeviceTooSmall
 from mbqueue.files import write_json
 from mbqueue.train.arithmetic import device_name
 
-#: A limit above the size of any batch, so in effect no limit.
+#: Larger than any batch, so mbqueue treats it as no limit.
 UNLIMITED = 1 << 20
-#: A GPU counts as free if at most this much of its memory is in use after a failed attempt has released its own memory.
-#: A process's context and libraries take up to 0.6 GiB, and a display takes about as much.
+#: A failed attempt releases its own memory. If at most this much of a GPU's memory is still in use, the GPU counts as
+#: free. A process's context and libraries take up to 0.6 GiB, and a display takes about as much.
 _FREE_BYTES, _FREE_SHARE = 1 << 30, 0.1
 
 
@@ -50,7 +50,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def bytes_in_use(device: torch.device) -> tuple[int, int]:
-    """Return how much of a GPU's memory is in use by any process, and its total, in bytes; (0, 0) for the CPU."""
+    """Return a GPU's memory in use by all processes, and its total memory, in bytes; (0, 0) for the CPU."""
     if device.type != "cuda":
         return 0, 0
     free, total = torch.cuda.mem_get_info(device)
@@ -60,8 +60,8 @@ def bytes_in_use(device: torch.device) -> tuple[int, int]:
 class DeviceMemory:
     """The largest micro-batch known to fit on a device, for one kind of work.
 
-    A limit learned while other processes hold part of the device's memory is temporary: it is not written to the file,
-    and `begin` discards it.
+    A limit learned while other processes are using the device's memory is temporary: it is not written to the file, and
+    `begin` discards it.
 
     Args:
         path: JSON file that stores the limit for all experiments; None for no file.
@@ -88,7 +88,7 @@ class DeviceMemory:
 
         Raises:
             DeviceTooSmall: if a single crystal does not fit even on a free device; the error names the crystal.
-            DeviceBusy: if a single crystal does not fit while other processes use the device's memory.
+            DeviceBusy: if a single crystal does not fit while other processes are using the device's memory.
         """
         gc.collect()
         if device.type == "cuda":
@@ -125,7 +125,7 @@ class DeviceMemory:
 
     def _remembered(self) -> int:
         entry = self._read().get(self._key)
-        # Ignore a bare number, which an earlier version wrote without checking that the device was free.
+        # Ignore a bare number. An earlier version wrote it without checking that the device was free.
         limit = entry.get("limit") if isinstance(entry, dict) else None
         return max(1, limit) if isinstance(limit, int) else UNLIMITED
 

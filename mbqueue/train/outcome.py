@@ -1,4 +1,4 @@
-"""The results of a step and of an epoch that training reports to its caller."""
+"""What training reports to its caller after a step and after an epoch."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochOutcome:
-    """The outcome of training an epoch, which either finished or was stopped.
+    """The outcome of training an epoch until it finished or was stopped.
 
     Attributes:
         finished: whether the epoch is trained, validated and committed.
         history_row: the epoch's row in the history; None if the epoch is unfinished.
-        best: epoch, val_mae and commit of the best finished epoch, if any.
+        best: epoch, val_mae and commit of the best finished epoch; None if no epoch has finished.
         improved: whether this epoch is the best so far.
     """
 

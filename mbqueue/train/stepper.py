@@ -17,12 +17,12 @@ from mbqueue.train.step import Guard, Step, begin_step
 
 
 def steps_in_flight(device: torch.device) -> int:
-    """Return how many uncounted steps may be in flight; 0 on the CPU, where steps cannot overlap."""
+    """Return the maximum number of uncounted steps in flight; 0 on the CPU, where steps cannot overlap."""
     return 1 if device.type == "cuda" else 0
 
 
 class Stepper:
-    """A runner that begins a learner's steps, and counts each step once its result is known.
+    """Begins a learner's steps, and counts each step once its result is known.
 
     The learner's state includes only counted steps, so call `settle` before copying the state.
 
@@ -51,7 +51,7 @@ class Stepper:
         self._counted_at = clock.monotonic()
 
     def step(self, batches: Sequence[Arrived]) -> None:
-        """Begin a step over all ``batches`` together, then count the earlier steps (on the CPU, also this step).
+        """Begin one step over all ``batches`` together, then count the earlier steps. On the CPU, count this step too.
 
         Raises:
             NonFiniteLoss: if a step's loss or gradient is not finite; the error names the step's crystals, and the
@@ -74,7 +74,7 @@ class Stepper:
         self.settle(leave=self._lead)
 
     def settle(self, *, leave: int = 0) -> None:
-        """Wait for the steps in flight, except the last ``leave`` steps, and count each step that has finished.
+        """Wait for the steps in flight, except the last ``leave`` steps, and count each of them.
 
         Raises:
             NonFiniteLoss: for the same reasons as in `step`.

@@ -2,8 +2,8 @@
 
 This module computes the same energies as `mbqueue.train.forward`, in a different order:
 
-* One vector contains all parameters, with related parameters side by side (`_Layout`). The gradients of the parameters
-  are also views of one vector.
+* One vector contains all parameters, with related parameters side by side (`_Layout`). A second vector contains the
+  parameters' gradients.
 * Only the features of short bonds change. Long bonds keep their initial features, so their contributions to the four
   atom convolutions are computed directly from the basis, without intermediate bond features [U, 64].
 * One product computes the contributions of atoms or short bonds to several layers. The product that computes the last
@@ -85,8 +85,8 @@ class _Layout:
 
     Attributes:
         parameters: all parameters that the energy depends on, except those of the read-out.
-        index: for each position in the vector, the position in the concatenated parameters, to which a zero is appended
-            for padding.
+        index: for each position in the vector, the position in the concatenated parameters, which end with a zero for
+            padding.
         back: for each position in the concatenated parameters, the position in the vector.
         shapes: shapes of the vector's pieces by name, in order.
     """
@@ -131,10 +131,10 @@ _layouts: WeakKeyDictionary[CHGNet, _Layout] = WeakKeyDictionary()
 
 
 def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor]:
-    """Arrange the parameters ``p`` in pieces, in the order and the shapes in which the code uses them.
+    """Arrange the parameters ``p`` in pieces, in the order and shapes that the code uses.
 
-    ``p`` contains each parameter's positions in the concatenation of all parameters. In every piece, the numbers
-    of core precede those of gate. Pieces that are adjacent in a kernel's partial sums are adjacent here, too.
+    ``p`` contains each parameter's positions in the concatenation of all parameters. In every piece, core's parameters
+    precede gate's. Pieces that are adjacent in a kernel's partial sums are also adjacent here.
     """
 
     def padded(x: Tensor) -> Tensor:
@@ -316,7 +316,7 @@ def _forward(model: CHGNet, batch: OrderedBatch, w: dict[str, Tensor]) -> tuple[
 
 
 class _Gradient:
-    """The backward pass, from the last layer to the first, which writes the gradients of the weights ``w`` to ``d``.
+    """Runs the backward pass, from the last layer to the first, and writes the gradients of the weights ``w`` to ``d``.
 
     Attributes:
         short: gradient of the short bonds at the current layer.

@@ -142,11 +142,11 @@ def angles_backward_kernel(  # noqa: PLR0912, PLR0915  one pass over the data
     IS_UPDATE: tl.constexpr, ADDS: tl.constexpr, OF_INPUTS: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RESIDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """From ``tiles`` tiles of angles, compute the gradients of the messages or of the update.
+    """Compute gradients of the messages or of the angle update; each program processes ``tiles`` tiles of angles.
 
-    As in the kernels for bonds, one launch computes the gradients of the inputs (``OF_INPUTS``), and a second launch
-    those of the gate's parameters. A separate kernel computes the gradient of the first layer's matrix. The angle
-    update has only one layer, so the launch for the inputs also computes the gradients of the norms.
+    As with bonds, the first launch computes the gradients of the inputs (``OF_INPUTS``), and the second launch computes
+    the gradients of the gate's parameters. A separate kernel computes the gradient of the first layer's matrix. The
+    angle update has only one layer, so the first launch also computes the gradients of the norms.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
@@ -234,7 +234,7 @@ def first_backward_kernel(
     d_pre, angles, partials, n_angles, tiles,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """From ``tiles`` tiles of angles, compute the gradient of the first layer's matrix."""
+    """Compute the gradient of the first layer's matrix; each program processes ``tiles`` tiles of angles."""
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
     d_core = tl.zeros([WIDTH, WIDTH], partials.dtype.element_ty)

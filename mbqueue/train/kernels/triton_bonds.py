@@ -110,11 +110,11 @@ def bonds_backward_kernel(  # noqa: PLR0915  one pass over the data
     HAS_SHORTS: tl.constexpr, ADDS: tl.constexpr, OF_INPUTS: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """From ``tiles`` tiles of undirected bonds, whose two directions are adjacent rows, compute gradients.
+    """Compute gradients of the messages; each program processes ``tiles`` tiles.
 
-    One launch computes the gradients of the inputs (``OF_INPUTS``), and a second launch computes the gradients of the
-    gate's parameters. A multiprocessor's registers cannot hold all gradients at once, so the second launch computes all
-    intermediate values again.
+    The two directions of an undirected bond are adjacent rows of a tile. The first launch computes the gradients of the
+    inputs (``OF_INPUTS``), and the second launch computes the gradients of the gate's parameters. A multiprocessor's
+    registers cannot hold all gradients at once, so the second launch recomputes all intermediate values.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]

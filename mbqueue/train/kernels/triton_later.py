@@ -36,7 +36,7 @@ def add_all_partials_kernel(table, dtype: tl.constexpr, rows: tl.constexpr):
 
 @triton.jit
 def weight_gradients_kernel(table, dtype: tl.constexpr, rows: tl.constexpr, precision: tl.constexpr):
-    """Compute the gradients of layers' matrices and biases; each program computes 64 rows.
+    """Compute the gradients of the layers' matrices and biases; each program computes 64 rows.
 
     A row of ``table``, int64 [programs, 6], describes the work of one program: the addresses of 64 columns of the
     output's gradient, of the input [n, 64], of the matrix's gradient and of the bias's gradient (0 for none); n; the

@@ -36,7 +36,7 @@ def angles_to_shorts_kernel(
     d_shorts, d_weights, weights_stride, d_weights_stride,
     HAS_WEIGHTS: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """For each short bond, sum the rows of the angles whose first bond it is, and of those whose second bond it is.
+    """For each short bond, sum the rows of the angles in which it comes first, and of those in which it comes second.
 
     The kernel stores the two sums side by side, and also computes the gradient of the short bond's weight.
 
