@@ -1,1 +1,1 @@
-"""Draw views for terminals and notebooks. `status` shows the queue, and `comparison` compares recorded experiments."""
+"""Render views for terminals and notebooks: `status` of the queue, and `comparison` of recorded experiments."""

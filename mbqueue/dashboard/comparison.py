@@ -1,4 +1,4 @@
-"""Draw the output of `mbqueue compare` for the terminal."""
+"""Render the output of `mbqueue compare` for the terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NEEDED_FOR_FOLDS = 70
 
 
 class ComparisonView:
-    """The scores with the leaderboard, then each pair of experiments on the crystals that both predicted."""
+    """A table of scores, and a comparison of each pair of experiments on the crystals that both predicted."""
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
@@ -36,7 +36,7 @@ class ComparisonView:
 
 
 def _scores(comparison: Comparison, sign: str, dash: str, mark: str, width: int) -> Table:
-    """Draw the table of scores. Long names wrap, and a narrow terminal shows only the means, so no number is cut."""
+    """Render the table of scores. Long names wrap, and a narrow terminal shows only the means, so no number is cut."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     first = comparison.recorded[0]
     measure, unit = first.board_measure, first.target.unit

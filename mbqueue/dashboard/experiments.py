@@ -1,4 +1,4 @@
-"""Draw an experiment for `mbqueue status`: a table of its folds, or a single line if there is little space."""
+"""Render an experiment for `mbqueue status`: a table of its folds, or a single line if there is little space."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def left_out(shown: Sequence[Mapping[str, Any]], drawn: Sequence[Mapping[str, An
 
 
 def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
-    """Draw an experiment's title, folds and scores."""
+    """Render an experiment's title, folds and scores."""
     title = Text.assemble((entry["name"], "bold"), "  ", (entry["state"], STYLES.get(entry["state"], "")))
     if entry["paused"] and entry["state"] != "paused":
         title.append(" (paused)", STYLES["paused"])
@@ -87,7 +87,7 @@ def _how_far(progress: Mapping[str, Any] | None) -> str:
 
 
 def one_line(entry: Mapping[str, Any], width: int, plain: bool) -> Text:
-    """Draw an experiment in one line: name, state, epochs, and the running folds or else the scores."""
+    """Render an experiment in one line: name, state, epochs, and then either the running folds or the scores."""
     folds = entry["folds"]
     epochs = f"{sum(fold['epochs_done'] for fold in folds)}/{sum(fold['epochs_total'] for fold in folds)} epochs"
     at_work = ", ".join(f"fold {fold['fold']} {_fold_state(fold)}" for fold in folds if fold["running"])
@@ -169,7 +169,7 @@ def _mark(plain: bool) -> str:
 
 
 def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
-    """Draw the table of folds. For a narrow terminal, leave out the curves, then the bars, then the best epochs."""
+    """Render the table of folds. For a narrow terminal, leave out the curves, then the bars, then the best epochs."""
     folds = entry["folds"]
     headers = [*(header for header, _ in _COLUMNS[:-1]), _score(entry)[1]]
     rows = [[(header, "dim") for header in headers], *(_cells(entry, fold, plain) for fold in folds)]
@@ -196,7 +196,7 @@ def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
 
 
 def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> list[tuple[str, str]]:
-    """The cells of a fold's row as (text, style) pairs. The curve's cell is empty, because `_folds` draws the curve."""
+    """The cells of a fold's row as (text, style) pairs. The curve's cell is empty, because `_folds` adds the curve."""
     done, total = fold["epochs_done"], fold["epochs_total"]
     is_over = done + fold["epochs_skipped"] == total
     return [

@@ -1,4 +1,4 @@
-"""Draw the latest errors for `mbqueue status`, with advice."""
+"""Render the latest errors for `mbqueue status`, with advice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*(?::|$))")
 def last_errors(
     errors: Sequence[Mapping[str, Any]], now: float, width: int, plain: bool, *, at_most: int, lines: int
 ) -> Iterable[Text]:
-    """Draw at most ``at_most`` errors, each on at most ``lines`` lines. The same error in several folds counts once."""
+    """Render up to ``at_most`` errors, on up to ``lines`` lines each. The same error in several folds counts once."""
     if not errors:
         return
     yield Text("")

@@ -1,4 +1,4 @@
-"""Draw a search for `mbqueue status`: a summary and, for `mbqueue status NAME`, a table of its trials."""
+"""Render a search for `mbqueue status`: a summary and, for `mbqueue status NAME`, a table of its trials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mbqueue.dashboard.experiments import STYLES, cut
 
 
 def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: bool) -> Iterable[RenderableType]:
-    """Draw a search's trials by state, its best trial so far, and the time used and left.
+    """Render a summary of a search: trial counts by state, the best trial so far, and the time used and left.
 
     Args:
         opened: show all settings of the best trial, even if they take several lines.

@@ -114,7 +114,7 @@ class Status:
         return _frame(self.overview["errors"], _ERROR_COLUMNS, index="job")
 
     def view(self, *, fits_height: bool = False) -> RenderableType:
-        """Draw the output of `mbqueue status` for a rich console.
+        """Render the output of `mbqueue status` for a rich console.
 
         Args:
             fits_height: limit the view to the console's height.

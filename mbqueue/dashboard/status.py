@@ -1,8 +1,8 @@
-"""Draw the output of `mbqueue status` from the queue's overview (see mbqueue.queue.overview).
+"""Render the output of `mbqueue status` from the queue's overview (see mbqueue.queue.overview).
 
-This module imports no heavy package, so that the command starts fast. The view fits 80 columns and grows with the
-terminal. The view uses ASCII if the output cannot show block characters. The view contains no control characters, so
-you can pipe it to other programs.
+This module avoids heavy imports, so that the command starts fast. The view fits 80 columns and grows with the terminal.
+The view uses ASCII if the output cannot show block characters. The view contains no control characters, so you can pipe
+it to other programs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from mbqueue.dashboard.failures import job_label, last_errors
 from mbqueue.dashboard.searches import search_lines, trial_table
 from mbqueue.errors import counted
 
-#: The order in which the view lists job counts by state. Open jobs come first.
+#: The order in which the view lists job counts by state. Unfinished jobs come first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
 _NOBODY = "No session is running. Start one with: mbqueue work"
-#: The maximum number of experiments to draw with their folds. Active experiments, and experiments that need attention,
+#: The maximum number of experiments to show with their folds. Active experiments, and experiments that need attention,
 #: come first.
 _EXPERIMENTS_SHOWN = 20
 
@@ -51,7 +51,7 @@ def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
     time of finished epochs and predictions.
 
     Returns:
-        The seconds used, and the seconds left (None while any part of the work has no estimate).
+        The seconds used, and the seconds left. The second value is None if some of the remaining work has no estimate.
     """
     folds = experiment["folds"]
     used = float(experiment["seconds"])
@@ -82,9 +82,9 @@ class TimeLeft(NamedTuple):
     """Device time of several experiments, in seconds.
 
     Attributes:
-        used: time of all work so far, including unfinished jobs.
+        used: total working time so far, including unfinished jobs.
         left: estimated time left, summed over all experiments and searches that have an estimate.
-        unknown: number of experiments and searches whose time left is unknown.
+        unknown: how many experiments and searches have no estimate of the time left.
         sessions: ``left`` divided by the usual length of a session, rounded up.
         has_failed: whether there are failed jobs, whose time is not part of ``left``.
     """
@@ -120,8 +120,8 @@ class Dashboard:
     Attributes:
         overview: the queue's overview (see mbqueue.queue.overview for its format).
         session_seconds: usual length of a session, to estimate how many sessions are left.
-        fits_height: limit the view to the console's height. Experiments shrink to one line each, done and cancelled
-            ones first. If this is not enough, some sessions and errors are left out.
+        fits_height: limit the view to the console's height. Shorten experiments to one line each, beginning with done
+            and cancelled experiments. If the view is still too long, leave out some sessions and errors.
         opened: show all trials of searches.
     """
 
@@ -154,21 +154,21 @@ class Dashboard:
         yield Group(*above, *rest)
 
     def _shortened(self, room: int, height: Height, width: int, plain: bool) -> list[RenderableType]:
-        """Draw the experiments on at most ``room`` lines, if possible, with as few one-line experiments as possible."""
+        """Fit the experiments into ``room`` lines if possible, and shorten as few of them as possible to one line."""
         shown = self._shown
         n_drawn = len(shown) if len(shown) <= room else max(1, room - 2)
         n_whole = min(n_drawn, _EXPERIMENTS_SHOWN)
         first = by_interest(shown)[:n_whole]
         tables = [height(experiment(shown[position], width, plain)) + 1 for position in first]
         # Besides the tables, the view has one line per shortened experiment, one line about the experiments that are
-        # not drawn, and a blank line.
+        # left out, and a blank line.
         others = (n_drawn < len(shown)) + 1
         while n_whole and n_drawn - n_whole + others * (n_whole < len(shown)) + sum(tables[:n_whole]) > room:
             n_whole -= 1
         return self._experiments(n_whole, n_drawn, width, plain)
 
     def _experiments(self, n_whole: int, n_drawn: int, width: int, plain: bool) -> list[RenderableType]:
-        """Draw the ``n_drawn`` most relevant experiments in the queue's order, ``n_whole`` of them with folds."""
+        """Render the ``n_drawn`` most relevant experiments in the queue's order; ``n_whole`` of them include folds."""
         shown = self._shown
         if not shown:
             if self.overview["experiments"]:
@@ -189,7 +189,7 @@ class Dashboard:
         return parts
 
     def _rest(self, limits: _Limits, width: int, plain: bool) -> Iterable[RenderableType]:
-        """Draw everything below the experiments: searches, sessions, totals, publishing and errors."""
+        """Render everything below the experiments: searches, sessions, totals, publishing and errors."""
         now = self.overview["now"]
         for search in self.overview.get("searches", ()):
             yield from search_lines(search, width, plain, opened=self.opened)
@@ -206,7 +206,7 @@ class Dashboard:
 
 
 def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[RenderableType]:
-    """Draw how much of a project on a drive is published, and how much would be lost if this machine died now."""
+    """Show how much of a project on a drive is published, and how much would be lost if this machine died now."""
     if publishing is None:
         return
     yield Text("")

@@ -36,7 +36,7 @@ def timeline(
     * `publish`: publishing to a drive, which may overlap with spans of other kinds.
 
     Args:
-        sessions: the sessions to draw.
+        sessions: the sessions in the timeline.
         events: events of one experiment or of all experiments, oldest first, and events of publishing.
         now: the current time, at which unfinished spans end, in seconds since the Unix epoch.
         results: job id → result of the committed job; only the keys `seconds` and `checkpoint_seconds` are used.
@@ -89,11 +89,11 @@ def _jobs(
 
 
 def _kept(kind: Kind | None, result: Mapping[str, Any]) -> float | None:
-    """Seconds of work that a finished job kept from all its attempts; None if unknown."""
+    """Seconds of work, over all attempts, that are part of a finished job's result; None if unknown."""
     if kind is Kind.TRAIN:
         return result.get("seconds")
-    # A new attempt to predict or record starts over. A new attempt to prepare keeps complete shards, but the time
-    # that they took is unknown.
+    # If a `predict` or `record` job runs again, it starts over. If a `prepare` job runs again, it keeps complete
+    # shards, but the time that they took is unknown.
     return None if kind is Kind.PREPARE else 0.0
 
 
@@ -103,7 +103,7 @@ def _with_losses(spans: list[Span], work: str, kept: float) -> list[Span]:
     The lost time is divided among the attempts that were cut off, in proportion to their lengths.
 
     Args:
-        work: the kind of the spans whose work was not cut off.
+        work: the kind of the spans that were not cut off.
         kept: seconds of work that are part of the job's result.
     """
     cut_off = sum(span.end - span.start for span in spans if span.kind == CUT_OFF)

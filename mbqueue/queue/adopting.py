@@ -93,8 +93,8 @@ class Adopting(Part):
 
         Every finished epoch of the chain becomes committed with its history row, even if its job had failed. Committed
         epochs that are missing from the chain, or differ from it, are rewound first, together with the fold's `predict`
-        job and the `record` job. A cancelled epoch and all later epochs stay as they are, because a person cancelled
-        them. Nothing changes while a session holds a lease on the fold.
+        job and the `record` job. If a person cancelled an epoch, that epoch and all later epochs stay as they are.
+        Nothing changes while a session holds a lease on the fold.
 
         Args:
             publish: moves the chain's files into place, while no session can claim the fold. If `publish` raises,
@@ -198,7 +198,7 @@ class Adopting(Part):
 
     @repeatable
     def see_session(self, seen: SeenSession, *, folds: Iterable[tuple[str, int]], now: float) -> None:
-        """Record a session of another machine as live, and reserve its folds for it.
+        """Record a session on another machine as live, and reserve the session's folds.
 
         `folds` contains (experiment, fold) pairs. Pairs whose experiment is not in the queue are ignored.
         """
@@ -213,9 +213,9 @@ class Adopting(Part):
 
     @repeatable
     def end_all_sessions(self, *, reason: str, now: float, by: str) -> int:
-        """End every session and release its jobs, because this database is a copy that no session uses.
+        """End every session and release its jobs, because this database is a copy that no session is using.
 
-        No job counts as preempted, because the sessions may still be running with the original database.
+        The jobs do not count as preempted, because the sessions may still be running with the original database.
 
         Returns:
             The number of ended sessions.

@@ -131,7 +131,7 @@ class Claims(Part):
             return sum(rows.rowcount for rows in self.database.together(db, self._reap(db, by=by, now=now)))
 
     def _beat(self, session: str, now: float, lease_seconds: float) -> Bound:
-        """The statement that records a session's heartbeat; it changes no row if the session has ended."""
+        """The statement that records a session's heartbeat, unless the session has ended."""
         return _BEAT, _lease_values(session, now, lease_seconds)
 
     def _claim(self, session: str, now: float, lease_seconds: float, loaded: tuple[int, int] | None) -> Bound:

@@ -1,4 +1,4 @@
-"""Record where the commits of a queue are stored. All sessions must use the same place."""
+"""Record where the commits of a queue are stored. All sessions must store their commits in the same place."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Row(Protocol):
-    """One row: its values by column name."""
+    """One row, indexed by column name."""
 
     def __getitem__(self, key: str, /) -> Any: ...
 
@@ -47,7 +47,7 @@ class Rows(Protocol):
 
 
 class Statements(Protocol):
-    """An open transaction, which runs statements."""
+    """An open transaction in which statements can run."""
 
     def execute(self, statement: Sql, parameters: Parameters = ..., /) -> Rows:
         """Run one statement with named (``:name``) or positional (``?``) parameters."""

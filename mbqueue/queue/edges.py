@@ -72,7 +72,7 @@ SKIP_ALL = """
     WHERE experiment_id = :experiment_id AND state IN ('waiting', 'ready')
 """
 
-#: The reason for skipping a pruned trial's jobs begins with this text. `retry` uses the text to recognise these jobs.
+#: The reason for skipping a pruned trial's jobs begins with this text. `retry` recognises pruned jobs by this text.
 PRUNED = "pruned: "
 
 

@@ -1,4 +1,4 @@
-"""Add experiments to the queue: each experiment once, and never two specs under one name."""
+"""Add experiments to the queue, and refuse a second spec with the same name."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ class Enqueueing(Part):
         added, the `record` job returns to the state `waiting`, so that its results will cover all folds.
 
         Raises:
-            ExperimentExists: if the queue has an experiment of this name with a different spec. The message lists the
-                keys that differ.
+            ExperimentExists: if the queue already has an experiment with this name and a different spec. The message
+                lists the keys that differ.
             UsageError: if another experiment already writes to `results_dir`, or the priority is out of bounds.
         """
         require_priority(priority)
@@ -218,7 +218,7 @@ def _experiment_to_change(sql: Dialect) -> str:
 
 
 def require_priority(priority: int) -> None:
-    """Refuse a priority that a database cannot store.
+    """Reject a priority that a database cannot store.
 
     Raises:
         UsageError: if the priority is out of bounds.

@@ -48,7 +48,7 @@ _BESIDE_THE_ROW = {"best_epoch", "checkpoint_seconds"}
 
 
 def history_row(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Extract the history row from the result of a `train` job. The commit's manifest contains the same row."""
+    """Extract the history row from the result of a `train` job. The manifest of the epoch's commit has the same row."""
     return {key: value for key, value in result.items() if key not in _BESIDE_THE_ROW}
 
 
@@ -102,11 +102,11 @@ class Job:
         started: whether a session has worked on this job, or on an earlier job of its fold.
         fence: the number of times that the job has been claimed; a write with an older fence changes nothing.
         session: the session that holds the lease, or None.
-        affinity: the session that last worked on this fold; other sessions leave the job to it while it is live and
-            idle.
+        affinity: the session that last worked on this fold; while that session is live and idle, others do not claim
+            the job.
         failures: the number of attempts that ended with an error.
         preemptions: the number of attempts that were preempted.
-        lost_in_a_row: how many leases have ended since work was last saved, because they expired or their session died.
+        lost_in_a_row: how many times, since work was last saved, the lease expired or the session that held it died.
         not_before: earliest time of the next attempt (seconds since the epoch), 0 for immediately.
         progress: the progress of an unfinished job that a worker last saved; None once the job is finished.
         error: traceback of the last failure.
@@ -152,7 +152,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """A session's right to work on a job. The lease is valid while the job has the same fence.
+    """A session's right to work on a job. The lease is valid as long as the job's fence is unchanged.
 
     `job` is the job's row as of the claim or the last renewal. `job.progress` is the progress that an earlier holder
     saved. `job.paused` means that a person has paused the job.
@@ -167,7 +167,7 @@ class Lease:
 
 
 def told_apart_by(spec: Mapping[str, Any], spec_hash: str) -> tuple[str, bool]:
-    """The values that distinguish two experiments with the same name: the spec's hash, and whether this is a trial."""
+    """What distinguishes experiments with the same name: the spec's hash, and whether the spec is a trial's."""
     return spec_hash, "trial" in spec  # the spec hash ignores `trial`
 
 
@@ -194,7 +194,7 @@ class Experiment:
 
     @property
     def is_released(self) -> bool:
-        """Whether the experiment is a pruned trial whose checkpoints were given up."""
+        """Whether the experiment is a pruned trial whose checkpoints have been discarded."""
         return bool((self.spec.get("trial") or {}).get("released"))
 
     def is_of(self, spec: Spec) -> bool:
@@ -214,7 +214,7 @@ class Experiment:
 
 @dataclass(frozen=True, kw_only=True)
 class SeenSession:
-    """A session as it announces itself to sessions that use another copy of the queue.
+    """What a session announces about itself to sessions that are using a different copy of the queue.
 
     Attributes:
         alive_until: when the session stops counting as live, unless it ends earlier.
@@ -260,7 +260,7 @@ class SessionRow(SeenSession):
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One event: a change of a job's state, or a note. Both states of a note are None.
+    """One event: a change of a job's state, or a note. For a note, both states are None.
 
     Attributes:
         by: the session or command that caused the event.

@@ -169,7 +169,7 @@ class Leases(Claims):
         """Renew the lease; return it with a later expiry and the current `job.paused`. The dashboard shows `progress`.
 
         An expired lease can be renewed until another session takes it back. The unchanged fence proves that no other
-        session has claimed the job. `publish` is called in the transaction that has checked the fence.
+        session has claimed the job. In the same transaction, `renew` checks the fence and then calls `publish`.
 
         Raises:
             LeaseLost: if the job was taken back, claimed by another session, cancelled or rewound.
@@ -242,8 +242,8 @@ class Leases(Claims):
     ) -> None:
         """Release an unfinished job. With `preempted`, the attempt counts as preempted, not as failed.
 
-        With `for_others`, other sessions may claim the fold, because this session stays alive but cannot do the job
-        now. No session can claim the job during the next `rest_seconds`.
+        With `for_others`, other sessions may claim the fold: this session stays alive but cannot do the job now. No
+        session can claim the job for the next `rest_seconds`.
 
         Raises:
             LeaseLost: if the lease is lost.

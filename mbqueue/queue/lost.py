@@ -27,7 +27,7 @@ _NAMED = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """The facts that a note, or a fold's newest commit, records about an experiment.
+    """What a note, or a fold's newest commit, records about an experiment.
 
     Attributes:
         path: the note, or the folder of the fold.
@@ -50,10 +50,10 @@ class Lost:
     """A part of an experiment that is missing from the queue.
 
     Attributes:
-        fold: the fold, or None if the whole experiment is missing.
-        is_of_other_spec: whether the queue has an experiment of the same name with a different spec.
-        is_of_known_search: whether a search in the queue would give this name to a different trial.
-        ahead: the number of finished epochs that the queue does not count as done.
+        fold: the missing fold, or None if the whole experiment is missing.
+        is_of_other_spec: whether the queue has an experiment with the same name and a different spec.
+        is_of_known_search: whether a search in the queue would reuse this name for a new trial.
+        ahead: how many finished epochs the queue does not count as done.
     """
 
     experiment: str
@@ -64,7 +64,7 @@ class Lost:
 
     @property
     def is_overwritten_by_work(self) -> bool:
-        """Whether a session would set commits aside, replace the note, or train epochs again."""
+        """Whether a session would set the lost commits aside, replace the lost note, or train lost epochs again."""
         return self.is_of_other_spec or self.is_of_known_search or self.ahead > 0
 
     def concerns(self, name: str) -> bool:
@@ -86,7 +86,7 @@ def traces(project: ProjectFolder) -> list[Trace]:
 
 
 def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, Lost]]:
-    """Find the notes and commits of lost work, each with the part that is missing from the queue."""
+    """Find the notes and commits of lost work. Pair each with what is missing from the queue."""
     # List the files before reading the queue: a new experiment enters the queue before its first file is written.
     found = traces(project)
     if not found:

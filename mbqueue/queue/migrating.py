@@ -56,15 +56,15 @@ def rows_of(db: Statements, table: str) -> Iterator[dict[str, Any]]:
 def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
     """Copy a queue into an empty one, and mark the source as moved (`mbqueue.queue.moved`).
 
-    Before the commit, all copied rows are read back and compared. A target whose queue was moved away earlier counts as
-    empty if the source contains all events of that queue. If an earlier run copied the queue but crashed before it
-    marked the source, this run only marks the source.
+    Before the commit, all copied rows are read back and compared. A target also counts as empty if its queue was moved
+    away earlier and the source contains all of that queue's events. If an earlier run copied the queue but crashed
+    before it marked the source, this run only marks the source.
 
     Raises:
-        UsageError: if a session works with the source, or the target is not empty.
+        UsageError: if a session is using the source, or the target is not empty.
         QueueError: if the target cannot store a value unchanged. Neither queue is changed.
     """
-    with source.writing() as old, target.writing() as new:  # the target's transaction commits first
+    with source.writing() as old, target.writing() as new:  # the target commits before the source
         _require_another(source, old, target, new)
         _leave(source, old, target.database.name, now=now)
         if target.database.dialect is POSTGRESQL:
@@ -113,7 +113,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
 
 
 def _require_another(source: Queue, old: Statements, target: Queue, new: Statements) -> None:
-    """Refuse to move a queue onto itself, for example through a different spelling of its address."""
+    """Refuse to move a queue onto itself, which could happen if its address is spelled in two ways."""
     if not source.database.dialect is target.database.dialect is POSTGRESQL:
         return
     if not (old.execute(_ONE_MOVER).fetchone()["is_ours"] and new.execute(_ONE_MOVER).fetchone()["is_ours"]):
@@ -124,7 +124,7 @@ def _require_another(source: Queue, old: Statements, target: Queue, new: Stateme
 
 
 def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
-    """Mark the source as moved. The caller commits the mark after the target's transaction."""
+    """Mark the source as moved. The caller must commit this change after the target's transaction."""
     now = source.database.instant(old, now)
     if source.database.dialect is POSTGRESQL:
         old.execute(f"LOCK TABLE {', '.join(TABLES)} IN EXCLUSIVE MODE")

@@ -1,8 +1,8 @@
 """Mark a queue as moved to another database. A marked queue names the new database and refuses all writes.
 
 Two databases with the same jobs would hand out each job twice, under the same fence. So the old database gets a schema
-version that no release of mbqueue accepts, not even an old one. Triggers refuse writes from processes that opened the
-old database earlier, such as a session that was frozen during the move. A marked queue can still be read.
+version that every release of mbqueue rejects, including old releases. Triggers refuse writes from processes that opened
+the old database earlier, such as a session that was frozen during the move. A marked queue can still be read.
 """
 
 from __future__ import annotations

@@ -29,12 +29,12 @@ def note_once(text: str) -> None:
 
 
 def nothing(_lost: Lost) -> bool:
-    """Refuse nothing. Commands that only read pass this function as ``refuses``."""
+    """Accept a queue even if parts are missing. Commands that only read pass this function as ``refuses``."""
     return False
 
 
 def anything(_lost: Lost) -> bool:
-    """Refuse every queue with missing parts. Commands that change the queue pass this function as ``refuses``."""
+    """Reject a queue if any part is missing. Commands that change the queue pass this function as ``refuses``."""
     return True
 
 
@@ -54,14 +54,15 @@ def open_queue(
         wait: sleeps for the given number of seconds, and returns True to stop waiting for the server. Without ``wait``,
             an unreachable server is an error.
         refuses: returns True if a missing part of an earlier queue must be recovered before the command may run.
-        note: called with a message if parts of an earlier queue are missing, but none of them must be recovered first.
+        note: called with a message if parts of an earlier queue are missing and `refuses` returned False for all of
+            them.
 
     Raises:
         QueueError: if the queue cannot be opened, or if it does not exist and ``read_only`` is set.
-        QueueLost: if the queue or parts of it were lost, but the files from which to rebuild them still exist.
+        QueueLost: if the queue or parts of it were lost, but can be rebuilt from files that still exist.
         SchemaTooNew: if a newer mbqueue wrote the queue.
         QueueMoved: if the queue is in another database now.
-        UsageError: if psycopg is not installed, or the URL cannot be read.
+        UsageError: if psycopg is not installed, or the URL cannot be parsed.
     """
     if not read_only:
         _require_not_lost(project, wait=wait)
@@ -88,7 +89,7 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
     Raises:
         QueueError: if the queue's server cannot be reached.
         QueueLost: if the project had a queue that was lost.
-        UsageError: if psycopg is not installed, the URL cannot be read, or a restore was interrupted.
+        UsageError: if psycopg is not installed, the URL cannot be parsed, or a restore was interrupted.
     """
     is_there = _is_there(project, wait=wait)
     if not is_there:
@@ -108,7 +109,7 @@ def is_queue_there(project: ProjectFolder) -> bool:
 
 
 def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> None:
-    """Refuse a project without a queue; ``wait`` as for `open_queue`.
+    """Raise an error if the project has no queue; ``wait`` as for `open_queue`.
 
     Raises:
         UsageError: if no experiment has ever been enqueued.
@@ -121,7 +122,7 @@ def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | Non
 
 
 def require_no_cut_off_restore(project: ProjectFolder) -> None:
-    """Refuse a project that an interrupted restore has replaced only in part.
+    """Make sure that no interrupted restore has left the project half replaced.
 
     Raises:
         UsageError: if a restore of the project was interrupted.
@@ -132,7 +133,7 @@ def require_no_cut_off_restore(project: ProjectFolder) -> None:
 
 
 def cut_off_restore(project: ProjectFolder) -> str | None:
-    """The archive of an interrupted restore; None if no restore was interrupted."""
+    """The archive whose restore was interrupted; None if no restore was interrupted."""
     if project.topology.queue_url or project.queue_db.exists():
         return None  # a restore puts the queue's file back last
     try:
@@ -170,7 +171,7 @@ def has_lost_content(project: ProjectFolder, queue: Queue) -> bool:
 
 
 def require_content(project: ProjectFolder, queue: Queue) -> None:
-    """Refuse a queue that has lost its content.
+    """Reject a queue that has lost its content.
 
     Raises:
         QueueLost: if the queue is empty although the project has checkpoints or notes.
@@ -191,7 +192,7 @@ def _require_whole(
     refuses: Callable[[Lost], bool],
     note: Callable[[str], None],
 ) -> None:
-    """Report or refuse a queue that lacks parts of an earlier queue; arguments and errors as for `open_queue`."""
+    """Warn or fail if parts of an earlier queue are missing; arguments and errors as for `open_queue`."""
     lost = lost_parts(project, queue)
     if lost and not read_only:
         with queue.writing():

@@ -78,7 +78,7 @@ def _board(sql: Dialect) -> str:
     """
 
 
-#: Finds the jobs that were started and then released. The index contains no paused jobs, so they need a separate query.
+#: Finds the jobs that were started and then released. The index leaves out paused jobs, so they need a separate query.
 _BEGUN = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 0 AND progress IS NOT NULL"
 _BEGUN_AND_PAUSED = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 1 AND progress IS NOT NULL"
 
@@ -130,9 +130,9 @@ class Outlook:
     """The remaining work, for a worker whose claim found no job.
 
     Attributes:
-        ready: the number of ready jobs, including jobs reserved for another session, but not paused jobs.
-        delayed: the number of jobs that wait for a retry.
-        leased: the number of jobs that a session holds.
+        ready: the number of ready jobs that are not paused, including jobs reserved for another session.
+        delayed: the number of jobs that are waiting for a retry.
+        leased: the number of jobs that sessions hold.
     """
 
     ready: int
@@ -173,7 +173,7 @@ class Reports(Part):
 
     @repeatable
     def finished_epochs(self) -> dict[tuple[str, int], int]:
-        """Map (experiment, fold) to the last committed or skipped epoch. Leave out folds without such an epoch."""
+        """Map (experiment, fold) to the last committed or skipped epoch, if the fold has one."""
         query = (
             "SELECT experiment, fold, max(epoch) AS epoch FROM job_rows "
             "WHERE kind = 'train' AND state IN ('committed', 'skipped') GROUP BY experiment, fold"

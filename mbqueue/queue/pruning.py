@@ -30,7 +30,7 @@ _SPEC = "UPDATE experiments SET spec = :spec WHERE id = :experiment_id"
 class Pruning(Part):
     @repeatable
     def prune(self, experiment: str, *, why: str, now: float, by: str = "prune") -> int:
-        """Prune a trial: skip all its unfinished jobs. Do nothing while a session works on the trial.
+        """Prune a trial: skip all its unfinished jobs. Do nothing while a session is working on the trial.
 
         Args:
             why: the reason, which begins with `mbqueue.queue.edges.PRUNED`.
@@ -48,12 +48,13 @@ class Pruning(Part):
 
     @repeatable
     def give_up_checkpoints(self, experiment: str, *, now: float, by: str = "prune") -> bool:
-        """Give up the checkpoints of a pruned trial, so that `retry` starts the trial from the beginning.
+        """Mark a pruned trial's checkpoints as discarded, so that `retry` starts the trial from the beginning.
 
-        The trial's training histories move into its spec. Afterwards, the caller must remove the checkpoint files.
+        Move the trial's training histories into its spec. The caller must then remove the checkpoint files.
 
         Returns:
-            True if the trial was pruned and still had its checkpoints, and no session was working on it.
+            True on success. False if the experiment is not a pruned trial, if its checkpoints were already discarded,
+            or if a session is working on the trial.
 
         Raises:
             UsageError: if there is no such experiment.
@@ -77,7 +78,7 @@ class Pruning(Part):
 
 
 def take_up(db: Statements, experiment_id: int, *, by: str, now: float) -> int:
-    """Resume a pruned trial, or restart it if its checkpoints were given up. Return the number of changed jobs."""
+    """Resume a pruned trial, or restart it if its checkpoints were discarded. Return the number of changed jobs."""
     values = {"experiment_id": experiment_id, "pruned": PRUNED, "length": len(PRUNED), "by": by, "now": now}
     changed = db.execute(_TAKE_UP, values).rowcount
     if not changed:

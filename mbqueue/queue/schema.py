@@ -70,8 +70,8 @@ RULES = (STARTS_WAITING, FOLLOWS_THE_TABLE, FENCES_EVERY_CLAIM, FENCE_NEVER_FALL
 def column_checks(sql: Dialect, row: str = "") -> dict[str, str]:
     """The SQL conditions on single columns of a job, by column; ``row`` is the prefix of each column's name.
 
-    The numbers of `result` that the dashboard needs are also stored in columns, and conditions keep both equal.
-    Generated columns would be simpler, but SQLite cannot read them from an index alone.
+    The numbers that the dashboard needs are stored both in `result` and in columns of their own. Conditions keep both
+    equal. Generated columns would be simpler, but SQLite cannot read them from an index alone.
     """
     json = {name: f"{row}{name} IS NULL OR {sql.is_json(row + name)}" for name in ("progress", "result")}
     numbers = {
@@ -237,7 +237,7 @@ def commits_place(sql: Dialect) -> str:
 
 
 def require_known(version: int, *, name: object) -> None:
-    """Refuse a database whose schema version is newer than this program's.
+    """Reject a database whose schema version is newer than this program's.
 
     Raises:
         SchemaTooNew: if ``version`` is newer than `SCHEMA_VERSION`.

@@ -118,9 +118,9 @@ class Sessions(Part):
     def reap_dead(self, *, by: str, now: float) -> tuple[SessionRow, ...]:
         """End the sessions of this machine whose processes are certainly dead, and release their jobs.
 
-        Also end sessions whose processes use a different queue file, which shows that this queue is a copy.
+        Also end sessions whose processes are using a different queue file: this queue is a copy of that file.
 
-        Sessions of other machines, other containers and earlier boots stay unchanged; their leases expire.
+        Leave alone sessions on other machines, in other containers and from earlier boots; their leases will expire.
         """
         with self.reading() as db:
             rows = db.execute(
@@ -171,7 +171,7 @@ class Sessions(Part):
 
 
 def at_work(database: Database, db: Statements, *, now: float) -> SessionRow | None:
-    """Find a session that may still write to a queue. Return None if the queue can be moved or replaced.
+    """Find a session that may still write to a queue. None means that the queue can be moved or replaced.
 
     Args:
         now: the time by the database's clock, in seconds since the epoch.

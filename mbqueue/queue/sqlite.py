@@ -23,7 +23,7 @@ from mbqueue.queue.schema import SCHEMA_VERSION
 BUSY_SECONDS = 30.0
 #: With less free disk space than this, SQLite cannot index its write-ahead log, and reports "I/O error".
 _LEAST_ROOM_BYTES = 1 << 20
-#: Pages are small, because a commit changes only a few bytes in each of five pages, but logs whole pages.
+#: Small pages keep the log short: a commit changes only a few bytes in each of five pages, but logs whole pages.
 _PAGE_BYTES = 2048
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -34,8 +34,8 @@ _UNREACHABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
     """Write the write-ahead log into the database file, so that the file can be moved.
 
-    No process may have the database open. Closing the database would also write the log, but would hide a failure. A
-    file that is moved without its log would lack rows.
+    Call `settle` only if no process has the database open. Closing the database would also write the log, but would
+    hide a failure. Moving the file without its log would lose rows.
 
     Raises:
         QueueError: if the log cannot be written, for example because the disk is full. No data is lost.
@@ -77,7 +77,7 @@ class Transaction:
 
 
 class SqliteFile(Database):
-    """A SQLite file with one queue. Each thread, and each process after a fork, opens its own connection.
+    """A SQLite file that contains one queue. Each thread, and each process after a fork, opens its own connection.
 
     A committed transaction is on the disk (``synchronous=FULL``), so it survives a crash of the process or the machine.
     Other connections see a transaction completely or not at all. The file must be on a local disk, because SQLite's
@@ -167,14 +167,14 @@ class SqliteFile(Database):
         return now
 
     def holding(self, _experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:  # noqa: ARG002
-        """Return no statement, because SQLite allows only one writer at a time."""
+        """Return no lock statement, because SQLite allows only one writer at a time."""
         return ()
 
     def leases_run_out(self, _db: Statements) -> bool:
         return True
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        """Wait for ``seconds``. SQLite announces no changes, so the caller must check for new jobs after the wait."""
+        """Wait for ``seconds``. SQLite does not announce changes, so the caller must then check for new jobs."""
         is_over(seconds)
 
     def _connection(self) -> sqlite3.Connection:

@@ -68,7 +68,7 @@ def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
 
 
 def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
-    """Create or upgrade the schema in one transaction, so that several processes can try at once.
+    """Create or upgrade the schema in one transaction, so that several processes can try at the same time.
 
     The connection must be in autocommit mode (``isolation_level=None``).
 

@@ -127,9 +127,9 @@ class Steering(Part):
 
     @repeatable
     def retry(self, experiment: str, *, now: float, fold: int | None = None, by: str = "retry") -> int:
-        """Retry failed and cancelled jobs with the full number of attempts. Let sessions claim delayed jobs at once.
+        """Retry failed and cancelled jobs, and reset their failure counts. Let sessions claim delayed jobs immediately.
 
-        A pruned trial resumes as a whole, and is not pruned again. A trial whose checkpoints were given up
+        A pruned trial resumes as a whole, and is not pruned again. A trial whose checkpoints have been discarded
         (`Pruning.give_up_checkpoints`) starts from the beginning.
 
         Returns:
@@ -160,10 +160,10 @@ class Steering(Part):
         lose their leases on these jobs. The epoch after `to_epoch` becomes ready. Failed and cancelled jobs stay as
         they are.
 
-        A worker that finds the damage passes the `lease` that it holds on one of the rewound jobs. The call ends this
-        lease. If the worker's next claim passes the fold as `loaded`, the claim gets epoch `to_epoch + 1`. The call
-        fails if the same session finds the same damage again, because training again did not help. The call also fails
-        if sessions have rewound the job `MAX_REWINDS` times without committing it.
+        A worker that has found damage passes its `lease` on one of the rewound jobs. `rewind` ends this lease. If the
+        worker's next claim passes the fold as `loaded`, the claim gets epoch `to_epoch + 1`. `rewind` fails if the same
+        session finds the same damage again, because training again did not help. `rewind` also fails if sessions have
+        rewound the job `MAX_REWINDS` times without committing it.
 
         Args:
             folds: maps each fold to the reason for its rewind; if empty, nothing changes.

@@ -25,9 +25,10 @@ class Queue(Enqueueing, Leases, Sessions, Steering, Pruning, Reports, Adopting, 
     returns, its changes are on the disk, and if it raises, nothing has changed. Callers pass the time as `now`, in
     seconds since the epoch.
 
-    The session that makes the next claim decides by its own clock whether a lease has expired. After that claim, the
-    previous holder of the lease can change nothing, because its fence is outdated. So a wrong clock can cause work to
-    be done twice, but never a result to be written twice. On PostgreSQL, only the server's clock counts.
+    The session that makes the next claim decides by its own clock whether a lease has expired. Once a job has been
+    claimed again, the previous holder's fence is outdated, so the holder can no longer change the job. So a wrong clock
+    can cause work to be done twice, but never a result to be written twice. On PostgreSQL, only the server's clock
+    counts.
     """
 
     def __init__(self, where: Path | Database, *, read_only: bool = False) -> None:

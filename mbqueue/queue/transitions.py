@@ -20,7 +20,7 @@ class Transition:
     reason: str
 
 
-#: The state of every new job. A job that needs no other job becomes ready in the transaction that creates the job.
+#: The state of every new job. A job without dependencies becomes ready in the transaction that creates it.
 INITIAL_STATE = State.WAITING
 
 TRANSITIONS = (

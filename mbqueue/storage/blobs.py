@@ -59,7 +59,7 @@ class Blobs(Protocol):
         """The address without secrets, for messages."""
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """The entries of a folder by name, sorted; empty if there is no such folder.
+        """The entries of a folder, keyed and sorted by name; empty if there is no such folder.
 
         A store also lists the files in subfolders, by their path below the folder.
         """
@@ -75,9 +75,9 @@ class Blobs(Protocol):
         """Write a blob, even if it exists. Use `put` only if the name determines the content."""
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new blob in one quick attempt. Return False if a blob of this name exists with different content.
+        """Write a new blob, without retries. Return False if a blob with this name and different content exists.
 
-        Return True if the blob exists with the same content, because an earlier attempt may have written it. Two
+        Also return True if the blob exists with the same content, because an earlier attempt may have written it. Two
         writers must never write the same bytes, since both would get True.
         """
 
@@ -134,6 +134,6 @@ class Folder:
         return True
 
     def sweep(self, folder: str) -> None:
-        """Remove half-written files of dead processes. Call `sweep` only if no other process writes to the folder."""
+        """Remove half-written files of dead processes. Make sure first that no other process is writing there."""
         for path in (self.root / folder).glob(f"{files.TEMP_PREFIX}*"):
             path.unlink(missing_ok=True)

@@ -1,11 +1,11 @@
-"""Read and copy the commits of one fold in one place. A commit is a checkpoint and its manifest.
+"""Read and copy the commits that one place stores for a fold. A commit is a checkpoint and its manifest.
 
 A commit exists once its manifest exists. Staging, which may run in a background thread, writes the checkpoint durably.
 Publishing is fast, because it only creates the manifest. A worker publishes inside the transaction that checks the
 fence, so a worker that lost its lease publishes nothing. Published files never change.
 
-`Commits` accepts commits of one identity only (`mbqueue.storage.manifest.Identity`). A commit of another fold,
-experiment, spec or dataset counts as damaged, for example after files were moved by hand.
+`Commits` accepts commits of one identity only (`mbqueue.storage.manifest.Identity`). A commit of a different fold,
+experiment, spec or dataset, for example one that was moved by hand, counts as damaged.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def read_described(blobs: Blobs, paths: Iterable[str], *, size: int, sha256: str
 
     Raises:
         Damaged: if no file has this size and hash.
-        OSError, StoreError: if the place fails. The file may still be intact.
+        OSError, StoreError: if the folder, mount or store fails. The file may still be intact.
     """
     why = f"{what} is missing."
     for path in paths:
@@ -91,7 +91,7 @@ class Commits:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def commits(self) -> list[Commit]:
-        """Read every commit that has an intact manifest of this identity, in the order of `Manifest.rank`."""
+        """Read every commit whose manifest is intact and has this identity, in the order of `Manifest.rank`."""
         found: dict[str, Commit] = {}
         wrong: dict[str, CheckpointError] = {}
         self._listed = self._files()
@@ -131,8 +131,8 @@ class Commits:
             above: consider only commits with a higher rank than this commit.
 
         Returns:
-            The commit of the best epoch and the commit with the most work, or one commit if both are the same, each
-            with the bytes of its checkpoint. Empty if no commit is intact.
+            Pairs of a commit and the bytes of its checkpoint: first the commit of the best epoch, then the commit with
+            the most work. If both are the same commit, there is one pair. If no commit is intact, the list is empty.
         """
         found = self.commits()
         for commit in reversed(found):
@@ -164,7 +164,7 @@ class Commits:
 
         Raises:
             Damaged: if the bytes are missing or do not match the manifest.
-            OSError, StoreError: if the place fails. The checkpoint may still be intact.
+            OSError, StoreError: if the folder, mount or store fails. The checkpoint may still be intact.
         """
         manifest = commit.manifest
         base = self.place.checkpoint_base(manifest, commit.content)
@@ -178,8 +178,7 @@ class Commits:
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
         tag, known = self._known.get(name, ("", None))
-        # Content whose name contains a hash cannot have changed. Other content has changed only if the tag has changed
-        # too.
+        # If a name contains a hash, its content cannot have changed. Otherwise, the same tag means the same content.
         if known is not None and (file.digits or (tag and tag == listed.tag)):
             return known
         source = f"{self.place.name}/{name}"
@@ -195,7 +194,7 @@ class Commits:
         return [(name, one, file) for name, one in listed.items() if (file := commit_file(name)) is not None]
 
     def _names(self, base: str, suffix: str) -> list[str]:
-        """The names that a file may have: a mount renames a second file to ``name (1)``."""
+        """The names under which a file may be stored. A mount renames a second file to ``name (1)``."""
         if not self.place.has_hashed_manifests:
             return [f"{base}.{suffix}"]
         return [name for name, _, file in self._files() if (file.base, file.suffix) == (base, suffix)]
@@ -208,7 +207,7 @@ class Commits:
     # -- copies --------------------------------------------------------------------------------------------------
 
     def put(self, commit: Commit, checkpoint: bytes) -> None:
-        """Write a copy of a commit from elsewhere, with the manifest last. Replace files with the same names."""
+        """Copy a commit from another place, and write the manifest last. Write the files even if they already exist."""
         base = self.place.base(commit.manifest, commit.content)
         self.put_checkpoint(commit, checkpoint)
         self.place.blobs.put(self.place.path(f"{base}.json"), commit.content)

@@ -100,7 +100,7 @@ class Manifest:
         return (*self.work, self.fence, -int(self.sha256, 16))
 
     def continues(self, earlier: Manifest) -> bool:
-        """Whether this commit extends an earlier one: it contains that commit's history and its epoch's sessions."""
+        """Whether this commit continues ``earlier``, judging by their histories and by the sessions of the epoch."""
         rows = len(earlier.history)
         if earlier.spec_hash != self.spec_hash or earlier.rank > self.rank:
             return False
@@ -124,7 +124,7 @@ class Damaged(CheckpointError):
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The fold to which commits must belong. A hash that is None is unknown and not compared."""
+    """The fold, spec and dataset to which commits must belong. A hash that is None is unknown and not compared."""
 
     experiment: str
     fold: int
@@ -158,7 +158,7 @@ class ForeignCommit(Damaged):
 
 
 def identity_in_head(head: bytes) -> Identity | None:
-    """Read the identity without its dataset hash from a manifest's first bytes, unchecked; None if it is missing."""
+    """Read the experiment, fold and spec hash from a manifest's first bytes, unchecked; None if they are missing."""
     match = _HEAD.search(head)
     if match is None:
         return None
@@ -246,7 +246,7 @@ def _are_rows(value: Any) -> bool:
 
 
 def _is_enqueued(value: Any) -> bool:
-    """Whether a value is None or an experiment's entry in the queue. The spec itself is not checked."""
+    """Whether a value is None or looks like an experiment's entry in the queue. The spec itself is not checked."""
     if value is None:
         return True
     if not (isinstance(value, dict) and isinstance(value.get("spec"), dict)):

@@ -93,7 +93,7 @@ class Drive:
             return []
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """Return the entries of a folder by name. Leave out sizes and times, because reading them is slow."""
+        """Return a folder's entries, keyed by name. Leave out sizes and times, because reading them is slow."""
         return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
 
     def signature(self, path: str) -> tuple[int, int]:
@@ -121,7 +121,7 @@ class Drive:
         """Write a new file and read it back; if either fails, remove the file.
 
         Args:
-            before_piece: called before each piece with the number of bytes left; an exception ends the write.
+            before_piece: called before each piece with the number of bytes left; if it raises, the write stops.
 
         Raises:
             FileExistsError: if the name exists.
@@ -161,8 +161,8 @@ class Drive:
         """Write a file whose name is used for no other content; ``before_piece`` as in `write_new`.
 
         A file of this name with different content is a truncated copy. mbqueue keeps the truncated copy, and adds a
-        number to the new file's name, as a drive does. Readers try the names of all copies. If a file has the maximum
-        number of copies, the last copy is replaced.
+        number to the new file's name, as a drive does. Readers try the names of all copies. If a file already has the
+        maximum number of copies, `put` replaces the last copy.
         """
         stem, dot, suffix = path.rpartition(".")
         names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]
@@ -170,13 +170,13 @@ class Drive:
             self.replace(names[-1], content, before_piece=before_piece)
 
     def replace(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
-        """Write a file in place of one with different content. Only use this if readers know the content's hash."""
+        """Write or replace a file. Use `replace` only if readers know the content's hash."""
         if not self.create(path, content, before_piece=before_piece):
             self.remove(path)
             self.write_new(path, content, before_piece=before_piece)
 
     def create(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> bool:
-        """Write a file unless this machine sees a file of this name. Return False if the existing file differs."""
+        """Write a file unless its name is visible on this machine. Return False if the existing file differs."""
         try:
             self.write_new(path, content, before_piece=before_piece)
         except FileExistsError:

@@ -56,7 +56,7 @@ class CommitFile:
 
     @property
     def base(self) -> str:
-        """The name without the suffix, and without the number that a drive may add."""
+        """The file's name without the suffix and without the number that a drive may add."""
         return f"{self.stem}-{self.digits}" if self.digits else self.stem
 
 
@@ -67,7 +67,7 @@ def stem_of(*, epoch: int, step: int | None, fence: int) -> str:
 
 
 def order_of(stem: str) -> tuple[int, bool, int, int]:
-    """The part of `mbqueue.storage.manifest.Manifest.rank` that the name contains."""
+    """The part of `mbqueue.storage.manifest.Manifest.rank` that a commit's name encodes."""
     match = _STEM.fullmatch(stem)
     assert match is not None
     epoch, step, fence = match.groups()
@@ -82,7 +82,7 @@ def is_stem(text: object) -> bool:
 def hashed_name(stem: str, content: bytes) -> str:
     """The name, without suffix, of a file with this content on a mount: STEM-HASH, with the beginning of its SHA-256.
 
-    So a truncated file is recognised, and files with different content never have the same name.
+    The hash reveals a truncated file, and gives files with different content different names.
     """
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
 

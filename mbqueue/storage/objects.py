@@ -48,13 +48,14 @@ Result = TypeVar("Result")
 class ObjectStore:
     """An object store. Paths are relative to the store's prefix and use slashes.
 
-    Every method raises StoreAway when the store does not answer, and StoreError when the store refuses a request.
+    Every method raises StoreAway if the store does not answer, and StoreError if the store refuses a request.
 
     Attributes:
         url: the store's address, without secrets.
-        on_trouble: called, from any thread, with the reason why the store does not answer or refuses a request.
+        on_trouble: called from any thread, with the reason, if the store does not answer or refuses a request.
         on_answer: called each time the store answers.
-        known_away: returns why the store does not answer, if another process has just noticed; otherwise None.
+        known_away: returns the reason if another process has just noticed that the store is not answering; otherwise
+            None.
         requests: number of operations, by kind.
         put_seconds: duration of the last `put`, in seconds.
         id: identifies the store even if its address changes; empty until the store has been checked.
@@ -76,7 +77,7 @@ class ObjectStore:
         """Open the store at an address.
 
         Raises:
-            UsageError: if obstore is not installed, or the address is wrong.
+            UsageError: if obstore is not installed, or the address is invalid.
             StoreError: if the configuration is incomplete.
         """
         return cls(
@@ -110,10 +111,10 @@ class ObjectStore:
         return is_new
 
     def is_the_one(self, known: str) -> bool:
-        """Whether the store has this id; if so, set `id`.
+        """Whether the store has the id ``known``; if so, set `id`.
 
-        This method writes nothing, because the address may lead to a different store, for example an empty folder where
-        a network drive is not mounted. So readers need no permission to write.
+        This method writes nothing, because the address may lead to the wrong store, for example an empty folder where a
+        network drive is not mounted. The caller does not need permission to write.
 
         Raises:
             StoreError: if the store does not answer, or denies access.
@@ -138,7 +139,7 @@ class ObjectStore:
         return known
 
     def ping(self) -> None:
-        """Check with a small request that this store itself answers, not a proxy or another store.
+        """Send a small request to check that the answer comes from this store, not from a proxy or another store.
 
         Raises:
             StoreAway: if the store does not answer.
@@ -198,17 +199,17 @@ class ObjectStore:
     def create(self, path: str, content: bytes) -> bool:
         """Write a new object in one attempt, as `Blobs.create` does.
 
-        Use this method in the transaction that checks the fence, while other sessions wait. The method sends at most
-        two requests with the time limit of `BRISK`. If another process of this machine has just found that the store
-        does not answer, the method sends no request. After a failure, the caller tries again with the same bytes,
-        outside the transaction.
+        Use `create` in the transaction that checks the fence, because other sessions are waiting for that transaction.
+        `create` sends at most two requests, each with the short time limit `BRISK`. If another process on this machine
+        has just found that the store is not answering, `create` does not send a request. After a failure, the caller
+        tries again with the same bytes, outside the transaction.
         """
         if why := self.known_away():
             raise StoreAway(why)
         return self._created(path, content)
 
     def create_patiently(self, path: str, content: bytes) -> bool:
-        """Write a new object as `create` does, but in several attempts. Use this method if no session is waiting."""
+        """Write a new object as `create` does, but with retries. Use this method only when no session is waiting."""
         for number in range(1, _CREATE_TRIES):
             try:
                 return self._created(path, content)

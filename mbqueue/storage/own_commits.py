@@ -1,4 +1,4 @@
-"""Write, repair, prune and set aside the commits of one fold, in the only process that works on the fold."""
+"""Write, repair, prune and set aside the commits of a fold that only this process may change."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mbqueue.storage.names import CommitFile
 from mbqueue.storage.places import Place, in_folder
 
 _KEPT = 2
-#: A checkpoint without a manifest can be removed if it is this much older than its fold's newest file. No upload takes
-#: this long.
+#: A checkpoint without a manifest can be removed if it is this much older than its fold's newest file. Uploads take
+#: less time than that.
 GARBAGE_SECONDS = 3600.0
 
 
@@ -54,7 +54,7 @@ class Staged:
 
 
 class OwnCommits(Commits):
-    """The commits of one fold, for the only process that works on the fold.
+    """The commits of a fold that only this process may change.
 
     Args:
         place, identity, on_wrong: as for `Commits`. Damaged or foreign commits are set aside (renamed to .damaged)
@@ -177,7 +177,7 @@ class OwnCommits(Commits):
             self.put_checkpoint(commit, content)
             self._sent = (manifest.stem, manifest.sha256)
         elif self._manifest_there(commit) not in (None, commit.content):
-            # An earlier attempt has already sent the checkpoint. If the store still does not answer, this read fails
+            # An earlier attempt has already sent the checkpoint. If the store is still not answering, this read fails
             # before the queue's transaction begins.
             raise self._taken(commit)
         self._keep_near(lambda near: near.put_checkpoint(commit, content))
@@ -214,7 +214,7 @@ class OwnCommits(Commits):
     def prune(self) -> list[str]:
         """Remove all commits except the newest two and those of their best epochs. Return the removed commits' stems.
 
-        Also remove checkpoints without a manifest, if they are so old that no session is about to publish them.
+        Also remove checkpoints that have no manifest and are too old to be published.
         """
         found = self.commits()
         newest = [commit.manifest for commit in found[-_KEPT:]]

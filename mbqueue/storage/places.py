@@ -24,7 +24,7 @@ from mbqueue.storage.names import HASH_DIGITS, CommitFile, hashed_name, manifest
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of blobs with the commits of one fold. Files whose names have a different format are ignored."""
+    """A folder of blobs that contains one fold's commits. Files whose names have a different format are ignored."""
 
     blobs: Blobs
     folder: str

@@ -1,7 +1,7 @@
 """Check result files, and read them from a folder, a mount or an object store.
 
-In a folder, `results.json` lists the result files. On a mount, a listing next to the commits lists the result files.
-With an object store, the job's row in the queue lists the result files.
+In a folder, `results.json` lists the result files. On a mount, a file next to the commits lists the result files. With
+an object store, the job's row in the queue lists the result files.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ResultFile(NamedTuple):
         return len(content) == self.size and hashlib.sha256(content).hexdigest() == self.sha256
 
     def is_whole(self, path: Path) -> bool:
-        """Whether a local file has this file's size and hash."""
+        """Whether a local file has the size and hash of this result file."""
         try:
             return path.stat().st_size == self.size and files.sha256_of_file(path) == self.sha256
         except FileNotFoundError:

@@ -2,8 +2,8 @@
 
 These checks prevent three attacks:
 
-* A page on a different site sends a form or a fetch request to the board (CSRF). Every action requires the board's own
-  origin. An action also requires a secret from the board's page, in a header that forms cannot send.
+* A page on a different site sends a form or a fetch request to the board (CSRF). Every action must come from the
+  board's own origin. An action also requires a secret from the board's page, in a header that forms cannot send.
 * An attacker makes a host name point to this machine (DNS rebinding). Without a token, the board accepts only requests
   to localhost.
 * A stranger on the network opens the board. Except on localhost, all requests require a token.
@@ -31,7 +31,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """The rules by which one running board accepts requests.
+    """The rules that decide which requests a board accepts.
 
     Attributes:
         token: the token that every request must contain; None on localhost, where requests need no token.

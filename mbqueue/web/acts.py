@@ -9,7 +9,7 @@ from mbqueue.api import Project
 from mbqueue.errors import UsageError
 from mbqueue.experiment_file import parse_overrides
 
-#: The longest time, in seconds, that a stop action waits. Its answer counts the sessions that are still saving.
+#: The longest time, in seconds, that the board waits for sessions to stop. It then reports how many are still saving.
 _STOP_WAIT_SECONDS = 5.0
 
 
@@ -20,7 +20,7 @@ def act(project: Project, name: str, given: Mapping[str, Any]) -> str:
         name: pause, resume, cancel, retry, priority, enqueue or stop.
         given: the values that the page sent. Most actions use `experiment` and `fold` (a number or null). The action
             "priority" also uses `priority`, a number, and "enqueue" uses the fields of its form, as text. "stop" uses
-            only `session`, an id; without the id, it stops all sessions on this machine.
+            only `session`, a session's id. Without an id, "stop" ends all sessions on this machine.
 
     Raises:
         UsageError: if the action is unknown, or a value is missing or has the wrong type.

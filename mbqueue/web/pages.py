@@ -1,9 +1,9 @@
 """The board as a Starlette application: pages, their parts, figures, files and actions.
 
 A visible page requests its changing part every two seconds. As long as nothing changes, the board answers "not
-modified". Polling works with any number of tabs and through any proxy, because it keeps no connections open (browsers
-allow six per address). All links are relative and one level deep, because a notebook's proxy may add any path before
-them.
+modified". Polling works with any number of tabs and through any proxy, because it does not keep connections open
+(browsers allow six per address). All links are relative and one level deep, because a notebook's proxy may add any path
+before them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def application(project: Project, access: Access, *, read_only: bool) -> ASGIApp
     """Make the web application that serves a project's board.
 
     Args:
-        access: the rules by which requests are checked.
+        access: the rules that decide which requests the board accepts.
         read_only: serve the pages without buttons.
     """
     board = _Board(project, access, read_only=read_only)

@@ -16,7 +16,7 @@ _SCHEMA = "schema="
 #: PostgreSQL silently truncates longer names, so two long names could become the same.
 LONGEST_NAME_BYTES = 63
 
-#: Options that end a connection if the server has answered nothing for 60 s, not even keepalives.
+#: Options that close a connection if the server has not answered for 60 s, not even to keepalives.
 _PATIENCE = {
     "connect_timeout": "10",
     "keepalives_idle": "30",

@@ -110,12 +110,12 @@ def _answers(cursor: Cursor[Any]) -> list[Rows]:
 
 
 class Transaction:
-    """A transaction that begins on the server with its first statement.
+    """A transaction that begins on the server when the first statement is sent.
 
     Args:
         opening: the text of the statements that begin the transaction.
         first: the statements after ``opening``. The last statement returns ``now`` (when the transaction began) and
-            ``up_since`` (when the server was started).
+            ``up_since`` (when the server started).
         server_clock: whether ``:now`` in a statement is the server's time instead of the caller's.
     """
 
@@ -142,7 +142,7 @@ class Transaction:
 
     @property
     def up_since(self) -> float:
-        """The time when the server was started, in seconds since the epoch."""
+        """When the server started, in seconds since the epoch."""
         return float(self._begun()["up_since"])
 
     def execute(self, statement: Sql, parameters: Parameters = (), /) -> Rows:

@@ -1,4 +1,4 @@
-"""Retry while the server is unreachable, until it answers or too much time has passed."""
+"""Retry while the server is unreachable, for at most `PATIENCE_SECONDS`."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def _statements_from(version: int) -> Iterator[str]:
 
 
 def upgrade(connection: Connection[Any], schema: str, *, name: str) -> None:
-    """Create or upgrade the tables in one transaction, so that several processes can try at once.
+    """Create or upgrade the tables in one transaction, so that several processes can try at the same time.
 
     Raises:
         SchemaTooNew: if a newer mbqueue wrote the tables.

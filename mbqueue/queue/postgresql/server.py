@@ -94,16 +94,16 @@ class PostgresServer(Database):
     completely or not at all. Only the server's clock counts, so ``:now`` is the server's time at the start of the
     transaction, whatever time the caller passes.
 
-    Lost connections are reopened. A transaction that was interrupted before its COMMIT was sent has changed
-    nothing. Each write transaction updates its client's row in ``receipts``. If the connection is lost during COMMIT,
-    this row shows whether the transaction took effect. Transactions leave no settings, locks or prepared statements on
-    a connection, so a pooler may give each transaction a different connection.
+    Lost connections are reopened. If a transaction is interrupted before its COMMIT is sent, it changes nothing. Each
+    write transaction updates its client's row in ``receipts``. If the connection is lost during COMMIT, this row shows
+    whether the transaction took effect. Transactions leave no settings, locks or prepared statements on a connection,
+    so a pooler may give each transaction a different connection.
 
     Args:
         even_moved: also open a queue that was moved to another database, so that a queue can be moved back into it.
         server_clock: whether to use the server's clock; tests set False to use the caller's time.
         wait: sleeps for the given number of seconds, and returns True to stop waiting for the server. Without ``wait``,
-            an unreachable server raises an error at once.
+            an unreachable server raises an error immediately.
 
     Raises:
         QueueError: if the server cannot be reached, or if the queue does not exist and ``read_only`` is set.
