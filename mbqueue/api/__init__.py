@@ -10,7 +10,7 @@
     project.predictions("full_finetune")      # pandas
     project.model("full_finetune", fold=0)    # a CHGNet
 
-Importing this module is fast: the first method that needs torch, pandas or plotly imports the library. Times are in
+Importing this module is fast: torch, pandas and plotly are imported only by methods that need them. Times are in
 seconds since the epoch (UTC). Prediction errors are in the target's unit.
 """
 

@@ -102,7 +102,7 @@ class Data(OpenedProject):
     def prune_cache(self, *, everything: bool = False) -> list[StoredCache]:
         """Remove caches that no unfinished experiment in the queue needs, or all caches; return the removed caches.
 
-        This method keeps caches that are still being built, and reports a note about them.
+        This method keeps caches that are still being built, and logs a note about them.
         """
         from mbqueue.data.cache_folder import prune_caches  # noqa: PLC0415
 

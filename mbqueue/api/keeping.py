@@ -79,7 +79,7 @@ class Keeping(OpenedProject):
         """Move the whole queue into an empty database; mbqueue.toml stays unchanged.
 
         The old database keeps its content, but is marked as moved and refuses all work. You can move the queue back
-        into the old database, which replaces the old content.
+        into the old database; the move replaces the old content.
 
         On a cluster's file system, the commits also move to the place where sessions of the new queue expect them.
 
@@ -122,7 +122,7 @@ class Keeping(OpenedProject):
         Raises:
             UsageError: if there is no queue.
             QueueError: if a session is using the queue.
-            StoreError: if a finished epoch would be lost, or a store does not answer; the queue stays unchanged.
+            StoreError: if a finished epoch would be lost, or a store is not responding; the queue stays unchanged.
         """
         from mbqueue.session.moving_commits import move_commits  # noqa: PLC0415
 

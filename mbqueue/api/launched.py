@@ -110,7 +110,7 @@ class LaunchedSession:
 
 
 def _is_preempted() -> bool:
-    """Whether Slurm sent SIGTERM because another job preempts this one; False if the user cancelled this job."""
+    """Whether Slurm sent SIGTERM because another job is preempting this one; False if the user cancelled this job."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return False

@@ -24,7 +24,7 @@ _log = logging.getLogger("mbqueue")
 
 
 def tell(text: str) -> None:
-    """Report a note through Python's logging, which writes to standard error unless the program configures it."""
+    """Log a note with Python's logging, which writes to standard error unless the program configures it."""
     _log.warning(text)
 
 
@@ -62,7 +62,7 @@ class OpenedProject:
     def _keep_note(self, queue: Queue, experiment: str) -> None:
         """Save the user's requests for an experiment, so that `recover` can restore them.
 
-        If the requests cannot be written, mbqueue only reports a note.
+        If the requests cannot be written, mbqueue only logs a note.
         """
         from mbqueue.drive.notes import keep_note  # noqa: PLC0415 - reading commands need not wait for it
 

@@ -50,7 +50,7 @@ class Queueing(OpenedProject):
             SpecError: if the file or a key is wrong.
             ExperimentExists: if an experiment with a different spec has this name; the message lists the differences.
             UsageError, DataError: if the experiment or its dataset does not exist, or a restore was interrupted.
-            QueueLost: if the queue, or a part of it, was lost.
+            QueueLost: if all or part of the queue was lost.
         """
         # Commands that only read the queue skip this import, which is slow because pydantic builds its validators.
         from mbqueue.experiment import load_spec  # noqa: PLC0415
@@ -204,8 +204,8 @@ class Queueing(OpenedProject):
     def cancel(self, experiment: str, *, fold: int | None = None) -> int:
         """Cancel the unfinished jobs of an experiment or fold, and return how many there were. Committed work stays.
 
-        A cancelled search starts no new trials until you call `retry`. If its newest trial had already ended, `resume`
-        is enough.
+        A cancelled search starts no new trials until you call `retry`. If the search's newest trial had already ended,
+        `resume` is enough.
         """
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
@@ -223,11 +223,11 @@ class Queueing(OpenedProject):
         """Queue failed and cancelled jobs again, with the full number of attempts, and rebuild lost result files.
 
         A fold whose recorded files are missing or damaged is predicted again from its checkpoints. If the files are in
-        an object store that is not responding, mbqueue reports a note and rebuilds no files.
+        an object store that is not responding, mbqueue logs a note and rebuilds no files.
 
-        A pruned trial of a search resumes and trains to the end. If the trial's checkpoints were removed, mbqueue
-        reports a note and the trial starts from the beginning. If ``experiment`` is a search, its failed and
-        cancelled trials are retried.
+        A pruned trial of a search resumes and trains to the end. If the trial's checkpoints were removed, mbqueue logs
+        a note and the trial starts from the beginning. If ``experiment`` is a search, its failed and cancelled trials
+        are retried.
 
         Returns:
             The number of jobs that will run again.

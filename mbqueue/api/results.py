@@ -279,7 +279,7 @@ class Results(Searches):
         return self.folder.root / folder.relative_to(live) if folder.is_relative_to(live) else folder
 
     def _told(self, recorded: Recorded) -> Recorded:
-        """Return the results; report a note if they have not been published to the drive yet."""
+        """Return the results; log a note if they have not been published to the drive yet."""
         from mbqueue.results.folder import recorded_at  # noqa: PLC0415
 
         if self.folder.topology.is_mirrored and recorded.folder.is_relative_to(self.folder.live_dir):

@@ -101,8 +101,8 @@ class Working(OpenedProject):
         """Run one session on each device, all at the same time and in separate processes; return when all have ended.
 
         Results are byte-for-byte identical to a single session's if all sessions use the same number of threads.
-        Signals are forwarded to all sessions; a second SIGINT ends all sessions at once. If a session dies, a note goes
-        to its report and the other sessions keep running. The other arguments are the same as in `work`, and apply to
+        Signals are forwarded to all sessions; a second SIGINT ends all sessions at once. If a session dies, its report
+        shows a note and the other sessions keep running. The other arguments are the same as in `work`, and apply to
         each session.
 
         Args:

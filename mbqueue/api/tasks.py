@@ -27,7 +27,7 @@ class TaskEntry:
 
 
 def list_tasks() -> list[TaskEntry]:
-    """List all tasks, the largest dataset first."""
+    """List all tasks, largest dataset first."""
     return [
         TaskEntry(
             task=task,

@@ -2,8 +2,8 @@
 
 The archive is a tar file with queue.db (a snapshot), checkpoints/, results/, jobs/, mbqueue.toml, and finally
 checksums.json with the size and SHA-256 of every other file. Sessions may run during a backup. The snapshot is taken
-before the commits are read, so the commits are never behind the snapshot. A restore also adopts training that only the
-commits contain. The archive contains no caches, because sessions recreate them.
+before the commits are read, so the commits are never behind the snapshot. A restore also adopts progress that is in the
+commits but not in the snapshot. The archive contains no caches, because sessions recreate them.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
 
     Raises:
         UsageError: if there is no queue, or ``target`` exists.
-        QueueError, DamagedSnapshot, DamagedArchive: if the database is damaged, or the archive fails its check. No
-            archive is left at ``target``.
+        QueueError, DamagedSnapshot, DamagedArchive: if the database is damaged, or the archive fails its check. Nothing
+            is written to ``target``.
     """
     if not project.queue_db.exists():
         raise UsageError(f"There is no queue at {project.queue_db}, so there is nothing to back up.")
@@ -227,7 +227,7 @@ def _commits(folder: Path) -> dict[str, bytes]:
                 for commit, checkpoint in chain
                 for name, content in ((f"{commit.base}.pt", checkpoint), (f"{commit.base}.json", commit.content))
             }
-        # Otherwise, a session may have committed during the read.
+        # They differ: a session may have committed during the read, so try again.
     raise QueueError(
         f"The newest commit in {folder} cannot be backed up: {' '.join(wrong.values())} The next session that trains "
         "this fold sets the damaged commit aside."

@@ -79,7 +79,7 @@ def note_files(project: ProjectFolder) -> list[Path]:
 
 
 def read_notes(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Read the requests for all experiments, the earliest first. Damaged files are skipped and reported to ``note``."""
+    """Read the requests for all experiments, earliest first. Damaged files are skipped and reported to ``note``."""
     found = []
     for path in note_files(project):
         try:

@@ -50,7 +50,7 @@ class PublishedFold(Commits):
         return {(commit.base, "json"), (commit.base, "pt")} <= there
 
     def retire(self, ours: Manifest, *, now: float, steady_since: float) -> None:
-        """Remove superseded commits of the live folder's training once their successors have had time to upload.
+        """Remove superseded commits of the live folder's training run once their successors have had time to upload.
 
         Only an intact commit supersedes others, because the last upload of a dead machine may stay truncated forever.
 

@@ -64,12 +64,12 @@ LAST_ROUND_SECONDS = 600.0
 
 
 class Publisher:
-    """Publishes the content of one live folder, either in a thread (as a context manager) or in calls of `round`.
+    """Publishes the content of one live folder, either in a thread (as a context manager) or through calls to `round`.
 
     Any number of sessions may share a live folder, but only one publishes at a time.
 
     Args:
-        session: the publishing session; None for a command, which announces nothing.
+        session: the publishing session; None for a command, which does not announce itself.
         remaining: returns the seconds until the session must end. A write starts only if enough seconds remain.
         should_stop: returns whether the session was asked to end, so that its main thread stops waiting for the mount.
         on_published: called with the duration of each round that wrote something.

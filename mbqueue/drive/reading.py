@@ -28,8 +28,8 @@ def what_is_wrong(error: Exception) -> str:
 class Listings(Generic[Parsed]):
     """Reads the listings on a mount, and reports each damaged file once.
 
-    A listing is a JSON file with the name that `mbqueue.storage.names.hashed_name` makes. Incomplete listings are kept
-    and read again next time, because they may still be uploading.
+    A listing is a JSON file named by `mbqueue.storage.names.hashed_name`. Incomplete listings are kept and read again
+    next time, because they may still be uploading.
 
     Args:
         stem: a pattern for the beginning of the names. Other files are ignored.

@@ -57,7 +57,7 @@ def recover(project: ProjectFolder, *, force: bool, note: Callable[[str], None],
     are intact on the mount. If the live folder is lost, the pauses are lost too.
 
     If mbqueue can read the replaced queue, it also restores experiments and folds that exist only in that queue. For
-    example, you may have enqueued them after an earlier queue was lost. If two experiments have the same name, the one
+    example, some may have been enqueued after an earlier queue was lost. If two experiments have the same name, the one
     with checkpoints is restored. If neither has checkpoints, the note takes precedence over the replaced queue (see
     `read_notes`). Before a file is set aside, ``note`` is called with the reason and the new path.
 
@@ -229,7 +229,7 @@ def _differences(before: Mapping[str, Any], one: Mapping[str, Any]) -> str:
 def _leave_aside(
     project: ProjectFolder, asked: set[str], overruled: set[str], note: Callable[[str], None], now: float
 ) -> None:
-    """Set aside and report each file whose work is not in the new queue; then update the files with users' requests.
+    """Set aside and report each file with work that is missing from the new queue; then update the notes.
 
     Args:
         asked: names of experiments whose notes were used.

@@ -1,9 +1,9 @@
 """Resume a project on a mount from where its last session stopped.
 
-A new live folder gets the newest intact snapshot of the queue. At the start, and while other sessions are running,
-mbqueue compares everything published with the live state. Experiments that exist only in another database are enqueued.
-Folds that have advanced further on the mount are adopted, with their verified files and results. Recorded work is
-queued again if its files are missing.
+A new live folder starts with the newest intact snapshot of the queue. At the start, and while other sessions are
+running, mbqueue compares everything published with the live state. Experiments that exist only in another database are
+enqueued. Folds that have advanced further on the mount are adopted, with their verified files and results. Recorded
+work is queued again if its files are missing.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Reentry:
         return self._folds[identity]
 
     def restore(self, *, from_snapshot: bool = True, further: Callable[[Queue], None] = lambda _queue: None) -> None:
-        """Make the live queue from the newest intact snapshot or an empty queue, and add everything newer.
+        """Build the live queue from the newest intact snapshot or an empty queue, and add all newer work.
 
         Args:
             further: called last; may add more to the queue.
@@ -146,7 +146,7 @@ class Reentry:
         by: str = "restore",
         on_taken: Callable[[tuple[int, int]], None] = lambda _fold: None,
     ) -> None:
-        """Compare everything published with the live state, and adopt all further progress.
+        """Compare everything published with the live state, and adopt whatever is newer.
 
         Args:
             at_start: whether to queue recorded work again if its files are missing.
@@ -187,7 +187,7 @@ class Reentry:
         }
 
     def _known_experiments(self) -> list[Mapping[str, Any]]:
-        """The records of experiments in the mount's snapshots, listings and manifests, the oldest experiment first."""
+        """The records of experiments in the mount's snapshots, listings and manifests, oldest experiment first."""
         found: dict[str, Mapping[str, Any]] = {}
         for snapshot in self.snapshots.listed():
             for one in snapshot.listing.experiments:
@@ -237,7 +237,7 @@ class Reentry:
         return taken
 
     def _take_over(self, here: Commits, folder: Path, chain: list[tuple[Commit, bytes]]) -> None:
-        """Copy accepted commits into the live folder. Set aside commits that the newest one does not continue."""
+        """Copy accepted commits into the live folder. Set aside commits outside the newest commit's history."""
         newest = chain[-1][0].manifest
         on_line = {one.base for one in here.commits() if newest.continues(one.manifest)}
         for stem in here.bases():

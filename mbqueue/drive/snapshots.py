@@ -1,8 +1,8 @@
 """Take snapshots of the queue's database while it is in use, publish them, and check them before use.
 
-A snapshot on the mount is NUMBER-DATABASE-HASH.db with its manifest, NUMBER-DATABASE-HASH.json, which is written last.
-The files never change. DATABASE is the id of the live database. NUMBER is higher than the number of every snapshot that
-the database continues. HASH is the beginning of the manifest's SHA-256.
+A snapshot on the mount is NUMBER-DATABASE-HASH.db with its manifest, NUMBER-DATABASE-HASH.json; the manifest is written
+last. The files never change. DATABASE is the id of the live database. NUMBER is higher than the number of every
+snapshot that the database continues. HASH is the beginning of the manifest's SHA-256.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Snapshots:
         self._seen_at: dict[str, float] = {}
 
     def listed(self) -> list[PublishedSnapshot]:
-        """List every snapshot with an intact manifest, the oldest first, without reading its database."""
+        """List every snapshot with an intact manifest, oldest first, without reading its database."""
         found = itertools.starmap(PublishedSnapshot, self._listings.listed(PUBLISHED_SNAPSHOTS).items())
         return sorted(found, key=lambda one: (one.listing.number, one.listing.taken_at, one.listing.sha256))
 

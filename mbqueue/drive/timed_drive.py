@@ -31,8 +31,7 @@ class TimedDrive(Drive):
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Limit the total time of all reads in the block to ``seconds``. Once that time is used up, reads raise
-        TimeoutError.
+        """Limit the total time of all reads in the block to ``seconds``. After that, reads raise TimeoutError.
 
         After a request to stop, reads raise InterruptedError. If the mount fails, reads raise a different kind of
         OSError.

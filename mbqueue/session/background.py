@@ -1,4 +1,4 @@
-"""Start, find and stop sessions in the background. Imports no torch.
+"""Start, find and stop sessions in the background. Does not import torch.
 
 ``state/background.json`` records the process by its pid, start time and boot id, so mbqueue never signals a later
 process with the same pid. The JSON file also records the project's folder, because a copied project contains the file
@@ -283,7 +283,7 @@ def _children(pid: int) -> list[str]:
 
 
 def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str | None]]:
-    """Yield (process, session id) for each session of this project that runs on this machine in a different process."""
+    """Yield (process, session id) for each session of this project in another process on this machine."""
     here = this_process()
     queue_file = None if project.topology.queue_url else project.queue_db
     found = {row.identity: row.id for row in _unended(project) if not is_gone(row.identity, queue_file)}

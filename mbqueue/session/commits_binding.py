@@ -1,4 +1,4 @@
-"""Make every session use the commits in the place that the queue records. Imports no torch.
+"""Make every session use the commits in the place that the queue records. Does not import torch.
 
 Each place stores its own id: an object store in its marker, a folder in ``commits.json`` next to the checkpoints. The
 first session records the id of its place in the queue (`mbqueue.queue.commits_place`). A session with a different place
@@ -147,7 +147,7 @@ def store_place(store: ObjectStore) -> CommitsPlace:
 
 
 def folder_place(project: ProjectFolder) -> CommitsPlace:
-    """Return the project's own folder as a `CommitsPlace`, for the queue to record. A folder without an id gets one.
+    """Return the project's own folder as a `CommitsPlace`, for the queue to record. Create its id if necessary.
 
     Raises:
         QueueError: if the file with the folder's id is damaged.

@@ -30,8 +30,8 @@ class Compiling:
     The constructor starts compiling the float32 kernels of the default model family.
 
     Once an experiment's precision and weights are known, call `also` to compile the experiment's kernels. If a kernel
-    does not compile, the device uses plain PyTorch, and the user gets one note. If no sample batch can be made, the
-    kernels are compiled at the first training batch, and the user gets a note.
+    does not compile, the device uses plain PyTorch, and the user sees one note. If no sample batch can be made, the
+    kernels are compiled at the first training batch, and the user sees a note.
 
     Args:
         note: called with a sentence when kernels are compiled for the first time, or when compiling failed.

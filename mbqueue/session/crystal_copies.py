@@ -1,4 +1,4 @@
-"""Copy an experiment's crystals to shared storage during training. Imports no torch.
+"""Copy an experiment's crystals to shared storage during training. Does not import torch.
 
 Copying a hundred megabytes to a drive can take minutes, so training continues meanwhile. A session that is asked to
 stop or runs out of time abandons the copy and removes the partial file. The next session that trains on the same

@@ -34,9 +34,9 @@ def tested_device(name: str | None) -> torch.device:
 
 
 def why_lost(device: torch.device) -> str | None:
-    """Why this process can no longer use the GPU, in words; None if the GPU works.
+    """Why this process can no longer use the GPU, in words; None if the GPU is working.
 
-    After an illegal access, a failed assertion or a memory fault, every later CUDA call of the process fails. A GPU
+    After an illegal access, a failed assertion or a memory fault, every later CUDA call in the process fails. A GPU
     that is only out of memory still works.
     """
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Run several sessions on one machine, one process for each device. Imports no torch.
+"""Run several sessions on one machine, one process for each device. Does not import torch.
 
 Each process runs `mbqueue work --json` on its own device, in its own process group. Ctrl-C in a terminal therefore
 reaches only the parent process, which forwards the signal once. If the parent process dies, the sessions cannot write

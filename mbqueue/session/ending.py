@@ -22,7 +22,8 @@ def end_command_after(settings: Settings, *, note: Callable[[str], None]) -> Ite
 def run_end_command(command: str, *, timeout_seconds: float, note: Callable[[str], None]) -> bool:
     """Run the command that ends a session, for example to unmount a drive; return whether it succeeded in time.
 
-    The note about a failure names the setting, because the command itself may contain a secret and logs keep notes.
+    The note about a failure names the setting, because the command itself may contain a secret and notes end up in
+    logs.
     """
     try:
         run_shell(command, timeout_seconds=timeout_seconds)

@@ -191,7 +191,7 @@ def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[P
             if content["dataset"]["hash"] == dataset_hash:
                 return True
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # this folder contains no readable results of an experiment
+            continue  # this folder's results are missing or unreadable
     try:
         if not is_queue_there(project):
             return False

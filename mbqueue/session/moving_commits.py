@@ -1,4 +1,4 @@
-"""Move commits to the place in the project's settings, and record that place in the queue. Imports no torch.
+"""Move commits to the place in the project's settings, and record that place in the queue. Does not import torch.
 
 The queue is updated last, after everything is copied. So you can repeat an interrupted move: it skips everything that
 is already copied.
@@ -55,7 +55,7 @@ def move_commits(
         lost: continue even if finished epochs cannot be found; sessions then train these epochs again.
 
     Raises:
-        StoreError: if a finished epoch would be lost, or a store does not answer.
+        StoreError: if a finished epoch would be lost, or a store is not responding.
         QueueError: if a session is using the queue.
     """
     queue.reap_dead(by="move-commits", now=clock.now())

@@ -1,4 +1,4 @@
-"""Why and how a session ended. The process that starts sessions needs this module, so it does not import torch."""
+"""Why and how a session ended. This module does not import torch, because the process that starts sessions needs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collect what the queue knows about an experiment, for its results and reports. Imports no torch."""
+"""Collect what the queue knows about an experiment, for its results and reports. Does not import torch."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Report:
         """An attempt failed; ``retry_at`` is the time of the next attempt, in seconds since the epoch, or None."""
 
     def waiting(self, why: str) -> None:
-        """The session can claim no job right now; ``why`` is the reason."""
+        """The session cannot claim a job right now; ``why`` is the reason."""
 
     def session_ended(self, outcome: SessionOutcome | Exception) -> None:
         """The session has ended, normally or with an error. This method is not called if the process is killed."""
@@ -55,8 +55,8 @@ EVENTS = tuple(name for name in vars(Report) if not name.startswith("_"))
 class Relay(Report):
     """Passes all events on to several listeners, in order.
 
-    If a listener can no longer write (full disk, closed pipe), the relay drops it and reports a note. The session
-    continues, and the other listeners still get all events.
+    If a listener can no longer write (full disk, closed pipe), the relay drops it and sends a note to the others. The
+    session continues, and the other listeners still get all events.
     """
 
     def __init__(self, *listeners: Report) -> None:

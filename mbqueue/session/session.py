@@ -80,7 +80,7 @@ class Session:
         return self.stop_reason() is not None
 
     def stopped(self) -> Stopped:
-        """The exception to raise after a job was stopped early."""
+        """The exception that ends a job early, with the reason for stopping."""
         return Stopped(self.stop_reason() or "asked to stop")
 
     def may_go_on(self) -> bool:
@@ -170,7 +170,7 @@ class Session:
     def give_back_once(self, lease: Lease, error: Exception, reason: str) -> None:
         """Release a job; if it was already released for the same reason, count a failed attempt.
 
-        If no release counted as a failed attempt, sessions could claim and release the job forever.
+        Without the failed attempt, sessions could claim and release the same job forever.
         """
         if (lease.job.id, reason) in self._given_back:
             self.fail(lease, error)
@@ -192,7 +192,7 @@ class Session:
         self.report.job_finished(job, summary)
 
     def saved(self, seconds: float) -> None:
-        """Record that a commit took ``seconds`` after it was staged."""
+        """Record that publishing a staged commit took ``seconds``."""
         self.has_saved = True
         self.deadline.saw_save(seconds + (self.store.put_seconds if self.store is not None else 0.0))
         if self.publisher is not None:

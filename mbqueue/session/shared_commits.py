@@ -1,4 +1,4 @@
-"""List, send and fetch the commits of a project in the object store. Imports no torch."""
+"""List, send and fetch the commits of a project in the object store. Does not import torch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def remove_released(project: ProjectFolder, trials: Iterable[Experiment], store:
     """Remove the checkpoints of the given pruned trials, on this machine and in the store.
 
     Raises:
-        StoreError: if the store does not answer; the next call removes the rest.
+        StoreError: if the store is not responding; the next call removes the rest.
     """
     names = {trial.name for trial in trials}
     if not names:

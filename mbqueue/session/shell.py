@@ -25,7 +25,7 @@ def run_shell(
 
     Raises:
         TimeoutError: if the command took too long.
-        OSError: if the command ended with a code other than 0. The message contains the last line of the command's
+        OSError: if the command ended with a nonzero exit code. The message contains the last line of the command's
             standard error, with possible secrets masked, because messages end up in logs.
     """
     process = subprocess.Popen(

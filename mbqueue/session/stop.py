@@ -22,7 +22,7 @@ INTERRUPTED = 130
 
 
 class StopRequest:
-    """A thread-safe request to stop one session, which keeps the first cause.
+    """A thread-safe request to stop one session. Later requests do not replace the first cause.
 
     A plain flag replaces `threading.Event`, which can deadlock. A signal handler that interrupts the thread holding the
     event's lock would wait for that lock forever.
@@ -64,8 +64,8 @@ class StopRequest:
 def graceful_signals(stop: StopRequest, *, at_once: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Turn SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 into a request to stop while the block runs.
 
-    A second SIGINT calls ``at_once`` and ends the process with code 130, which loses only the work since the last
-    published checkpoint. Outside the main thread, signals cannot be caught, and the block just runs.
+    A second SIGINT calls ``at_once`` and ends the process with code 130. Only the work since the last published
+    checkpoint is lost. Outside the main thread, signals cannot be caught, and the block just runs.
     """
 
     interrupts = 0

@@ -1,4 +1,4 @@
-"""Track whether the object store answers; record and report outages, and plan the next attempt. Imports no torch."""
+"""Track whether the object store answers, report outages, and plan the next attempt. Does not import torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEARSAY_SECONDS = 60.0
 class StoreWatch:
     """Tracks outages of the store for one session.
 
-    `mbqueue.storage.objects` reports the store's failures and answers to this object, from any thread.
+    `mbqueue.storage.objects` notifies this object of the store's failures and answers, from any thread.
 
     Args:
         note: called with a sentence when the store stops answering and when it answers again.

@@ -146,7 +146,7 @@ def _begin(
         options.session_seconds,
         end_command_seconds=settings.end_command_seconds if settings.end_command else 0.0,
     )
-    # Otherwise, temp files of dead processes would stay until the same note is written again.
+    # Remove temp files of dead processes now; otherwise they would stay until the same note is written again.
     with suppress(OSError):
         files.sweep(project.notes_dir)
     store, watch = _store(project, clock, report)
