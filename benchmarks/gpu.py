@@ -68,7 +68,7 @@ from mbqueue.train.memory import OutOfMemory, is_out_of_memory
 from mbqueue.train.outcome import EpochOutcome
 
 WAYS = ("plain", "fused")
-SHARE = 0.5  # fraction of the peak bandwidth and peak rate that kernels reach, as in benchmarks.gpu_model
+SHARE = 0.5  # kernels reach this fraction of the peak bandwidth and peak rate, as in benchmarks.gpu_model
 
 
 class Bench:

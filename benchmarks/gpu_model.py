@@ -235,8 +235,8 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
         reads += gathered(s.directed, s.undirected, 128, l2) + gathered(s.directed, s.undirected, 64, l2)
         return reads + 3 * 4 * s.directed, s.directed * (2 * product(1, 64, 64) + 128 * ELEMENTWISE)
 
-    # To sum over an atom's bonds or a short bond's angles, the kernels multiply by a matrix that has 16 rows and
-    # contains only zeros and ones.
+    # The kernels compute sums over an atom's bonds, or over a short bond's angles, as matrix products. One of the
+    # matrices has 16 rows and contains only zeros and ones.
     of_sum = product(1, 16, 64)
 
     def of_angles(with_second: bool) -> tuple[float, float]:

@@ -50,9 +50,9 @@ from benchmarks.postgres import is_installed, running_server
 Step = Callable[[], bool]
 #: One `prepare`, then 18 epochs and one `predict` for each of five folds, and one `record`.
 JOBS_OF_AN_EXPERIMENT = 97
-#: The processes together finish this many jobs before the measurement, so that the logs have stopped growing.
+#: The number of jobs that all processes together finish before the measurement. By then, the logs have stopped growing.
 WARM_UP_JOBS = 160
-#: Tables of at most this many jobs get more rounds, because each round soon runs out of jobs and measures little.
+#: Measure tables with at most this many jobs in more rounds, because each round soon runs out of jobs.
 SMALL_TABLE = 10_000
 
 _SLOW = "FSYNC_MS"
@@ -351,7 +351,7 @@ def drain(
         done, last = done + 1, passed
     end.send((done, max(last, time.perf_counter() - began)))
     end.close()
-    os._exit(0)  # a normal exit would wait for threads that some systems start
+    os._exit(0)  # a normal exit would wait for the threads of some queue systems
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def _peak_on_cpu(work: Callable[[], object]) -> int:
     changes = [event for event in results.events() if event.name() == "[memory]"] if results else []
     changes.sort(key=lambda event: event.start_ns())
     held = [*accumulate((event.nbytes() for event in changes), initial=0)]
-    # Freeing tensors of earlier work lowers the memory use, so measure from the lowest memory use so far.
+    # Freeing tensors left over from earlier work lowers the memory use, so measure from the lowest memory use so far.
     return max(now - least for now, least in zip(held, accumulate(held, min), strict=True))
 
 
@@ -217,7 +217,7 @@ def main() -> None:
     device = pick_device(options.device)
     precision = usable_precision(device, options.precision)
     # cuBLAS reads this variable only once, at the first matrix product, so set it before either implementation runs.
-    # The variable affects only the scratch memory of cuBLAS.
+    # CUBLAS_WORKSPACE_CONFIG affects only the scratch memory of cuBLAS.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     crystals = crystals_to_measure(options.data, options.crystals)
     print(

@@ -1,4 +1,4 @@
-"""mbqueue: very long CHGNet trainings on short GPU sessions.
+"""mbqueue: very long CHGNet training runs on short GPU sessions.
 
     from mbqueue import Project
 

@@ -1,12 +1,12 @@
 """Match live folders with their projects on a drive, and find them even while the drive is not mounted.
 
 An empty mount point, a wrong folder at the project's path, and a new project of the same name all look like a project
-that has lost everything. So a project on a drive gets an id when a live folder first publishes to the project.
-The id is in the name of a file that never changes. If two machines publish to a project for the first time at the same
-moment, they create two ids, and each machine checks the id that it created.
+that has lost everything. To recognise a project on a drive, mbqueue gives it an id when a live folder first publishes
+to it. The id is part of a file's name, and mbqueue never changes this file. If two machines publish to a project for
+the first time at the same moment, they create two ids, and each machine checks the id that it created.
 
-To read the live folder's path from mbqueue.toml, or to derive it from the project's resolved path, mbqueue needs the
-drive. So each machine also records the live folder's path next to the default live folders.
+The live folder's path comes from mbqueue.toml or from the project's resolved path. Both are unavailable while the drive
+is not mounted, so each machine also records the path next to the default live folders.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def note_live_dir(root: Path, live: Path) -> None:
     """Record a project's live folder on this machine, unless it is the default live folder."""
     if live in {default_live_dir(root, str(root)), _noted_live_dir(root)}:
         return
-    with suppress(OSError):  # ignore a read-only home folder: only `status` without the drive needs this note
+    with suppress(OSError):  # ignore a read-only home folder, because only `status` without the drive needs the note
         files.make_folder(_note_of(root).parent)
         files.write_json(_note_of(root), {"root": str(root), "live": str(live)})
 

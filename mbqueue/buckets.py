@@ -18,12 +18,12 @@ from mbqueue.errors import StoreError, UsageError
 from mbqueue.files import fsync_dir
 
 STORE_VARIABLE = "MBQUEUE_STORE"
-#: The object that marks a bucket or folder as a store of mbqueue. The first session creates this object.
+#: The object that marks a bucket or folder as an mbqueue store. The first session creates this object.
 MARKER = "mbqueue-store.json"
 
 #: Time limits for requests that a session makes while it blocks the queue for other sessions. A commit makes one or two
-#: such requests (`mbqueue.storage.objects.ObjectStore.create`). Until the requests finish, the SQLite of other sessions
-#: waits for the locked database, but only for a limited time (`mbqueue.queue.sqlite`).
+#: of these requests (`mbqueue.storage.objects.ObjectStore.create`). Meanwhile, other sessions wait for the locked
+#: SQLite database, but only for a limited time (`mbqueue.queue.sqlite`).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
 #: Time limits for checkpoints: 5 MB at 80 kB/s take about a minute.
 PATIENT = {"connect_timeout": "5s", "timeout": "60s"}
@@ -96,7 +96,7 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
 
 
 def _needs_http(environment: Mapping[str, str]) -> bool:
-    """Whether to allow HTTP: only for an S3 server on this machine, or if AWS_ALLOW_HTTP is set."""
+    """Whether to allow plain HTTP. True for an S3 server on this machine, or if AWS_ALLOW_HTTP is set."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     name = next((name for name in names if environment.get(name)), "")
     endpoint = urlsplit(environment.get(name, ""))
@@ -112,7 +112,10 @@ def _needs_http(environment: Mapping[str, str]) -> bool:
 
 
 def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Make store options with the credentials of an AWS profile, which obstore cannot read; empty if not needed."""
+    """Return store options with the credentials of an AWS profile; empty if not needed.
+
+    obstore cannot read AWS profiles.
+    """
     named = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     if any(environment.get(name) for name in named) or not (
         environment.get("AWS_PROFILE") or Path("~/.aws/credentials").expanduser().exists()

@@ -1,7 +1,7 @@
 """Clocks and durations. Functions take a clock as an argument, so that tests can control time without sleeping.
 
-Wall time (``now``) is recorded, and compared between machines. Monotonic time measures durations within a process, so
-that a change of the system clock does not affect them.
+Wall time (``now``) is recorded, and compared between machines. Monotonic time measures durations within a process.
+Changes to the system clock do not affect monotonic time.
 """
 
 from __future__ import annotations

@@ -19,21 +19,21 @@
     │   ├── QueueMissing         nothing was ever enqueued
     │   ├── QueueLost            the queue's file or content is missing, but can be rebuilt
     │   ├── QueueDamaged         the queue's file is damaged
-    │   ├── QueueDiskFull        the disk of the queue's file is full; nothing was changed
+    │   ├── QueueDiskFull        the disk with the queue's file is full; nothing was changed
     │   ├── QueueReplaced        another file replaced the open one; nothing was written
     │   └── QueueMoved           the queue is in another database now
     ├── SessionError             a background session did not start
     ├── TrainingError            a training step failed
     │   ├── NonFiniteLoss        a loss, gradient or prediction is nan or inf, and was discarded
-    │   └── DeviceTooSmall       a single crystal does not fit the device's memory
-    ├── DeviceBusy               a single crystal does not fit the device's free memory
+    │   └── DeviceTooSmall       a single crystal does not fit in the device's memory
+    ├── DeviceBusy               a single crystal does not fit in the device's free memory
     ├── CheckpointError          a checkpoint is damaged, belongs elsewhere, or does not fit the model
     │   └── CheckpointMisfit     a checkpoint is intact, but this experiment or version cannot use it
     ├── DeviceLost               the GPU stopped working; committed work is safe
     ├── LimitReached             a system limit (memory, file size) was reached; committed work is safe
     ├── DiskFull                 the disk of the live state is full; committed work is safe
     ├── StoreError               the object store is missing, denies access, or lacks a needed feature
-    │   └── StoreAway            the object store does not answer; committed work is safe
+    │   └── StoreAway            the object store is not responding; committed work is safe
     ├── MembersNotRecorded       a member of a blend has not been recorded yet
     └── ResultsError             result files are missing, incomplete or contradictory
 
@@ -127,9 +127,9 @@ UNDER_A_NEW_NAME = (
 
 
 def next_step(message: str, experiment: str, fold: int | None = None) -> str:
-    """What the user can do about a failed job, given its error's message, which names what else helps.
+    """Return what the user can do about a failed job, judging by the job's error message.
 
-    A spec never changes. If only a different spec helps, the message names ``--name`` but not ``mbqueue retry``.
+    A spec never changes. If the job needs a different spec, the message suggests ``--name`` but not ``mbqueue retry``.
     """
     if "--name" in message and "mbqueue retry" not in message:
         return "enqueue the experiment again under a new name (--name)"
@@ -180,7 +180,7 @@ class LeaseLost(QueueError):
 
 
 class CommitTaken(LeaseLost):
-    """Another writer made this commit first. Nothing was written, and training continues from the other's commit."""
+    """Another writer made this commit first. Nothing was written, and training continues from that writer's commit."""
 
 
 class RewoundBefore(QueueError):
@@ -208,7 +208,7 @@ class QueueDamaged(QueueError):
 
 
 class QueueDiskFull(QueueError):
-    """The disk of the queue's file is full; nothing was changed."""
+    """The disk with the queue's file is full; nothing was changed."""
 
 
 class QueueReplaced(QueueError):
@@ -232,11 +232,14 @@ class NonFiniteLoss(TrainingError):
 
 
 class DeviceTooSmall(TrainingError):
-    """A single crystal does not fit the device's memory."""
+    """A single crystal does not fit in the device's memory."""
 
 
 class DeviceBusy(MbqueueError):
-    """A single crystal does not fit the device memory that other programs leave free. The job loses no attempt."""
+    """Other programs are leaving too little device memory for even a single crystal.
+
+    This doesn't count as one of the job's attempts.
+    """
 
 
 class CheckpointError(MbqueueError):
@@ -276,7 +279,7 @@ class StoreError(MbqueueError):
 
 
 class StoreAway(StoreError):
-    """The object store does not answer at the moment; committed work is safe."""
+    """The object store is not responding; committed work is safe."""
 
 
 class MembersNotRecorded(MbqueueError):

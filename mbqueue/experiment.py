@@ -1,8 +1,8 @@
 """Experiment specs: the content of files in jobs/, checked before anything is enqueued.
 
 A spec is immutable and complete (defaults are filled in), and it has a hash. The hash covers everything that changes
-the result of a fold, so it excludes, for example, the name and the list of folds. You can add folds to an experiment,
-but its hash never changes.
+the result of a fold, so it excludes, for example, the name and the list of folds. Adding folds to an experiment does
+not change its hash.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The families of models: the names of their pretrained weights, and their modules.
 
-This module imports no model, because specs use it, and so do commands that neither train nor predict.
+This module does not import any model, because it is also used by specs and by commands that do not need a model.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None
 
 
 def is_out_of_patience(patience: int, *, epoch: int, best: int) -> bool:
-    """Whether to stop training after ``epoch``, because the ``best`` epoch was at least ``patience`` epochs earlier.
+    """Whether to stop training after ``epoch``: yes, if the ``best`` epoch was at least ``patience`` epochs earlier.
 
     A patience of 0 turns early stopping off.
     """

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Types of file systems on which other machines see writes late, or see no locks. Google Drive in Colab is a FUSE
+#: Types of file systems on which other machines see writes late, or do not see locks. Google Drive in Colab is a FUSE
 #: mount. A file system whose type is not listed counts as local.
 _REMOTE = re.compile(r"^(fuse(\..*)?|nfs\d?|cifs|smb.*|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|drvfs|sshfs|davfs.*)$")
-#: Network file systems of clusters. All machines see a file as soon as it is closed, and renames are atomic.
+#: Network file systems that clusters use. All machines see a file as soon as it is closed, and renames are atomic.
 _CLUSTERED = re.compile(r"^(nfs\d?|ceph|glusterfs|lustre|gpfs|beegfs)$")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -42,7 +42,7 @@ class Mount:
 def mount_of(path: Path, *, table: Path = Path("/proc/self/mountinfo")) -> Mount:
     """Find the file system that ``path`` is on, even if ``path`` does not exist.
 
-    Of several mounts at the same mount point, the last one hides the others.
+    If several file systems are mounted at the same point, the last one hides the others.
     """
     target = path.expanduser().absolute()
     target = target.resolve() if target.exists() else target

@@ -1,4 +1,4 @@
-"""The layout of a project's folders. All other modules get paths of these folders from here.
+"""The layout of a project's folders. All other modules get the paths of these folders from this module.
 
     PROJECT/
     ├── mbqueue.toml                settings (optional)
@@ -32,8 +32,8 @@ live folder on a local disk. Each file on the mount is written once, under a nam
     └── crystals/DATASET-HASH.bin   crystals from which a new machine makes its cache/
 
 With an object store, the store contains the commits, the results, and data that is expensive to compute, under the
-prefix in the setting `store`. The project's own folders contain copies of the objects. Objects never change. mbqueue
-writes an object whose name contains no hash only once.
+prefix in the setting `store`. The project's own folders contain copies of the objects. Objects never change. An object
+whose name contains no hash is written only once.
 
     STORE/
     ├── mbqueue-store.json          the store's id, which queues record (`mbqueue.buckets.MARKER`)
@@ -113,22 +113,19 @@ class ProjectFolder:
         return replace(self, live=None)
 
     def with_queue(self, *, on_server: bool) -> ProjectFolder:
-        """The same project as it will be after its queue has moved to a server or a file.
-
-        The move may change the live folder.
-        """
+        """Return this project with its queue on a server or in a file, which may change the live folder."""
         return replace(self, live=live_folder(self.root, self.settings, on_server=on_server))
 
     @property
     def store_file(self) -> Path:
-        """The file that records why commits do not reach the object store; exists only during an outage."""
+        """The file that records why commits are not reaching the object store; exists only during an outage."""
         return self.live_dir / "store.json"
 
     @property
     def commits_file(self) -> Path:
-        """The file with the id of this folder's checkpoints, which a queue on a server also records.
+        """The file with the id of this folder's checkpoints. A queue on a server also records this id.
 
-        mbqueue uses this file only without an object store.
+        With an object store, this file is not used.
         """
         return self.live_dir / "commits.json"
 
@@ -140,7 +137,7 @@ class ProjectFolder:
 
     @property
     def live_dir(self) -> Path:
-        """The folder of the live state, which sessions change: state/, or the live folder of a split project."""
+        """The folder in which sessions change files: state/ or, in a split project, the live folder."""
         return self.live if self.live is not None else self.state_dir
 
     @property
@@ -177,7 +174,7 @@ class ProjectFolder:
 
     @property
     def launched_dir(self) -> Path:
-        """The folder of the files and logs of submitted cluster jobs; all machines can read it."""
+        """The folder for the files and logs of submitted cluster jobs. All machines can read this folder."""
         return self.state_dir / "logs" / "launched"
 
     @property
@@ -193,7 +190,7 @@ class ProjectFolder:
 
     @property
     def device_limits(self) -> Path:
-        """The file that records how many crystals fit on each device when no other program uses the device."""
+        """The file that records how many crystals fit on each device when no other program is using the device."""
         return self.live_dir / "device_limits.json"
 
     @property
@@ -214,17 +211,17 @@ class ProjectFolder:
 
     @property
     def entering_lock(self) -> Path:
-        """The lock file of the process that creates or replaces the queue's file."""
+        """The lock file for creating or replacing the queue's file."""
         return self.live_dir / "entering.lock"
 
     @property
     def publishing_lock(self) -> Path:
-        """The lock file of the session that publishes to the drive."""
+        """The lock file for publishing to the drive."""
         return self.live_dir / "publishing.lock"
 
     @property
     def crystals_lock(self) -> Path:
-        """The lock file of the session that copies crystals for other machines."""
+        """The lock file for copying crystals for other machines."""
         return self.live_dir / "crystals.lock"
 
     @property
@@ -307,7 +304,7 @@ def working_folder() -> Path:
 
 
 def from_here(path: Path) -> Path:
-    """Convert a path that the user gave to an absolute path.
+    """Make a user's path absolute, relative to the working folder.
 
     Raises:
         ProjectNotFound: if the path is relative, and the working folder no longer exists.

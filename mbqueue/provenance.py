@@ -1,4 +1,4 @@
-"""Sections that only commands add to a spec, to record where it comes from: a search, `promote` or `blend`."""
+"""Sections that record where a spec comes from: a search, `promote` or `blend`. Only commands add these sections."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TrialOf(Section):
         search: the whole search, as plain JSON values.
         number: the trial's number, from 0.
         settings: dotted key → the trial's value, for each key that the search varies.
-        kept: whether a user has resumed the trial after it was pruned, so that mbqueue does not prune it again.
+        kept: whether a user has resumed the trial after it was pruned. mbqueue never prunes such a trial again.
         released: what remains of the trial if its checkpoints have been removed; else None.
     """
 

@@ -3,7 +3,7 @@
 Each setting is one field with a name, type, default, bounds and description. docs/reference/experiment-file.md is
 generated from these fields. Every command reads the settings, and importing pydantic takes longer than everything else
 that `mbqueue status` does. So settings are plain dataclasses, checked in this module. Experiments (mbqueue.experiment)
-use pydantic, because few commands read experiments.
+can use pydantic, because few commands read experiments.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def wrong_queue_url(text: str) -> str | None:
     return None if fits else "must have the form postgresql://USER@HOST/DATABASE"
 
 
-#: Matches USER:PASSWORD@ after the slashes, even if the password contains a question mark. The pattern does not match
-#: HOST:PORT before an option that contains an @.
+#: Matches USER:PASSWORD@ after the slashes, even if the password contains a question mark. The pattern never matches
+#: HOST:PORT, even if an option after it contains an @.
 _PASSWORD = re.compile(r"//[^/@]*:[^@?]*@|//[^/@:?]*:(?!\d+[?,])[^/@]*@")
 
 

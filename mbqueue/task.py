@@ -68,8 +68,8 @@ class Target:
         """A smaller unit for small differences, such as meV/atom instead of eV/atom.
 
         Returns:
-            The factor to multiply values by, and this target with the smaller unit; 1 and this target if no smaller
-            unit is known.
+            The factor that converts values to the smaller unit, and this target with the smaller unit. If no smaller
+            unit is known, the factor is 1 and the unit stays the same.
         """
         if re.match(r"eV(?![\w²³^*])", self.unit):  # not eV², because 1 eV² is not 1000 meV²
             return 1000.0, Target(name=self.name, unit=f"m{self.unit}", kind=self.kind)
@@ -100,7 +100,7 @@ def _task(dataset: str, n: int, column: str, kind: Kind, name: str, unit: str = 
     return Task(dataset=dataset, n=n, target=Target(name=name, unit=unit, kind=kind, column=column))
 
 
-#: This target has no column name, because specs from earlier versions have none either.
+#: This target has no column name, because specs from earlier versions do not have one either.
 FORMATION_ENERGY = _task("matbench_mp_e_form", 132_752, "", "energy", "formation energy", "eV/atom")
 #: Names of columns with energies per atom. If the user names no column, mbqueue uses the first of these columns that
 #: exists.
@@ -120,7 +120,7 @@ TASKS: dict[str, Task] = {
         FORMATION_ENERGY,
         _task("matbench_mp_gap", 106_113, "gap pbe", "scalar", "PBE band gap", "eV"),
         _task("matbench_mp_is_metal", 106_113, "is_metal", "class", "metallicity"),
-        # Kind "energy" is for energies per atom. This energy is per cell of five atoms, so "scalar" fits.
+        # The kind is not "energy", which is for energies per atom: this energy is per cell of five atoms.
         _task("matbench_perovskites", 18_928, "e_form", "scalar", "heat of formation of the cell", "eV/unit cell"),
         _task("matbench_log_kvrh", 10_987, "log10(K_VRH)", "scalar", "logarithm of the bulk modulus", "log10(GPa)"),
         _task("matbench_log_gvrh", 10_987, "log10(G_VRH)", "scalar", "logarithm of the shear modulus", "log10(GPa)"),

@@ -8,7 +8,7 @@
 | a cluster's file system, queue on a server | server | state/ | state/, results/ | no |
 | another mount, queue on a server | server | live folder | the store, which is required | no |
 
-Only this module chooses these locations. The module also refuses combinations that cannot work.
+Only this module chooses these locations. The module also refuses combinations of settings that cannot work.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Topology:
 
     @property
     def is_split(self) -> bool:
-        """Whether the live state is outside state/, so that state/ contains only published files."""
+        """Whether the live state is outside state/. If it is, state/ contains only published files."""
         return self.live is not None
 
     @property
@@ -76,9 +76,10 @@ class Topology:
 
     @property
     def shared_by_copies(self) -> str:
-        """What a copy of the project would share with the original, as a noun for an error message; empty if nothing.
+        """The resource that a copy of the project would share with the original, as text for an error message.
 
-        The result is also empty on a drive, where `mbqueue.belonging` distinguishes the live folders.
+        Empty if a copy would share nothing, or if the project is on a drive, where `mbqueue.belonging` distinguishes
+        the live folders.
         """
         if self.is_split or bool(self.queue_url) == bool(self.store):
             return ""
@@ -99,7 +100,7 @@ class Topology:
         )
 
     def require_shared(self) -> None:
-        """Check that sessions on other machines can read the commits of this machine.
+        """Check that sessions on other machines can read this machine's commits.
 
         Raises:
             UsageError: if other machines cannot read the commits.
@@ -135,11 +136,11 @@ class Topology:
         )
 
     def require_queue_file(self, what: str, instead: str) -> None:
-        """Check that the queue is a file, for operations that do not work on a server.
+        """Check that the queue is a file, for operations that do not work with a queue on a server.
 
         Args:
             what: the operation, as the subject of the error message, such as "The backup".
-            instead: end of the advice, which says how to move the queue before or after this command.
+            instead: the last words of the message, on how to move the queue before or after the operation.
 
         Raises:
             UsageError: if the queue is on a server.
@@ -155,9 +156,8 @@ class Topology:
 def live_folder(root: Path, settings: Settings, *, on_server: bool | None = None) -> Path | None:
     """Choose the live folder of a project; None if its live state is in state/.
 
-    $MBQUEUE_LIVE_DIR takes precedence over the settings. If neither the variable nor the settings name a live folder, a
-    project on a drive or network mount gets one in ~/.cache. A project on a cluster's file system needs no live folder
-    if its queue is on a server.
+    $MBQUEUE_LIVE_DIR takes precedence over the settings. By default, a project on a drive or network mount gets a live
+    folder in ~/.cache. A project on a cluster's file system needs no live folder if its queue is on a server.
 
     Args:
         on_server: whether to assume that the queue is on a server; by default, as in the settings.

@@ -31,7 +31,7 @@ PHRASES = {
     "in the midst": "in the middle, during",
 }
 SUFFIXES = {".py", ".md", ".toml", ".ipynb", ".html", ".js", ".css", ".yml", ".sh", ""}
-#: Folders that builds and runs create in the root of the repository.
+#: Folders in the root of the repository that are created by builds and by running mbqueue.
 MADE = {"site", "results", "state"}
 
 

@@ -41,7 +41,7 @@ def tolerate_narrow_streams() -> None:
 
 @contextmanager
 def outliving_readers() -> Iterator[None]:
-    """Keep running after the terminal or pipe that reads standard output or error was closed, for example by `head`.
+    """Keep running after the terminal or pipe at standard output or error has been closed, for example by `head`.
 
     All later output is dropped; otherwise, the flush at exit would fail and change the exit code. If the disk is full,
     a log loses lines.

@@ -175,7 +175,7 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Show progress on standard error: bars in a terminal, and occasional lines in a log or notebook.
 
     Yields:
-        A function that takes a label and returns a callback, which receives the work done and the total work.
+        A function that takes a label and returns a callback. The callback takes the work done and the total work.
     """
     # Import rich here, so that the other commands in this module start faster.
     from rich.console import Console
@@ -208,7 +208,7 @@ def _progress_line(what: str) -> Callable[[int, int], None]:
     from mbqueue.session.narration import amount_of
 
     said = float("-inf")
-    begin: tuple[float, int] | None = None  # when this run began, and how much an earlier run had done
+    begin: tuple[float, int] | None = None  # the time of the first call, and the work already done by then
 
     def advanced(done: int, total: int) -> None:
         nonlocal said, begin

@@ -62,7 +62,7 @@ def migrate_queue(
 ) -> None:
     """Move the queue into an empty database, with all jobs, fences and events.
 
-    End all sessions first. Afterwards, change mbqueue.toml or MBQUEUE_QUEUE as this command says. The old database
+    End all sessions first. Afterwards, change mbqueue.toml or MBQUEUE_QUEUE as this command tells you. The old database
     stays, but refuses all sessions.
 
     Example: mbqueue migrate-queue postgresql://me@server/mbqueue

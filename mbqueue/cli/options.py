@@ -43,7 +43,7 @@ def open_project(context: typer.Context, *, while_away: bool = False) -> Project
 
 
 def parse_folds(text: str) -> tuple[int, ...]:
-    """Parse fold numbers such as ``0,2,4`` or ``0-2``. The spec later checks that the folds exist.
+    """Parse fold numbers such as ``0,2,4`` or ``0-2``, without checking that the folds exist.
 
     Raises:
         UsageError: if the text has a different form.

@@ -184,12 +184,12 @@ def cancel(
     fold: FoldOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Cancel the remaining jobs of an experiment or fold, but keep committed epochs. `retry` restores the jobs.
+    """Cancel the remaining jobs of an experiment or fold, but keep committed epochs. `retry` restores cancelled jobs.
 
     Example: mbqueue cancel full_finetune --yes
     """
     project = open_project(context)
-    project.status(experiment)  # an unknown name fails here, before the question
+    project.status(experiment)  # reject an unknown name before asking for confirmation
     if not yes:
         typer.confirm(f"Cancel the unfinished jobs of {_place(experiment, fold)}?", abort=True, err=True)
     changed = project.cancel(experiment, fold=fold)
@@ -202,7 +202,8 @@ def cancel(
 def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
     """Retry failed and cancelled jobs, which get their full number of attempts again.
 
-    Jobs that wait after a failure run at once. mbqueue rebuilds missing or damaged result files from the checkpoints.
+    Jobs that are waiting after a failure run at once. mbqueue rebuilds missing or damaged result files from the
+    checkpoints.
 
     Example: mbqueue retry full_finetune --fold 3
     """

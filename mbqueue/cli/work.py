@@ -57,7 +57,7 @@ def work(
 ) -> None:
     """Run one session, which does the jobs in the queue until all are done or the session's time is up.
 
-    While other sessions run the last jobs, or failed jobs wait for a retry, the session waits.
+    The session waits while other sessions are running the last jobs, or while failed jobs are waiting for a retry.
 
     You can kill a session at any instant; the next session resumes. On SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 or
     SIGUSR2, the session finishes the step, writes a checkpoint and ends. A second Ctrl-C ends the session at once. Exit

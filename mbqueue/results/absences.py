@@ -1,4 +1,7 @@
-"""Report elements in a fold's test set that its training set lacks, since predictions for these elements are poor."""
+"""Report elements that occur in a fold's test set but not in its training set.
+
+Predictions for these elements are poor.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from mbqueue.task import Target
 def absences(
     folds: Mapping[str, Mapping[str, Any]], predictions: Mapping[int, Predictions], target: Target
 ) -> list[str]:
-    """Write one sentence for each set of folds that lack the same elements.
+    """Write one sentence for each group of folds whose training sets lack the same elements.
 
-    A fold's sentence names only elements that the fold's test set contains.
+    Elements that do not occur in a fold's test set are ignored.
 
     Args:
         folds: the key ``folds`` of results.json, with the ``absent_elements`` of each fold's training set.

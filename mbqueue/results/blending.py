@@ -15,7 +15,7 @@ FEWEST_CRYSTALS, FEWEST_PER_MEMBER = 30, 10
 
 
 def require_enough(n: int, members: int, *, fold: int) -> None:
-    """Check that there are enough crystals to fit weights for this number of members.
+    """Check that there are enough crystals to fit weights for this many members.
 
     Raises:
         ResultsError: if there are too few crystals.
@@ -59,5 +59,5 @@ def members_of(spec: Mapping[str, Any]) -> list[str]:
 
 
 def enumerated(names: Sequence[str]) -> str:
-    """Join names for a sentence: ``A, B and C``."""
+    """Join names with commas and a final "and", for example ``A, B and C``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

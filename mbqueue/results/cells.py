@@ -1,9 +1,9 @@
 """Escape text for CSV cells, so that no spreadsheet runs it, and for Markdown, so that it appears literally.
 
 A spreadsheet may run a cell as a formula if it begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return
-(OWASP, CSV injection). So mbqueue puts an apostrophe before a text that begins with one of these characters, unless the
-text is a number. A text with apostrophes before one of these characters gets one more apostrophe, so that mbqueue reads
-its own CSV files back exactly.
+(OWASP, CSV injection). So mbqueue puts an apostrophe before such a text, unless the text is a number. If the text
+already has apostrophes before the special character, mbqueue adds one more. This allows mbqueue to read its own CSV
+files back exactly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|&#~])")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Format a table as CSV with ``\\n`` line ends. Floats get the fewest digits that read back as the same number."""
+    """Format a table as CSV with ``\\n`` line ends. Floats are written without loss, with as few digits as possible."""
     lines = [columns, *rows]
     return "".join(",".join(_written(cell) for cell in line) + "\n" for line in lines)
 

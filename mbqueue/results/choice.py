@@ -2,7 +2,7 @@
 
 A search compares trials by their validation MAE, and `promote` enqueues the settings of the best trial. The validation
 MAE of the best trial is the lowest of many, so it is too optimistic. The search did not use the test sets of the folds
-on which it trained. A blend inherits the marks of its members.
+on which it trained. A fold of a blend is marked if it is marked in any member.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def chosen_on(spec: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def marked(fold: int | str, spec: Mapping[str, Any], mark: str = MARK) -> str:
-    """Format the number of a fold, with the mark if the settings were chosen on this fold."""
+    """Format the number of a fold, followed by the mark if the settings were chosen on this fold."""
     return f"{fold} {mark}" if int(fold) in chosen_on(spec) else str(fold)
 
 
 def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
-    """Explain the mark in a few sentences; empty if no fold has the mark."""
+    """Explain in a few sentences what the mark means; empty if no fold is marked."""
     choices = _choices(spec)
     if not choices:
         return ""
@@ -44,7 +44,7 @@ def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
 
 
 def _choices(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The choices that `promote` recorded for the experiment and its members, each once."""
+    """Collect what `promote` recorded in the specs of the experiment and its members, without duplicates."""
     members = (spec.get("made_from") or {}).get("members", ())
     of_members = [choice for member in members for choice in _choices(member["spec"])]
     # For a blend, return the choices of all its members.

@@ -1,8 +1,8 @@
 """The submission folder for the matbench leaderboard.
 
 matbench asks for a folder ``matbench_v0.1_ALGORITHM`` with results.json.gz, info.json and source code
-(https://matbench.materialsproject.org/How%20To%20Use/3submit/). As source code, mbqueue adds the spec of each
-experiment, and a script that runs the experiments. For a general-purpose algorithm, one folder contains all its tasks.
+(https://matbench.materialsproject.org/How%20To%20Use/3submit/). The source code consists of each experiment's spec, and
+a script that runs the experiments. For a general-purpose algorithm, one folder contains all its tasks.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def export_submission(
     Raises:
         ResultsError: if the results do not cover all five official folds, or matbench rejects them. The error lists
             every reason.
-        UsageError: if ``authors`` is empty, or the folder exists. With ``force``, an earlier export may exist.
+        UsageError: if ``authors`` is empty, or the folder exists. ``force`` replaces an earlier export.
     """
     for one in recorded:
         _require_comparable(one)

@@ -50,7 +50,10 @@ class Recorded:
 
     @property
     def overlap(self) -> str:
-        """Which crystals and targets CHGNet saw in its pretraining. All results get this version's text."""
+        """Which crystals and targets CHGNet saw in its pretraining.
+
+        The text is from this version of mbqueue, even if an earlier version recorded the results.
+        """
         return overlap_note(self.target, self.content["spec"], dataset=self.content["dataset"]["name"])
 
     @property
@@ -66,7 +69,7 @@ class Recorded:
     def board(self) -> list[Mapping[str, Any]]:
         """The published scores on this dataset; empty if the dataset is not a matbench task.
 
-        Earlier versions also recorded the scores on matbench_mp_e_form for other datasets.
+        Earlier versions recorded the scores on matbench_mp_e_form even for other datasets. Such scores are ignored.
         """
         return list(self.content["leaderboard"]["rows"]) if self.content["dataset"]["name"] in TASKS else []
 
@@ -82,7 +85,7 @@ class Recorded:
 
     @cached_property
     def histories(self) -> dict[int, list[dict[str, Any]]]:
-        """Fold → rows of its history. Unfinished experiments also have histories of folds without predictions."""
+        """Fold → rows of its history. In an unfinished experiment, some of these folds may not have predictions yet."""
         folds = sorted(int(fold) for fold in self.content["run"]["fold_seconds"])
         return {fold: read_history(history_file(self.folder, fold)) for fold in folds}
 
@@ -169,7 +172,7 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
         results_dirs: folders to search. If several folders contain equally new results, the first of them wins.
 
     Raises:
-        ResultsError: if there is no such results folder. The error lists the complete results that exist.
+        ResultsError: if there is no such results folder. The error lists all complete results folders.
     """
     folders = list(results_dirs)
     found = [path.parent for results_dir in folders for path in results_dir.glob(f"daily/*/*/{RESULTS_FILE}")]
@@ -185,12 +188,12 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
 
 
 def recorded_at(folder: Path) -> str:
-    """Return when a folder's results were recorded, as text; empty if results.json cannot be read."""
+    """The time at which a folder's results were recorded, as text; empty if results.json cannot be read."""
     return _facts(folder)[1]
 
 
 def _facts(folder: Path) -> tuple[str, str]:
-    """Return an experiment's name, and when it was recorded; two empty strings if results.json cannot be read."""
+    """The name of an experiment and the time of recording; two empty strings if results.json cannot be read."""
     try:
         recorded = read_recorded(folder, verify=False)
     except ResultsError:

@@ -20,7 +20,7 @@ _CLASS_SCORES = (
     "compares the probability with the target. The rocauc of matbench 0.6 is the balanced accuracy here, because "
     "matbench turns probabilities into classes first."
 )
-#: How many dropped entries the page lists at most; results.json lists all dropped entries.
+#: The maximum number of dropped entries on the page; results.json lists all dropped entries.
 _DROPPED_LISTED = 20
 
 

@@ -1,7 +1,7 @@
 """Write matbench_results.json.gz with matbench's own classes, which record, score and validate a task.
 
 ``MatbenchTask`` expects the dataset's frame with Structure objects, but ``record`` and ``scores`` use only ids and
-targets. So mbqueue makes a data frame of ids and targets from the predictions, and downloads nothing.
+targets. So mbqueue builds a data frame of ids and targets from the predictions, and does not download the dataset.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def merge_matbench_files(path: Path, parts: Sequence[Path]) -> None:
 
 
 def read_matbench_scores(path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Return each task's scores, after the checks of matbench's ``from_file`` (hash, ids, types).
+    """Return each task's scores, if the file passes the checks of matbench's ``from_file`` (hash, ids, types).
 
     Raises:
         ResultsError: if the file is missing or damaged, or matbench is missing or rejects the content.

@@ -1,7 +1,8 @@
 """Record an experiment: write results.json, RESULTS.md and the matbench file from the tables of its folds.
 
-A folder is complete if and only if it has a results.json. So recording first removes results.json, and writes it again
-last. The file contains the size and SHA-256 of every other file, and its own checksum. Its format (``"format": 1``):
+A folder is complete if and only if it has a results.json. Recording therefore removes results.json first and writes a
+new one last. The file contains the size and SHA-256 of every other file, and its own checksum. Its format (``"format":
+1``):
 
     format           1
     experiment       name in the queue
@@ -83,7 +84,7 @@ class SessionFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordInputs:
-    """The content of a record, except for the tables of the folds.
+    """What a record contains, apart from the tables of the folds.
 
     Attributes:
         experiment: name in the queue.
@@ -123,16 +124,16 @@ def _publish_at_once(_content: dict[str, Any], publish: Callable[[], None]) -> N
 def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _publish_at_once) -> dict[str, Any]:
     """Score the folds in ``folder``; write the matbench file (official task only), RESULTS.md and results.json.
 
-    The files are first written under temporary names. ``commit`` then receives the content of results.json and a fast
-    function that renames the files, results.json last. ``commit`` calls that function only if the session still has its
-    lease.
+    The files are first written under temporary names. ``commit`` then receives the content of results.json, and a fast
+    function ``publish`` that renames the files, results.json last. ``commit`` calls ``publish`` only if the session
+    still has its lease.
 
     Returns:
         The content of results.json.
 
     Raises:
         ResultsError: if a fold's file is missing or damaged, folds overlap, or matbench is needed and not
-            installed; the folder is then unchanged.
+            installed. The folder stays unchanged.
     """
     folds = sorted(inputs.folds)
     predictions = {fold: read_predictions(predictions_file(folder, fold)) for fold in folds}
@@ -210,7 +211,7 @@ def fold_facts(folder: Path, fold: int, spec: Mapping[str, Any]) -> dict[str, di
 
 
 def recorded_names(content: Mapping[str, Any]) -> list[str]:
-    """The files that `record_experiment` wrote, with results.json last, because it marks the folder as complete."""
+    """The files that `record_experiment` wrote. The last is results.json, which marks the folder as complete."""
     return [*(name for name in content["run"]["files"] if "_fold_" not in name), RESULTS_FILE]
 
 

@@ -144,7 +144,7 @@ def over_folds(
 ) -> dict[str, dict[str, float] | None]:
     """Compute the mean and population standard deviation of each score over folds: score → ``mean`` and ``std``.
 
-    A score that some fold lacks is None.
+    A score is None if it is missing in any fold.
     """
     per_fold = list(scores)
     summary: dict[str, dict[str, float] | None] = {}

@@ -1,7 +1,7 @@
 """The two tables of a fold: its history (one row per epoch) and its predictions (one row per test crystal).
 
-Each table is a CSV file that is replaced atomically. Numbers have the fewest digits that read back as the same float64,
-so equal runs give equal bytes and no precision is lost.
+Each table is a CSV file that is replaced atomically. Numbers are written with as few digits as possible without losing
+float64 precision. So equal runs write identical files.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ RESTORE = "Restore it from a copy, or enqueue the experiment under another name.
 
 
 def advised(error: ResultsError, advice: str) -> ResultsError:
-    """Copy an error, with ``advice`` in place of `RESTORE`."""
+    """Copy an error, with ``advice`` instead of `RESTORE` at the end of the message."""
     return ResultsError(f"{str(error).removesuffix(RESTORE)}{advice}")
 
 
@@ -72,7 +72,7 @@ def model_file(folder: Path, fold: int) -> Path:
 
 
 def fold_files(folder: Path, fold: int, spec: Mapping[str, Any]) -> list[Path]:
-    """The files that a fold's predict job writes to a results folder; a blend has no model.
+    """The files that a fold's predict job writes to a results folder. The job of a blend writes no model.
 
     Args:
         spec: the experiment's spec, as plain JSON values.
@@ -122,8 +122,8 @@ def write_history(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Durably replace the history of a fold with ``rows``, one per finished epoch.
 
     Raises:
-        ResultsError: if the columns of a row differ from ``HISTORY_TYPES``, or the epochs are not 1, 2, 3, …; the file
-            is then unchanged.
+        ResultsError: if the columns of a row differ from ``HISTORY_TYPES``, or the epochs are not 1, 2, 3, … The file
+            stays unchanged.
     """
     lines = []
     for number, row in enumerate(rows, start=1):
@@ -163,7 +163,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """Durably replace the predictions of a fold.
 
     Raises:
-        ResultsError: if an id occurs twice or a number is not finite; the file is then unchanged.
+        ResultsError: if an id occurs twice or a number is not finite. The file stays unchanged.
     """
     if len(set(predictions.ids)) != len(predictions):
         seen: set[str] = set()

@@ -17,12 +17,12 @@ from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard, is_harmless
 
 REFUSED, HARMLESS = "refused", "harmless"
-#: The effect listed for a warning that mbqueue never gets.
+#: The listed effect of a warning that never occurs in mbqueue.
 NOT_GIVEN = "not given"
 
-#: The start of each warning of pymatgen's CIF reader (2026.10) → its effect; … stands for a part that varies. mbqueue
-#: never gets the warnings marked `NOT_GIVEN`, because mbqueue passes primitive=False, on_error="raise" and
-#: check_cif=False, and writes no CIF.
+#: The start of each warning of pymatgen's CIF reader (2026.10) → its effect; … stands for a part that varies. Warnings
+#: marked `NOT_GIVEN` never occur, because mbqueue passes primitive=False, on_error="raise" and check_cif=False, and
+#: does not write CIF files.
 CIF_WARNINGS = {
     "Possible issue in CIF file at line: …": REFUSED,
     "Initializing CifParser from StringIO is deprecated": NOT_GIVEN,
@@ -52,9 +52,9 @@ POSCAR_WARNINGS = {
     "Selective dynamics toggled with Fluorine element detected.": HARMLESS,
     "Ignoring selective dynamics tag, as no ionic degrees of freedom were fixed.": HARMLESS,
 }
-#: The effect of each warning in the modules of ase 3.29 that read extended XYZ and databases. mbqueue never gets the
-#: warnings marked `NOT_GIVEN`, which are about writing, plugins or ase's own code. mbqueue rejects an entry that
-#: causes an unlisted warning.
+#: The effect of each warning in the modules of ase 3.29 that read extended XYZ and databases. Warnings marked
+#: `NOT_GIVEN` never occur in mbqueue, because they are about writing, plugins or ase's own code. mbqueue rejects an
+#: entry that causes an unlisted warning.
 ASE_WARNINGS = {
     "Skipping unhashable information ": NOT_GIVEN,
     "Failed to register external IO format ": NOT_GIVEN,

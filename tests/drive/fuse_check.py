@@ -119,7 +119,7 @@ def check(base: Path) -> None:
     check_away(project.root)
     mount.unmount()
     check_away(project.root)
-    assert run(base, "init", str(project.root)).returncode == 0  # a mistake, because the drive is unmounted
+    assert run(base, "init", str(project.root)).returncode == 0  # a user's mistake: the drive is not mounted
     check_away(project.root)
     back = said("The mount is back")
     until(lambda: "another folder" in status(project.root)["why"], session)

@@ -132,7 +132,7 @@ def test_a_mount_that_hangs_is_not_waited_for(folder: ProjectFolder, hanging: No
 def test_a_folder_inside_a_project_that_is_away_is_recognised(
     folder: ProjectFolder,
 ) -> None:
-    init_project(folder.root.parent.parent)  # `find_project` must not return this project above the mount
+    init_project(folder.root.parent.parent)  # `find_project` must not return this project, which is above the mount
     _unmounted(folder.root)
     found = find_project(start=folder.root / "jobs", while_away=True)
     assert (found.root, found.away) == (folder.root, "the folder contains no project")

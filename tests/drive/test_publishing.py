@@ -362,7 +362,7 @@ def test_a_damaged_commit_on_the_mount_costs_only_the_work_after_the_one_before(
     assert told is not None
     assert any("is skipped" in note for note in notes)
     assert told["damaged"]
-    mount.clock.advance(1000.0)  # the other session has now been silent for too long to be alive
+    mount.clock.advance(1000.0)  # by now, the other session counts as dead
     resumed = SteppedSession(mount.root, project.live_dir, mount.clock)
     mount.work(resumed, 20)
     assert is_done(resumed.queue)

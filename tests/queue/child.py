@@ -52,7 +52,7 @@ def drain(queue: Queue, folder: Path) -> None:
         if lease is None:
             if queue.outlook(now=time.time()).is_exhausted:
                 return
-            time.sleep(0.002)  # the next jobs depend on jobs that other processes hold
+            time.sleep(0.002)  # the next jobs depend on jobs that other processes are still running
             continue
         while lease is not None:  # the commit also claims the next job, as in a worker
             if lease.job.fold is not None:

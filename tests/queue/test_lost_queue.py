@@ -89,7 +89,7 @@ ADDING: dict[str, Callable[[Project], object]] = {
     "move commits": lambda project: project.move_commits(),
     "prune the cache": lambda project: project.prune_cache(),
 }
-#: Commands that write a note about an experiment, which would replace the lost queue's note.
+#: Commands that write a note about an experiment. The note would replace the one from the lost queue.
 STEERING: dict[str, Callable[[Project], object]] = {
     "pause": lambda project: project.pause("head_finetune"),
     "resume": lambda project: project.resume("head_finetune"),

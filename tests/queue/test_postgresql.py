@@ -149,7 +149,7 @@ def test_a_waiting_worker_stops_when_asked(queue):
 
 def test_without_notifications_a_worker_polls(queue, monkeypatch):
     monkeypatch.setattr(listening, "_PROOF_SECONDS", 0.1)
-    monkeypatch.setattr(listening, "CHANNEL", "nowhere; SELECT 1")  # this channel gets no notifications
+    monkeypatch.setattr(listening, "CHANNEL", "nowhere; SELECT 1")  # this channel never receives notifications
     waited = []
     for _ in range(2):
         queue.database.wait(2.0, lambda seconds: bool(waited.append(seconds)))

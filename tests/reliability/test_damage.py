@@ -32,7 +32,7 @@ class Target:
     is_checked: bool = False
 
 
-#: Files that remain when a session is killed in epoch 2.
+#: Files left behind when a session is killed in epoch 2.
 TRAINING = [
     Target("state/queue.db"),
     Target("state/queue.db-wal"),
@@ -48,7 +48,7 @@ TRAINING = [
     Target("mbqueue.toml"),
     Target(f"jobs/{EXPERIMENT}.toml"),
 ]
-#: Files that remain when a session is killed while recording.
+#: Files left behind when a session is killed while recording.
 RECORDING = [
     Target("state/queue.db"),
     Target("state/queue.db-wal"),
@@ -57,7 +57,7 @@ RECORDING = [
     Target("results/daily/*/*/history_fold_0.csv", is_checked=True),
 ]
 
-#: Files that remain on a mount when the machine is lost while publishing a fold's results.
+#: Files left behind on a mount when the machine is lost while publishing a fold's results.
 ON_THE_MOUNT = [
     "state/checkpoints/*/fold_0/*.pt",
     "state/checkpoints/*/fold_0/*.json",

@@ -93,11 +93,10 @@ def sweep(straight: Straight, death: Death, operations: list[str], lab_at: Calla
     reached, deaths, wrong = 0, 0, []
     points = points_of(death.name, len(operations), sample=death.sample)
     for tried, point in enumerate(points, start=1):
-        # Derive the seed of the second death from the first, so that a repeated or split run dies at the same
-        # operations.
+        # Seed the second kill with the first, so that a repeated or split run kills at the same operations.
         chance = random.Random(f"{SEED} {death.name} {point}")
         lab = lab_at(str(point))
-        # If `again` lies beyond the last operation, the recovery finishes without a second death.
+        # If `again` is beyond the last operation, the recovery finishes without a second kill.
         again = chance.randrange(1, len(operations) - point + 40)
         try:
             died = die_twice(lab, straight, death, point, again, len(operations))

@@ -24,12 +24,12 @@ LEAST_SESSIONS = 40 if LONG else 15
 CRYSTALS, EPOCHS = (60, 3) if LONG else (20, 2)
 ENQUEUE = ("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0-4", "--epochs", str(EPOCHS))
 ENQUEUE += ("--set", f"data.limit={CRYSTALS}", "--set", "train.batch_size=8")
-#: The probability weight of each way to end a session. Each ending occurs once before the random draws begin.
+#: The probability weight of each way to end a session. Use each way once before choosing at random.
 #: Deadlines are rare, because a session with a deadline runs for seconds and does much of the work.
 ENDINGS = {"deadline": 1 if LONG else 0, "lost mount": 2, "SIGTERM": 4, "SIGKILL": 5}
-#: The exit codes to expect after each ending. While a session is still reading its project from the mount, SIGTERM
-#: kills the session, and losing the mount is an error. Once the session has read its project, it continues without the
-#: mount and may finish its work.
+#: The expected exit codes for each way to end a session. While a session is still reading its project from the mount,
+#: SIGTERM kills the session, and losing the mount is an error. Once the session has read its project, it continues
+#: without the mount and may finish its work.
 CODES = {
     "deadline": {WORK_LEFT},
     "SIGTERM": {WORK_LEFT, -signal.SIGTERM},
@@ -40,7 +40,8 @@ CODES = {
 #: before it trains.
 SHORTEST, LONGEST = 8, 60 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
-#: Each of the first sessions ends within this many operations, so that every ending occurs before the run finishes.
+#: The first `LEAST_SESSIONS` sessions end within this many operations. Otherwise, the run might finish before a session
+#: has ended in every way.
 LONGEST_AT_FIRST_ON_A_DRIVE = 330 if LONG else 170
 
 
@@ -116,7 +117,7 @@ def next_ending(chance: random.Random, before: list[str]) -> str:
 
 def command_for(ending: str, chance: random.Random) -> tuple[str, ...]:
     """The arguments of a session without a deadline, or with a short one."""
-    # The session works for only about 1 s: two reserves each take a tenth of its time, and no step starts in the last
+    # This leaves about 1 s for training: two reserves take a tenth of the session each, and no step starts in the last
     # 5 s.
     return (*WORK[:-1], f"{chance.uniform(7.0, 8.0):.1f}s") if ending == "deadline" else WORK
 
@@ -178,7 +179,7 @@ class MonthOnADrive:
     def go_on(self, ending: str) -> None:
         """Upload some of the written files; then lose the machine, or bring its mount back."""
         if ending in {"SIGTERM", "deadline"} and self._chance.random() < 0.7:
-            self.drive.settle()  # a session's end command may wait until the drive has uploaded everything
+            self.drive.settle()  # a session's `end_command` may wait until the drive has uploaded everything
         for _ in range(self._chance.randrange(1, 4)):
             self.drive.move()
         if self._chance.random() < 0.5:

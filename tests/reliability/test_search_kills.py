@@ -163,7 +163,7 @@ def test_a_search_with_killed_sessions_loses_and_repeats_no_trial_and_gives_the_
     sampler = TPE if workers == 1 else RANDOM
     straight, seconds = undisturbed[sampler]
     deaths, ways, tried = 0, 0, {}
-    while deaths < DEATHS:  # a search may finish before it reaches this many deaths
+    while deaths < DEATHS:  # a search may finish before it has been killed this many times
         server: PostgresServer | None = request.getfixturevalue("postgres_server") if database != "sqlite" else None
         lab = make(warm, tmp_path / str(ways), sampler, server="" if server is None else server.url())
         deaths += work_and_die(lab, chance, 2 * seconds / DEATHS, workers=workers, deaths=DEATHS - deaths)

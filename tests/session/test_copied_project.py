@@ -63,7 +63,7 @@ def test_the_copy_does_not_stop_wait_for_or_show_sessions_of_the_original(pair: 
         assert any("uses the queue from which this one was copied" in reason for reason in reasons)
     assert pair.session.is_running
 
-    pair.copy.recover(force=True)  # allowed, because no session uses the copy's queue
+    pair.copy.recover(force=True)  # allowed, because no session is using the copy's queue
     with pytest.raises(UsageError, match="is using"):
         pair.original.recover(force=True)
     (stopped,) = pair.original.stop()
@@ -73,7 +73,7 @@ def test_the_copy_does_not_stop_wait_for_or_show_sessions_of_the_original(pair: 
 def test_the_copy_has_a_background_session_of_its_own_and_says_whose_log_it_shows(
     pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    followed = "".join(pair.copy.log(follow=True))  # this command returns while the original's session still writes
+    followed = "".join(pair.copy.log(follow=True))  # this call returns while the original's session is still writing
     assert str(pair.session.session) in followed
     assert f"the folder from which {pair.copy.folder.root} was copied or moved" in caplog.text
     caplog.clear()

@@ -73,7 +73,7 @@ def test_a_fold_killed_at_random_moments_equals_an_uninterrupted_one_byte_for_by
     assert outcome(folder, 0) == straight, f"MBQUEUE_TEST_SEED={seed}, commits before and after each death: {kills}"
     with Queue(project.queue_db, read_only=True) as queue:
         assert {job.state for job in queue.jobs()} == {State.COMMITTED}
-        # A death between two jobs preempts no job. The second death happens during a checkpoint, so it preempts a job.
+        # A kill between two jobs does not preempt a job. The second kill is during a checkpoint, so it preempts a job.
         assert 1 <= sum(job.preemptions for job in queue.jobs()) <= 3
         assert sum(job.failures for job in queue.jobs()) == 0
 
@@ -149,7 +149,7 @@ def _everything(project: ProjectFolder, folder: Path) -> tuple[object, ...]:
 
 def test_two_workers_share_a_queue_and_take_different_folds(tmp_path: Path) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
-    # Use enough epochs that an idle worker checks for jobs while a fold is still in training.
+    # Use enough epochs that an idle worker checks for jobs while a fold is still being trained.
     folder = enqueue(project, small_spec(project, folds=[0, 1], train__epochs=10))
     with Queue(project.queue_db) as queue:
         queue.pause("full_finetune", now=0.0)

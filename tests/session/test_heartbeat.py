@@ -83,7 +83,7 @@ def test_the_first_session_to_wake_on_a_machine_takes_no_lease_from_the_other(
     heartbeat.beat()
     other.beat()
     assert (other.withdrawn, heartbeat.withdrawn, troubles) == (None, None, [])
-    for state in ("leased", "ready"):  # from here on, the other session sends no heartbeats
+    for state in ("leased", "ready"):  # from here on, the other session does not send heartbeats
         clock.advance(LEASE_SECONDS * 0.6)
         heartbeat.beat()
         assert queue.job(lease.job.id).state == state

@@ -178,7 +178,7 @@ def test_training_continues_while_the_store_is_away_and_commits_once_it_is_back(
     class Back(StoreWatch):
         def pause(self, error: StoreError) -> float:
             waits.append(str(error))
-            backend.away = len(waits) < 3  # the store answers again while the epoch's commit waits
+            backend.away = len(waits) < 3  # the store is back while the epoch's commit is still waiting
             return super().pause(error)
 
     monkeypatch.setattr("mbqueue.session.worker.StoreWatch", Back)

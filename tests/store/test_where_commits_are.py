@@ -267,7 +267,7 @@ def test_a_folder_asked_by_two_machines_at_once_for_its_id_has_one(
     project = make_project(tmp_path)
     first = commits_binding.folder_place(project)
     seen = iter(["", first.id])
-    # The second machine finds no id when it first looks.
+    # When the second machine first looks, there is no id yet.
     monkeypatch.setattr(commits_binding, "folder_id", lambda _project: next(seen))
     assert commits_binding.folder_place(project) == first
 

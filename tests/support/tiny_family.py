@@ -21,7 +21,7 @@ from mbqueue.train.references import References
 
 FAMILY = Family(name="Tiny", module=__name__, pretrained={"tiny": ""})
 WEIGHTS_HASH = "7" * 64
-#: The number of features, F, that the frozen backbone gives per atom.
+#: F, the number of features per atom that the frozen backbone computes.
 FEATURES = 64
 LONGEST_LINEAGE = 100
 

@@ -285,9 +285,9 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-#: Operations that sort and check all indices on CUDA if torch uses deterministic algorithms.
+#: Torch ops that sort and check all indices on CUDA if deterministic algorithms are on.
 SORTED_WHEN_DETERMINISTIC = {"index_add", "index_copy", "index_put", "scatter_add", "scatter", "index_reduce"}
-#: Operations that wait for the device.
+#: Torch ops that wait for the device.
 WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "equal"}
 
 

@@ -17,16 +17,16 @@ from mbqueue.results.tables import Predictions
 
 #: The error quantiles that the report shows, as fractions of the crystals.
 QUANTILES = (0.5, 0.9, 0.99)
-#: Errors below this value are drawn at this value, because float32 predictions are no more precise.
+#: Smaller errors are drawn at this value, because float32 predictions are not more precise than this.
 SMALLEST_ERROR = 1e-5
 _PARITY_BINS = 160
 _TARGET_BINS = 30
 _ROC_POINTS = 400
 
-# The validation MAE has risen if its last value is more than `_RISE` times its best value. If the training MAE kept
-# falling meanwhile, the fold overfits if its best epoch is old, or if the ratio is at least `_DOUBLED`.
+# The validation MAE has risen if its last value is more than `_RISE` times its best value. A fold whose training MAE
+# fell meanwhile overfits if its best epoch is old, or if the validation MAE rose by a factor of at least `_DOUBLED`.
 _RISE, _DOUBLED = 1.05, 2.0
-# The best epoch is old if at least this fraction of all epochs, and at least this many epochs, come after it.
+# The best epoch is old if enough epochs came after it: at least this fraction of all epochs, and at least this number.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
 # The gap is the ratio of validation MAE to training MAE: small up to `_SMALL_GAP`, large from `_LARGE_GAP` on.
 _SMALL_GAP, _LARGE_GAP = 1.25, 2.0
@@ -57,8 +57,8 @@ def verdict(fold: int, history: Sequence[Mapping[str, Any]]) -> Verdict:
     """Judge whether a fold overfits, from the gap between training and validation MAE and the epochs after the best
     one.
 
-    The training MAE is a mean over the whole epoch, during which the model still improves. Early in training, the
-    training MAE is therefore above the validation MAE. Only a training MAE below the validation MAE is a sign of
+    The training MAE is a mean over the whole epoch, while the model is still improving. Early in training, the training
+    MAE is therefore higher than the validation MAE. Only a training MAE below the validation MAE is a sign of
     memorising.
     """
     best = best_epoch(history)
@@ -108,7 +108,7 @@ def _times(ratio: float) -> str:
 
 
 def _by(ratio: float) -> str:
-    """Say how much an MAE rose: ``by 12%`` or, if it is ten times as high or more, ``to 17.0 times that value``."""
+    """Say how much an MAE rose: ``by 12%`` or, from a factor of ten, ``to 17.0 times that value``."""
     return f"by {ratio - 1:.0%}" if ratio < 10 else f"to {_times(ratio)} that value"
 
 
@@ -238,7 +238,7 @@ def trend(values: NDArray[Any], abs_error: NDArray[np.float64], edges: NDArray[n
 
 
 def by_atoms(predictions: Predictions) -> Trend:
-    """Bin errors by the number of atoms in the cell. The edges of the bins grow by a factor of 1.5."""
+    """Bin errors by the number of atoms in the cell. Each bin edge is about 1.5 times the previous edge."""
     largest = int(predictions.n_atoms.max())
     edges = [1]
     while edges[-1] <= largest:
@@ -247,7 +247,7 @@ def by_atoms(predictions: Predictions) -> Trend:
 
 
 def by_target(predictions: Predictions) -> Trend:
-    """Bin errors by target, in equal bins over the middle 99.8 % of the crystals.
+    """Bin errors by target, in bins of equal width over the middle 99.8 % of the crystals.
 
     The first and the last bin include the remaining crystals.
     """
@@ -287,7 +287,7 @@ class Worst:
 
 
 def worst(predictions: Mapping[int, Predictions], count: int = 50) -> list[Worst]:
-    """Find the crystals with the largest errors over all folds, the largest error first."""
+    """List the crystals with the largest errors over all folds, largest error first."""
     rows = [
         Worst(fold, t.ids[i], t.compositions[i], int(t.n_atoms[i]), float(t.y_true[i]), float(t.y_pred[i]), float(e[i]))
         for fold, t in predictions.items()
@@ -302,8 +302,8 @@ def session_hours(
 ) -> list[dict[str, Any]]:
     """Return, for each session in order: id, device, hours of finished epochs by fold, and other hours.
 
-    The time of an epoch that several sessions worked on (``first+second``) is divided evenly between them. The other
-    hours are start-up, preparation, predictions, and epochs that a crash or a deadline cut short.
+    If several sessions worked on an epoch (``first+second``), its time is divided evenly between the sessions. The
+    other hours went into start-up, preparation, predictions, and epochs that a crash or a deadline cut short.
     """
     trained: dict[str, dict[int, float]] = {}
     devices: dict[str, str] = {}

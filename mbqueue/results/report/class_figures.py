@@ -37,7 +37,7 @@ def roc_curve(curves: Mapping[int, Roc | None]) -> go.Figure:
 
 
 def reliability(found: Reliability) -> go.Figure:
-    """Plot the fraction of class 1 against the predicted probability. Bins with more crystals have larger points."""
+    """Plot the fraction of class 1 against the predicted probability. Points are larger for bins with more crystals."""
     figure = go.Figure(
         [
             go.Scatter(line={"color": QUIET, "dash": "dash", "width": 1}, **_DIAGONAL),

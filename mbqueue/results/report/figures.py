@@ -135,7 +135,7 @@ def log_ticks(values: Sequence[float]) -> dict[str, Any]:
 
 
 def parity(predictions: Predictions, target: Target) -> go.Figure:
-    """Plot predictions against targets: each crystal as a point with its id or, for many crystals, their density."""
+    """Plot predictions against targets. Crystals are points with ids; for many crystals, plot their density instead."""
     density = parity_density(predictions)
     few = len(predictions) <= _MOST_POINTS
     low, high = float(density.edges[0]), float(density.edges[-1])
@@ -195,7 +195,7 @@ def _density(density: Density) -> go.Heatmap:
 
 
 def _round_counts(largest: int) -> list[int]:
-    """Choose labels for a logarithmic colour bar: powers of ten, the largest value and, below 100, 2, 5, 20 and 50."""
+    """Choose the labels of a logarithmic colour bar: round counts, and the largest count."""
     steps = (1, 2, 5) if largest < 100 else (1,)
     rounds = [step * 10**power for power in range(len(str(largest))) for step in steps]
     return [count for count in rounds if count <= largest / 1.3] + [largest]
@@ -277,7 +277,7 @@ def trend(data: Trend, target: Target, *, title: str, log_x: bool = False) -> go
 
 
 def periodic_table(by_element: Mapping[str, tuple[float, int]], target: Target) -> go.Figure:
-    """Plot for each element the number of crystals that contain it, and their MAE in the unit of `Target.fine`."""
+    """For each element, plot the number of crystals that contain it, and their MAE in the unit of `Target.fine`."""
     factor, fine = target.fine
     shade = np.full((N_ROWS, N_COLUMNS), np.nan)
     absent = np.full((N_ROWS, N_COLUMNS), np.nan)
@@ -292,7 +292,7 @@ def periodic_table(by_element: Mapping[str, tuple[float, int]], target: Target) 
         else:
             absent[row, column] = 0.0
             text[row, column] = symbol
-    # The colour scale leaves out the outer 5 % on either side, so that a few rare elements do not wash out the others.
+    # Limit the colour scale to the middle 90 %, so that a few rare elements do not wash out the others.
     low, high = np.nanquantile(shade, (0.05, 0.95)).tolist() if by_element else (0.0, 1.0)
     shared = {"x": list(range(N_COLUMNS)), "y": list(range(N_ROWS)), "xgap": 2, "ygap": 2}
     figure = go.Figure(

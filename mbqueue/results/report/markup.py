@@ -86,7 +86,7 @@ def table(
     foot: Sequence[str] = (),
     style: str = "",
 ) -> str:
-    """Build a table from HTML cells, with the columns in ``left`` aligned left. The caller escapes text in cells."""
+    """Build a table from HTML cells, with the columns in ``left`` aligned left. Callers must escape text in cells."""
 
     def line(cells: Sequence[str], tag: str) -> str:
         opened = [f'<{tag} class="left">' if column in left else f"<{tag}>" for column in range(len(cells))]

@@ -33,7 +33,7 @@ _MP_URL = "https://next-gen.materialsproject.org/materials"
 
 
 def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.Span] = ()) -> Path:
-    """Write the report of an experiment, complete or not, to ``path`` and return it.
+    """Write the report of an experiment, complete or not, and return the path of the HTML file.
 
     Args:
         recorded: a results folder; the report reads all of its tables.

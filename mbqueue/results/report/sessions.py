@@ -34,7 +34,10 @@ _BAR, _BESIDE = 0.7, 0.14
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A period in one session. ``start`` and ``end`` are seconds since the epoch; ``kind`` is a name in the legend."""
+    """A period in which a session did one kind of work.
+
+    ``start`` and ``end`` are seconds since the epoch; ``kind`` is a name in the legend.
+    """
 
     session: str
     device: str
@@ -110,7 +113,10 @@ def kinds_of(spans: Sequence[Span]) -> list[str]:
 
 
 def seconds_by_kind(spans: Sequence[Span]) -> dict[tuple[str, str], dict[str, float]]:
-    """Add up the spans: (session, device) → kind → seconds. Spans of kind `publish` overlap spans of other kinds."""
+    """Add up the seconds of each kind of span: (session, device) → kind → seconds.
+
+    Spans of kind `publish` overlap spans of other kinds.
+    """
     found: dict[tuple[str, str], dict[str, float]] = {}
     for span in spans:
         kinds = found.setdefault((span.session, span.device), {})

@@ -31,7 +31,7 @@ from mbqueue.train.optim import make_optimizer, open_for_training
 from mbqueue.train.step import Guard, begin_step
 
 CPU = torch.device("cpu")
-#: The maximum number of launches in a training step. A GPU needs one more launch to copy a table of addresses.
+#: The maximum number of kernel launches in a training step. A GPU needs one more launch to copy a table of addresses.
 MOST_LAUNCHES = 150
 
 
@@ -112,7 +112,7 @@ def test_forward_takes_the_kernels_where_the_device_uses_them(cache: GraphCache)
     assert float((plain - fused).abs().max()) < 1e-5
 
 
-#: Operation of torch → the maximum number of tensors that one launch handles.
+#: Torch op → the maximum number of tensors that one kernel launch handles.
 AT_ONCE = {"_foreach_add_": 110, "_foreach_sub_": 64, "_foreach_mul_": 110, "_fused_adamw_": 36, "cat": 128}
 
 
@@ -131,7 +131,7 @@ class Launches(TorchDispatchMode):
             at_once = AT_ONCE.get(name)
             self.counted[name] += math.ceil(lists[0] / at_once) if at_once and lists else 1
             if name == "_foreach_norm":
-                self.counted[name] += 1  # torch adds up the norms in a second launch
+                self.counted[name] += 1  # torch adds up the norms in a second kernel launch
         return func(*args, **(kwargs or {}))
 
 
