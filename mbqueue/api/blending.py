@@ -24,8 +24,9 @@ class Blending(Queueing, Results):
     ) -> EnqueueOutcome:
         """Enqueue a blend of recorded experiments: on each fold, the weighted mean of their predictions.
 
-        A blend is an experiment like any other, but its jobs take only seconds. Fitting weights also needs the dataset,
-        and time to predict the validation sets. For a classification target, a blend averages probabilities.
+        A blend is an experiment like any other, but its jobs take only seconds. Fitting weights also requires the
+        dataset, and takes time to predict the validation sets. For a classification target, a blend averages
+        probabilities.
 
         Args:
             experiments: two or more experiments with the same crystals, target and folds.
@@ -69,7 +70,7 @@ class Blending(Queueing, Results):
     def predict_again(self, experiment: str, *, test_strains: int, name: str, priority: int = 0) -> EnqueueOutcome:
         """Enqueue new predictions of a recorded experiment's test sets, averaged over small strains.
 
-        The new experiment trains nothing, and copies the models and histories of the recorded experiment.
+        The new experiment does not train: it copies the models and histories of the recorded experiment.
 
         Args:
             experiment: a recorded experiment that is not a blend.

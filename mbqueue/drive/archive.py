@@ -227,7 +227,7 @@ def _commits(folder: Path) -> dict[str, bytes]:
                 for commit, checkpoint in chain
                 for name, content in ((f"{commit.base}.pt", checkpoint), (f"{commit.base}.json", commit.content))
             }
-        # They differ: a session may have committed during the read, so try again.
+        # Try again: a session may have committed during the read.
     raise QueueError(
         f"The newest commit in {folder} cannot be backed up: {' '.join(wrong.values())} The next session that trains "
         "this fold sets the damaged commit aside."

@@ -38,8 +38,8 @@ class LiveState:
         last_event: id of the last event in the published queue.
         commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit on the mount.
         published_at: when all committed work was last on the mount, in seconds since the epoch.
-        trouble: why some work is not published, and since when; None if publishing works.
-        aside: published commits that are not part of their fold's accepted training.
+        trouble: why some work is not published, and since when; None if publishing is working.
+        aside: published commits that are not part of their fold's accepted training run.
         damaged: path of a damaged file on the mount → reason.
         others: session, host, device and folds of each live session that uses another database.
     """

@@ -144,7 +144,7 @@ class PublishedResults:
         return True
 
     def fetch(self, outcome: ResultListing, folder: Path) -> bool:
-        """Copy a job's files into a local folder. If a file is damaged, copy nothing and return False."""
+        """Copy a job's files into a local folder. If a file is damaged, return False without copying anything."""
         contents = {}
         for file in outcome.files:
             path = f"{outcome.enqueued['results_dir']}/{file.name}"

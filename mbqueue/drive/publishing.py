@@ -73,7 +73,7 @@ class Publisher:
         remaining: returns the seconds until the session must end. A write starts only if enough seconds remain.
         should_stop: returns whether the session was asked to end, so that its main thread stops waiting for the mount.
         on_published: called with the duration of each round that wrote something.
-        note: called from the thread with sentences for the user.
+        note: called from the publishing thread with sentences for the user.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class Publisher:
     def _publish_all(self, *, final: bool) -> None:
         agree_on_project(self._project, self._drive)
         for left in self._project.live_dir.glob(f"{self._sealed.name}*"):
-            left.unlink()  # a dead session left this file, since only one session publishes at a time
+            left.unlink()  # only one session publishes at a time, so a dead session left this file
         with LiveState.changing(self._project.publishing_file) as state:
             published_event = state.last_event
         there: dict[str, dict[str, Any]] = {}

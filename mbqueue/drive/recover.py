@@ -57,9 +57,9 @@ def recover(project: ProjectFolder, *, force: bool, note: Callable[[str], None],
     are intact on the mount. If the live folder is lost, the pauses are lost too.
 
     If mbqueue can read the replaced queue, it also restores experiments and folds that exist only in that queue. For
-    example, some may have been enqueued after an earlier queue was lost. If two experiments have the same name, the one
-    with checkpoints is restored. If neither has checkpoints, the note takes precedence over the replaced queue (see
-    `read_notes`). Before a file is set aside, ``note`` is called with the reason and the new path.
+    example, such experiments may have been enqueued after an earlier queue was lost. If two experiments have the same
+    name, the one with checkpoints is restored. If neither has checkpoints, the note takes precedence over the replaced
+    queue (see `read_notes`). Before a file is set aside, ``note`` is called with the reason and the new path.
 
     If the project has a live folder, commits in state/ are first copied to the live folder. Sessions leave commits in
     state/ while the queue is on a server or the project is on a local disk.

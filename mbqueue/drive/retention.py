@@ -1,8 +1,8 @@
 """Decide which superseded files to keep on a mount that uploads and removes files in any order.
 
-A mount may delete a superseded file from the drive before it uploads the successor. If the machine is then lost, both
-files are gone. So mbqueue keeps a superseded file until its successor has been on the mount long enough to count as
-uploaded ("settled").
+A mount may delete a superseded file from the drive before it uploads the successor. If the machine is lost in between,
+both files are gone. So mbqueue keeps a superseded file until its successor has been on the mount long enough to count
+as uploaded ("settled").
 """
 
 from __future__ import annotations

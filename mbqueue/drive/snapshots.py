@@ -67,7 +67,7 @@ class Listing:
         database: id of the live database.
         ancestry: id of each earlier database → number of the snapshot that the next database started from.
         experiments: what `mbqueue recover` needs for each: spec, results_dir, priority, enqueued_at, prepare.
-        last_event: id of the database's last event. The next snapshot is due only after a later event.
+        last_event: id of the database's last event. The next snapshot is due only once there is a later event.
     """
 
     number: int

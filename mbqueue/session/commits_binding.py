@@ -147,7 +147,9 @@ def store_place(store: ObjectStore) -> CommitsPlace:
 
 
 def folder_place(project: ProjectFolder) -> CommitsPlace:
-    """Return the project's own folder as a `CommitsPlace`, for the queue to record. Create its id if necessary.
+    """Return the project's own folder as a `CommitsPlace`, for the queue to record.
+
+    If the folder has no id, this function creates one.
 
     Raises:
         QueueError: if the file with the folder's id is damaged.

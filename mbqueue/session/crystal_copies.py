@@ -2,7 +2,7 @@
 
 Copying a hundred megabytes to a drive can take minutes, so training continues meanwhile. A session that is asked to
 stop or runs out of time abandons the copy and removes the partial file. The next session that trains on the same
-crystals starts the copy again.
+crystals restarts the copy.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class Crew:
     Args:
         options: the options of every session; only the device differs.
         report_for: returns the report for the session on the device with the given label. The report's `note` also
-            gets the lines that the process writes to standard error.
+            receives the lines that the process writes to standard error.
     """
 
     def __init__(

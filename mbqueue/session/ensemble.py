@@ -100,7 +100,7 @@ def predict_dataset(
     prediction can resume.
 
     Args:
-        wanted: the crystals to predict, which need no targets.
+        wanted: the crystals to predict, with or without targets.
         models: model_fold_*.pth files.
         target_column: column of the dataset's table with the true values; by default, a column with a name that mbqueue
             recognises.

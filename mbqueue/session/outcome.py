@@ -16,7 +16,7 @@ class Ending(Enum):
 
 
 class StopKind(Enum):
-    """Why a session ended, as a value for programs. `StopCause` adds a text for users."""
+    """Why a session ended, as a value for programs. `StopCause` adds an explanation for users."""
 
     EXHAUSTED = "exhausted"
     """Nothing is left to do."""

@@ -164,7 +164,7 @@ class Session:
 
     def give_back(self, lease: Lease, reason: str, *, for_others: bool = False) -> None:
         """Release a job that has started; do nothing if its lease is lost."""
-        with suppress(QueueError):  # a lost lease needs no release; all other leases expire by themselves
+        with suppress(QueueError):  # a lost lease need not be released; all other leases expire by themselves
             self.queue.release(lease, reason=reason, now=self.clock.now(), preempted=True, for_others=for_others)
 
     def give_back_once(self, lease: Lease, error: Exception, reason: str) -> None:

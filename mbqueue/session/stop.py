@@ -134,8 +134,8 @@ class Deadline:
     def saw_publish(self, seconds: float) -> None:
         """Record that publishing to the mount took ``seconds``.
 
-        If publishing becomes slower, the session reserves the new time at once. If publishing becomes faster, each call
-        shortens the reserved time by at most a fifth.
+        If publishing becomes slower, the session reserves the longer time immediately. If publishing becomes faster,
+        each call shortens the reserved time by at most a fifth.
         """
         self._publish_seconds = max(seconds, 0.8 * self._publish_seconds)
 

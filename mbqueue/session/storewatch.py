@@ -16,7 +16,7 @@ from mbqueue.project import ProjectFolder
 #: failure.
 PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
-#: How long a session waits for the store before it ends: a paid machine must not wait forever.
+#: How long a session waits for the store before it ends. A paid machine must not wait forever.
 PATIENCE_SECONDS = 3600.0
 #: How long a session trusts the record of an outage that another session on this machine wrote.
 HEARSAY_SECONDS = 60.0

@@ -193,7 +193,7 @@ def _work_and_end(
             queue.end_session(session.id, reason=cause.reason, now=clock.now(), lost=True)
         return Ending.STOPPED, cause, error
     except BaseException as error:
-        with suppress(QueueError):  # a full disk accepts no rows; the lease then expires by itself
+        with suppress(QueueError):  # nothing can be written to a full disk; the lease then expires by itself
             queue.end_session(session.id, reason=f"{type(error).__name__}: {error}", now=clock.now())
         raise
     queue.end_session(session.id, reason=cause.reason, now=clock.now())
