@@ -139,12 +139,13 @@ def prune_caches(
 ) -> list[StoredCache]:
     """Remove every cache that is outdated or that the arguments do not list; return the removed caches.
 
-    A cache that is being built is never removed. A process can keep reading a cache after it was removed.
+    A cache that is being built is never removed. A process that has opened a cache can keep reading it after the cache
+    is removed.
 
     Args:
         keep: hashes of datasets to keep.
-        keep_sources: names or paths of more datasets to keep. Their hashes may be unknown while a session is preparing
-            them.
+        keep_sources: names or paths of more datasets to keep. While a session is preparing a dataset, its hash may be
+            unknown.
         note: called with a sentence for each cache that is kept because it is being built.
     """
     stored = stored_caches(cache_dir)

@@ -1,7 +1,7 @@
 """Lock a cache folder: builders take a shared lock, and a process that removes the folder takes an exclusive lock.
 
 The lock file is in ``locks/``, next to the cache folder, so removing the folder leaves the lock file in place. The
-system releases the lock when the process ends.
+system releases a process's lock when the process ends.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Read crystals from CIF files with pymatgen, and check the result against the file.
 
 If a file is ambiguous, pymatgen guesses. If the file has no symmetry operations, pymatgen treats the asymmetric unit as
-the whole cell. Pymatgen reads the first letters of an atom's label as the element, and an occupancy of ``.`` as 0. For
-these reasons, this module treats pymatgen's warnings as errors (``parser_warnings``), rejects ambiguous files, and
-compares the composition with the file's formula.
+the whole cell. Pymatgen reads the first letters of an atom's label as the element, and an occupancy of ``.`` as 0. This
+module therefore treats pymatgen's warnings as errors (``parser_warnings``), rejects ambiguous files, and compares the
+composition with the file's formula.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Columns:
     def __init__(
         self, wanted: ColumnNames, *, targets_required: bool, target_names: Sequence[str] = ENERGY_COLUMNS
     ) -> None:
-        """Choose no columns yet. ``target_names``: names to try for the target, in order of preference."""
+        """Start with every column undecided. ``target_names``: names to try for the target, in order of preference."""
         self.id: str | None = None
         self.structure: str | None = None
         self.target: str | None = None
@@ -106,7 +106,8 @@ class Columns:
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
         """Id, structure and target of a row.
 
-        In a table without a header, mbqueue takes each column from the first row that has one with a suitable name.
+        In a table without a header, the first row with a suitable column name decides which column is used for all
+        rows.
 
         Raises:
             DataError: if the row has an id but earlier rows have none.

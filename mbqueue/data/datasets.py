@@ -45,7 +45,7 @@ class Dataset:
 
 
 def check_dataset(name_or_path: str, *, project_root: Path | None = None, targets_required: bool = True) -> None:
-    """Check whether ``load`` would fail, as far as this is possible without reading the data.
+    """Check, as far as possible without reading the data, whether ``load`` would fail.
 
     The check avoids slow imports. A matbench task passes even if its dataset has not been downloaded.
 
@@ -73,8 +73,8 @@ def check_dataset(name_or_path: str, *, project_root: Path | None = None, target
 def check_columns(name_or_path: str, *, project_root: Path | None = None, target: Target, id_column: str = "") -> None:
     """Check a dataset as ``check_dataset`` does, and also check the columns of a CSV table or an ``id_prop.csv``.
 
-    In all formats except CSV, any row may contain the target. For these formats, only a session checks the columns,
-    because it reads all rows.
+    In formats other than CSV, any row may contain the target, so the columns are checked only when a session reads all
+    rows.
 
     Raises:
         UsageError, DataError: as ``check_dataset``, or if a column is missing or occurs twice.

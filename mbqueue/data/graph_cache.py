@@ -310,7 +310,7 @@ class GraphCache:
         """Hard-link a complete shard of the same structures from another cache; return False if there is none.
 
         Datasets made from different target columns of one table have the same graphs. With a hard link, such datasets
-        share one file on disk. The file stays until the last of their folders is removed.
+        share one file on disk. The file exists until every folder that contains a link to it is removed.
         """
         path = self._path(number)
         for twin in sorted(self.folder.parent.glob(f"*-{CONVERTER_VERSION}/{path.name}")):

@@ -167,7 +167,7 @@ class JsonStream:
         return _readable(self._text[self._position : self._position + _SHOWN])
 
     def _span(self, *, keep: bool = True) -> tuple[int, int]:
-        """Skip the next value; return its start and end in the buffer, which keeps the value only with ``keep``."""
+        """Skip the next value; return its start and end in the buffer. Without ``keep``, the value may be dropped."""
         first = self.peek()
         if not first:
             raise CutShort("the document ends too early")

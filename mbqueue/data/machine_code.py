@@ -89,7 +89,7 @@ class _Compiling(event.Listener):  # type: ignore[misc]
 
     def on_start(self, event: Any) -> None:
         is_ours = event.data["dispatcher"].py_func.__module__.startswith("mbqueue.")
-        if is_ours and self._first.acquire(blocking=False):  # the lock stays held, so that the note is sent once
+        if is_ours and self._first.acquire(blocking=False):  # the lock is never released, so the note is sent only once
             is_kept = not _tell_that_nothing_is_kept.cache_info().currsize
             once = " This is needed only once per machine." if is_kept else ""
             self._note(f"Compiling the numerical code for this processor, which takes about 20 s.{once}")

@@ -24,7 +24,7 @@ CUTOFF_STEP = 0.5
 
 @compiled
 def _repeats(lattice: Any, cutoff: float, repeats: Any) -> None:
-    """Write the number of periodic images to search along each lattice vector to ``repeats``, float64 [3].
+    """Fill ``repeats``, float64 [3], with the number of periodic images to search along each lattice vector.
 
     The number of images is (cutoff + 0.15 Å) divided by the spacing of the lattice planes, rounded up.
     """

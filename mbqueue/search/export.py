@@ -1,6 +1,7 @@
 """Convert a search to an Optuna study, to write a file for optuna-dashboard or to compute importances.
 
-An exported study only shows results. The studies in `mbqueue.search.study` choose settings and end trials.
+An exported study is only for viewing results. To choose settings and prune trials, mbqueue uses the studies in
+`mbqueue.search.study`.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ _STATES = {
 def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
     """Write the trials of a search to an Optuna SQLite file, under the search's name, and return its path.
 
-    Trials are written in the order of their numbers. The value of a trained or pruned trial is the validation MAE by
-    which the search compares trials. The intermediate value of an epoch is the mean validation MAE over the folds that
-    have reached the epoch. Further facts about a trial are in its user attributes.
+    Trials are written in numerical order. The value of a trained or pruned trial is the validation MAE by which the
+    search compares trials. The intermediate value of an epoch is the mean validation MAE over the folds that have
+    reached the epoch. Each trial's user attributes contain further details.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.

@@ -137,7 +137,7 @@ def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -
 
 
 def judge_again(queue: Queue, *, now: float, by: str) -> list[str]:
-    """Prune every open trial that the pruner would end at its current epoch, except trials that a session is training.
+    """Prune open trials that the pruner would prune at their current epoch, unless a session is training them.
 
     Call this function after rebuilding a queue from commits, because commits do not record pruning.
 

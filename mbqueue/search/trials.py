@@ -92,7 +92,7 @@ def search_names(overview: Mapping[str, Any]) -> list[str]:
 
 
 def needs_a_person(trials: Sequence[Trial]) -> bool:
-    """Whether the search waits for you, because too many trials in a row have failed."""
+    """Whether the search is waiting for you because too many trials in a row have failed."""
     last = trials[-MOST_FAILED_IN_A_ROW:]
     return len(last) == MOST_FAILED_IN_A_ROW and all(trial.state is TrialState.FAILED for trial in last)
 

@@ -1,4 +1,4 @@
-"""Copy batches to a device, and results back, while the device computes."""
+"""Copy batches to a device, and results back, while the device is computing."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _SHARE_OF_DISK = 0.25
 
 
 def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbone:
-    """Open the store, complete or not, of the pretrained backbone's outputs for an experiment's crystals.
+    """Open the store of the pretrained backbone's outputs for an experiment's crystals; it may be incomplete.
 
     For the same crystals, all scalar and class targets use the same store.
     """
@@ -74,12 +74,12 @@ def prepare_frozen(
 ) -> bool:
     """Compute and store missing shards of the backbone's outputs in float32; return False if stopped before the end.
 
-    A shard that this machine's cache already contains for a different dataset is copied. If the disk has room, features
-    are stored together with energies, because one pass computes both.
+    If this machine's cache already contains the same shard for a different dataset, that shard is copied. If the disk
+    has room, features are stored together with energies, because one pass computes both.
 
-    Two devices of the same type write the same bytes for the same crystals and weights, unless one runs out of memory.
-    After running out of memory, a device computes the remaining crystals of the shard in smaller batches, which changes
-    `FrozenBackbone.digest`.
+    Two devices of the same type write the same bytes for the same crystals and weights, unless one of them runs out of
+    memory. After running out of memory, a device computes the remaining crystals of the shard in smaller batches, which
+    changes `FrozenBackbone.digest`.
 
     Raises:
         DeviceTooSmall: if a single crystal does not fit on the device.
@@ -109,7 +109,7 @@ def prepare_frozen(
             batch_size=BATCH_CRYSTALS,
             max_bonds=BATCH_BONDS,
             device=device,
-            memory=DeviceMemory(None, ""),  # remember no limit, because the device may have more free memory next time
+            memory=DeviceMemory(None, ""),  # do not store the limit: more of the device's memory may be free next time
             ids=cache.crystals.ids,
             should_stop=should_stop,
         )

@@ -156,14 +156,14 @@ def set_references(model: CHGNet, references: References) -> None:
 
 
 def reset_read_out(model: CHGNet) -> None:
-    """Set the read-out's last layer to zero in place, so that the model at first predicts only its references."""
+    """Set the read-out's last layer to zero in place; until it is trained, the model predicts only its references."""
     with torch.no_grad():
         for parameter in _last_layer(model).parameters():
             parameter.zero_()
 
 
 def scale_output(model: CHGNet, factor: float) -> None:
-    """Scale the model's predictions, by multiplying the read-out's last layer and the references in place."""
+    """Scale the model's predictions by multiplying the read-out's last layer and the references in place."""
     with torch.no_grad():
         for parameter in [*_last_layer(model).parameters(), model.composition_model.fc.weight]:
             parameter.mul_(factor)

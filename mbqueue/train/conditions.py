@@ -58,7 +58,7 @@ class Conditions:
                 )
 
     def begin(self) -> None:
-        """Start a job, and allow batch sizes again that failed while other processes were using the device's memory."""
+        """Start a job. Retry larger batches if they failed only because other processes were using the memory."""
         self.training.begin()
         self.inference.begin()
 

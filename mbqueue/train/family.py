@@ -74,7 +74,7 @@ class ModelFamily(Protocol):
         """Change the model in place, so that before training it predicts only the element references."""
 
     def scale_output(self, model: Any, factor: float, /) -> None:
-        """Scale the model's predictions by ``factor``, by changing the model in place."""
+        """Change the model in place to scale its predictions by ``factor``."""
 
     # -- batches and predictions ---------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ def family_of_file(path: Path) -> ModelFamily:
     """Return the family that can read a model file.
 
     Raises:
-        CheckpointError: if no family can read the file. The error comes from the first family.
+        CheckpointError: from the first family, if no family can read the file.
     """
     errors = []
     for each in families.FAMILIES:

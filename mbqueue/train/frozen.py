@@ -1,9 +1,9 @@
 """The frozen backbone's outputs for each crystal: computed once, stored, and shared by folds and experiments.
 
-The two outputs are interaction energies, to which element references are fitted, and atom features, on which the head
-trains. A shard stores one output of a fixed number of crystals in a .npy file, with its size and SHA-256 in a .json.
-The .json is written last, and a shard without a .json counts as missing, so a prepare job can stop at any point and
-resume later. Each folder contains the shards of one dataset and one set of weights.
+There are two outputs: interaction energies, for fitting element references, and atom features, for training the head. A
+shard stores one output for a fixed number of crystals in a .npy file; a .json file records its size and SHA-256. The
+.json is written last, and a shard without a .json counts as missing, so a prepare job can stop at any point and resume
+later. Each folder contains the shards of one dataset and one set of weights.
 
 Outputs computed on different devices differ in the last digits. That is why intact shards are never rewritten, and why
 each training run's fingerprint contains a digest of the stored bytes. Each shard has its own lock, so several processes
@@ -204,8 +204,8 @@ class FrozenBackbone:
 #: A function that returns the atom features [A, 64] and interaction energies [B] of rows, or None if stopped. Its
 #: second argument is a callback, called with the number of finished rows.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
-#: A function that looks for a shard's outputs of all given kinds in other stores. It returns a store and the shard's
-#: number there, or None.
+#: A function that looks for a shard's outputs of all given kinds in other stores. The function returns a store and the
+#: shard's number there, or None.
 Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 
@@ -237,9 +237,9 @@ class Preparing:
     def run(self) -> bool:
         """Copy or compute the missing shards; return False if stopped before the end.
 
-        An intact shard is never overwritten. Other machines may be using its bytes, and this machine's outputs would
-        differ in the last digits. If another process is making a shard, this process waits. If a process dies while
-        making a shard, the process that waited makes the shard.
+        An intact shard is never overwritten, because other machines may be using its bytes. This machine's outputs
+        would differ in the last digits. If another process is making a shard, this process waits. If a process dies
+        while making a shard, the process that waited makes the shard.
         """
         frozen = self.frozen
         missing = sorted({shard for kind in self.kinds for shard in frozen.missing(kind, verify=True)})

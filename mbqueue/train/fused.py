@@ -97,9 +97,9 @@ def _subnormals_as_zero() -> Iterator[None]:
     """Treat numbers below 1.2e-38 as zero in this thread, within a ``with`` block.
 
     Closed gates and bonds near the cut-off produce gradients below 1.2e-38, which are too small to change any sum. Some
-    processors take a hundred times as long to compute with such small numbers. To measure the cost, run
-    `python -m benchmarks.training --subnormals`. Each task calls this function, because other work in its thread may
-    have reset the processor's mode.
+    processors compute a hundred times slower with numbers below 1.2e-38. To measure the cost, run `python -m
+    benchmarks.training --subnormals`. Each task calls this function, because other work in its thread may have reset
+    the processor's mode.
     """
     was_on = float(np.float32(1e-38) * np.float32(0.1)) == 0.0
     torch.set_flush_denormal(True)

@@ -1,4 +1,4 @@
-"""Predict rows of a dataset with models of an experiment: for validation, predictions and blends."""
+"""Predict rows of a dataset with an experiment's models, for validation, predictions and blends."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochOutcome:
-    """The outcome of training an epoch until it finished or was stopped.
+    """The outcome of an epoch's training, either finished or stopped.
 
     Attributes:
         finished: whether the epoch is trained, validated and committed.

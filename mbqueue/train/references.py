@@ -1,4 +1,4 @@
-"""Fit a linear model of the composition, from which every training run starts.
+"""Fit the linear model of the composition that every training run starts from.
 
 CHGNet predicts the mean of its read-out over the atoms, plus a constant for each element, weighted by the element's
 fraction of the atoms (CHGNet's AtomRef). For energies, the elements' constants are reference energies, fitted on top
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-#: Number of elements that CHGNet supports, H to Pu.
+#: The number of elements that CHGNet supports: H to Pu.
 N_ELEMENTS = 94
 #: Candidate ridge strengths; a strength of 1 weighs as much as one crystal.
 _RIDGES = 10.0 ** np.arange(-3, 2.01, 0.5)

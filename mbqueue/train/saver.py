@@ -41,7 +41,7 @@ class Saver:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a commit is pending, which means staged or being staged, but not published."""
+        """Whether a commit is pending: being staged, or staged but not published yet."""
         return self._pending is not None
 
     def start(self, state: TrainState, facts: Mapping[str, Any]) -> None:

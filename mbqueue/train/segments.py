@@ -54,7 +54,7 @@ class Index:
 
     def _sum(self, x: Tensor) -> Tensor:
         ascending = x if self.order is None else x.index_select(0, self.order)
-        # The option `unsafe` skips a check of the offsets, which would wait for the device.
+        # The option `unsafe` skips checking the offsets, because the check would wait for the device.
         total: Tensor = torch.segment_reduce(
             ascending.contiguous(), "sum", offsets=self.offsets, axis=0, unsafe=True, initial=0
         )

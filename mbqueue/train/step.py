@@ -161,7 +161,7 @@ def _add_gradient(
 
 
 def listed(ids: Sequence[str]) -> str:
-    """Join crystals' ids for an error message: all ids, or the first 70 and the number of further ids."""
+    """Join crystal ids for an error message; after the first 70, say only how many more there are."""
     more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
     return ", ".join(ids[:_LISTED]) + more
 

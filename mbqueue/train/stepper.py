@@ -74,7 +74,7 @@ class Stepper:
         self.settle(leave=self._lead)
 
     def settle(self, *, leave: int = 0) -> None:
-        """Wait for the steps in flight, except the last ``leave`` steps, and count each of them.
+        """Finish and count the steps in flight, except the last ``leave`` steps.
 
         Raises:
             NonFiniteLoss: for the same reasons as in `step`.

@@ -1,8 +1,8 @@
-"""Compiled CPU kernels of CHGNet's gated messages in float32, which make one pass over bonds or angles.
+"""CPU kernels for CHGNet's gated messages in float32, each compiled to a single pass over bonds or angles.
 
 A kernel computes messages (two linear layers, two layer norms, SiLU, sigmoid, products) for one block of rows at a
-time. Its buffers take about 100 KB, so no array of size [bonds, features] is written to memory. The backward kernels
-recompute a block instead of reading it back.
+time. A kernel's buffers take about 100 KB, so no array of size [bonds, features] is written to memory. The backward
+kernels recompute a block instead of reading it back.
 
 Each call of a kernel processes the rows of a few whole crystals, so different threads can process different crystals.
 The rows are summed in a fixed order, so the result does not depend on the number of threads.

@@ -15,7 +15,7 @@ VERSION = 2
 PARTIALS = 512
 
 #: Sizes that are the same for all chips. Each program computes BASIS_ROWS rows of a basis. A basis's gradient has at
-#: most BASIS_PARTIALS partial sums. The last four are numbers of rows or atoms per tile.
+#: most BASIS_PARTIALS partial sums. The last four constants are the number of rows or atoms per tile.
 BASIS_ROWS, BASIS_PARTIALS, READ_OUT_ATOMS, SUM_ROWS, PRODUCT_ROWS, ELEMENT_ROWS = 32, 256, 16, 16, 32, 32
 
 
@@ -27,17 +27,17 @@ class Tiles:
         bond_rows: bonds in a tile of the forward kernel.
         bond_atoms: atoms whose bonds a program sums, at most 16.
         bond_warps: warps of the forward kernel.
-        bond_back_rows: directed bonds in a tile of the kernel for the inputs' gradients, an even number.
-        bond_back_warps: warps of the kernel for the inputs' gradients.
-        bond_sum_rows: directed bonds in a tile of the kernel for the parameters' gradients, an even number.
-        bond_sum_warps: warps of the kernel for the parameters' gradients.
+        bond_back_rows: directed bonds in a tile of the kernel for the input gradients, an even number.
+        bond_back_warps: warps of the kernel for the input gradients.
+        bond_sum_rows: directed bonds in a tile of the kernel for the parameter gradients, an even number.
+        bond_sum_warps: warps of the kernel for the parameter gradients.
         angle_rows: angles in a tile of the forward kernels.
         angle_shorts: short bonds whose angles a program sums, at most 16.
         angle_warps: warps of the forward kernels.
-        angle_back_rows: angles in a tile of the kernels for the inputs' gradients.
-        angle_back_warps: warps of the kernels for the inputs' gradients.
-        angle_sum_rows: angles in a tile of the kernels for the parameters' gradients; divides ``angle_back_rows``.
-        angle_sum_warps: warps of the kernels for the parameters' gradients.
+        angle_back_rows: angles in a tile of the kernels for the input gradients.
+        angle_back_warps: warps of the kernels for the input gradients.
+        angle_sum_rows: angles in a tile of the kernels for the parameter gradients; divides ``angle_back_rows``.
+        angle_sum_warps: warps of the kernels for the parameter gradients.
         resident: whether the angle kernels keep all matrices in shared memory between tiles, or only half of them.
     """
 

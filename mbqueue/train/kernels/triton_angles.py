@@ -343,7 +343,7 @@ def update_backward(
 
     Args:
         plan, atoms, shorts, angles, first, gate: as in ``angles_forward``.
-        d_out: gradient of the new features, contiguous [T, 64]. The gradient of the old features includes ``d_out``.
+        d_out: gradient of the new features, contiguous [T, 64]; also part of the gradient of the old features.
     """
     batch, tiles = plan.batch, plan.tiles
     n_angles, n_shorts = len(batch.angle), len(batch.short_bond)

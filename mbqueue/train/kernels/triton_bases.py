@@ -208,8 +208,9 @@ class Basis:
     def backward(self, frequencies: Tensor, first: Tensor, rest: Tensor | None, gradients: list[Tensor]) -> Tensor:
         """Compute partial sums of the gradients of m matrices [64, 32] and of the frequencies, [P, m · (64 · 32 + 64)].
 
-        The matrices are ``first`` and every 64 rows of ``rest``; ``gradients`` are the gradients of the products.
-        After the matrices, a row of the result contains 32 numbers for the frequencies and 32 zeros per matrix.
+        The matrices are ``first`` and each block of 64 rows in ``rest``; ``gradients`` are the gradients of the
+        products. Each row of the result contains the matrices' gradients, then 32 numbers for the frequencies and 32
+        zeros per matrix.
         """
         pieces = 2 * len(gradients) - 1
         rows_each = BASIS_ROWS * triton.cdiv(self._n, BASIS_ROWS * BASIS_PARTIALS)
