@@ -49,7 +49,6 @@ def job_label(job: Mapping[str, Any]) -> str:
 
 
 def _alike(errors: Sequence[Mapping[str, Any]], now: float) -> list[list[Mapping[str, Any]]]:
-    """Group the errors that differ only in their fold."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for error in errors:
         same = ("experiment", "kind", "epoch", "failures", "error")

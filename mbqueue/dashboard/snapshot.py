@@ -55,7 +55,7 @@ _THEME = TerminalTheme((255, 255, 255), (0, 0, 0), _TONES)
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The result of `Project.status`. Notebooks display it; `str` gives the output of `mbqueue status`.
+    """The result of `Project.status`, which notebooks display; `str` returns the output of `mbqueue status`.
 
     The tables (`experiments`, `folds`, `sessions`, `errors`) are pandas DataFrames. pandas is imported only when you
     use one of them. MAEs are in the target's unit; times are in seconds since the Unix epoch.

@@ -33,8 +33,6 @@ Height = Callable[[Iterable[RenderableType]], int]
 
 
 class _Limits(NamedTuple):
-    """The maximum numbers of sessions, errors and lines per error in the view."""
-
     sessions: int
     errors: int
     error_lines: int
@@ -189,7 +187,6 @@ class Dashboard:
         return parts
 
     def _rest(self, limits: _Limits, width: int, plain: bool) -> Iterable[RenderableType]:
-        """Render everything below the experiments: searches, sessions, totals, publishing and errors."""
         now = self.overview["now"]
         for search in self.overview.get("searches", ()):
             yield from search_lines(search, width, plain, opened=self.opened)

@@ -172,5 +172,5 @@ def _gaps(row: SessionRow, spans: Sequence[Span], now: float) -> Iterable[Span]:
 
 
 def _last_sign(row: SessionRow, *, now: float) -> float:
-    """The time when a session ended or, if it died, the end of its last lease."""
+    """When a session ended or, if it died, when it stopped counting as live."""
     return min(now if row.ended_at is None else row.ended_at, row.alive_until)

@@ -128,9 +128,8 @@ class _Postgresql(Dialect):
         return f"{left} IS NOT DISTINCT FROM {right}"
 
     def job_check(self, condition: str) -> str:  # noqa: ARG002
-        # PostgreSQL parses each CHECK again in every statement. Parsing these clauses would be a quarter of the
-        # server's work for a commit. A connection parses a trigger function only once
-        # (`mbqueue.queue.postgresql.schema`).
+        # PostgreSQL parses each CHECK again in every statement, which would be a quarter of the server's work for a
+        # commit. A connection parses a trigger function only once (`mbqueue.queue.postgresql.schema`).
         return ""
 
     def event_of(self, table: str) -> str:  # noqa: ARG002

@@ -202,7 +202,7 @@ class Experiment:
         return told_apart_by(self.spec, self.spec_hash) == told_apart_by(spec.to_json(), spec.hash)
 
     def identity(self, fold: int) -> Identity:
-        """The identity that every commit of a fold of this experiment must have."""
+        """The identity that every commit of the given fold must have."""
         from mbqueue.storage.manifest import Identity  # noqa: PLC0415 - `status` need not wait for pydantic
 
         return Identity(experiment=self.name, fold=fold, spec_hash=self.spec_hash, dataset_hash=self.dataset_hash)

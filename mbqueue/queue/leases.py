@@ -39,8 +39,8 @@ _SAVE_PROGRESS = """
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
 
-# Marks as ready each job that was waiting only for the committed job. Jobs of the same fold are reserved for this
-# session.
+# Marks as ready each job that was waiting only for the committed job. Reserves jobs of the same fold for the session
+# that committed the job.
 _UNLOCK = f"""
     UPDATE jobs SET state = 'ready', started = CASE WHEN :started = 1 THEN 1 ELSE started END,
         affinity = CASE WHEN fold = :fold THEN :session END,
@@ -134,7 +134,7 @@ class Leases(Claims):
             reap: whether to take back expired leases first, as for `claim`.
 
         Returns:
-            The next lease, or None if there is no job for this session now or the session has ended.
+            The next lease. None if the session cannot claim a job now, or has ended.
 
         Raises:
             LeaseLost, QueueError: as for `commit`. No job is claimed.
@@ -146,8 +146,9 @@ class Leases(Claims):
             given = self._finish(db, lease, result, now, publish, skip_rest, prunes, claim_next)
             found = [row for rows in given for row in rows]
             if not found:
-                # A session that declares this session dead locks the two jobs in a different order. In a deadlock, the
-                # server interrupts one of the two transactions, and mbqueue repeats the interrupted one.
+                # A session that declares this session dead locks the committed job and the next job in a different
+                # order. In a deadlock, the server interrupts one of the two transactions, and mbqueue repeats the
+                # interrupted one.
                 beat, open_next = self._beat(session, now, lease_seconds), self._unlocking(db, lease, now, skip_rest)
                 loaded = None if job.fold is None else (job.experiment_id, job.fold)
                 claim = self._claim(session, now, lease_seconds, loaded)
@@ -258,9 +259,9 @@ class Leases(Claims):
     def fail(self, lease: Lease, *, error: str, now: float, final: bool = False) -> Job:
         """Record a failed attempt. A job is retried after a growing delay, and becomes `failed` at the fifth failure.
 
-        With `final`, the job becomes `failed` at once, because another attempt would fail in the same way. `error` is a
-        traceback, which is stored with the job; the event contains only its message. A failed job blocks only the jobs
-        that need it.
+        With `final`, the job becomes `failed` immediately, because another attempt would fail in the same way. `error`
+        is a traceback, which is stored with the job; the event contains only its message. A failed job blocks only the
+        jobs that need it.
 
         Returns:
             The job in its new state.

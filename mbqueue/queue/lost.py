@@ -149,7 +149,7 @@ def _part(one: Lost, folds: dict[str, list[int]]) -> str:
 
 
 def _is_in_file(project: ProjectFolder, lost: Iterable[Lost]) -> bool:
-    """Whether the project's SQLite file still contains the experiments that a queue on a server lost."""
+    """Whether the project's SQLite file still contains the experiments that the queue on the server has lost."""
     if not project.topology.queue_url or not project.queue_db.exists():
         return False
     with suppress(QueueError), Queue(project.queue_db, read_only=True) as queue:  # the queue is damaged or was moved

@@ -26,7 +26,8 @@ _NUMBERED = ("experiments", "jobs", "events")
 _NARROW = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(?) AND atttypid = to_regtype('integer')"
 _LARGEST_NARROW = 2**31 - 1
 
-# Tries to take a queue's lock, which the transaction then holds until it ends. Each queue in a database has its own.
+# Tries to take a queue's lock, which the transaction then holds until it ends. Each queue in a database has its own
+# lock.
 _ONE_MOVER = (
     "SELECT pg_try_advisory_xact_lock(hashtext('mbqueue moves'), "
     "CAST(CAST(to_regclass('experiments') AS oid) AS integer)) AS is_ours"
@@ -48,7 +49,7 @@ class Migrated:
 
 
 def rows_of(db: Statements, table: str) -> Iterator[dict[str, Any]]:
-    """All rows of one table of a queue, in the same order in every database."""
+    """Every row of a table, in an order that does not depend on the database."""
     order = "job_id, needed_id" if table == "needs" else "id"
     return (dict(row) for row in db.execute(f"SELECT * FROM {table} ORDER BY {order}"))
 
@@ -218,7 +219,6 @@ def _fill(target: Queue, db: Statements, table: str, rows: Iterator[dict[str, An
 
 
 def _key(row: dict[str, Any]) -> Any:
-    """The value in a row's first column, for messages."""
     return next(iter(row.values()))
 
 

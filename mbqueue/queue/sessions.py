@@ -55,7 +55,7 @@ class Sessions(Part):
         deadline_at: float | None = None,
         identity: ProcessIdentity | None = None,
     ) -> str:
-        """Record a new session, by default of this process. Return the session's id, which is unique across machines.
+        """Record a new session, by default for this process. Return the session's id, which is unique across machines.
 
         A session counts as live for `alive_seconds` after its last heartbeat.
         """
@@ -116,7 +116,7 @@ class Sessions(Part):
 
     @repeatable
     def reap_dead(self, *, by: str, now: float) -> tuple[SessionRow, ...]:
-        """End the sessions of this machine whose processes are certainly dead, and release their jobs.
+        """End the sessions on this machine whose processes are certainly dead, and release their jobs.
 
         Also end sessions whose processes are using a different queue file: this queue is a copy of that file.
 
@@ -171,7 +171,7 @@ class Sessions(Part):
 
 
 def at_work(database: Database, db: Statements, *, now: float) -> SessionRow | None:
-    """Find a session that may still write to a queue. None means that the queue can be moved or replaced.
+    """Find a session that may still write to a queue and therefore blocks moving or replacing the queue.
 
     Args:
         now: the time by the database's clock, in seconds since the epoch.

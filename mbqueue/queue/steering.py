@@ -18,7 +18,7 @@ from mbqueue.queue.leases import lease_lost
 from mbqueue.queue.notes import note
 from mbqueue.queue.pruning import take_up
 
-#: How many times sessions may rewind a job before it is committed or you retry it.
+#: How many times sessions may rewind a job between two commits or retries.
 MAX_REWINDS: Final = 5
 
 _PAUSE_JOBS = """
@@ -79,7 +79,7 @@ class _Scope(TypedDict):
 class Steering(Part):
     @repeatable
     def pause(self, experiment: str, *, now: float, fold: int | None = None, by: str = "pause") -> int:
-        """Pause an experiment or fold, so that no session claims its jobs.
+        """Pause an experiment or fold, so that sessions do not claim its jobs.
 
         A running job continues; its session sees the pause when it renews the lease.
 
@@ -173,8 +173,8 @@ class Steering(Part):
 
         Raises:
             LeaseLost: if `lease` is lost. Nothing is changed.
-            RewoundBefore: if the rewind would repeat an earlier one. Nothing is changed, and the session keeps the
-                lease.
+            RewoundBefore: if the same session has found the same damage before, or after `MAX_REWINDS` rewinds. Nothing
+                is changed, and the session keeps the lease.
         """
         if not folds:
             return 0

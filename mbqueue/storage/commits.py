@@ -37,7 +37,7 @@ def read_described(blobs: Blobs, paths: Iterable[str], *, size: int, sha256: str
         what: a name for the content, for messages.
 
     Raises:
-        Damaged: if no file has this size and hash.
+        Damaged: if no file has the expected size and hash.
         OSError, StoreError: if the folder, mount or store fails. The file may still be intact.
     """
     why = f"{what} is missing."
@@ -124,7 +124,7 @@ class Commits:
         """Find the intact commit with the most work, and the commit of its best epoch.
 
         A commit counts as intact only if the commit of its best epoch is intact too, because that epoch gives the
-        fold's result. Other commits are skipped and reported.
+        fold's result. Commits that are not intact are skipped and reported.
 
         Args:
             at_most_epoch: consider only commits up to this epoch.

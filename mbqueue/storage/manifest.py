@@ -1,4 +1,4 @@
-"""The manifest of a commit: its fields, and how to read and check it as an untrusted file, without torch.
+"""Define the manifest of a commit, and parse and check manifests as untrusted files, without torch.
 
 `Manifest.rank` orders the commits of a fold: **further work first (epoch, finished, step), then the higher fence, then
 the smaller SHA-256 of the checkpoint**. Sessions that could not see each other's commits may have trained the same

@@ -80,9 +80,10 @@ def is_stem(text: object) -> bool:
 
 
 def hashed_name(stem: str, content: bytes) -> str:
-    """The name, without suffix, of a file with this content on a mount: STEM-HASH, with the beginning of its SHA-256.
+    """The name, without suffix, that a file with this content gets on a mount.
 
-    The hash reveals a truncated file, and gives files with different content different names.
+    The name ends with the first digits of the content's SHA-256. These digits reveal a truncated file, and keep files
+    with different content apart.
     """
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
 

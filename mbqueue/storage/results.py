@@ -81,10 +81,10 @@ class ResultFile(NamedTuple):
         return content
 
     def read(self, blobs: Blobs, path: str) -> bytes:
-        """Read the file from a place, and check its size and hash.
+        """Read the file, and check its size and hash.
 
         Raises:
-            FileNotFoundError: if the place has no such file, or the file has different content.
+            FileNotFoundError: if the file does not exist, or has different content.
         """
         content = blobs.read(path, at_most=self.size)
         if not self.fits(content):

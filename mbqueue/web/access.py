@@ -38,7 +38,7 @@ class Access:
         is_embedded: whether a notebook shows the pages through its proxy. In a notebook, each link contains the token,
             because cookies are unreliable there. A notebook's proxy may change the Host header, so an embedded board
             does not compare the origin.
-        csrf: the secret that every action must contain; each run of the board has a new one.
+        csrf: the secret that every action must contain; it changes each time the board starts.
     """
 
     token: str | None

@@ -51,9 +51,9 @@ def parse_address(url: str) -> Address:
     """Parse ``postgresql://[USER@]HOST[:PORT]/DATABASE[?schema=NAME&…]``. libpq gets all options except ``schema``.
 
     Raises:
-        UsageError: if the text is not such a URL, or if libpq could misread the URL. For example, if a password
-            contains @ or /, libpq mistakes the end of the password for a host. The message does not repeat the URL,
-            because the URL may contain a password.
+        UsageError: if the text is not a valid URL of a queue, or if libpq could misread the URL. For example, if a
+            password contains @ or /, libpq mistakes the end of the password for a host. The message does not repeat the
+            URL, because the URL may contain a password.
     """
     from psycopg import Error  # noqa: PLC0415 - optional package
     from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
