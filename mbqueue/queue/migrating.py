@@ -138,7 +138,7 @@ def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
 
 
 def _take_back(target: Queue, old: Statements, new: Statements) -> None:
-    """Empty a target whose queue was moved away, if the source contains all of that queue's events."""
+    """Clear a target whose queue was moved away, if the source contains all of that queue's events."""
     version = version_before(new)
     if version is None:
         return

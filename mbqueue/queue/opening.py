@@ -135,7 +135,7 @@ def require_no_cut_off_restore(project: ProjectFolder) -> None:
 def cut_off_restore(project: ProjectFolder) -> str | None:
     """The archive whose restore was interrupted; None if no restore was interrupted."""
     if project.topology.queue_url or project.queue_db.exists():
-        return None  # a restore puts the queue's file back last
+        return None  # a restore writes the queue's file last
     try:
         return (project.live_dir / RESTORING).read_text(encoding="utf-8")
     except FileNotFoundError:

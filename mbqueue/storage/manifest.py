@@ -31,7 +31,7 @@ Rank = tuple[int, bool, int, int, int]
 
 #: `identity_in_head` needs this many bytes of a manifest.
 HEAD_BYTES = 1024
-#: The first keys of a manifest.
+#: Matches the first keys of a manifest.
 _HEAD = re.compile(rb'"experiment": "([^"]*)",\s*"spec_hash": "([^"]*)",\s*"dataset_hash": "[^"]*",\s*"fold": (\d)')
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

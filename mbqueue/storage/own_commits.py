@@ -135,7 +135,7 @@ class OwnCommits(Commits):
 
     def _copy(self, is_it: Callable[[Commit], bool]) -> Commit | None:
         if self._mirror is not None:
-            with contextlib.suppress(OSError):  # a mount that fails counts as having no copy
+            with contextlib.suppress(OSError):  # if the mount fails, no copy is available
                 return next(filter(is_it, self._mirror.commits()), None)
         return None
 

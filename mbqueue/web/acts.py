@@ -9,7 +9,8 @@ from mbqueue.api import Project
 from mbqueue.errors import UsageError
 from mbqueue.experiment_file import parse_overrides
 
-#: The longest time, in seconds, that the board waits for sessions to stop. It then reports how many are still saving.
+#: The longest time, in seconds, that the board waits for sessions to stop. Then the board reports how many sessions are
+#: still saving.
 _STOP_WAIT_SECONDS = 5.0
 
 

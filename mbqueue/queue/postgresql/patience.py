@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 300.0
 #: The delay between two attempts doubles from the first value up to the second.
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 5.0
 
-#: Error texts of servers and poolers whose connections are all in use. libpq gives no error code when connecting fails.
+#: What servers and poolers report if all their connections are in use. libpq gives no error code when connecting fails.
 _CROWDED = ("too many connections", "too many clients", "connection slots are reserved", "no more connections")
 
 
