@@ -1,12 +1,12 @@
 """Match live folders with their projects on a drive, and find them even while the drive is not mounted.
 
 An empty mount point, a wrong folder at the project's path, and a new project of the same name all look like a project
-that has lost everything. To recognise a project on a drive, mbqueue gives it an id when a live folder first publishes
-to it. The id is part of a file's name, and mbqueue never changes this file. If two machines publish to a project for
-the first time at the same moment, they create two ids, and each machine checks the id that it created.
+that has lost everything. A project on a drive therefore gets an id when a live folder first publishes to the project.
+The id is part of a file's name, and mbqueue never changes this file. If two machines publish to a project for the first
+time at the same moment, they create two ids, and each machine checks the id that it created.
 
-The live folder's path comes from mbqueue.toml or from the project's resolved path. Both are unavailable while the drive
-is not mounted, so each machine also records the path next to the default live folders.
+The live folder's path depends on mbqueue.toml or on the project's resolved path, so mbqueue cannot find the path while
+the drive is not mounted. Each machine therefore also records the path next to the default live folders.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
 
 
 def _needs_http(environment: Mapping[str, str]) -> bool:
-    """Whether to allow plain HTTP. True for an S3 server on this machine, or if AWS_ALLOW_HTTP is set."""
+    """Allow plain HTTP only for an S3 server on this machine, or if AWS_ALLOW_HTTP is set."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     name = next((name for name in names if environment.get(name)), "")
     endpoint = urlsplit(environment.get(name, ""))

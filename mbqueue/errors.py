@@ -238,7 +238,7 @@ class DeviceTooSmall(TrainingError):
 class DeviceBusy(MbqueueError):
     """Other programs are leaving too little device memory for even a single crystal.
 
-    This doesn't count as one of the job's attempts.
+    Such a failure doesn't count as one of the job's attempts.
     """
 
 
@@ -267,7 +267,7 @@ class DeviceLost(MbqueueError):
 
 
 class LimitReached(MbqueueError):
-    """The process reached a system limit on memory or on the size of a file; committed work is safe."""
+    """The process reached a system limit on memory or file size; committed work is safe."""
 
 
 class DiskFull(MbqueueError):

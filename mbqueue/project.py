@@ -113,7 +113,7 @@ class ProjectFolder:
         return replace(self, live=None)
 
     def with_queue(self, *, on_server: bool) -> ProjectFolder:
-        """Return this project with its queue on a server or in a file, which may change the live folder."""
+        """Return this project with its queue on a server or in a file. The live folder may then be a different one."""
         return replace(self, live=live_folder(self.root, self.settings, on_server=on_server))
 
     @property
@@ -123,9 +123,9 @@ class ProjectFolder:
 
     @property
     def commits_file(self) -> Path:
-        """The file with the id of this folder's checkpoints. A queue on a server also records this id.
+        """The file with the id of this folder's checkpoints, as recorded by a queue on a server.
 
-        With an object store, this file is not used.
+        A project with an object store does not use commits.json.
         """
         return self.live_dir / "commits.json"
 
@@ -174,7 +174,7 @@ class ProjectFolder:
 
     @property
     def launched_dir(self) -> Path:
-        """The folder for the files and logs of submitted cluster jobs. All machines can read this folder."""
+        """A folder that all machines can read, for the files and logs of submitted cluster jobs."""
         return self.state_dir / "logs" / "launched"
 
     @property
@@ -304,7 +304,7 @@ def working_folder() -> Path:
 
 
 def from_here(path: Path) -> Path:
-    """Make a user's path absolute, relative to the working folder.
+    """Interpret a user's path relative to the working folder.
 
     Raises:
         ProjectNotFound: if the path is relative, and the working folder no longer exists.

@@ -1,4 +1,4 @@
-"""Sections that record where a spec comes from: a search, `promote` or `blend`. Only commands add these sections."""
+"""Sections with which commands record where a spec comes from: a search, `promote` or `blend`."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Topology:
 
     @property
     def is_split(self) -> bool:
-        """Whether the live state is outside state/. If it is, state/ contains only published files."""
+        """Whether the live state is outside state/, which then contains only published files."""
         return self.live is not None
 
     @property
@@ -87,7 +87,7 @@ class Topology:
             return "queue on the server, with different checkpoints"
         return f"store {self.store}, with different queues"
 
-    # -- combinations that cannot work -----------------------------------------------------------------------------
+    # -- combinations of settings that cannot work -----------------------------------------------------------------
 
     @property
     def why_not_shared(self) -> str | None:

@@ -40,9 +40,9 @@ def demo(
 ) -> None:
     """Run a five-fold CHGNet finetune on the sample, kill a session, and show that the results do not change.
 
-    The demo takes a few minutes on two CPU cores. It trains the killed session's fold again, this time without
-    interruption, and checks that both results are byte-for-byte identical. At the end, it prints the results folder and
-    the scores per fold.
+    The demo takes a few minutes on two CPU cores. The demo trains the killed session's fold again, this time without
+    interruption, and checks that both results are byte-for-byte identical. At the end, the demo prints the results
+    folder and the scores per fold.
 
     Example: mbqueue demo --dir my-demo
     """
@@ -128,7 +128,7 @@ class _Commands:
         return folder
 
     def _is_far_enough(self) -> bool:
-        """Whether the session has published a mid-epoch commit. After that, a kill costs only a few steps."""
+        """Whether the session has published a mid-epoch commit."""
         from mbqueue.storage.commits import Commits
         from mbqueue.storage.manifest import Identity
         from mbqueue.storage.places import in_folder

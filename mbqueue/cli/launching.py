@@ -82,7 +82,7 @@ def local(
     workers: WorkersOption = None,
     max_idle: IdleOption = "10m",
 ) -> None:
-    """Try the jobs of `launch slurm` on this machine. A job whose time is up runs again, at most five times.
+    """Try the jobs of `launch slurm` on this machine. A job that reaches its time limit runs again, at most five times.
 
     For a workstation, `mbqueue work --devices` is simpler.
 

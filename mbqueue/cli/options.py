@@ -46,7 +46,7 @@ def parse_folds(text: str) -> tuple[int, ...]:
     """Parse fold numbers such as ``0,2,4`` or ``0-2``, without checking that the folds exist.
 
     Raises:
-        UsageError: if the text has a different form.
+        UsageError: if the text is not a list of fold numbers.
     """
     return _numbers(text, "folds", digits=2)
 
@@ -55,7 +55,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Parse seeds such as ``0,2,5`` or ``0-4``.
 
     Raises:
-        UsageError: if the text has a different form, or gives more than 100 seeds.
+        UsageError: if the text is not a list of seeds, or contains more than 100.
     """
     return _numbers(text, "seeds", digits=10)
 

@@ -1,9 +1,8 @@
 """Escape text for CSV cells, so that no spreadsheet runs it, and for Markdown, so that it appears literally.
 
 A spreadsheet may run a cell as a formula if it begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return
-(OWASP, CSV injection). So mbqueue puts an apostrophe before such a text, unless the text is a number. If the text
-already has apostrophes before the special character, mbqueue adds one more. This allows mbqueue to read its own CSV
-files back exactly.
+(OWASP, CSV injection). So mbqueue puts an apostrophe before text that looks like a formula and is not a number. If the
+text already has apostrophes before the formula, mbqueue adds one more, so that it reads its own CSV files back exactly.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def csv_rows(text: str) -> Iterable[list[str]]:
-    """Yield the rows of a text from `csv_text`, or of a CSV file whose formulas were not escaped.
+    """Yield the rows of CSV text, whether or not `csv_text` escaped its formulas.
 
     Raises:
         ValueError: if the text is not CSV.

@@ -141,7 +141,7 @@ def _pair(a: Recorded, b: Recorded, label_a: str, label_b: str) -> PairedDiffere
 
 
 def _common_rows(a: Predictions, b: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the row numbers of the common crystals in ``a`` and in ``b``, in the order of ``a``."""
+    """For the crystals that ``a`` and ``b`` share, return the row numbers in both, in the order of ``a``."""
     row_in_b = {crystal_id: row for row, crystal_id in enumerate(b.ids)}
     rows = [(row, row_in_b[crystal_id]) for row, crystal_id in enumerate(a.ids) if crystal_id in row_in_b]
     table = np.array(rows, dtype=np.int64).reshape(-1, 2)

@@ -69,7 +69,7 @@ class Recorded:
     def board(self) -> list[Mapping[str, Any]]:
         """The published scores on this dataset; empty if the dataset is not a matbench task.
 
-        Earlier versions recorded the scores on matbench_mp_e_form even for other datasets. Such scores are ignored.
+        Ignores the matbench_mp_e_form scores that earlier versions recorded even for other datasets.
         """
         return list(self.content["leaderboard"]["rows"]) if self.content["dataset"]["name"] in TASKS else []
 

@@ -37,7 +37,7 @@ _COMPOSITION_NOTE = (
 
 
 def overlap_note(target: Target, spec: Mapping[str, Any], *, dataset: str) -> str:
-    """Describe which crystals and targets of a dataset CHGNet saw in its pretraining, judging by the dataset's name."""
+    """Describe which of a dataset's crystals and targets CHGNet saw in pretraining, judging by the dataset's name."""
     if target.kind == "energy":
         return _ENERGY_NOTE if dataset == FORMATION_ENERGY.dataset else _OWN_ENERGY_NOTE
     members = (spec.get("made_from") or {}).get("members", ())
@@ -69,7 +69,7 @@ def _boards() -> dict[str, tuple[Published, ...]]:
 
 
 def reasons_against(*, dataset: str, official: bool, n: int, dropped: int, folds: Collection[int]) -> list[str]:
-    """Why an experiment's mean score is not a leaderboard score; empty if it is one."""
+    """Why an experiment's mean score cannot be compared with the leaderboard; empty if it can."""
     reasons = []
     task = TASKS.get(dataset)
     if task is None:

@@ -211,7 +211,7 @@ def fold_facts(folder: Path, fold: int, spec: Mapping[str, Any]) -> dict[str, di
 
 
 def recorded_names(content: Mapping[str, Any]) -> list[str]:
-    """The files that `record_experiment` wrote. The last is results.json, which marks the folder as complete."""
+    """The files that `record_experiment` wrote, with results.json last."""
     return [*(name for name in content["run"]["files"] if "_fold_" not in name), RESULTS_FILE]
 
 

@@ -1,6 +1,6 @@
 """Scores of a fold and of an experiment, as matbench defines them.
 
-For numbers, with targets t and predictions p (all except mape in their unit):
+For numeric targets t and predictions p (every score except mape has their unit):
 
     mae        mean |p − t|
     rmse       sqrt(mean (p − t)²)

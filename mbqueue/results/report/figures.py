@@ -135,7 +135,7 @@ def log_ticks(values: Sequence[float]) -> dict[str, Any]:
 
 
 def parity(predictions: Predictions, target: Target) -> go.Figure:
-    """Plot predictions against targets. Crystals are points with ids; for many crystals, plot their density instead."""
+    """Plot predictions against targets: a point with an id per crystal, or the density if there are many crystals."""
     density = parity_density(predictions)
     few = len(predictions) <= _MOST_POINTS
     low, high = float(density.edges[0]), float(density.edges[-1])
