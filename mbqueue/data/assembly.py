@@ -187,7 +187,7 @@ def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) 
 
 @compiled
 def arc_cosines(cosines: Any, angles: Any) -> None:
-    """Write the arc cosines of ``cosines``, float64 within ±1, to ``angles``, float32, radian.
+    """Fill ``angles``, float32, radian, with the arc cosines of ``cosines``, float64 within ±1.
 
     This function does not call libm's acos, because the compiler could not vectorise the loop.
     """

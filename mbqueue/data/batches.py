@@ -81,7 +81,7 @@ def make_batch(
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """A read-only view. Memory-mapped arrays are read-only, and Numba would compile again for writable arrays."""
+    """A read-only view: memory-mapped arrays are read-only, and Numba would recompile for writable ones."""
     view = array.view()
     view.flags.writeable = False
     return view

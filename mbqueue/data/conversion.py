@@ -151,7 +151,7 @@ def graph_of(cart: Any, lattice: Any, atom_cutoff: float, bond_cutoff: float) ->
     """Compute the graph of one crystal.
 
     If rounding drops one direction of a bond that is as long as the cut-off, this function also drops the other
-    direction. A bond of this length carries no message, because CHGNet's radial basis is zero at the cut-off. CHGNet's
+    direction. A bond as long as the cut-off carries no message, because CHGNet's radial basis is zero there. CHGNet's
     own converter raises an error if a bond has only one direction.
 
     Returns:

@@ -115,7 +115,7 @@ def _csv_table(columns: Columns, stream: Source, path: Path) -> tuple[list[str],
 def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
     """Id, target and problem (empty if there is none) of each row of an ``id_prop.csv``.
 
-    The file has either two columns without a header, or a header and any columns.
+    Without a header, the file must have two columns; with a header, it may have any columns.
     """
     with opened(path) as stream:
         lines = decoded_text(b"".join(lines_of(stream, path))).splitlines(keepends=True)

@@ -89,7 +89,7 @@ class GraphCache:
     """
 
     def __init__(self, crystals: Crystals, folder: Path) -> None:
-        """Set the fields. Call ``GraphCache.open`` or ``GraphCache.build`` instead of this constructor."""
+        """Do not call this constructor; call ``GraphCache.open`` or ``GraphCache.build``."""
         self.crystals = crystals
         self.folder = folder
         self._borders = shard_borders(crystals.atom_offsets)

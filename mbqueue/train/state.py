@@ -101,7 +101,7 @@ def deserialise(content: bytes) -> TrainState:
 
 
 def _require_unpacked(content: bytes) -> None:
-    """Reject a compressed archive, because `serialise` never compresses."""
+    """Reject an archive that is compressed, or larger in memory than on disk; `serialise` writes neither."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):

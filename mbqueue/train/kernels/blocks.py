@@ -22,7 +22,7 @@ _ONE = np.float32(1)
 _ZERO = np.float32(0)
 _64TH = np.float32(1 / 64)
 
-#: Fast-math flags without nnan and ninf, because a NaN must stay a NaN for the step to be rejected.
+#: The fast-math flags leave out nnan and ninf, so that a NaN stays a NaN and the step is rejected.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 

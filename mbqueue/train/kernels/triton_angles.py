@@ -80,7 +80,7 @@ def angles_forward_kernel(
     n_shorts, atoms_stride, shorts_stride, weights_stride,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, SHORTS: tl.constexpr, RESIDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sum the messages to each short bond; one program sums those to ``SHORTS`` consecutive short bonds."""
+    """Sum the messages to each short bond; each program handles ``SHORTS`` consecutive short bonds."""
     begin_short = tl.program_id(0) * SHORTS
     begin = tl.load(offsets + begin_short)
     end = tl.load(offsets + tl.minimum(begin_short + SHORTS, n_shorts))

@@ -72,7 +72,7 @@ def bonds_forward_kernel(
     n_atoms, atoms_stride, bonds_stride, shorts_stride, weights_stride,
     HAS_SHORTS: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, ATOMS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sum the messages to each atom; one program sums those to ``ATOMS`` consecutive atoms."""
+    """Sum the messages to each atom; each program handles ``ATOMS`` consecutive atoms."""
     first = tl.program_id(0) * ATOMS
     begin = tl.load(offsets + first)
     end = tl.load(offsets + tl.minimum(first + ATOMS, n_atoms))

@@ -1,4 +1,4 @@
-"""Sum rows of other kernels' outputs on a GPU; one program computes each row of the result, in a fixed order."""
+"""Sum rows of other kernels' outputs on a GPU; one program per result row adds in a fixed order."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def angles_to_shorts_kernel(
 ):  # fmt: skip
     """For each short bond, sum the rows of the angles in which it comes first, and of those in which it comes second.
 
-    The kernel stores the two sums side by side, and also computes the gradient of the short bond's weight.
+    The kernel stores both sums of a short bond side by side, and also computes the gradient of the bond's weight.
 
     ``products`` [T, 64] contains each angle's message times the gradient of the sum at its first bond.
     """
