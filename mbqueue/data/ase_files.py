@@ -17,9 +17,9 @@ from mbqueue.data.parser_warnings import heard
 from mbqueue.data.source import Progress
 from mbqueue.errors import DataError
 
-#: A part of a comment line that ase does not split: an escaped character, or text in quotes or brackets.
+#: Matches a part of a comment line that ase does not split: an escaped character, or text in quotes or brackets.
 _TOGETHER = r"""\\.?|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{(?:[^}\\]|\\.)*\}|\[(?:[^\]\\]|\\.)*\]"""
-#: An equals sign or a word in a comment line.
+#: Matches an equals sign or a word in a comment line.
 _PART = re.compile(rf"=|(?:{_TOGETHER}|[^ \t\r\n\f\v=])+")
 #: A quotation mark or bracket that is never closed. ase would treat the rest of the line as quoted text.
 _OPEN = re.compile(rf"{_TOGETHER}|(?P<open>[\"'{{\[])")

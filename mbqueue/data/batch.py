@@ -86,7 +86,7 @@ class Batch:
         return self.packed(pinned=True)
 
     def packed(self, *, pinned: bool) -> Batch:
-        """An `OrderedBatch` in one block of memory, so that a single copy sends it to a GPU."""
+        """An `OrderedBatch` in one block of memory, which a single copy sends to a GPU."""
         batch = self.ordered()
         tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
         sizes = [-(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values()]
@@ -107,7 +107,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderedBatch(Batch):
-    """A batch with additional sorted indices and segment offsets, all int32, so that sums need no sorting.
+    """A batch that also stores sorted indices and segment offsets, all int32; sums then need no sorting.
 
     Segment i of sorted elements starts at offset i and ends before offset i + 1. All sorting is stable.
 

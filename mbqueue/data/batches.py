@@ -39,8 +39,8 @@ def make_batch(
 ) -> Batch:
     """Combine the crystals of ``rows`` into one graph, on the CPU.
 
-    The bonds are always those of the undistorted crystal. With ``distortion``, lengths and angles are those of the
-    distorted crystal, so a bond may be longer than the cut-off. CHGNet's radial basis is zero beyond the cut-off.
+    The bonds are always the undistorted crystal's. With ``distortion``, lengths and angles describe the distorted
+    crystal, so a bond may be longer than the cut-off. CHGNet's radial basis is zero beyond the cut-off.
     """
     rows = np.asarray(rows, np.int64)
     crystals = cache.crystals

@@ -30,9 +30,9 @@ LARGEST_TARGET = 1e6
 _CLASSES = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0}
 #: Cells with a smaller volume per atom, in Å³, count as flat. The density check has a stricter limit, but runs last.
 MIN_VOLUME_PER_ATOM = 0.1
-#: The smallest accepted volume per atom, in Å³. A denser cell has duplicate atoms or a wrong lattice. In the Materials
-#: Project, C3N4 has the smallest volume per atom, 5.57 Å³, followed by diamond with 5.71 Å³. Metallic hydrogen would
-#: have 3 Å³ per atom.
+#: The smallest accepted volume per atom, in Å³. A denser cell must have duplicate atoms or a wrong lattice. In the
+#: Materials Project, C3N4 has the smallest volume per atom, 5.57 Å³, followed by diamond with 5.71 Å³. Metallic
+#: hydrogen would have 3 Å³ per atom.
 SMALLEST_VOLUME_PER_ATOM = 2.5
 #: The largest accepted density, in g/cm³. Among 37,248 crystals in the Materials Project, plutonium is the densest,
 #: with 24.6 g/cm³. The densest stable element is osmium, with 22.0 g/cm³.

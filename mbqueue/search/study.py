@@ -60,7 +60,7 @@ def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: i
     """Whether the pruner would prune a trial after the newest epoch of a fold.
 
     The pruners "halving" and "hyperband" compare the same epoch of the same fold across all trials. At the end of a
-    fold, the pruner "wilcoxon" compares the best epochs of the trial's folds with those of the best trial.
+    fold, the pruner "wilcoxon" compares the best epoch of each fold with the best trial's.
 
     Args:
         trials: all trials of the search. The curves of trial ``number`` include the newest epoch.
@@ -171,7 +171,7 @@ def distribution(optuna: Any, search: Search, key: str, setting: Setting) -> Any
 
 def _sampler(optuna: Any, search: Search, seed: int) -> Any:
     samplers = optuna.samplers
-    apart = samplers.RandomSampler(seed=seed)  # samples the keys that the main sampler leaves out
+    apart = samplers.RandomSampler(seed=seed)  # draws the keys that the main sampler leaves out
     if search.sampler == "tpe":
         startup = min(_STARTUP_TRIALS, search.trials // _STARTUP_SHARE) if search.trials else _STARTUP_TRIALS
         return samplers.TPESampler(seed=seed, n_startup_trials=startup)

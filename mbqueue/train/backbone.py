@@ -51,7 +51,7 @@ def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbo
 
 
 def is_prepared(spec: Spec, frozen: FrozenBackbone) -> bool:
-    """Whether all backbone outputs that the experiment needs are stored and undamaged."""
+    """Whether all backbone outputs that the experiment needs are stored and intact."""
     return not any(frozen.missing(kind, verify=True) for kind in kinds_needed(spec))
 
 

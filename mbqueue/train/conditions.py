@@ -19,7 +19,7 @@ class Conditions:
 
     Args:
         memory_file: JSON file that records how many crystals fit on each device; None for no file.
-        extra: further entries of the fingerprint.
+        extra: additional entries of the fingerprint.
         on_note: called with a sentence when the conditions differ from what the experiment requests.
 
     Attributes:

@@ -57,7 +57,7 @@ class FoldRun:
         frozen: the pretrained backbone's outputs for the dataset, already prepared.
         checkpoints: the fold's commits.
         memory_file: JSON file that records how many crystals fit on each device; None for no file.
-        fingerprint_extra: further entries of the fingerprint (the graph converter's version).
+        fingerprint_extra: additional entries of the fingerprint (the graph converter's version).
         on_note: called with a sentence for the user (a changed fingerprint, less memory than expected).
     """
 
@@ -249,7 +249,7 @@ class FoldRun:
                 except OutOfMemory as full:
                     shortage = full.shortage
             stepper.settle()
-            if shortage is not None:  # in the except block, the error still holds the failed step's memory
+            if shortage is not None:  # not in the except block, where the error keeps the failed step's memory alive
                 self._conditions.training.make_room(shortage, self.device, self._crystals.ids)
         return True
 

@@ -17,8 +17,8 @@ from mbqueue.data.machine_code import keep_gpu_code
 from mbqueue.train.arithmetic import calculating, device_name
 from mbqueue.train.kernel_check import check
 
-#: The largest relative difference allowed between the kernels' energies and gradients and those of plain torch, by
-#: precision. In reduced precision, the kernels and plain torch round in different places.
+#: The largest allowed relative difference between the kernels and plain torch, in energies and gradients, by precision.
+#: In reduced precision, the kernels and plain torch round in different places.
 TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "fp16": 5e-3, "bf16": 5e-2}
 
 #: The number of crystals in the kernel check: few enough to fit any GPU, but enough to contain all kinds of bonds and

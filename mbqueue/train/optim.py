@@ -14,7 +14,7 @@ from mbqueue.errors import CheckpointMisfit
 from mbqueue.experiment import TrainSpec
 from mbqueue.train.family import ModelFamily
 
-#: The advice in an error about an undamaged checkpoint whose parameters are not those of its spec.
+#: The advice in an error about an intact checkpoint whose parameters do not match its spec.
 ADVICE = (
     "Another version of mbqueue wrote this checkpoint. Use that version, then run mbqueue retry. "
     "Or train under a new name (--name)."
@@ -118,7 +118,7 @@ class WeightAverage:
         """Restore the averaged weights from a checkpoint.
 
         Raises:
-            CheckpointMisfit: if the checkpoint's names differ from those of the trained parameters.
+            CheckpointMisfit: if the names in the checkpoint do not match the trained parameters.
         """
         if tensors.keys() != self.tensors.keys():
             raise CheckpointMisfit(f"The checkpoint's averaged weights do not match the trained parameters. {ADVICE}")

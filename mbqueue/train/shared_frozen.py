@@ -127,7 +127,7 @@ def _only_ours(frozen: FrozenBackbone, kind: str, shard: int, there: Collection[
 
 
 def _take(store: ObjectStore, frozen: FrozenBackbone, kind: str, shard: int) -> None:
-    """Replace a shard with the store's copy, if that copy is undamaged."""
+    """Replace a shard with the store's copy, if that copy is intact."""
     prefix = _prefix(frozen)
     try:
         listing = json.loads(store.read(f"{prefix}/{_listing(kind, shard)}", at_most=LARGEST_LISTING))

@@ -1,6 +1,6 @@
 """Tile sizes of the GPU kernels for each chip.
 
-The sizes are fixed, not auto-tuned, so that the same chip always gives the same bytes.
+Tile sizes are fixed, not auto-tuned, so that a chip always produces the same bytes.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ UPDATE_COLUMNS = 128 * 64 + 2 * 128
 
 
 class AngleGradients(NamedTuple):
-    """Gradients of ``angles_forward`` or ``update_forward``; those of the parameters are partial sums, [P, columns]."""
+    """Gradients of ``angles_forward`` or ``update_forward``; parameter gradients are partial sums, [P, columns]."""
 
     atoms: Tensor
     shorts: Tensor

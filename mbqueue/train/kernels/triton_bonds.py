@@ -36,7 +36,7 @@ COLUMNS = 128 * 64 + 3 * 128
 
 
 class BondGradients(NamedTuple):
-    """Gradients of ``bonds_forward``; those of the gate are partial sums, [P, second ‖ bias ‖ scale ‖ shift]."""
+    """Gradients of ``bonds_forward``; the gate's gradients are partial sums, [P, second ‖ bias ‖ scale ‖ shift]."""
 
     atoms: Tensor
     bonds: Tensor

@@ -1,4 +1,4 @@
-"""Sum rows of other kernels' outputs on a GPU; one program per result row adds in a fixed order."""
+"""Sum rows of other kernels' outputs on a GPU; each program computes one row of the result, in a fixed order."""
 
 from __future__ import annotations
 
