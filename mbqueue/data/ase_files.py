@@ -225,7 +225,7 @@ def _text(written: str) -> str | None:
 
 
 def _repeated(written: list[tuple[str, str | None]]) -> str:
-    """The first key that occurs twice, since ase would keep only its last value; empty if no key does."""
+    """The first key that occurs twice, or an empty string. If a key occurs twice, ase keeps only the last value."""
     counts = Counter(key for key, _ in written)
     return next((key for key, text in written if text is not None and counts[key] > 1), "")
 

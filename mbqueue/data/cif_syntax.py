@@ -94,7 +94,7 @@ def blocks_of(text: str) -> list[CifBlock]:
     """The data blocks of a CIF, in order.
 
     Raises:
-        Unusable: if the text breaks the format's rules, since a parser would skip part of such a text.
+        Unusable: if the text breaks the format's rules. A parser would skip part of such a text.
     """
     blocks: list[CifBlock] = []
     begins: list[int] = []

@@ -124,7 +124,7 @@ class Columns:
         return row.get(self.id), row.get(self.structure), row.get(self.target)
 
     def fix_id(self) -> None:
-        """From now on, if no id column has been found, reject rows with an id."""
+        """From now on, reject rows with an id if no id column has been found."""
         self._may_have_id = False
 
     def close(self, source: str) -> None:

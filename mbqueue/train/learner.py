@@ -102,7 +102,7 @@ class Learner:
 
     @property
     def has_news(self) -> bool:
-        """Whether any step has been counted since the newest commit."""
+        """Whether the learner has made progress since the newest commit."""
         if self.parent is None:
             return self.step > 0
         return self.step > 0 and self.parent.work != (self.epoch, self.complete, self.step)

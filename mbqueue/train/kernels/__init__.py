@@ -1,4 +1,4 @@
-"""CPU kernels for CHGNet's gated messages in float32, each compiled to a single pass over bonds or angles.
+"""Compiled CPU kernels for CHGNet's gated messages in float32; each makes a single pass over bonds or angles.
 
 A kernel computes messages (two linear layers, two layer norms, SiLU, sigmoid, products) for one block of rows at a
 time. A kernel's buffers take about 100 KB, so no array of size [bonds, features] is written to memory. The backward
