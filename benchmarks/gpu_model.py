@@ -36,8 +36,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbqueue.data.batch import Batch
 
-#: The full finetune whose time is predicted: all crystals of matbench_mp_e_form, five folds, 20 epochs, and
-#: validation on 5 % of the training set.
+#: Predict how long this full finetune takes: all crystals of matbench_mp_e_form, five folds, 20 epochs, and validation
+#: on 5 % of the training set.
 CRYSTALS, FOLDS, EPOCHS, VALIDATION = 132_752, 5, 20, 0.05
 SESSION_HOURS = 1 + 50 / 60
 #: Operations per element of a message, apart from matrix products: norms, SiLU, sigmoid, weights, and their gradients.
@@ -135,7 +135,7 @@ class Counting(TorchDispatchMode):
         growth = 1.0
         if largest is not None and largest.numel() > 20_000:
             growth = next((self._growth[n] for n in largest.shape if n in self._growth), self._otherwise)
-        if name in ("index_select", "gather", "index", "embedding"):  # these operations read only the selected rows
+        if name in ("index_select", "gather", "index", "embedding"):  # these ops read only the selected rows
             moved = 2 * sum(map(_bytes, outputs)) + sum(map(_bytes, inputs[1:]))
         else:
             moved = sum(map(_bytes, inputs)) + sum(map(_bytes, outputs))
@@ -235,8 +235,8 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
         reads += gathered(s.directed, s.undirected, 128, l2) + gathered(s.directed, s.undirected, 64, l2)
         return reads + 3 * 4 * s.directed, s.directed * (2 * product(1, 64, 64) + 128 * ELEMENTWISE)
 
-    # The kernels compute sums over an atom's bonds, or over a short bond's angles, as matrix products. One of the
-    # matrices has 16 rows and contains only zeros and ones.
+    # The kernels compute sums over an atom's bonds, or over a short bond's angles, as products with a 16-row matrix of
+    # zeros and ones.
     of_sum = product(1, 16, 64)
 
     def of_angles(with_second: bool) -> tuple[float, float]:

@@ -50,14 +50,14 @@ from benchmarks.postgres import is_installed, running_server
 Step = Callable[[], bool]
 #: One `prepare`, then 18 epochs and one `predict` for each of five folds, and one `record`.
 JOBS_OF_AN_EXPERIMENT = 97
-#: The number of jobs that all processes together finish before the measurement. By then, the logs have stopped growing.
+#: How many jobs all processes together finish before the measurement, so that the logs have stopped growing by then.
 WARM_UP_JOBS = 160
 #: Measure tables with at most this many jobs in more rounds, because each round soon runs out of jobs.
 SMALL_TABLE = 10_000
 
 _SLOW = "FSYNC_MS"
 
-#: Statements that copy the first experiment and its jobs, which is faster than enqueueing each copy.
+#: Statements that copy the first experiment and its jobs. Copying is faster than enqueueing.
 _COPY = (
     """
     WITH RECURSIVE series (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < :copies)

@@ -33,7 +33,7 @@ from mbqueue.topology import QUEUE_VARIABLE
 ROOT = Path(__file__).parent.parent
 #: The page whose code blocks show the output of each command.
 TUTORIAL = "docs/tutorials/first-run.md"
-#: Pages in the order in which a reader follows them. All pages use the same project.
+#: Pages whose commands a reader runs in this order, in the same project.
 RUN_IN_ORDER = (
     TUTORIAL,
     "README.md",
@@ -57,7 +57,7 @@ SERVER, BUCKET = "postgresql://me@server/mbqueue", "s3://my-bucket/chgnet"
 COMMAND_PAGES = sorted(ROOT.glob("docs/reference/commands/*.md"))
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {*COMMAND_PAGES})
 
-#: Commands in the documents that no test runs → the reason.
+#: Command that is in the documents but not in any test → the reason.
 LEFT_OUT = {
     "python3 -m venv .venv": "`make` does the same before it runs the tests",
     "source .venv/bin/activate": "the same",

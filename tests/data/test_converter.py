@@ -45,7 +45,7 @@ def test_any_cell_gives_the_graph_of_chgnet(structure):
     try:
         chgnet_graph(structure, 6.0)
     except ValueError as error:
-        # CHGNet fails on a bond whose reverse is lost to rounding; another test covers that case.
+        # CHGNet fails if rounding removes the reverse of a bond; a different test covers that case.
         assume("isolated" in str(error))
     except IndexError:
         pass  # CHGNet fails without bonds; `assert_equals_chgnet` uses the cut-off that `convert` widened

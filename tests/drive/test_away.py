@@ -64,7 +64,7 @@ def test_status_answers_from_the_live_folder_degraded(folder: ProjectFolder, los
 def test_a_live_folder_named_only_in_the_project_is_found_while_the_drive_is_away(
     folder: ProjectFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(LIVE_VARIABLE)  # now only the note in the user's cache folder names the live folder
+    monkeypatch.delenv(LIVE_VARIABLE)  # now only the note in the user's cache folder shows where the live folder is
     _unmounted(folder.root)
     assert find_project(folder.root, while_away=True).live == folder.live
     (note,) = Path(os.environ["XDG_CACHE_HOME"]).glob("mbqueue/live/project-*.json")

@@ -99,7 +99,7 @@ def test_training_continues_and_later_converges_wherever_reading_the_mount_hangs
     for n_hung in range(20):
         two.drive.back.clear()
         two.drive.hangs.clear()
-        two.drive.hangs_at = two.drive.reads + 1  # earlier reads are cached, so the next read must hang
+        two.drive.hangs_at = two.drive.reads + 1  # let the next read hang; earlier reads are cached
         began = time.monotonic()
         taken = two.look()
         assert time.monotonic() - began < FOR_EVER / 2
@@ -186,7 +186,7 @@ def test_a_real_session_stops_while_reading_the_mount_hangs(tmp_path: Path, monk
         stop.request(_terminated())
 
     monkeypatch.setattr(Drive, "names", hang)
-    other = SimpleNamespace(session=SimpleNamespace(id="29991231T235959Z"))  # this session started later
+    other = SimpleNamespace(session=SimpleNamespace(id="29991231T235959Z"))  # a session that started later
     others: Any = property(lambda _self: [other])
     with monkeypatch.context() as patched:
         patched.setattr(Publisher, "others", others)

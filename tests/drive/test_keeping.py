@@ -143,7 +143,7 @@ def test_a_session_killed_a_moment_ago_does_not_block_recover(local: LocalProjec
     with connection:
         connection.execute(
             "UPDATE sessions SET pid_started = pid_started - 1"
-        )  # pretend that a later process has this pid
+        )  # pretend that a newer process now has this pid
     connection.close()
     recover(local.project, force=True, note=note, clock=local.clock)
     assert epochs_and_rows(local.project)

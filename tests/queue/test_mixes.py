@@ -142,7 +142,7 @@ def test_any_mix_of_commands_leaves_a_queue_that_can_be_finished(open_queue, mak
     assert {job.state for job in queue.jobs()} <= {State.COMMITTED, State.SKIPPED}
     told: dict[int, State] = {}
     for event in queue.events(limit=100_000):
-        if event.job_id is not None:  # the job's previous event left it in `from_state`
+        if event.job_id is not None:  # `from_state` is the state after the job's previous event
             assert event.from_state == told.get(event.job_id)
             told[event.job_id] = event.to_state
     assert told == {job.id: job.state for job in queue.jobs()}

@@ -39,8 +39,8 @@ from .conftest import (
     tell,
 )
 
-#: Two runs may differ by at most this many operations, because heartbeats depend on the clock. On a drive, runs differ
-#: more, because a thread publishes during training and its timing varies.
+#: Runs differ by up to this many operations, because heartbeats depend on the clock. On a drive, runs differ more,
+#: because a thread publishes during training and its timing varies.
 CLOCKED, CLOCKED_ON_A_DRIVE = 30, 150
 
 

@@ -24,8 +24,8 @@ LEAST_SESSIONS = 40 if LONG else 15
 CRYSTALS, EPOCHS = (60, 3) if LONG else (20, 2)
 ENQUEUE = ("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0-4", "--epochs", str(EPOCHS))
 ENQUEUE += ("--set", f"data.limit={CRYSTALS}", "--set", "train.batch_size=8")
-#: The probability weight of each way to end a session. Use each way once before choosing at random.
-#: Deadlines are rare, because a session with a deadline runs for seconds and does much of the work.
+#: The probability weight of each way to end a session, once each way has occurred. Deadlines are rare, because a
+#: session with a deadline runs for several seconds and does much of the work.
 ENDINGS = {"deadline": 1 if LONG else 0, "lost mount": 2, "SIGTERM": 4, "SIGKILL": 5}
 #: The expected exit codes for each way to end a session. While a session is still reading its project from the mount,
 #: SIGTERM kills the session, and losing the mount is an error. Once the session has read its project, it continues
@@ -40,8 +40,8 @@ CODES = {
 #: before it trains.
 SHORTEST, LONGEST = 8, 60 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
-#: The first `LEAST_SESSIONS` sessions end within this many operations. Otherwise, the run might finish before a session
-#: has ended in every way.
+#: End the first `LEAST_SESSIONS` sessions within this many operations, so that the run does not finish before each way
+#: to end a session has occurred.
 LONGEST_AT_FIRST_ON_A_DRIVE = 330 if LONG else 170
 
 
@@ -117,8 +117,8 @@ def next_ending(chance: random.Random, before: list[str]) -> str:
 
 def command_for(ending: str, chance: random.Random) -> tuple[str, ...]:
     """The arguments of a session without a deadline, or with a short one."""
-    # This leaves about 1 s for training: two reserves take a tenth of the session each, and no step starts in the last
-    # 5 s.
+    # A session this short trains for about 1 s: two reserves take a tenth of its time each, and no step starts in the
+    # last 5 s.
     return (*WORK[:-1], f"{chance.uniform(7.0, 8.0):.1f}s") if ending == "deadline" else WORK
 
 

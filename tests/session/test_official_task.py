@@ -19,7 +19,7 @@ from mbqueue.data import official
 from mbqueue.files import sha256_of_file
 from mbqueue.task import TASKS, Task
 
-#: MBQUEUE_LONG=1 runs all nine tasks. Otherwise, the test runs only the smallest task and the classification task.
+#: MBQUEUE_LONG=1 tests all nine tasks. By default, test only the smallest task and the classification task.
 LONG = os.environ.get("MBQUEUE_LONG", "") not in {"", "0"}
 SAMPLE = ("matbench_jdft2d", "matbench_mp_is_metal")
 #: With more crystals than this, training takes too long on a CPU, so the test uses the composition-only model.

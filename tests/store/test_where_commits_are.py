@@ -415,8 +415,8 @@ def test_a_copy_that_would_use_the_store_or_the_queue_of_its_original_is_refused
         assert len(queue.sessions()) == 2, "the copy began no session"
 
     monkeypatch.setenv(STORE_VARIABLE, share.url)
-    if shares == "queue":  # with the same store, the copy counts as another machine of the project
+    if shares == "queue":  # with the same store, the copy counts as a second machine
         assert session(find_project(copy.root)) == "reached the limit of 0 jobs"
         return
-    original.root.rename(tmp_path / "away")  # without the original, the copy counts as the moved project
+    original.root.rename(tmp_path / "away")  # with the original gone, mbqueue treats the copy as a moved project
     assert session(copy) == "reached the limit of 0 jobs"

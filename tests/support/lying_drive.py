@@ -21,7 +21,7 @@ from pathlib import Path
 REPLACEABLE = "results"
 #: The suffix of a client's folder while its mount is lost.
 AWAY = ".away"
-#: After this many seconds, a mounted client has uploaded every file.
+#: Seconds after which a mounted client has uploaded every file.
 LONGEST_UPLOAD = 90.0
 
 

@@ -47,7 +47,7 @@ class PostgresServer:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mbq-pg-"))
-        self.holds: Path | None = None  # the folder of the test whose queue is in the shared schema
+        self.holds: Path | None = None  # the folder of the test that has its queue in the shared schema
         self.port = free_port()
         # PostgreSQL refuses to run as root.
         self._user = "nobody" if os.geteuid() == 0 else None

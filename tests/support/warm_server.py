@@ -28,7 +28,7 @@ def _warm_up() -> None:
     from mbqueue.cli import main
     from mbqueue.train import chgnet
 
-    # Cache the weights that chgnet ships, so that not every child reads them from the package.
+    # Cache the weights that chgnet ships, so that child processes do not have to read them again.
     chgnet._read = cache(chgnet._read)
 
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:  # noqa: PTH123

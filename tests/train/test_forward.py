@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with require
 
 def gradients(model: CHGNet, energy: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    # Weight the crystals differently, so that errors of opposite sign cannot cancel out.
+    # Give the crystals different weights, so that errors of opposite sign cannot cancel out.
     weights = torch.linspace(0.5, 1.5, len(energy), dtype=energy.dtype, device=energy.device)
     (energy * weights).square().sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -256,7 +256,7 @@ def test_products_of_float16_sum_in_float32_and_keep_small_gradients(
         PRODUCTS.reset(token)
     for name, exact in found["exact"].items():
         error = float((found["half"][name] - exact).norm() / exact.norm())
-        # Without the gradient scale, many gradients would be smaller than their errors.
+        # Without the gradient scale, many gradients would be smaller than their rounding errors.
         assert error < 0.1, f"{name}: {error}"
     assert any(not torch.equal(found["half"][name], exact) for name, exact in found["exact"].items())
 

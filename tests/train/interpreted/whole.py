@@ -66,7 +66,7 @@ def in_dtype(batch: OrderedBatch, dtype: torch.dtype) -> OrderedBatch:
 def results(energies: Any, model: Any, batch: OrderedBatch) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     found = energies(model, batch)
-    # Weight the crystals differently, so that errors of opposite sign cannot cancel out.
+    # Give the crystals different weights, so that errors of opposite sign cannot cancel out.
     (found * torch.linspace(0.5, 1.5, len(found), dtype=found.dtype)).square().sum().backward()
     return found.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
