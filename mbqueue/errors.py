@@ -142,7 +142,7 @@ class InvalidCrystals(DataError):
 
     Attributes:
         offenders: a (crystal id, reason) pair for each invalid entry, in the order of the dataset.
-        columns: which columns mbqueue read, in words; empty if they are unknown.
+        columns: a description of the columns that mbqueue read; empty if unknown.
     """
 
     #: The message lists at most this many invalid entries, then says how many more there are.

@@ -16,7 +16,7 @@ class Family:
     """A kind of model that mbqueue can train.
 
     Attributes:
-        name: the name in messages.
+        name: the family's name in messages.
         module: the module that implements `mbqueue.train.family.ModelFamily`.
         pretrained: name of pretrained weights in experiment files → the file where the module finds these weights.
     """

@@ -44,7 +44,7 @@ def wrong_queue_url(text: str) -> str | None:
     return None if fits else "must have the form postgresql://USER@HOST/DATABASE"
 
 
-#: Matches USER:PASSWORD@ after the slashes, even if the password contains a question mark. The pattern never matches
+#: Matches USER:PASSWORD@ after the slashes, even if the password contains a question mark. The pattern does not match
 #: HOST:PORT, even if an option after it contains an @.
 _PASSWORD = re.compile(r"//[^/@]*:[^@?]*@|//[^/@:?]*:(?!\d+[?,])[^/@]*@")
 

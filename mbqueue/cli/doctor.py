@@ -1,4 +1,4 @@
-"""The command ``mbqueue doctor``, which checks this machine and says how to fix problems."""
+"""The command ``mbqueue doctor``, which checks this machine and explains how to fix problems."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Screen:
             self._live.stop()
 
     def report(self, label: str = "") -> Narration:
-        """Make the object through which one session reports its progress.
+        """Create the object that reports one session's progress.
 
         Args:
             label: text before each of the session's messages; empty if there is only one session.

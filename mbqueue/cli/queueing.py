@@ -202,7 +202,7 @@ def cancel(
 def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
     """Retry failed and cancelled jobs, which get their full number of attempts again.
 
-    Jobs that are waiting after a failure run at once. mbqueue rebuilds missing or damaged result files from the
+    Jobs that are waiting after a failure run immediately. mbqueue rebuilds missing or damaged result files from the
     checkpoints.
 
     Example: mbqueue retry full_finetune --fold 3

@@ -60,8 +60,8 @@ def work(
     The session waits while other sessions are running the last jobs, or while failed jobs are waiting for a retry.
 
     You can kill a session at any instant; the next session resumes. On SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 or
-    SIGUSR2, the session finishes the step, writes a checkpoint and ends. A second Ctrl-C ends the session at once. Exit
-    code 75 means that work is left, so run the command again.
+    SIGUSR2, the session finishes the step, writes a checkpoint and ends. A second Ctrl-C ends the session immediately.
+    Exit code 75 means that work is left, so run the command again.
 
     Example: mbqueue work --session 1h50m
     """

@@ -16,7 +16,7 @@ from mbqueue.task import Target
 def absences(
     folds: Mapping[str, Mapping[str, Any]], predictions: Mapping[int, Predictions], target: Target
 ) -> list[str]:
-    """Write one sentence for each group of folds whose training sets lack the same elements.
+    """Write one sentence for each group of folds whose training sets are missing the same elements.
 
     Elements that do not occur in a fold's test set are ignored.
 

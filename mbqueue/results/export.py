@@ -82,7 +82,7 @@ def export_submission(
     Raises:
         ResultsError: if the results do not cover all five official folds, or matbench rejects them. The error lists
             every reason.
-        UsageError: if ``authors`` is empty, or the folder exists. ``force`` replaces an earlier export.
+        UsageError: if ``authors`` is empty, or the folder exists and may not be replaced.
     """
     for one in recorded:
         _require_comparable(one)

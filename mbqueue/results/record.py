@@ -19,7 +19,7 @@ new one last. The file contains the size and SHA-256 of every other file, and it
     leaderboard      comparable (bool), reasons_against (list of str), rows ([{name, mae}];
                      balanced_accuracy instead of mae for a class)
     notes            pretraining_overlap, choice (only if the settings were chosen on a fold)
-    run              everything that may differ between equal runs: recorded_at, enqueued_on, versions, devices,
+    run              everything that may differ between repeated runs: recorded_at, enqueued_on, versions, devices,
                      sessions ([{id, device, seconds}]), hours, fold_seconds, fingerprint_changes ([{fold, epoch,
                      step, changes}]), files ({name: {size, sha256}}), checksum (SHA-256 of results.json without
                      this key, as canonical JSON; missing from files of earlier versions)
@@ -94,7 +94,7 @@ class RecordInputs:
         sessions: the sessions that worked on the experiment, in order.
         fingerprint_changes: one entry per resume with a different device, library or micro-batch: dicts with fold,
             epoch, step and changes ({key: [before, after]}).
-        absent_elements: fold → elements that its training set lacks, whose reference energy is 0.
+        absent_elements: fold → elements missing from its training set. Their reference energy is 0.
         blends: fold → ``blend`` in that fold's entry of results.json.
         enqueued_on: day, YYYY-MM-DD; recorded_at: seconds since the epoch.
     """

@@ -1,7 +1,7 @@
 """The two tables of a fold: its history (one row per epoch) and its predictions (one row per test crystal).
 
 Each table is a CSV file that is replaced atomically. Numbers are written with as few digits as possible without losing
-float64 precision. So equal runs write identical files.
+float64 precision. So repeated runs write identical files.
 """
 
 from __future__ import annotations

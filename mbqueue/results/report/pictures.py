@@ -37,15 +37,15 @@ def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]
     """Write every figure of a report to ``folder``/NAME.png, at twice the resolution of a screen.
 
     Raises:
-        ResultsError: if kaleido, which plotly needs to draw pictures, is missing, or if kaleido finds no browser.
+        ResultsError: if kaleido (which plotly uses to render pictures) is missing or finds no browser.
     """
     files.make_folder(folder)
-    # Draw all pictures in a temporary folder first, so that an error leaves the target folder unchanged.
+    # Render all pictures in a temporary folder first, so that an error leaves the target folder unchanged.
     with tempfile.TemporaryDirectory(prefix=files.TEMP_PREFIX, dir=folder) as scratch:
         drawn = [Path(scratch, f"{name}.png") for name in figures]
         widths = [_NARROW_PIXELS.get(name, WIDTH_PIXELS) for name in figures]
         try:
-            # Draw all pictures in one call, because every call starts a browser.
+            # Render all pictures in one call, because every call starts a browser.
             plotly.io.write_images(list(figures.values()), drawn, width=widths, scale=_SCALE)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise ResultsError(
