@@ -5,7 +5,7 @@
     │   ├── ProjectNotFound      there is no project folder
     │   ├── SpecError            an experiment file or an override is wrong
     │   ├── ExperimentExists     the queue has an experiment of this name with a different spec
-    │   └── SearchUnavailable    Optuna, which searches need, is not installed
+    │   └── SearchUnavailable    searches need Optuna, which is not installed
     ├── DataError                a dataset cannot be read
     │   ├── InvalidCrystals      some entries are invalid; has their ids and reasons
     │   ├── SourceAway           a dataset is temporarily unavailable
@@ -112,7 +112,7 @@ class ExperimentExists(UsageError):
 
 
 class SearchUnavailable(UsageError):
-    """Optuna, which searches need, is not installed."""
+    """Searches need Optuna, which is not installed."""
 
 
 class DataError(MbqueueError):

@@ -1,4 +1,4 @@
-"""Sections with which commands record where a spec comes from: a search, `promote` or `blend`."""
+"""Spec sections in which commands record the spec's origin: a search, `promote` or `blend`."""
 
 from __future__ import annotations
 
