@@ -69,7 +69,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     temp = temp_beside(path)
     try:
         with temp.open("wb") as stream:
-            _sweep(temp, path.name)
+            _sweep(temp, f"{TEMP_PREFIX}*-{path.name}")
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -84,16 +84,16 @@ def sweep(folder: Path) -> None:
     """Remove abandoned temp files from a folder in which other processes may be writing."""
     if any(folder.glob(f"{TEMP_PREFIX}*")):
         with tempfile.NamedTemporaryFile(prefix=TEMP_PREFIX, dir=folder) as probe:
-            _sweep(Path(probe.name), "*")
+            _sweep(Path(probe.name), f"{TEMP_PREFIX}*")
 
 
-def _sweep(temp: Path, name: str) -> None:
-    """Remove abandoned temp files for the file ``name`` from the folder that contains ``temp``.
+def _sweep(temp: Path, pattern: str) -> None:
+    """Remove abandoned temp files whose names match ``pattern`` from the folder that contains ``temp``.
 
     ``temp`` has just been created, so its modification time is the file system's current time.
     """
     now = temp.stat().st_mtime
-    for left_over in temp.parent.glob(f"{TEMP_PREFIX}*-{name}"):
+    for left_over in temp.parent.glob(pattern):
         with suppress(FileNotFoundError):  # another process may remove the same file
             if now - left_over.stat().st_mtime > LEFT_OVER_SECONDS:
                 left_over.unlink()

@@ -82,3 +82,18 @@ def test_leftovers_of_dead_processes_are_removed_and_files_of_live_ones_are_not(
     files.sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, "f.json"]
     files.sweep(tmp_path / "missing")
+
+
+def test_a_sweep_removes_the_probe_that_an_interrupted_sweep_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".tmp-aa-f.json").write_text("half")  # without temp files, a sweep needs no probe
+    with monkeypatch.context() as patched:
+        probes: list[str] = []
+        patched.setattr(files, "_sweep", lambda probe, _pattern: probes.append(probe.name))
+        files.sweep(tmp_path)
+    probe = tmp_path / probes[0]
+    probe.touch()
+    os.utime(probe, (0, 0))
+    files.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".tmp-aa-f.json"]
