@@ -98,6 +98,10 @@ _OUTLOOK = """
         (SELECT count(*) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before <= :now) AS ready,
         (SELECT count(*) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before > :now) AS delayed
 """
+_NEXT_RETRY = """
+    SELECT job_rows.*, not_before - :now AS seconds_left FROM job_rows
+    WHERE state = 'ready' AND paused = 0 AND not_before > :now ORDER BY not_before, id LIMIT 1
+"""
 
 
 class _Group(NamedTuple):
@@ -133,11 +137,15 @@ class Outlook:
         ready: the number of ready jobs that are not paused, including jobs reserved for another session.
         delayed: the number of jobs that are waiting for a retry.
         leased: the number of jobs that sessions hold.
+        next_retry: the first of the delayed jobs to become due; None if no job is delayed.
+        seconds_to_retry: the time until `next_retry` is due.
     """
 
     ready: int
     delayed: int
     leased: int
+    next_retry: Job | None
+    seconds_to_retry: float
 
     @property
     def is_exhausted(self) -> bool:
@@ -201,7 +209,11 @@ class Reports(Part):
     def outlook(self, *, now: float) -> Outlook:
         """Read the remaining work, for a worker whose claim found no job."""
         with self.reading() as db:
-            return Outlook(**dict(db.execute(_OUTLOOK, {"now": now}).fetchone()))
+            counts = dict(db.execute(_OUTLOOK, {"now": now}).fetchone())
+            row = db.execute(_NEXT_RETRY, {"now": now}).fetchone() if counts["delayed"] else None
+        if row is None:
+            return Outlook(**counts, next_retry=None, seconds_to_retry=0.0)
+        return Outlook(**counts, next_retry=Job.from_row(row), seconds_to_retry=row["seconds_left"])
 
     @repeatable
     def overview(self, *, now: float, project: str = "", experiment: str | None = None) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from mbqueue.errors import (
 )
 from mbqueue.limits import why_limited
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.jobs import Kind, Lease, State
+from mbqueue.queue.jobs import Kind, Lease
 from mbqueue.queue.opening import open_queue, require_queue
 from mbqueue.queue.overview import Outlook
 from mbqueue.queue.store import Queue
@@ -287,20 +287,13 @@ def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> b
     """Report what the session is waiting for. Return whether a note has told the user how to retry without a delay."""
     if outlook.is_exhausted:
         session.report.waiting("nothing is left to do; waiting for new jobs")
-    elif outlook.delayed and not outlook.leased:
-        now = session.clock.now()
-        jobs = session.queue.jobs(state=State.READY)
-        delayed = [job for job in jobs if job.not_before > now and not job.paused]
-        if not delayed:
-            return is_hinted  # a job became due after `outlook` was read
-        first = min(delayed, key=lambda job: job.not_before)
+    elif outlook.next_retry is not None and not outlook.leased:
+        first, left = outlook.next_retry, outlook.seconds_to_retry
         if not is_hinted:
             fold = "" if first.fold is None else f" --fold {first.fold}"
             session.report.note(f"to retry at once, run mbqueue retry {first.experiment}{fold} in another terminal")
-        others = f"; {counted(len(delayed) - 1, 'other job')} will be retried later" if len(delayed) > 1 else ""
-        session.report.waiting(
-            f"the next attempt at {first.label} is in {format_duration(first.not_before - now)}{others}"
-        )
+        others = f"; {counted(outlook.delayed - 1, 'other job')} will be retried later" if outlook.delayed > 1 else ""
+        session.report.waiting(f"the next attempt at {first.label} is in {format_duration(left)}{others}")
         is_hinted = True
     else:
         session.report.waiting(f"the next jobs wait for {counted(outlook.leased, 'job')} in other sessions")

@@ -163,9 +163,22 @@ def test_the_outlook_distinguishes_waiting_from_being_finished(world):
     world.queue.fail(lease, error="boom", now=world.now)
     outlook = world.queue.outlook(now=world.now)
     assert (outlook.delayed, outlook.is_exhausted) == (1, False)
+    assert (outlook.next_retry, outlook.seconds_to_retry) == (world.find("full prepare"), 30)
     world.now += 31
+    assert (world.queue.outlook(now=world.now).delayed, world.queue.outlook(now=world.now).next_retry) == (0, None)
     world.finish(session)
     assert world.queue.outlook(now=world.now).is_exhausted
+
+
+def test_the_outlook_names_the_delayed_job_that_is_due_first(world):
+    session = world.session()
+    for name in ("late", "soon", "paused"):
+        world.enqueue(name)
+    for delay in (20, 0, 5):
+        world.queue.fail(world.take(session), error="boom", now=world.now + delay)
+    world.queue.pause("paused", now=world.now)
+    outlook = world.queue.outlook(now=world.now)
+    assert (outlook.delayed, outlook.next_retry.label, outlook.seconds_to_retry) == (2, "soon prepare", 30)
 
 
 def test_a_queue_with_only_paused_jobs_is_exhausted(world):

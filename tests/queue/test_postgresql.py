@@ -72,6 +72,10 @@ def test_times_come_from_the_server_even_if_a_workers_clock_is_wrong(queue, make
     assert abs(lease.job.lease_expires_at - (now + 60)) < 30
     assert abs(queue.overview(now=wrong)["now"] - now) < 30
     assert queue.reap_expired(by="test", now=wrong) == 0
+    delayed = queue.fail(lease, error="boom", now=wrong)
+    outlook = queue.outlook(now=wrong)
+    assert (outlook.delayed, outlook.next_retry) == (1, delayed)
+    assert 0 < outlook.seconds_to_retry <= delayed.not_before - now
 
 
 def test_a_transaction_has_one_time(queue):
