@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from mbqueue.project import NAME_PATTERN
 from mbqueue.section import Section
 
-#: The keys of a spec that only commands write.
+#: Spec keys that only commands set, never a user.
 KEPT_BY_COMMANDS = ("trial", "chosen", "made_from")
 
 

@@ -223,7 +223,7 @@ class Queueing(OpenedProject):
         """Queue failed and cancelled jobs again, with the full number of attempts, and rebuild lost result files.
 
         A fold whose recorded files are missing or damaged is predicted again from its checkpoints. If the files are in
-        an object store that is not responding, mbqueue logs a note and rebuilds no files.
+        an object store that is not responding, mbqueue logs a note and does not rebuild the files.
 
         A pruned trial of a search resumes and trains to the end. If the trial's checkpoints were removed, mbqueue logs
         a note and the trial starts from the beginning. If ``experiment`` is a search, its failed and cancelled trials

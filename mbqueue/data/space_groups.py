@@ -56,7 +56,7 @@ class SpaceGroup:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The group's symbols in the file, and its standard symbol."""
+        """The space-group symbols given in the file, and the group's standard symbol."""
         standard = () if self.number is None else (_standard_symbols()[self.number],)
         return (*self.symbols, *self.hall, *standard)
 

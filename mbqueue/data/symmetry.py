@@ -43,7 +43,7 @@ Operations = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Symmetry:
-    """The symmetry operations that a parser applied, and what the file says about them.
+    """The symmetry operations that a parser applied, and the space group that the file names.
 
     Attributes:
         rotations: rotation matrices of fractional coordinates, [n, 3, 3].

@@ -127,7 +127,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
             with Queue(staging / "queue.db") as queue:
                 queue.end_all_sessions(reason="the queue was restored from a backup", now=now, by="restore")
                 for experiment in queue.experiments():
-                    # Once a pruned trial's checkpoints are removed, its histories are in the trial's spec.
+                    # Once a pruned trial's checkpoints are removed, only its spec contains its histories.
                     for fold in () if experiment.is_released else experiment.spec["folds"]:
                         folder = staging / "checkpoints" / experiment.name / fold_name(fold)
                         commits = Commits(in_folder(folder), experiment.identity(fold), passed_over(str(folder), note))

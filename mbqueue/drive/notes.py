@@ -91,7 +91,7 @@ def read_notes(project: ProjectFolder, note: Callable[[str], None]) -> list[dict
 
 
 def steer_as_noted(queue: Queue, one: Mapping[str, Any], *, now: float) -> None:
-    """Restore an experiment's pauses, cancellations and priorities in a queue that already has all finished work."""
+    """Restore an experiment's pauses, cancellations and priorities, once the queue contains all its finished work."""
     name = one["spec"]["name"]
     found = {experiment.name: experiment for experiment in queue.experiments()}
     if name not in found or found[name].spec_hash != one["spec_hash"]:

@@ -59,7 +59,7 @@ class CommitsPlaces(Part):
         """
         with self.writing() as db:
             if self.database.dialect is POSTGRESQL:
-                # A session that starts now waits for this lock, and then reads the new place.
+                # A session that starts now waits for this lock, then reads the new location.
                 db.execute("LOCK TABLE sessions, commits_place IN EXCLUSIVE MODE")
             now = self.database.instant(db, now)
             row = db.execute(_READ).fetchone()

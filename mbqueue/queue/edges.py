@@ -10,8 +10,8 @@ from mbqueue.queue.dialect import Dialect
 
 # The edges: prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record.
 # `fold_before` uses a subquery instead of a join. With a join, both databases may scan all epochs of a fold once for
-# each epoch. The "+" in "+later.fold" is for SQLite, which uses an index on an expression only if the other side is not
-# a plain column.
+# each epoch. The unary "+" makes an expression of "+later.fold". SQLite uses an index on an expression only if the
+# other side of the comparison is not a plain column.
 def _links(sql: Dialect) -> Iterator[str]:
     fold, epoch = f"{sql.or_else}(earlier.fold, -1)", f"{sql.or_else}(earlier.epoch, -1)"
     fold_before = f"""

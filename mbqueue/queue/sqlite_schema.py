@@ -153,7 +153,7 @@ _EXPECTED: dict[int, Definitions] = {}
 def definitions(db: sqlite3.Connection) -> Definitions:
     """The definitions of a database's tables, triggers, views and indexes.
 
-    The tables of statistics (sqlite_stat1 …) are left out, because any program can create them with ANALYZE.
+    SQLite's statistics tables (sqlite_stat1 …) are left out, because any program can create them with ANALYZE.
     """
     rows = db.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite^_stat_' ESCAPE '^'")
     return {(kind, name, " ".join((text or "").split())) for kind, name, text in rows}

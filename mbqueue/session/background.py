@@ -108,7 +108,7 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
             )
         started = BackgroundSession(process=identity_of(child.pid), log=log, sessions=(), started_at=now)
         _write(project, started)
-        # This process may keep running, for example a notebook's kernel, so reap the child when it ends.
+        # This process may live long (for example, a notebook's kernel), so reap the child when it ends.
         threading.Thread(target=child.wait, name="mbqueue-background", daemon=True).start()
         started = _wait_until_at_work(project, started, child, len(options.devices or [""]), before, clock)
         _write(project, started)

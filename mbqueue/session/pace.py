@@ -1,4 +1,4 @@
-"""Measure the speed of a job's current work from its progress reports."""
+"""Estimate from progress reports how fast a job is running."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ What each backend guarantees (tests/storage/test_blobs.py checks all of them):
 So use `create` for names that two writers may choose at the same time, and put a hash into names on a mount. Readers
 check the hash of everything that they read.
 
-Paths are relative and use slashes. A FileNotFoundError is about a single file. Any other OSError, or a StoreError,
-means that the folder, mount or store itself has failed; its files may be intact. Backends do not wait, retry or keep
-copies.
+Paths are relative and use slashes. A FileNotFoundError means that one file is missing. Any other OSError, or a
+StoreError, means that the folder, mount or store itself has failed; its files may be intact. Backends do not wait,
+retry or keep copies.
 """
 
 from __future__ import annotations

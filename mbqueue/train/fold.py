@@ -58,7 +58,7 @@ class FoldRun:
         checkpoints: the fold's commits.
         memory_file: JSON file that records how many crystals fit on each device; None for no file.
         fingerprint_extra: additional entries of the fingerprint (the graph converter's version).
-        on_note: called with a sentence for the user (a changed fingerprint, less memory than expected).
+        on_note: called with a message for the user (a changed fingerprint, less memory than expected).
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class Inference:
         feed: the models' input.
         conditions: the device's limits.
         clock: measures the time between two writes of partial predictions.
-        on_note: called with a sentence for the user.
+        on_note: called with a message for the user.
     """
 
     def __init__(

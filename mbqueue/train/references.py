@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 #: The number of elements that CHGNet supports: H to Pu.
 N_ELEMENTS = 94
-#: Candidate ridge strengths; a strength of 1 weighs as much as one crystal.
+#: Candidate ridge strengths; at strength 1, the penalty counts as much as one crystal.
 _RIDGES = 10.0 ** np.arange(-3, 2.01, 0.5)
-#: The ridge strength for logistic regression, equal to the weight of one crystal. The strength is fixed, because the
+#: The ridge strength for logistic regression: the penalty counts as much as one crystal. It is fixed, because the
 #: leave-one-out error of logistic regression has no closed form.
 _LOGISTIC_RIDGE = 1.0
 _NEWTON_STEPS = 30

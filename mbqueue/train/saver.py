@@ -74,7 +74,7 @@ class Saver:
         send the same bytes, so mbqueue recognises a commit that arrived even if the store's reply was lost.
 
         Raises:
-            StoreError: if the store is still not responding when the time to wait runs out.
+            StoreError: if the store has not responded by the time `Checkpoints.hold_on` allows.
         """
         self._drop_pending()
         content = serialise(state)

@@ -51,7 +51,7 @@ def assert_all_three(data, *, ids: list[str], targets: list[float] = TARGETS) ->
     assert data.crystals.compositions() == ["NaCl", "MgO", "Fe"]
 
 
-# ---- rows with a wrong number of cells, repeated column names and repeated keys
+# ---- rows with the wrong number of cells; repeated column names; repeated keys
 
 
 CIF = SALT.to(fmt="cif")

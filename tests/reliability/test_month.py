@@ -36,8 +36,8 @@ CODES = {
     "SIGKILL": {-signal.SIGKILL},
     "lost mount": {FAILURE, WORK_LEFT, -signal.SIGTERM, 0},
 }
-#: The number of operations in the shortest and the longest session. On a drive, a new machine needs 100 operations
-#: before it trains.
+#: The number of operations in the shortest and the longest session. With a project on a drive, a new
+#: machine performs about 100 operations before training starts.
 SHORTEST, LONGEST = 8, 60 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
 #: End the first `LEAST_SESSIONS` sessions within this many operations, so that the run does not finish before each way

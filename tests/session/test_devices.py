@@ -69,7 +69,7 @@ def test_a_dead_session_is_reported_and_the_others_continue_until_they_are_stopp
             first, second = queue.sessions()
             assert {first.id, second.id} == set(started.sessions)
             os.kill(first.pid, signal.SIGKILL)
-            # mbqueue ends the killed session and releases its job before the one-hour lease expires.
+            # mbqueue records that the killed session has ended, and releases its job before the one-hour lease expires.
             until(lambda: queue.session(first.id).end_reason == f"process {first.pid} is gone")
             assert queue.session(second.id).ended_at is None
     finally:

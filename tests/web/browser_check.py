@@ -229,7 +229,7 @@ def check_reconnecting(page: Page, project: Project, port: int, stop: Callable[[
     expect(page.locator("#pulse")).to_contain_text("no answer from the board")
     with serving(project, port):
         expect(page.locator("#pulse")).to_have_text("live")
-        # The restarted board has a new secret. The page must fetch this secret before a button works.
+        # The restarted board has a new secret. The page's buttons fail until the page has fetched it.
         page.locator("#experiment-other").get_by_label("Priority").fill("3")
         page.keyboard.press("Enter")
         expect(page.locator("#said")).to_contain_text("priority 3")

@@ -1,6 +1,6 @@
 """Tile sizes of the GPU kernels for each chip.
 
-Tile sizes are fixed, not auto-tuned, so that a chip always produces the same bytes.
+Tile sizes are fixed, not auto-tuned, so that results are bit-identical on every GPU of one model.
 """
 
 from __future__ import annotations
