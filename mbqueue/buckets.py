@@ -22,8 +22,8 @@ STORE_VARIABLE = "MBQUEUE_STORE"
 MARKER = "mbqueue-store.json"
 
 #: Time limits for requests that a session makes while it blocks the queue for other sessions. A commit makes one or two
-#: of these requests (`mbqueue.storage.objects.ObjectStore.create`). Meanwhile, other sessions wait for the locked
-#: SQLite database, but only for a limited time (`mbqueue.queue.sqlite`).
+#: of these requests (`mbqueue.storage.objects.ObjectStore.create`). Both must finish before other sessions stop waiting
+#: for the locked SQLite database (`mbqueue.queue.sqlite.BUSY_SECONDS`).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
 #: Time limits for checkpoints: 5 MB at 80 kB/s take about a minute.
 PATIENT = {"connect_timeout": "5s", "timeout": "60s"}

@@ -78,8 +78,8 @@ class Topology:
     def shared_by_copies(self) -> str:
         """The resource that a copy of the project would share with the original, as text for an error message.
 
-        Empty if a copy would share nothing, or if the project is on a drive, where `mbqueue.belonging` distinguishes
-        the live folders.
+        Empty if a copy would share nothing, or both the queue and the store. Also empty if the project is on a drive,
+        where `mbqueue.belonging` distinguishes the live folders.
         """
         if self.is_split or bool(self.queue_url) == bool(self.store):
             return ""

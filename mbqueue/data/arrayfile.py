@@ -33,7 +33,7 @@ _PREFIX = 48
 def write_arrays(
     path: Path, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], *, unhashed: tuple[str, ...] = ()
 ) -> None:
-    """Durably write the file ``path``. Arrays in ``unhashed`` get no checksum; the caller must check them."""
+    """Durably write the file ``path``. Arrays in ``unhashed`` get no checksum, so their readers must check them."""
     entries: list[dict[str, Any]] = []
     parts: list[memoryview] = []
     offset = 0

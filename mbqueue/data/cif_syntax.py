@@ -192,7 +192,11 @@ class _Tokens:
 def _tokens_of(text: str) -> Iterator[re.Match[str]]:
     """The tokens of a CIF without its comments.
 
-    Only ASCII whitespace may separate two tokens, because pymatgen deletes all other blanks.
+    A gap between two tokens may contain non-ASCII blanks only next to an ASCII blank, because pymatgen deletes
+    non-ASCII characters.
+
+    Raises:
+        Unusable: if a gap contains only non-ASCII blanks.
     """
     before: re.Match[str] | None = None
     for match in _TOKEN.finditer(text):

@@ -18,9 +18,10 @@ from mbqueue.project import ProjectFolder
 
 
 def require_original(project: ProjectFolder) -> None:
-    """Record this project's folder, unless the project is a copy.
+    """Refuse a copy that shares only the queue or only the store with its original; record an original's folder.
 
-    If the original no longer exists, the project was moved, not copied. Copies on another machine are not detected.
+    Projects on a drive, and projects that would share both the queue and the store or neither, are not recorded. If the
+    original no longer exists, the project was moved, not copied. Copies on another machine are not detected.
 
     Raises:
         UsageError: if the project is a copy that shares only the queue or only the store with its original.

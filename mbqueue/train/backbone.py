@@ -77,9 +77,9 @@ def prepare_frozen(
     If this machine's cache already contains the same shard for a different dataset, that shard is copied. If the disk
     has room, features are stored together with energies, because one pass computes both.
 
-    Two devices of the same type write the same bytes for the same crystals and weights, unless one of them runs out of
-    memory. After running out of memory, a device computes the remaining crystals of the shard in smaller batches, which
-    changes `FrozenBackbone.digest`.
+    Two devices of the same model, with the same library versions and number of CPU threads, write the same bytes for
+    the same crystals and weights. If a device runs out of memory, it computes the remaining crystals of the shard in
+    smaller batches, which may change the last digits and so `FrozenBackbone.digest`.
 
     Raises:
         DeviceTooSmall: if a single crystal does not fit on the device.

@@ -47,7 +47,7 @@ class Elsewhere:
         self._crystals = crystals
 
     def find(self, shard: int, kinds: Sequence[str]) -> tuple[FrozenBackbone, int] | None:
-        """Find a store with intact copies of all ``kinds`` of a shard; return it and the shard's number there."""
+        """Find a store with intact copies of all ``kinds`` of a shard, and the shard's number there; None if none."""
         for source, there in self._places.get(shard, ()):
             if all(source.is_whole(kind, there, verify=True) for kind in kinds):
                 return source, there

@@ -249,7 +249,8 @@ class FoldRun:
                 except OutOfMemory as full:
                     shortage = full.shortage
             stepper.settle()
-            if shortage is not None:  # not in the except block, where the error keeps the failed step's memory alive
+            # Free memory here, because inside the except block the error still refers to the failed step's tensors.
+            if shortage is not None:
                 self._conditions.training.make_room(shortage, self.device, self._crystals.ids)
         return True
 
