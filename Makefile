@@ -18,6 +18,9 @@ OTHERS := .venv-oldest .venv-colab
 
 .PHONY: demo test test-kernels test-oldest test-colab sample-oldest sample-colab check lint site clean
 
+# Two test workers with one thread each: with more threads than cores, OpenMP's threads wait for one another.
+test test-oldest test-colab sample-oldest sample-colab: export OMP_NUM_THREADS := 1
+
 demo: $(READY)
 	$(BIN)/mbqueue demo
 
