@@ -99,7 +99,7 @@ def validation_split(
     pass ``classes``, with one value per row of the dataset, each class is split separately.
 
     Raises:
-        DataError: if there are fewer than two rows.
+        DataError: if there are fewer than two rows or, with ``classes``, fewer than two rows of a class.
     """
     if len(rows) < 2:
         raise DataError(

@@ -94,7 +94,7 @@ def count_neighbors(frac: Any, lattice: Any, overlap: float, limit: float) -> An
 
     Returns:
         the number of directed bonds of up to 6 Å; the number of angles, which are pairs of bonds of up to 3 Å at one
-        atom; the first two overlapping atoms as i · n + j, or -1. If counting stops early, both counts are too low.
+        atom; the first two overlapping atoms as i · n + j, or -1. If counting stops early, the counts may be too low.
     """
     spacings = np.empty(3)
     _spacings(lattice, spacings)

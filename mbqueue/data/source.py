@@ -37,7 +37,7 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
     ``progress`` is called with the number of bytes of the file that have been read, and with the size of the file.
 
     Raises:
-        DataError: if the file is empty or truncated, or its compression differs from its name's ending.
+        DataError: if the file is empty or truncated, or a file named .gz or .bz2 is not compressed in this format.
         SourceAway: if the system cannot read the file.
     """
     try:

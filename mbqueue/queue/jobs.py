@@ -198,7 +198,7 @@ class Experiment:
         return bool((self.spec.get("trial") or {}).get("released"))
 
     def is_of(self, spec: Spec) -> bool:
-        """Whether the experiment was enqueued with this spec, or with one that differs only in its folds."""
+        """Whether a spec has the experiment's spec hash, and both or neither belong to trials of a search."""
         return told_apart_by(self.spec, self.spec_hash) == told_apart_by(spec.to_json(), spec.hash)
 
     def identity(self, fold: int) -> Identity:

@@ -71,7 +71,7 @@ class StoreWatch:
             self._note("The object store answers again.")
 
     def heard(self) -> str | None:
-        """Return an outage that another session on this machine recorded after this session's last answer, or None.
+        """Return an outage that another session here recorded after the store last answered this session, or None.
 
         Outages are recorded in the file that `mbqueue status` reads. An old record is ignored, because the session that
         wrote it may have died.
