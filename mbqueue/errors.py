@@ -158,8 +158,8 @@ class InvalidCrystals(DataError):
         read = f"The columns were: {columns}.\n" if columns else ""
         super().__init__(
             f"{counted(len(self.offenders), 'entry', 'entries')} of {source} cannot be used:\n{listed}{more}\n{read}"
-            "Fix them (and run mbqueue retry for a failed experiment), or leave them out and list them with "
-            "--drop-invalid of enqueue, prepare or predict. " + UNDER_A_NEW_NAME
+            "Fix them (and run mbqueue retry for a failed experiment), or use "
+            "--drop-invalid of enqueue, prepare or predict to leave them out and list them. " + UNDER_A_NEW_NAME
         )
 
 

@@ -225,7 +225,7 @@ class TrainSpec(Section):
     )
     precision: Literal["float32", "tf32", "bf16", "fp16"] = Field(
         "float32",
-        description="Precision of matrix products in training. Devices without hardware for the chosen precision use "
+        description="Precision of matrix products in training. Devices that do not support the chosen precision use "
         "float32. `tf32` and `bf16` need an Ampere GPU or newer; `fp16` needs a Volta GPU, a T4 or newer. `bf16` "
         "rounds the inputs, outputs and gradients of the message products. `fp16` rounds only the inputs, and sums in "
         "float32. Weights, sums of messages, validation and predictions always use float32.",

@@ -340,7 +340,7 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
     if while_away:
         return ProjectFolder(root, Settings(), live, why)
     raise ProjectNotFound(
-        f"The drive of {root} is not mounted, or does not answer: {why}. Mount the drive, and resume (in Colab: "
+        f"The drive of {root} is not mounted or is not responding: {why}. Mount the drive, and resume (in Colab: "
         "drive.mount with force_remount=True). Unpublished work is safe on this machine; mbqueue status shows it. "
         f"If this is a new or a different project, move the old live folder away: {live}"
     )

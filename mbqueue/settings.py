@@ -96,7 +96,7 @@ class NotifySettings:
         pattern=r"|https?://\S+",
         is_secret=True,
     )
-    events: tuple[NotifyEvent, ...] = _setting(get_args(NotifyEvent), "Which events cause a notification.")
+    events: tuple[NotifyEvent, ...] = _setting(get_args(NotifyEvent), "Which events trigger a notification.")
     timeout_seconds: float = _setting(10.0, "Time limit of one notification, in seconds.", gt=0, le=300)
 
 
@@ -107,7 +107,9 @@ class Settings:
     )
     checkpoint_minutes: float = _setting(5.0, "Minutes between checkpoints within an epoch.", gt=0)
     pruned_hours: float = _setting(24.0, "Hours to keep the checkpoints of pruned trials.", ge=0)
-    lease_seconds: float = _setting(120.0, "Seconds after which a silent session loses its job.", ge=1)
+    lease_seconds: float = _setting(
+        120.0, "A session that sends no heartbeat for this many seconds loses its job.", ge=1
+    )
     live_dir: str = _setting(
         "", "Local folder for the live state of a project on a drive; the default is a folder in ~/.cache."
     )

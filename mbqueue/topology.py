@@ -95,7 +95,7 @@ class Topology:
         if self.store or not (self.queue_url and self.is_split):
             return None
         return (
-            f"Other machines share this queue, but only this machine could read the checkpoints in {self.live}. "
+            f"Other machines share this queue, but only this machine can read the checkpoints in {self.live}. "
             'Set store = "s3://…" in mbqueue.toml (docs/how-to/many-machines.md).'
         )
 

@@ -61,7 +61,7 @@ def test_the_environment_names_the_live_folder_and_state_itself_means_none(find,
 @pytest.mark.parametrize(
     ("live", "queue_url", "store", "why"),
     [
-        (Path("live"), SERVER, "", "only this machine could read the checkpoints in live"),
+        (Path("live"), SERVER, "", "only this machine can read the checkpoints in live"),
         (Path("live"), SERVER, STORE, None),
         (None, SERVER, "", None),
         (Path("live"), "", "", None),

@@ -97,7 +97,7 @@ class Keeping(OpenedProject):
                 f"There is no queue in {self.folder.root} to move. To use a new queue, set `queue` in mbqueue.toml."
             )
         if to != "sqlite" and (wrong := wrong_queue_url(to)):
-            raise UsageError(f"The argument {wrong}, or the word sqlite.")
+            raise UsageError(f"The argument {wrong}. To move the queue into a file, give the word sqlite.")
         with open_queue(self.folder, refuses=anything) as source:
             there = self._take_along(to)
             if to == "sqlite":
@@ -105,8 +105,8 @@ class Keeping(OpenedProject):
             with open_on_server(to, even_moved=True) as target:
                 if target.database.name == source.database.name:
                     raise UsageError(
-                        f"The queue is already at {target.database.name}. To move a queue there from the file: "
-                        "MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL"
+                        f"The queue is already at {target.database.name}. To move the queue in state/ there, "
+                        "run: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL"
                     )
                 return copy_queue(source, target, now=self._clock.now())
 

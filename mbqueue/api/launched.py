@@ -118,7 +118,7 @@ def _is_preempted() -> bool:
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        _say(f"note: squeue does not answer ({error}), so the job does not return to Slurm's queue")
+        _say(f"note: squeue failed ({error}), so this job is not requeued")
         return False
     return said.stdout.strip() == "RUNNING"
 

@@ -136,7 +136,7 @@ class Launching(OpenedProject):
     ) -> tuple[LaunchedSession, int]:
         if (gpus is None) == (workers is None):
             raise UsageError(
-                "Give either a number of GPUs (--gpus 5) or a number of workers without one (--workers 5)."
+                "Give either a number of GPUs (--gpus 5) or a number of workers without a GPU (--workers 5)."
             )
         count = gpus or workers or 0
         if count < 1:

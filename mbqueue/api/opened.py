@@ -84,8 +84,8 @@ class OpenedProject:
             names = sorted({experiment for experiment, _ in finished_epochs(store)})
         if names:
             raise QueueLost(
-                f"{store.url} has commits of {names[0]}{' and others' * (len(names) > 1)}, and this queue is new, so "
-                "a previous queue was lost. Nothing was changed. First rebuild the previous queue: "
+                f"{store.url} contains commits of {names[0]}{' and others' * (len(names) > 1)}, and this queue is new, "
+                "so a previous queue was lost. Nothing was changed. First rebuild the previous queue: "
                 f"{how_to_recover(self.folder)}. For a new project, set another prefix as `store`."
             )
 

@@ -101,7 +101,7 @@ class Queueing(OpenedProject):
             raise UsageError(f"{path} describes a search, whose file sets the seed. Leave out the seeds.")
         overrides = _overrides(folds, epochs, dataset, settings, drop_invalid=drop_invalid)
         if "seed" in overrides:
-            raise UsageError("The setting `seed` and a list of seeds are both given. Leave out one of them.")
+            raise UsageError("You gave both the setting `seed` and a list of seeds. Leave out one of them.")
         if not numbers or len(set(numbers)) != len(numbers):
             raise UsageError(f"{numbers} are not distinct seeds. Give each seed once, for example 0-4 or 0,2,5.")
         base = load_spec(path, overrides=_named(overrides, name))
@@ -158,10 +158,11 @@ class Queueing(OpenedProject):
             if there and there[0].spec["trial"]["search"] == search.to_json():
                 return EnqueueOutcome(outcome=Outcome.UNCHANGED, experiment=there[0], folds=(), n_jobs=0)
             if there or any(one.name == search.name for one in queue.experiments()):
-                what = "a search with a different file or base" if there else "an experiment"
+                what = "a search" if there else "an experiment"
+                why = ", with a different file or base" if there else ""
                 raise ExperimentExists(
-                    f"{search.name} is the name of {what} in the queue. Nothing was changed. Choose another name: "
-                    f"--name {search.name}-2"
+                    f"The queue already contains {what} named {search.name}{why}. Nothing was changed. Choose another "
+                    f"name: --name {search.name}-2"
                 )
         try:
             spec = trial_spec(search, ())
@@ -180,7 +181,7 @@ class Queueing(OpenedProject):
         with open_queue(self.folder, refuses=anything) as queue:
             if spec.trial is None and experiments_of(queue, spec.name) != [spec.name]:
                 raise ExperimentExists(
-                    f"{spec.name} is the name of a search in the queue. Nothing was changed. Choose another name: "
+                    f"The queue already contains a search named {spec.name}. Nothing was changed. Choose another name: "
                     f"--name {spec.name}-2"
                 )
             self._require_no_earlier_commits(queue)
@@ -252,7 +253,10 @@ class Queueing(OpenedProject):
                 lost_folds = self._lost_folds(queue, experiment)
             except StoreError as error:  # the jobs have already been queued again
                 lost_folds = {}
-                tell(f"{error} Result files could not be checked. Retry again once the store answers.")
+                tell(
+                    f"{error} Result files could not be checked. When the store is reachable again, repeat "
+                    f"mbqueue retry {experiment}."
+                )
             again = {lost: why for lost, why in lost_folds.items() if fold in (None, lost)}
             epochs = queue.experiment(experiment).spec["train"]["epochs"]
             return changed + queue.rewind(experiment, again, to_epoch=epochs, now=self._clock.now(), by="retry")

@@ -285,7 +285,7 @@ class Results(Searches):
         if self.folder.topology.is_mirrored and recorded.folder.is_relative_to(self.folder.live_dir):
             published = self.folder.root / recorded.folder.relative_to(self.folder.live_dir)
             if recorded_at(published) != recorded_at(recorded.folder):
-                tell(f"The results of {recorded.name} are from {recorded.folder}; the drive does not have them yet.")
+                tell(f"The results of {recorded.name} are from {recorded.folder}; they are not on the drive yet.")
         return recorded
 
     def _folder_in_queue(self, experiment: str) -> Path | None:

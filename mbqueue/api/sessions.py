@@ -179,7 +179,7 @@ class Working(OpenedProject):
 
         if background.came_with_a_copy(self.folder):
             tell(
-                f"This log belongs to the folder from which {self.folder.root} was copied or moved. To start a session "
+                f"{self.folder.root} was copied or moved, and this log is from the original folder. To start a session "
                 "here: mbqueue work --background"
             )
         return background.follow(self.folder, lines=lines, keep_on=follow, clock=self._clock)

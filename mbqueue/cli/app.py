@@ -123,7 +123,7 @@ def _leave_a_folder_that_is_gone(project: Path | None) -> None:
             raise
         with suppress(OSError):  # if the project's folder is gone too, a later check reports it
             os.chdir(named)
-            say(f"The working folder of this shell is gone. Relative paths now begin in {named}.")
+            say(f"The working folder of this shell is gone. Relative paths now start from {named}.")
 
 
 @app.callback()

@@ -198,7 +198,8 @@ def _store(url: str, place: CommitsPlace | None) -> Finding:
     try:
         store = ObjectStore.open(url)
         if place is not None and place.kind == "store" and not store.is_the_one(place.id):
-            return Finding("object store", "problem", url, "This is not the store with the queue's commits.")
+            advice = "The queue's commits are in a different store. Check `store` in mbqueue.toml."
+            return Finding("object store", "problem", url, advice)
         if is_new := store.check():
             store.forget()  # the first session marks the store after comparing it with the queue
     except (UsageError, StoreError) as error:
@@ -266,6 +267,6 @@ def _disk(folder: Path) -> Finding:
             "disk",
             "warning",
             text,
-            f"The full dataset needs {NEEDED_BYTES / 1e9:.0f} GB. To list caches: mbqueue cache list",
+            f"The full dataset needs {NEEDED_BYTES / 1e9:.0f} GB of disk space. To list caches: mbqueue cache list",
         )
     return Finding("disk", "ok", text)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mbqueue.api.launching import LaunchedJob
 
 launch = typer.Typer(
-    help="Run sessions as cluster jobs. A job ends before its time limit, and runs again while work is left.",
+    help="Run sessions as cluster jobs. Each job ends before its time limit, and requeues itself if work is left.",
     rich_markup_mode=None,
     add_completion=False,
     no_args_is_help=True,

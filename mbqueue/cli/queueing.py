@@ -97,7 +97,7 @@ def enqueue(
     say(f"Target: {target.axis}, of kind {target.kind}. Dataset: {first.dataset}{column}.")
     if target.kind != "energy" and experiment == "head_finetune":
         made = f"{target.kind}_head"
-        say(f"The settings of {experiment} are for energies. For a target of kind {target.kind}, use {made} instead.")
+        say(f"{experiment} is meant for energies. For a target of kind {target.kind}, use {made} instead.")
     for experiment_now in (outcome.experiment for outcome in outcomes):
         if priority not in (None, experiment_now.priority):
             label = experiment_now.name

@@ -31,7 +31,9 @@ def status(
     Example: mbqueue status full_finetune --watch
     """
     if as_json and watch:
-        raise UsageError("--json prints the state once, but --watch keeps updating it. Use only one of them.")
+        raise UsageError(
+            "--json prints the state only once and cannot be combined with --watch. Leave out one of them."
+        )
     project = open_project(context, while_away=True)
     console = Console()
     if as_json:

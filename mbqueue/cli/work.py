@@ -31,7 +31,7 @@ def work(
     ] = None,
     max_jobs: Annotated[int | None, typer.Option(help="End the session after this many jobs.", min=1)] = None,
     forever: Annotated[
-        bool, typer.Option("--forever", help="Run without a deadline, and wait for new jobs when none is left.")
+        bool, typer.Option("--forever", help="Run without a deadline, and wait for new jobs when no jobs are left.")
     ] = False,
     max_idle: Annotated[
         str | None,
@@ -178,7 +178,7 @@ def stop(
         elif one.reason is None:
             print_line(
                 f"session {name}: still saving after {wait:g} s. Follow the log with: mbqueue logs -f. If the session "
-                f"hangs, run kill -9 {one.pid}, which loses only the work since the last checkpoint"
+                f"hangs, run kill -9 {one.pid}. You then lose only the work since the last checkpoint"
             )
         else:
             print_line(f"session {name}: ended ({one.reason})")

@@ -213,7 +213,7 @@ def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[Re
         yield Text(f"DEGRADED for {since}: {publishing['why']}", "bold red")
     if at_risk or (publishing["folds"] and publishing["state"] != "published"):
         yield Text(
-            f"not published yet: {format_duration(at_risk)} of training, which is lost if this machine dies now",
+            f"not published yet: {format_duration(at_risk)} of training. You lose it if this machine dies now",
             "yellow",
         )
     else:
@@ -292,7 +292,7 @@ def _totals(overview: Mapping[str, Any], session_seconds: float) -> Iterable[Ren
     outlook = time_left(experiments, session_seconds, searches=overview.get("searches", ()))
     left, unknown = outlook.left, outlook.unknown
     line = Text(f"time: {format_hours(outlook.used)} used")
-    besides = " besides the failed jobs" if outlook.has_failed else ""
+    besides = " (excluding failed jobs)" if outlook.has_failed else ""
     if left:
         sessions = counted(outlook.sessions, "session")
         line.append(f", about {format_hours(left)} left{besides}: {sessions} of {format_duration(session_seconds)}")

@@ -37,6 +37,6 @@ def _sentence(folds: list[str], elements: tuple[str, ...], target: Target) -> st
     it = "it" if len(elements) == 1 else "each"
     so = f"{it} has a reference energy of 0" if target.kind == "energy" else f"{it} is treated as an average element"
     return (
-        f"{has} no training crystal with {', '.join(elements)}, so {so}. Predictions for test crystals with "
+        f"{has} no training crystals with {', '.join(elements)}, so {so}. Predictions for test crystals with "
         f"{'this element' if len(elements) == 1 else 'these elements'} are poor."
     )

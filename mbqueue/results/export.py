@@ -87,7 +87,7 @@ def export_submission(
     for one in recorded:
         _require_comparable(one)
     if not authors.strip():
-        raise UsageError("The leaderboard names authors. Give the authors with --authors.")
+        raise UsageError("A leaderboard submission needs its authors' names. Give them with --authors.")
     if len(recorded) > 1 and not algorithm:
         raise UsageError("An export of several tasks needs the algorithm's name. Give the name with --algorithm.")
     algorithm = algorithm or recorded[0].name
@@ -148,7 +148,7 @@ def _require_comparable(recorded: Recorded) -> None:
     if reasons:
         why = "\n".join(f"  - {reason}" for reason in reasons)
         raise ResultsError(
-            f"The results of {recorded.name} cannot go to the leaderboard:\n{why}\n"
+            f"The results of {recorded.name} cannot be submitted to the leaderboard:\n{why}\n"
             "The leaderboard needs all five folds of the whole official file of a task, with limit 0 and drop_invalid "
             "false. `mbqueue tasks` lists the tasks."
         )

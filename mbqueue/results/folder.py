@@ -182,8 +182,8 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
         return max(named, key=lambda folder: (folder.parent.name, recorded_at(folder)))
     known = ", ".join(sorted({folder.name for folder in found})) or "none"
     raise ResultsError(
-        f"There are no complete results of {name!r} in {' or '.join(map(str, folders))}. The complete ones are: "
-        f"{known}. `mbqueue status` shows the progress of the others."
+        f"There are no complete results for {name!r} in {' or '.join(map(str, folders))}. Complete results exist for: "
+        f"{known}. To see the progress of all experiments: mbqueue status"
     )
 
 

@@ -16,9 +16,9 @@ from mbqueue.results.tables import FILE_NOTES, Predictions, is_blend
 from mbqueue.task import Target, target_of
 
 _CLASS_SCORES = (
-    "Targets are 0 or 1, and predictions are probabilities of class 1. Above 0.5, a crystal counts as class 1. The MAE "
-    "compares the probability with the target. The rocauc of matbench 0.6 is the balanced accuracy here, because "
-    "matbench turns probabilities into classes first."
+    "Targets are 0 or 1, and predictions are probabilities of class 1. A crystal counts as class 1 if its probability "
+    "is above 0.5. The MAE compares the probability with the target. The rocauc of matbench 0.6 is the balanced "
+    "accuracy here, because matbench turns probabilities into classes first."
 )
 #: The maximum number of dropped entries on the page; results.json lists all dropped entries.
 _DROPPED_LISTED = 20
@@ -46,8 +46,8 @@ def results_markdown(
         "",
         _CLASS_SCORES
         if target.is_class
-        else f"Errors refer to the {target.axis}. As in matbench, MAPE is a fraction, and leaves out targets within "
-        "±1e-5.",
+        else f"The errors are those of the predicted {target.axis}. As in matbench, MAPE is a fraction, and excludes "
+        "targets within ±1e-5 of 0.",
         "The spread is the population standard deviation over folds.",
         "",
     ]

@@ -44,7 +44,7 @@ FILE_NOTES = {
     "preds": "one row per test crystal: target, prediction, error",
     "model": "weights of the best epoch; `CHGNet.from_file` loads them",
     "matbench": "the submission file of matbench, validated by matbench 0.6",
-    "results": "the content of this page and more, as JSON",
+    "results": "everything on this page and more, as JSON",
 }
 #: The advice in errors about a file that was damaged after mbqueue wrote it.
 RESTORE = "Restore it from a copy, or enqueue the experiment under another name."

@@ -247,7 +247,7 @@ def test_invalid_seeds_are_refused(mbqueue: Command, seeds: str, why: str) -> No
 def test_seeds_and_a_seed_do_not_go_together(mbqueue: Command) -> None:
     said = mbqueue("enqueue", "head_finetune", "--dataset", "sample", "--seeds", "0-2", "--set", "seed=1")
     assert said.code == 2
-    assert "a list of seeds are both given" in said.err
+    assert "both the setting `seed` and a list of seeds" in said.err
 
 
 def test_init_makes_a_project_and_prints_the_next_step(mbqueue: Command, tmp_path: Path) -> None:

@@ -41,4 +41,4 @@ def test_watching_in_a_pipe_prints_the_view_again_when_something_is_new(
 def test_watching_as_json_is_refused(mbqueue: Command) -> None:
     said = mbqueue("status", "--watch", "--json")
     assert said.code == 2
-    assert "--json prints the state once, but --watch keeps updating it" in said.err
+    assert "--json prints the state only once and cannot be combined with --watch" in said.err

@@ -51,7 +51,7 @@ def test_a_project_named_by_its_full_path_needs_no_working_folder(tmp_path: Path
     said = run(tmp_path / "gone", "--project", str(project.root), "doctor", remove=tmp_path / "gone")
     assert said.returncode == 0, said.stderr
     assert "device" in said.stdout, "PyTorch cannot be loaded from such a folder"
-    assert f"Relative paths now begin in {project.root}." in " ".join(said.stderr.split())
+    assert f"Relative paths now start from {project.root}." in " ".join(said.stderr.split())
 
 
 IN_PYTHON: dict[str, Callable[[Project], object]] = {

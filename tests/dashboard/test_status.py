@@ -371,11 +371,11 @@ def test_an_experiment_that_cannot_run_any_more_awaits_no_estimate(prepare):
 @pytest.mark.parametrize(
     ("folds", "said"),
     [
-        ([fold_entry(state="failed", seconds=60.0)], "time: 1m00s used, none left besides the failed jobs"),
-        ([fold_entry(state="failed")], "time: 0s used, none left besides the failed jobs"),
+        ([fold_entry(state="failed", seconds=60.0)], "time: 1m00s used, none left (excluding failed jobs)"),
+        ([fold_entry(state="failed")], "time: 0s used, none left (excluding failed jobs)"),
         (
             [fold_entry(state="failed"), fold_entry(1, done=10, state="running", seconds=600.0, epoch_seconds=600.0)],
-            "time: 10m00s used, about 10m00s left besides the failed jobs: 1 session of 1h30m",
+            "time: 10m00s used, about 10m00s left (excluding failed jobs): 1 session of 1h30m",
         ),
     ],
 )
@@ -442,7 +442,7 @@ def publishing(**more):
 def test_a_lost_mount_is_shown_with_its_reason_and_what_a_death_now_would_cost():
     drawn = draw({**overview_of([fold_entry()]), "publishing": publishing()})
     assert "DEGRADED for 1m30s: Transport endpoint is not connected" in drawn
-    assert "not published yet: 5m00s of training, which is lost if this machine dies now" in drawn
+    assert "not published yet: 5m00s of training. You lose it if this machine dies now" in drawn
     assert "another session on this drive: s2 on colab: full_finetune fold 1" in drawn
     assert "1 published commits are kept but not used" in drawn
     assert "2 files on the drive are damaged" in drawn

@@ -236,7 +236,7 @@ def test_no_queue_is_begun_beside_a_store_with_commits_of_another(
     project.enqueue("pretrained_infer", dataset="sample")
     assert caplog.text == ""
     other = Project(make_project(tmp_path / "other").root)
-    with pytest.raises(QueueLost, match=r"has commits of head_finetune.*mbqueue recover"):
+    with pytest.raises(QueueLost, match=r"contains commits of head_finetune.*mbqueue recover"):
         other.enqueue("pretrained_infer", dataset="sample")
     assert folds_of(other.folder) == {}
 

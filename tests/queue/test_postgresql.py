@@ -540,7 +540,7 @@ def test_a_cluster_shares_the_commits_in_the_project_and_other_mounts_need_a_sto
         folder = project.find_project(root)
         assert (folder.topology.is_split, folder.topology.is_mirrored) == (is_split, False)
     monkeypatch.setattr("mbqueue.queue.opening.queue_exists", lambda _, **options: True)
-    with pytest.raises(UsageError, match=r"only this machine could read the checkpoints in .*\. Set store"):
+    with pytest.raises(UsageError, match=r"only this machine can read the checkpoints in .*\. Set store"):
         work(ProjectFolder(root, live=tmp_path / "live"), WorkOptions(), report=Report())
 
 

@@ -27,15 +27,15 @@ def test_elements_of_no_test_crystal_are_not_named():
 def test_folds_that_miss_the_same_elements_are_named_once():
     folds = {str(fold): {"absent_elements": ["Ac", "Xe"]} for fold in range(3)}
     (said,) = absences(folds, {fold: crystals("NaCl", "XeF2") for fold in range(3)}, FORMATION_ENERGY.target)
-    assert said.startswith("Folds 0, 1, 2 have no training crystal with Xe, so it has a reference energy of 0.")
+    assert said.startswith("Folds 0, 1, 2 have no training crystals with Xe, so it has a reference energy of 0.")
 
 
 def test_folds_that_miss_other_elements_are_named_separately():
     folds = {str(fold): {"absent_elements": ["Xe", "Ac"]} for fold in range(2)}
     found = absences(folds, {0: crystals("XeF2"), 1: crystals("Ac2O3")}, FORMATION_ENERGY.target)
     assert [said.split(",")[0] for said in found] == [
-        "Fold 0 has no training crystal with Xe",
-        "Fold 1 has no training crystal with Ac",
+        "Fold 0 has no training crystals with Xe",
+        "Fold 1 has no training crystals with Ac",
     ]
 
 
@@ -44,4 +44,4 @@ def test_both_pages_name_only_missing_elements_of_the_test_part(tmp_path, fill, 
     record_experiment(fill(tmp_path), dataclasses.replace(inputs, absent_elements={0: absent, 1: absent}))
     pages = [(tmp_path / "RESULTS.md"), write_report(read_recorded(tmp_path), tmp_path / "r.html")]
     for page in pages:
-        assert ("Folds 0, 1 have no training crystal with Fe" in page.read_text()) == ("Fe" in absent)
+        assert ("Folds 0, 1 have no training crystals with Fe" in page.read_text()) == ("Fe" in absent)

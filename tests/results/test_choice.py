@@ -21,7 +21,7 @@ from mbqueue.results.report.page import write_report
 
 CHOSEN = {"search": "rates", "trial": 3, "trials": 12, "folds": [0]}
 NOTE = (
-    "Fold 0 took part in the choice of these settings. Trial 3 had the lowest validation MAE on fold 0 among the 12 "
+    "These settings were chosen on fold 0. Trial 3 had the lowest validation MAE on fold 0 among the 12 "
     "trials of the search rates."
 )
 
@@ -70,7 +70,7 @@ def test_comparisons_mark_the_scores_of_that_experiment_alone(make, tmp_path):
     for said, mark in ((html, "†"), (terminal(comparison), "†"), (terminal(comparison, ascii_only=True), "*")):
         assert said.count(f"{marked['tuned']:.4f} {mark}") == 1
         assert f"{marked['plain']:.4f} {mark}" not in said
-        assert f"tuned: {mark} Fold 0 took part in the choice" in " ".join(said.split())
+        assert f"tuned: {mark} These settings were chosen on fold 0" in " ".join(said.split())
 
 
 def test_an_experiment_that_was_not_chosen_has_no_mark_and_the_bytes_that_it_had(make, tmp_path):
@@ -78,7 +78,7 @@ def test_an_experiment_that_was_not_chosen_has_no_mark_and_the_bytes_that_it_had
     texts = [path.read_text() for path in (plain.folder / "results.json", plain.folder / "RESULTS.md")]
     texts.append(write_report(plain, tmp_path / "report.html").read_text())
     assert not any("†" in text or "choice" in text.replace("choices", "") for text in texts[:2])
-    assert "took part in the choice" not in texts[2]
+    assert "settings were chosen on" not in texts[2]
 
 
 def test_a_blend_of_a_chosen_experiment_has_its_marks():
@@ -95,7 +95,7 @@ def test_a_blend_of_the_choices_of_two_searches_names_each_with_its_own_folds():
     note = choice_note({"chosen": {**first, "folds": [0, 1]}, "made_from": {"members": members}})
     assert "on fold 0 among the 3 trials of the search a." in note
     assert "on fold 1 among the 3 trials of the search b." in note
-    assert "on folds 0, 1" not in note
+    assert "MAE on folds 0, 1" not in note
 
 
 def test_choosing_settings_changes_no_hash():

@@ -187,7 +187,7 @@ def test_the_newest_results_of_a_name_are_found_by_folder_or_experiment(tmp_path
     record_experiment(newer, inputs)
     assert newest_folder([results], "small") == recorded_folder
     assert newest_folder([results], "small_renamed") == newer
-    with pytest.raises(ResultsError, match="The complete ones are: small, small_renamed"):
+    with pytest.raises(ResultsError, match="Complete results exist for: small, small_renamed"):
         newest_folder([results], "big")
 
 

@@ -312,7 +312,7 @@ def test_a_comparison_is_one_file_with_the_leaderboard_and_the_paired_plot(recor
     assert page.fetched == []
     assert "later against small" in page.text
     assert "MAE of the reference" in page.text
-    assert "Below 0, the errors are smaller than those of the reference" in page.text
+    assert "A negative value means that the errors are smaller than those of the reference" in page.text
     assert all(row.name in page.text for row in leaderboard("matbench_mp_e_form"))
 
 

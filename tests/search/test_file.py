@@ -66,13 +66,13 @@ def test_the_same_search_again_changes_nothing_and_another_under_its_name_is_ref
     found.enqueue("hunt")
     assert found.enqueue("hunt").outcome == "unchanged"
     write(SEARCH.replace("trials = 3", "trials = 4"))
-    with pytest.raises(ExperimentExists, match=r"hunt is the name of a search .*--name hunt-2"):
+    with pytest.raises(ExperimentExists, match=r"contains a search named hunt, with a different .*--name hunt-2"):
         found.enqueue("hunt")
     assert found.enqueue("hunt", name="hunt-2").experiment.name == "hunt-2.000"
-    with pytest.raises(ExperimentExists, match="hunt is the name of a search"):
+    with pytest.raises(ExperimentExists, match="contains a search named hunt"):
         found.enqueue("small", name="hunt")
     found.enqueue("small", name="taken")
-    with pytest.raises(ExperimentExists, match="taken is the name of an experiment"):
+    with pytest.raises(ExperimentExists, match="contains an experiment named taken"):
         found.enqueue("hunt", name="taken")
 
 

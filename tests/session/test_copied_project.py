@@ -75,7 +75,7 @@ def test_the_copy_has_a_background_session_of_its_own_and_says_whose_log_it_show
 ) -> None:
     followed = "".join(pair.copy.log(follow=True))  # this call returns while the original's session is still writing
     assert str(pair.session.session) in followed
-    assert f"the folder from which {pair.copy.folder.root} was copied or moved" in caplog.text
+    assert f"{pair.copy.folder.root} was copied or moved, and this log is from the original folder" in caplog.text
     caplog.clear()
 
     pair.copy.pause("full_finetune")  # the session then finds nothing to do, and ends

@@ -63,7 +63,7 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
         ),
         "<h2>Differences paired by crystal</h2>",
         "<p>Mean of |error| − |error of the reference| over the crystals that both predicted, with its 95 % interval. "
-        "Below 0, the errors are smaller than those of the reference. In “A against B”, B is the "
+        "A negative value means that the errors are smaller than those of the reference. In “A against B”, B is the "
         "reference. The interval accounts for the choice of test crystals, but not for the training seed.</p>",
         paired_plot,
         table(

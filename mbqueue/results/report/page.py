@@ -77,7 +77,7 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
             f'<div class="row three">{"".join(plots[name] for name in _FAILS_ON if name in plots)}</div>',
             "<h2>Error by element</h2>",
             f"<p>Mean absolute error{target.fine[1].in_unit} over the test crystals that contain the element. The "
-            "number of these crystals is in italics. The colour scale ignores the highest and lowest 5 % of the "
+            "number in italics counts these crystals. The colour scale ignores the highest and lowest 5 % of the "
             "elements.</p>",
             plots["periodic-table"],
             "<h2>The 50 worst crystals</h2>",
@@ -219,9 +219,10 @@ def _scores(recorded: Recorded) -> str:
     foot = ["all", "", *over_folds, "", "", ""]
     target = recorded.target
     told = (
-        "Predictions are probabilities of class 1; above 0.5, a crystal counts as class 1."
+        "Predictions are probabilities of class 1. A crystal counts as class 1 if its probability is above 0.5."
         if target.is_class
-        else f"Errors refer to the {escape(target.axis)}. MAPE is a fraction, and leaves out targets within ±1e-5."
+        else f"The errors are those of the predicted {escape(target.axis)}. MAPE is a fraction, and excludes targets "
+        "within ±1e-5 of 0."
     )
     absent = "".join(
         f"<p>{escape(said)}</p>" for said in absences(content["folds"], recorded.predictions, recorded.target)
@@ -311,7 +312,8 @@ _MEANING = {
     sessions.LOST: "<b>repeated</b>: work and warm-up that had to be repeated because a session died or lost its "
     "lease, drawn at the end of the attempt. The part of the attempt that was saved counts as work.",
     sessions.PUBLISH: "<b>publish</b>: the time for copying commits to the drive. A separate thread copies the "
-    "commits, so the other columns include the same time. At its end, a session waits for the copies.",
+    "commits, so this time overlaps with the other columns. Before a session ends, it waits until its commits are "
+    "copied.",
 }
 
 
