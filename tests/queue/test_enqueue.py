@@ -64,7 +64,7 @@ def test_a_name_that_is_taken_is_refused_with_one_that_is_free(world):
     world.enqueue(name="full")
     world.enqueue(name="full-2")
     world.queue.cancel("full", now=world.now)
-    with pytest.raises(ExperimentExists, match="Enqueue this one with --name full-3"):
+    with pytest.raises(ExperimentExists, match="Enqueue the new one with --name full-3"):
         world.enqueue(name="full", lr=1e-4)
 
 
