@@ -135,8 +135,8 @@ def _chosen(blocks: list[CifBlock], name: str) -> CifBlock:
         if len(named) != 1:
             raise Unusable(
                 f"the CIF has {len(found)} crystals ({', '.join(block.name for block in found[:8])}), and the id does "
-                "not select one of them; use the name of a data block as id, or give each crystal a separate file or "
-                "row"
+                "not name exactly one of them; use the name of a data block as the id, or put each crystal in a "
+                "separate file or row"
             )
         found = named
     if not found:

@@ -216,7 +216,7 @@ def check_geometry(coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> 
         atom = int(np.flatnonzero(~np.isfinite(coords).all(axis=1))[0])
         raise Unusable(f"the coordinates of atom {atom} are not finite")
     if not np.isfinite(matrix).all():
-        raise Unusable("the lattice is not finite")
+        raise Unusable("the lattice contains a number that is not finite")
     n_atoms = len(coords)
     volume, images, all_images, cubes, most, overlap = examine(coords, matrix, OVERLAP)
     if not volume >= MIN_VOLUME_PER_ATOM * n_atoms:

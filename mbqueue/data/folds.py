@@ -27,8 +27,9 @@ def check_folds(targets: NDArray[np.float64], share: float, *, is_class: bool = 
         ones = int(np.count_nonzero(targets))
         if min(ones, n - ones) < N_FOLDS:
             raise DataError(
-                f"{ones} of the {n} crystals are in class 1 and {n - ones} in class 0, but {N_FOLDS} folds need "
-                f"{N_FOLDS} of each. Add crystals of the rarer class, or check that the target column is the right one."
+                f"{ones} of the {n} crystals are in class 1 and {n - ones} in class 0, but {N_FOLDS} folds need at "
+                f"least {N_FOLDS} crystals of each class. Add crystals of the rarer class, or check that the target "
+                "column is the right one."
             )
     elif n >= N_FOLDS and (targets == targets[0]).all():
         raise DataError(

@@ -233,7 +233,7 @@ class JsonTable:
             raise NotJson("the rows are lists without column names, so exactly one cell of a row must be a structure")
         if self._columns.target is None and self._columns.targets_required:
             raise NotJson(
-                "the rows are lists without column names, and a row does not have exactly one number; give the "
+                "the rows are lists without column names, and the first row does not have exactly one number; give the "
                 "target's position (from 0) with --target-column, or as column in [target] of the experiment"
             )
 

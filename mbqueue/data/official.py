@@ -143,8 +143,8 @@ def _complete(file: OfficialFile, part: Path, progress: Progress | None, clock: 
         fruitless = 0 if there > before else fruitless + 1
         if fruitless >= _ATTEMPTS:
             raise SourceAway(
-                f"{file.url} cannot be downloaded: {problem}. The first {there} bytes are kept, and the next attempt "
-                "resumes after them."
+                f"{file.url} cannot be downloaded: {problem}. mbqueue keeps the first {there} bytes, and the next "
+                "attempt continues from there."
             )
         clock.sleep(2.0**fruitless)
 

@@ -257,8 +257,8 @@ def _have_same_distances(
 def _check_metric(rotations: NDArray[np.int64], lattice: NDArray[np.float64]) -> None:
     if not _fit(rotations, lattice):
         raise Unusable(
-            "the symmetry operations do not fit the cell, because they would change the cell's lengths or angles. Are "
-            "the operations for other axes, such as rhombohedral instead of hexagonal ones?"
+            "the symmetry operations do not fit the cell, because they would change the cell's lengths or angles. Do "
+            "the operations refer to other axes, such as rhombohedral instead of hexagonal ones?"
         )
 
 

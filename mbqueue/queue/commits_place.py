@@ -76,7 +76,7 @@ class CommitsPlaces(Part):
             live = at_work(self.database, db, now=now)
             if live is not None:
                 raise QueueError(
-                    f"Session {live.id} on {live.host} uses {self.database.name}, but stores its commits outside "
+                    f"Session {live.id} on {live.host} is using {self.database.name} but storing its commits outside "
                     f"{place.address}. End that session first (mbqueue stop), or let both sessions share one store "
                     "(docs/how-to/many-machines.md)."
                 )

@@ -225,7 +225,7 @@ def require_priority(priority: int) -> None:
     """
     if abs(priority) > MOST_URGENT:
         raise UsageError(
-            f"A priority of {priority} is out of bounds. Use a number between -{MOST_URGENT} and {MOST_URGENT}."
+            f"A priority of {priority} is out of range. Use a number between -{MOST_URGENT} and {MOST_URGENT}."
         )
 
 
@@ -277,7 +277,8 @@ def _difference(name: str, there: Mapping[str, Any], new: Mapping[str, Any], tak
     return (
         f"{name} is already in the queue with a different spec:\n"
         + "\n".join(lines)
-        + f"\nNothing was changed. A cancelled experiment keeps its name. Enqueue the new one with --name {free}"
+        + f"\nNothing was changed. Cancelling an experiment does not free its name. "
+        f"Enqueue the new one with --name {free}"
     )
 
 

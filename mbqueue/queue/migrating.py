@@ -144,13 +144,13 @@ def _take_back(target: Queue, old: Statements, new: Statements) -> None:
         return
     if version != SCHEMA_VERSION:
         raise UsageError(
-            f"{target.database.name} still contains tables of a queue that another version of mbqueue moved away. The "
-            f"tables have schema version {version}, and this mbqueue uses {SCHEMA_VERSION}. Name a different schema "
-            "with schema=NAME in the URL."
+            f"{target.database.name} still contains tables left over from a queue that another version of mbqueue "
+            f"moved. The tables have schema version {version}, and this mbqueue uses {SCHEMA_VERSION}. Name a "
+            "different schema with schema=NAME in the URL."
         )
     if not _goes_on(old, after=new):
         raise UsageError(
-            f"{target.database.name} still contains tables of a different queue, which was moved away. Name a "
+            f"{target.database.name} still contains tables left over from a different queue that was moved. Name a "
             "different schema with schema=NAME in the URL."
         )
     empty_moved(new)

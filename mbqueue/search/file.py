@@ -23,7 +23,7 @@ MOST_TRIALS = 1000
 #: How an error explains the allowed values of a key in [search.space].
 FORMS = (
     "write { low = 1e-4, high = 1e-2 }, optionally with log = true or a step, or { choices = [32, 64] }. If all trials "
-    "share a value, set it in the base"
+    "share a value, set it in the base experiment"
 )
 
 Value = bool | int | float | str
@@ -78,7 +78,7 @@ class Setting(Section):
         if self.low >= self.high:
             raise ValueError(f"the range from {self.low} to {self.high} is empty: low must be below high")
         if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("a logarithmic range must begin above 0, and cannot have a step")
+            raise ValueError("a logarithmic range must start above 0, and cannot have a step")
         if self.step is not None and self.step > self.high - self.low:
             raise ValueError(f"the step of {self.step} is larger than the range from {self.low} to {self.high}")
         return self
@@ -124,7 +124,7 @@ class Search(Section):
         description="How Optuna chooses which trials to prune: by successive halving or Hyperband over epochs, or "
         "by the Wilcoxon test over folds.",
     )
-    min_epochs: int = Field(1, ge=1, description="`halving` and `hyperband` prune no trial before this epoch.")
+    min_epochs: int = Field(1, ge=1, description="`halving` and `hyperband` never prune a trial before this epoch.")
     reduction: int = Field(
         3,
         ge=2,

@@ -79,9 +79,9 @@ def _head(search: Search, trials: Sequence[Trial], summary: Mapping[str, Any], t
         f"<p>Trial {best.number} (<code>{escape(best.experiment)}</code>) has the best validation MAE.</p>",
         table(["Key", "Best value"], [[escape(k), escape(shown(v))] for k, v in best.settings.items()], left=(0, 1)),
         f'<div class="note">The search compares trials by validation MAE on fold{"s" * (len(search.folds) > 1)} '
-        f"{folds}. The lowest of many values is too optimistic, so estimate the error on test crystals: "
+        f"{folds}. The best of many trials looks better than it is, so estimate its error on test crystals: "
         f"<code>mbqueue promote {escape(search.name)}</code> enqueues these settings on all folds, and marks the folds "
-        "on which they were chosen.</div>",
+        "that the search used.</div>",
     ]
 
 
@@ -95,8 +95,8 @@ def _said(name: str, search: Search) -> str:
         "parallel-coordinates": "Each line is a trial. If a trial does not vary a setting, its line shows the value "
         f"from {escape(search.base)}. Drag along an axis to select trials.",
         "importance": "Optuna's PED-ANOVA compares how a setting's values are distributed in the best tenth of the "
-        "trials and in all trials. Pruned trials count with the validation MAE that they reached. With few trials, the "
-        "result is only a hint."
+        "trials and in all trials. For a pruned trial, it uses the best validation MAE "
+        "before pruning. With few trials, the result is only a hint."
         + (f" Left out: {escape(', '.join(conditional))}, which only some trials vary." if conditional else ""),
         "learning-curves": f"Validation MAE after each epoch{mean}. Click a name to hide its trials.",
     }[name]

@@ -145,5 +145,8 @@ def _room_for_features(frozen: FrozenBackbone) -> tuple[bool, str]:
     free = shutil.disk_usage(frozen.folder.parent).free
     told = f"{size / 1e6:,.0f} MB, of {free / 1e6:,.0f} MB free"
     if size <= free * _SHARE_OF_DISK:
-        return True, f"Atom features are stored with the energies ({told}), so training the head needs no second pass."
+        return (
+            True,
+            f"Atom features are stored with the energies ({told}), so training the head does not need a second pass.",
+        )
     return False, f"The disk has no room to store atom features ({told}), so training the head will need a second pass."

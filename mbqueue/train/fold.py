@@ -180,7 +180,7 @@ class FoldRun:
         told = ", ".join(f"{key} {old!r} → {new!r}" for key, (old, new) in changes.items())
         self._note(
             f"Fold {self.fold} resumes from {manifest.stem} under different conditions ({told}), "
-            "so its result may differ from that of an uninterrupted run in the last digits."
+            "so the last digits of its result may differ from those of an uninterrupted run."
         )
 
     def _facts(self, learner: Learner, writer: _Writer) -> dict[str, Any]:

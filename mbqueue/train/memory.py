@@ -100,13 +100,13 @@ class DeviceMemory:
             crystal = ids[shortage.rows[0]]
             if not is_free:
                 raise DeviceBusy(
-                    f"The crystal {crystal} does not fit the GPU memory that other processes leave free: {held}. "
+                    f"The crystal {crystal} needs more GPU memory than other processes leave free: {held}. "
                     "End the other processes (nvidia-smi lists them; a notebook's kernel keeps memory until it is "
                     "restarted), then run: mbqueue work"
                 )
             raise DeviceTooSmall(
-                f"The crystal {crystal} alone does not fit the memory of {device}. Use a device with more memory, or "
-                f"leave the crystal out of the dataset. PyTorch said: {shortage.said}"
+                f"The crystal {crystal} alone does not fit in the memory of {device}. Use a device with more memory, "
+                f"or leave the crystal out of the dataset. PyTorch said: {shortage.said}"
             )
         self.limit = min(self.limit, max(1, len(shortage.rows) // 2))
         if is_free:
@@ -114,12 +114,12 @@ class DeviceMemory:
             self._remember()
         self._on_note(
             f"{device_name(device)} ran out of memory with {len(shortage.rows)} crystals at once. From now on, "
-            f"mbqueue runs at most {self.limit} at once. Only the last digits of results change."
+            f"mbqueue runs at most {self.limit} crystals at once. This changes only the last digits of results."
             + (
                 ""
                 if is_free
-                else f" Other processes are using the GPU's memory ({held}), and may end soon, so the next "
-                "job tries larger batches again."
+                else f" Other processes are using the GPU's memory ({held}). They may end soon, so the next "
+                "job will try larger batches again."
             )
         )
 

@@ -41,7 +41,10 @@ def changed(**changes) -> dict:
 
 BAD = {
     "nan-coordinate": (changed(sites__1__abc=[0.5, math.nan, 0.5]), "coordinates of atom 1 are not finite"),
-    "infinite-lattice": (changed(lattice__matrix=[[math.inf, 0, 0], [0, 4, 0], [0, 0, 4]]), "lattice is not finite"),
+    "infinite-lattice": (
+        changed(lattice__matrix=[[math.inf, 0, 0], [0, 4, 0], [0, 0, 4]]),
+        "lattice contains a number that is not finite",
+    ),
     "flat-cell": (changed(lattice__matrix=[[4, 0, 0], [0, 4, 0], [4, 4, 0]]), "cell of 0 Å³ is too small"),
     "nearly-flat-cell": (changed(lattice__matrix=[[4, 0, 0], [0, 4, 0], [4, 4, 1e-9]]), "too small for 2 atoms"),
     "endless-needle": (changed(lattice__matrix=[[1e9, 0, 0], [0, 1e-4, 0], [0, 0, 1e-4]]), "too skewed or too thin"),

@@ -159,7 +159,7 @@ def test_bytes_from_before_the_server_fell_silent_are_kept(server, file):
     file.path.parent.mkdir()
     file.path.with_name("set.json.gz.part").write_bytes(CONTENT[:500])
     clock = FakeClock()
-    with pytest.raises(DataError, match="The first 500 bytes are kept"):
+    with pytest.raises(DataError, match="mbqueue keeps the first 500 bytes"):
         fetch(file, clock=clock)
     assert len(server.begins) == 5
     assert clock.waits == sorted(clock.waits)

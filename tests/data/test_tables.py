@@ -492,7 +492,7 @@ def test_rows_without_names_are_recognised_by_their_content(tmp_path):
     assert "target: 2," in data.columns
     table["gap"] = 0.0
     table.to_json(tmp_path / "two.json", orient="values")
-    with pytest.raises(DataError, match="does not have exactly one number"):
+    with pytest.raises(DataError, match="the first row does not have exactly one number"):
         load(str(tmp_path / "two.json"))
     named = load(str(tmp_path / "two.json"), id_column="0", target=in_column("3"))
     assert_all_three(named, ids=list(CRYSTALS))

@@ -177,7 +177,7 @@ WRONG = {
         BISMUTH.replace("4.546", "14.546").replace("11.862", "61.862"), "less dense than any crystal .* Å³ per atom",
     ),
     # the file's layout
-    "two-crystals": (SALT + BISMUTH, r"the CIF has 2 crystals \(NaCl, Bi\), and the id does not select one"),
+    "two-crystals": (SALT + BISMUTH, r"the CIF has 2 crystals \(NaCl, Bi\), and the id does not name exactly one"),
     "two-of-one-name": (SALT.replace("data_NaCl", "data_crystal") * 2, "the CIF has 2 crystals"),
     "cell-twice": (SALT + "_cell_length_a 5\n", "_cell_length_a occurs twice"),
     "loop-cut-short": (SALT.removesuffix("1.\n"), "its last row is incomplete"),

@@ -289,7 +289,7 @@ def test_another_queue_does_not_replace_one_that_was_moved(used, url, make_spec,
     monkeypatch.setenv("MBQUEUE_QUEUE", "sqlite")
     with Queue(used.queue_db) as queue:
         queue.enqueue(make_spec("another"), results_dir="r", now=1.0)
-    with pytest.raises(UsageError, match="still contains tables of a different queue"):
+    with pytest.raises(UsageError, match="still contains tables left over from a different queue"):
         Project(used.root).migrate_queue(url)
     with pytest.raises(QueueMoved):
         open_on_server(url)
@@ -302,7 +302,7 @@ def test_remains_of_a_queue_moved_by_another_version_are_not_reused(used, url, p
     monkeypatch.setenv("MBQUEUE_QUEUE", "sqlite")
     postgres_server.sql(f"UPDATE {parse_address(url).schema}.moved SET version = 3")
     with pytest.raises(
-        UsageError, match=r"another version of mbqueue moved .* version 3, .*a different schema with schema=NAME"
+        UsageError, match=r"another version of mbqueue moved\. .* version 3, .*a different schema with schema=NAME"
     ):
         Project(used.root).migrate_queue(url)
     with Queue(used.queue_db) as queue:

@@ -83,7 +83,7 @@ def test_the_same_search_again_changes_nothing_and_another_under_its_name_is_ref
         ('"train.lr"', '"lr"', r"space\.lr: .* Did you mean train\.lr\?"),
         ('"train.lr"', '"folds"', r"space\.folds: an experiment has no such setting"),
         ("high = 1e-2", "high = 1e-4", r"space\.train\.lr: the range from 0\.0001 to 0\.0001 is empty"),
-        ("low = 1e-4", "low = 0.0", "a logarithmic range must begin above 0"),
+        ("low = 1e-4", "low = 0.0", "a logarithmic range must start above 0"),
         ("high = 1e-2, log = true", "high = 2.0", r"cannot have the value 2\.0: train\.lr = 2\.0: .*or equal to 1"),
         ("choices = [8, 16]", "choices = []", r"space\.train\.batch_size: choices is empty"),
         ("choices = [8, 16]", "choices = [8, 8]", "choices must differ"),

@@ -194,7 +194,7 @@ def test_a_session_that_cannot_begin_the_next_trial_does_not_say_that_all_is_don
     outcome = work(folder, WorkOptions(device="cpu"), report=report)
     assert outcome.ending is Ending.BLOCKED
     assert outcome.reason == "the remaining work needs your attention: a search cannot begin a trial"
-    assert report.lines.count("note: No trial can begin: Searches need Optuna") == 1
+    assert report.lines.count("note: mbqueue cannot start another trial: Searches need Optuna") == 1
     monkeypatch.undo()
     assert work(folder, WorkOptions(device="cpu", max_jobs=1), report=report).ending is Ending.STOPPED
 

@@ -279,7 +279,7 @@ def test_one_pass_gives_energies_and_features_if_the_disk_has_room(
         notes: list[str] = []
         assert prepare_frozen(pretrained, bench.cache, frozen, device=CPU, on_note=notes.append)
         assert is_prepared(head, frozen) == (name == "room")
-        assert ("needs no second pass" in notes[0]) == (name == "room")
+        assert ("does not need a second pass" in notes[0]) == (name == "room")
 
 
 def test_features_are_computed_only_if_an_experiment_needs_them(

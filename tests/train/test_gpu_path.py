@@ -74,7 +74,7 @@ def test_wrong_kernels_are_not_used_and_noted_once() -> None:
     checked("float32", 0.0, told)
     assert not uses_kernels(CUDA)
     assert len(told) == 1
-    assert "not used on NVIDIA L4: values differ by 1.0e-03 relative to the largest" in told[0]
+    assert "not use the fused GPU kernels on NVIDIA L4: values differ by 1.0e-03 relative to the largest" in told[0]
     assert described(CUDA) == {"messages": "plain"}
 
 

@@ -69,7 +69,7 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_on
     assert outcome.history_row["val_mae"] == pytest.approx(whole.history_row["val_mae"], rel=1e-3)
     assert steps == list(range(1, run.steps_per_epoch + 1))
     assert len(told) == 3, "8 to 4 and 4 to 2 in training, 5 to 2 in validation"
-    assert all("runs at most 2 at once" in text for text in told[1:])
+    assert all("runs at most 2 crystals at once" in text for text in told[1:])
     remembered = json.loads(memory.read_text())
     assert {key.rpartition("|")[2]: value for key, value in remembered.items()} == {
         "train": {"limit": 2},
@@ -154,7 +154,7 @@ def test_a_crystal_that_does_not_fit_beside_others_sets_no_limit(
     shrink_device(monkeypatch, bears=0)
     busy(monkeypatch, 13.2)
     with pytest.raises(
-        DeviceBusy, match=r"crystal-\d+ does not fit the GPU memory that other processes leave free.*13\.2 of 15\.0 GiB"
+        DeviceBusy, match=r"crystal-\d+ needs more GPU memory than other processes leave free.*13\.2 of 15\.0 GiB"
     ):
         helpers.train_epoch(bench.run(tmp_path / "c", memory_file=tmp_path / "memory.json"), 1)
     assert not (tmp_path / "memory.json").exists()

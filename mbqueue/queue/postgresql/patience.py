@@ -69,7 +69,7 @@ class Patience:
             else:
                 if self._is_away:
                     self._is_away = False
-                    _log.warning("%s answers again.", self._name)
+                    _log.warning("%s is responding again.", self._name)
                 return result
             delay = min(2 * delay, LONGEST_DELAY_SECONDS)
 
