@@ -276,7 +276,7 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
         lay(member.name, content)
     if listing is None or "queue.db" not in laid:
         raise DamagedArchive(
-            f"{source} is not a complete backup: it is cut off before its end; copy it again. Nothing was changed."
+            f"{source} is not a complete backup: it ends too early; copy it again. Nothing was changed."
         )
     if listing["format"] > FORMAT:
         raise DamagedArchive(f"{source} was made by a newer mbqueue ({listing['mbqueue']}). Nothing was changed.")
@@ -312,8 +312,8 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
             settings = settings.with_name(f"{SETTINGS_FILE}.restored")
             note(
                 f"The archive's settings cannot be read, or would run commands or call a webhook that {project.root} "
-                f"does not use. mbqueue saved them as {settings} without using them. Read that file, and copy what you "
-                "want."
+                f"does not use. mbqueue saved them as {settings} without using them. Open that file, and copy the "
+                "settings that you want."
             )
         # mbqueue.toml must exist at all times, because it may name the live folder.
         if settings.exists():

@@ -73,7 +73,10 @@ def publish_crystals(
             before_piece(len(content))
             shared.blobs.put(f"{shared.folder}/{name}", content)
     except (OSError, StoreError) as error:
-        note(f"The crystals could not be copied to {shared.name} ({error}). Other machines read the dataset's source.")
+        note(
+            f"The crystals could not be copied to {shared.name} ({error}). Other machines will read the dataset's "
+            "source instead."
+        )
 
 
 def fetch_crystals(shared: SharedCrystals | None, dataset_hash: str, target: Path, note: Callable[[str], None]) -> bool:

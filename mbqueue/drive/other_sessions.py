@@ -70,7 +70,7 @@ class OtherSessions:
                 folds_told = ", ".join(f"{experiment} fold {fold}" for experiment, fold in one.folds) or "no fold yet"
                 self._note(
                     f"Another session, {one.session.id} on {one.session.host} ({one.session.device}), is working on "
-                    f"this project: {folds_told}. This session does not train those folds."
+                    f"this project: {folds_told}. This session skips the folds that the other session trains."
                 )
         self.living = others
         with LiveState.changing(self._project.publishing_file) as state:

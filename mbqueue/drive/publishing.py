@@ -120,9 +120,7 @@ class Publisher:
         self._wake.set()
         self._thread.join(min(LAST_ROUND_SECONDS, max(5.0, self._remaining())))
         if self._thread.is_alive():
-            self._note(
-                f"{self._project.root} does not answer. Work that is not published stays in {self._project.live_dir}."
-            )
+            self._note(f"{self._project.root} is not responding. Unpublished work stays in {self._project.live_dir}.")
 
     def wake(self) -> None:
         """Request an early publishing round for newly committed work."""
@@ -165,7 +163,9 @@ class Publisher:
         except OSError as error:
             if isinstance(error, TimeoutError):
                 self._reconciled_at = now + LONGEST_RETRY_SECONDS
-            self._trouble(f"{self._project.root} cannot be read: {error}; the work of other sessions is adopted later")
+            self._trouble(
+                f"{self._project.root} cannot be read: {error}; mbqueue will adopt the work of other sessions later"
+            )
         return taken
 
     def round(self, *, ended: str | None = None) -> bool:

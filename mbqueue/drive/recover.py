@@ -278,13 +278,13 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
         enqueue_again(queue, record, now=now, by="recover", note=note)
     elif not _enqueue_from_file(project, queue, newest, now):
         note(
-            f"{folder} is left out: its manifests do not say how {newest.experiment} was enqueued, and no file in "
+            f"{folder} was skipped: its manifests do not say how {newest.experiment} was enqueued, and no file in "
             f"{project.jobs_dir} has this spec."
         )
         return
     experiment = queue.experiment(newest.experiment)
     if newest.fold not in experiment.spec["folds"]:
-        note(f"{folder} is left out: {experiment.name} was enqueued without fold {newest.fold}.")
+        note(f"{folder} was skipped: {experiment.name} was enqueued without fold {newest.fold}.")
         return
     if newest.enqueued and newest.enqueued["prepare"]:
         prepare = newest.enqueued["prepare"]

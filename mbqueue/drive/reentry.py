@@ -60,9 +60,9 @@ def enter(project: ProjectFolder, *, note: Callable[[str], None], clock: Clock |
         remember_root(project)
         if not project.queue_db.exists() and (stray := stray_state(project)):
             note(
-                f"Sessions that ran without a live folder left {stray}. This project is on a drive or network mount "
-                f"and now uses {project.live_dir}. If its queue is on a server, set MBQUEUE_QUEUE. To use the work in "
-                "state/, run: mbqueue recover"
+                f"Sessions that ran without a live folder left {stray} behind. This project is on a drive or network "
+                f"mount and now uses {project.live_dir}. If its queue is on a server, set MBQUEUE_QUEUE. To use the "
+                "work in state/, run: mbqueue recover"
             )
 
 
@@ -253,7 +253,10 @@ class Reentry:
             path = folder / f"{stem}{suffix}"
             if path.exists():
                 path.replace(aside / f"{files.sha256_of_file(path)[:12]}-{path.name}")
-        self._note(f"{folder / stem} was moved to {aside}, because different commits of this fold were accepted.")
+        self._note(
+            f"{folder / stem} was moved to {aside}, because the commits that the queue accepted do not continue "
+            "from it."
+        )
 
     def _results(self, queue: Queue, experiment: Experiment, at_start: bool, by: str) -> None:
         jobs = queue.jobs(experiment=experiment.name)

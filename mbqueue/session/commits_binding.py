@@ -71,7 +71,7 @@ def enter_place(
         raise StoreError(
             f"{store.url} {'is new' if is_new else 'is not known to the queue'}, and the queue has epochs whose "
             f"checkpoints are neither there nor on this machine: {missing}. Check the address. If another machine "
-            f"has the checkpoints, start the first session there, which sends the checkpoints to the store. {_HOW}"
+            f"has the checkpoints, start the first session there; it uploads the checkpoints to the store. {_HOW}"
         )
     send_local_results(project, queue, store)
     place = store_place(store)
@@ -138,7 +138,7 @@ def elsewhere(place: CommitsPlace, why: str) -> StoreError:
             "Start sessions in that folder. Or set up a store (docs/how-to/many-machines.md) and start the first "
             "session in that folder."
         )
-    return StoreError(f"The commits of this queue are in {place.shown}, and {why}. {what} {_HOW}")
+    return StoreError(f"The commits of this queue are in {place.shown}, but {why}. {what} {_HOW}")
 
 
 def store_place(store: ObjectStore) -> CommitsPlace:
@@ -246,7 +246,7 @@ def _compare(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: 
         found = there.get((experiment, fold), 0)
         if found > known + 1:
             raise QueueError(
-                f"{store.url} has {found} epochs of {experiment}, fold {fold}, but the queue is new and has {known}. "
+                f"{store.url} has {found} epochs of {experiment}, fold {fold}, but the new queue has only {known}. "
                 "To use the epochs in the store: mbqueue recover --force. To train again from the start, set "
                 "a different prefix in `store`, or enqueue under another name."
             )

@@ -119,6 +119,6 @@ class CrystalCopies:
                 lock.release()
         except NoTime as error:
             self._gave_up = True
-            self._note(f"The crystals were not copied to {shared.name} ({error}); the next session tries again.")
+            self._note(f"The crystals were not copied to {shared.name} ({error}); the next session will try again.")
         except OSError as error:
             self._note(f"The crystals were not copied to {shared.name}: {error}")

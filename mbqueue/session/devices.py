@@ -105,7 +105,7 @@ def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
     """
     names = [name.strip() for name in names]
     if not any(names):
-        raise UsageError("--devices names no device. Give, for example, 0,1,2 or cuda:0,cuda:1 or cpu,cpu.")
+        raise UsageError("--devices does not name a device. Give, for example, 0,1,2 or cuda:0,cuda:1 or cpu,cpu.")
     found: list[Device] = []
     for position, name in enumerate(names):
         if name == "cpu":

@@ -191,5 +191,7 @@ def _member(session: Session, member: Member, spec: Spec) -> _Found:
         again = f"mbqueue retry {name}, mbqueue work, mbqueue retry {spec.name}"
         raise advised(error, f"Restore {name} from a copy, or recreate both experiments: {again}") from None
     if missing := set(spec.folds) - set(recorded.folds):
-        raise ResultsError(f"{spec.name} needs fold {min(missing)} of {name}, which is not recorded.")
+        raise ResultsError(
+            f"{spec.name} needs fold {min(missing)} of {name}, but the results of {name} do not contain it."
+        )
     return _Found(recorded, jobs)

@@ -128,7 +128,7 @@ def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
             if not target.create_patiently(name, content):
                 raise StoreError(
                     f"{target.url}/{name} exists already and differs from {name} in {source.url}. Choose a prefix "
-                    "without objects."
+                    "that has no objects yet."
                 )
         else:
             target.put(name, content)

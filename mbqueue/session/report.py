@@ -68,7 +68,7 @@ class Relay(Report):
                 getattr(listener, event)(*facts, **more)
             except OSError as error:
                 self._listeners = tuple(one for one in self._listeners if one is not listener)
-                self.note(f"{type(listener).__name__} can no longer write and gets no more events: {error}")
+                self.note(f"{type(listener).__name__} can no longer write, so it receives no more events: {error}")
 
 
 for _event in EVENTS:

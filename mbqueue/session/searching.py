@@ -56,7 +56,7 @@ class Searching:
                 by=session.id,
             )
         except (SearchUnavailable, SpecError) as error:
-            session.note_once(f"No trial can begin: {error}")
+            session.note_once(f"mbqueue cannot start another trial: {error}")
             self.is_stuck = True
             return
         self.is_stuck = False
@@ -92,5 +92,5 @@ def verdict(session: Session, spec: Spec, fold: int, history: Sequence[Mapping[s
     try:
         return steps.verdict(session.queue, spec, fold=fold, history=history, now=session.clock.now())
     except SearchUnavailable as error:
-        session.note_once(f"{error} This session prunes no trials.")
+        session.note_once(f"{error} This session does not prune trials.")
         return None

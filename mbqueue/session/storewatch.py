@@ -58,7 +58,9 @@ class StoreWatch:
                 self._away_since = self._clock.monotonic()
                 self._write({"why": why, "since": self._clock.now()})
         if first:
-            self._note(f"DEGRADED: {why} Training continues as far as possible, and its commits wait for the store.")
+            self._note(
+                f"DEGRADED: {why} Training continues while it can, and new commits wait until the store responds."
+            )
 
     def answered(self) -> None:
         self._answered_at = self._clock.now()
@@ -68,7 +70,7 @@ class StoreWatch:
             was_away, self._why, self._away_since, self._tries = self._away_since is not None, None, None, 0
             self._write({})
         if was_away:
-            self._note("The object store answers again.")
+            self._note("The object store is responding again.")
 
     def heard(self) -> str | None:
         """Return an outage that another session here recorded after the store last answered this session, or None.

@@ -296,7 +296,7 @@ def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> b
         session.report.waiting(f"the next attempt at {first.label} is in {format_duration(left)}{others}")
         is_hinted = True
     else:
-        session.report.waiting(f"the next jobs wait for {counted(outlook.leased, 'job')} in other sessions")
+        session.report.waiting(f"the next jobs are waiting for {counted(outlook.leased, 'job')} in other sessions")
     return is_hinted
 
 
@@ -416,8 +416,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 def _what_to_free(project: ProjectFolder) -> str:
     return (
-        f"The disk of {project.live_dir} is full. Every commit so far is safe, and the session ends. Free some space: "
-        "`mbqueue cache prune` removes converted data that no experiment needs. With `--all`, it removes all converted "
-        f"data, and sessions rebuild the data that they need. Logs are in {project.logs_dir}. Then continue with: "
-        "mbqueue work"
+        f"The disk of {project.live_dir} is full. All commits so far are safe, but the session has to end. Free some "
+        "space: `mbqueue cache prune` removes converted data that no experiment needs. `mbqueue cache prune --all` "
+        f"removes all converted data, and sessions convert it again when they need it. Logs are in {project.logs_dir}. "
+        "Then continue with: mbqueue work"
     )

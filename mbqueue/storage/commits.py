@@ -153,7 +153,7 @@ class Commits:
         for candidate in among:
             if candidate.manifest.stem == best["commit"] and commit.manifest.continues(candidate.manifest):
                 return [candidate, commit]
-        raise Damaged(f"{commit.base} lacks its best epoch: {best['commit']} is not in {self.place.name}.")
+        raise Damaged(f"The best epoch of {commit.base} is missing: {best['commit']} is not in {self.place.name}.")
 
     def bases(self) -> list[str]:
         """The names of all manifests, including damaged manifests, without the suffix."""

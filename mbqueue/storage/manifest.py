@@ -189,7 +189,7 @@ def manifest_of(content: bytes, *, source: str) -> Manifest:
         CheckpointMisfit: if a newer mbqueue wrote the manifest.
     """
     if len(content) > LARGEST_MANIFEST:
-        raise Damaged(f"The manifest {source} is larger than any that mbqueue writes.")
+        raise Damaged(f"The manifest {source} is larger than any manifest that mbqueue writes.")
     try:
         parts = json.loads(content)
         checksum, format_number = parts.pop("checksum"), int(parts["format"])

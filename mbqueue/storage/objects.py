@@ -278,12 +278,12 @@ class ObjectStore:
             if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
                 raise self._trouble(
                     StoreError(
-                        f"{self.url} refuses the request ({said(error)}). Check the credentials in the environment: "
+                        f"{self.url} refused the request ({said(error)}). Check the credentials in the environment: "
                         "they must allow list, read, write and delete below this prefix."
                     )
                 ) from None
             raise self._trouble(
-                StoreAway(f"{self.url} does not answer, or reports an error ({said(error)}).")
+                StoreAway(f"{self.url} is not responding, or reports an error ({said(error)}).")
             ) from None
         self.on_answer()
         return answer

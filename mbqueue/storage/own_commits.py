@@ -110,8 +110,8 @@ class OwnCommits(Commits):
             if not self._is_near_told:
                 self._is_near_told = True
                 self._note(
-                    f"mbqueue cannot keep copies of commits in {self.near.place.name} ({error}), and downloads commits "
-                    "when needed."
+                    f"mbqueue cannot keep copies of commits in {self.near.place.name} ({error}), so it downloads "
+                    "commits when it needs them."
                 )
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
@@ -206,7 +206,7 @@ class OwnCommits(Commits):
     def _taken(self, commit: Commit) -> CommitTaken:
         return CommitTaken(
             f"Another worker has already written commit {commit.base} of {self.identity.label} to "
-            f"{self.place.blobs.url}. This worker discards its own commit and continues from that one."
+            f"{self.place.blobs.url}. This worker discards its own commit and continues from the other worker's."
         )
 
     # -- removing ------------------------------------------------------------------------------------------------

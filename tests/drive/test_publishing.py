@@ -278,7 +278,7 @@ def test_a_second_session_sees_the_first_and_takes_another_fold(tmp_path: Path) 
     assert second.lease is not None
     assert first.lease is not None
     assert {first.lease.job.fold, second.lease.job.fold} == {0, 1}
-    assert any(first.id in note and "does not train those folds" in note for note in second.notes)
+    assert any(first.id in note and "skips the folds that the other session trains" in note for note in second.notes)
     told = publishing_status(second.project)
     assert told is not None
     assert [other["session"] for other in told["others"]] == [first.id]

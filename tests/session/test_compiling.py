@@ -140,7 +140,9 @@ def test_if_kernels_do_not_compile_plain_torch_is_used_and_noted_once(
     assert gpu_path.described(CUDA) == {"messages": "plain"}
     reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     assert len(told) == 1
-    assert told[0].startswith(f"The fused GPU kernels are not used on NVIDIA L4: {reason}. Training runs on plain")
+    assert told[0].startswith(
+        f"mbqueue does not use the fused GPU kernels on NVIDIA L4: {reason}. It trains with plain"
+    )
 
 
 def test_without_a_sample_kernels_are_compiled_at_the_check_of_the_first_batch(

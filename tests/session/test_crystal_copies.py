@@ -98,7 +98,7 @@ def test_a_stopping_session_abandons_the_copy_and_the_next_session_makes_it(
     assert on_the_drive(split) == []
     assert not is_whole(split, tmp_path / "fetched", [])
     (note,) = notes
-    assert "the next session tries again" in note
+    assert "the next session will try again" in note
     with kept(split, notes) as copying:
         assert copying.settled(lambda: False)
     assert is_whole(split, tmp_path / "fetched", notes)

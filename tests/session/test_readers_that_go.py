@@ -109,7 +109,7 @@ def test_a_listener_that_cannot_write_is_dropped_and_the_others_are_told(
     for done in range(3):
         relay.advanced(None, "step", done, 3, {})  # type: ignore[arg-type]
     assert (full.calls, len(steps)) == (1, 3)
-    assert report.lines == ["note: Full can no longer write and gets no more events: [Errno 28] full"]
+    assert report.lines == ["note: Full can no longer write, so it receives no more events: [Errno 28] full"]
 
 
 @pytest.mark.parametrize("event", EVENTS)

@@ -187,8 +187,8 @@ def test_training_continues_while_the_store_is_away_and_commits_once_it_is_back(
     assert len(waits) == 3
     assert seen[0] is not None
     assert seen[0]["state"] == "degraded"
-    assert "does not answer" in seen[0]["why"]
-    assert "note: The object store answers again." in machine.report.lines
+    assert "is not responding" in seen[0]["why"]
+    assert "note: The object store is responding again." in machine.report.lines
     after = publishing_status(machine.project)
     assert after is not None
     assert after["state"] == "published"
@@ -382,7 +382,7 @@ def test_a_new_store_that_lacks_what_the_queue_has_committed_is_refused(
     ("change", "expected"),
     [
         ({STORE_VARIABLE: "s3://no-such-bucket/prefix"}, "There is no bucket"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "does not answer"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "is not responding"),
         ({STORE_VARIABLE: "s3://key:very-secret@bucket"}, "must not contain credentials"),
         ({STORE_VARIABLE: "file:///no/such/folder"}, "There is no folder"),
     ],
@@ -430,7 +430,7 @@ def test_a_refusal_is_reported_without_any_key(monkeypatch: pytest.MonkeyPatch, 
     with HTTPServer(("127.0.0.1", 0), _Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(StoreError, match=r"refuses.*Check the credentials") as raised:
+        with pytest.raises(StoreError, match=r"refused.*Check the credentials") as raised:
             ObjectStore.open("s3://bucket/prefix").check()
         server.shutdown()
     assert not isinstance(raised.value, StoreAway)
