@@ -30,7 +30,7 @@ def blend(
         BlendWeights,
         typer.Option(help="mean uses equal weights; fitted fits the weights on the validation sets of each fold."),
     ] = BlendWeights.MEAN,
-    priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
+    priority: Annotated[int, typer.Option(help="Experiments with a higher priority run first.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Make an experiment that averages the predictions of recorded experiments.
@@ -54,7 +54,7 @@ def predict_again(
             "--test-strains", help="Number of pairs of opposite small strains for each crystal.", min=1, max=100
         ),
     ],
-    priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
+    priority: Annotated[int, typer.Option(help="Experiments with a higher priority run first.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Repeat the test predictions of a recorded experiment, averaged over small strains, without training.

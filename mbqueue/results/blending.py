@@ -24,7 +24,7 @@ def require_enough(n: int, members: int, *, fold: int) -> None:
     if n < fewest:
         raise ResultsError(
             f"In fold {fold}, the members' validation sets share {n} crystals. Fitting the weights of {members} "
-            f"members needs at least {fewest}. Blend with --weights mean, or train members that share "
+            f"members needs at least {fewest} crystals. Blend with --weights mean, or train members that share "
             "train.validation_seed and train.validation."
         )
 
