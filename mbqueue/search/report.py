@@ -97,7 +97,11 @@ def _said(name: str, search: Search) -> str:
         "importance": "Optuna's PED-ANOVA compares how a setting's values are distributed in the best tenth of the "
         "trials and in all trials. For a pruned trial, it uses the best validation MAE "
         "before pruning. With few trials, the result is only a hint."
-        + (f" Left out: {escape(', '.join(conditional))}, which only some trials vary." if conditional else ""),
+        + (
+            f" Settings that only some trials vary are left out: {escape(', '.join(conditional))}."
+            if conditional
+            else ""
+        ),
         "learning-curves": f"Validation MAE after each epoch{mean}. Click a name to hide its trials.",
     }[name]
 

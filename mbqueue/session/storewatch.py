@@ -95,8 +95,8 @@ class StoreWatch:
             tries = self._tries
         if away > PATIENCE_SECONDS:
             raise StoreAway(
-                f"{error} The session waited {format_duration(away)}. Committed work is safe in the store; later "
-                "steps are not saved. Once mbqueue doctor reaches the store, resume with: mbqueue work"
+                f"{error} The session waited {format_duration(away)}. Committed work is safe in the store, but "
+                "later steps were not saved. Once mbqueue doctor reaches the store, resume with: mbqueue work"
             ) from error
         return backoff(tries, first=PAUSE_SECONDS, longest=LONGEST_PAUSE_SECONDS)
 

@@ -367,7 +367,7 @@ def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
         return
     except StoreError as error:
         loaded.forget_fold()
-        session.report.note(f"{lease.job.label}: {error} The steps since the last commit are not saved.")
+        session.report.note(f"{lease.job.label}: {error} The steps since the last commit were not saved.")
         if isinstance(error, StoreAway):
             session.give_back(lease, STORE_AWAY, for_others=True)
         else:

@@ -96,7 +96,8 @@ def check_architecture(model: CHGNet) -> None:
         wrong.append("composition_model = None")
     if wrong:
         raise TrainingError(
-            f"This CHGNet's architecture is not that of a pretrained model: {', '.join(wrong)}. Use 0.3.0 or r2scan."
+            f"This CHGNet's architecture differs from that of the pretrained models: {', '.join(wrong)}. "
+            "Use 0.3.0 or r2scan."
         )
 
 
