@@ -126,12 +126,14 @@ UNDER_A_NEW_NAME = (
 )
 
 
-def next_step(message: str, experiment: str, fold: int | None = None) -> str:
-    """Return what the user can do about a failed job, judging by the job's error message.
+#: The last sentence of an error that no retry can cure, because the spec of an enqueued experiment never changes.
+#: Queues store it with the message, so `next_step` also finds it in old queues.
+ONLY_UNDER_A_NEW_NAME = "Then enqueue the experiment under a new name (--name)."
 
-    A spec never changes. If the job needs a different spec, the message suggests ``--name`` but not ``mbqueue retry``.
-    """
-    if "--name" in message and "mbqueue retry" not in message:
+
+def next_step(message: str, experiment: str, fold: int | None = None) -> str:
+    """Return what the user can do about a failed job with this error message."""
+    if ONLY_UNDER_A_NEW_NAME in message:
         return "enqueue the experiment again under a new name (--name)"
     only = "" if fold is None else f" --fold {fold}"
     return f"after fixing the cause: mbqueue retry {experiment}{only}"

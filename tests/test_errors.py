@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from mbqueue.cli import _tell
-from mbqueue.errors import MbqueueError, causes, next_step
+from mbqueue.errors import InvalidCrystals, MbqueueError, causes, next_step
 from mbqueue.session.worker import is_disk_full
 
 
@@ -35,11 +35,11 @@ def test_causes_are_told_once_each(capsys: pytest.CaptureFixture[str]) -> None:
     ("message", "step"),
     [
         (
-            "lower train.lr, then enqueue under a new name (--name)",
+            "mbqueue.errors.NonFiniteLoss: Lower train.lr. Then enqueue the experiment under a new name (--name).",
             "enqueue the experiment again under a new name (--name)",
         ),
-        ("fix the file, or use --name, then run mbqueue retry", "after fixing the cause: mbqueue retry mine --fold 2"),
-        ("the disk failed", "after fixing the cause: mbqueue retry mine --fold 2"),
+        ("There is no dataset --name", "after fixing the cause: mbqueue retry mine --fold 2"),
+        (str(InvalidCrystals("mine.csv", [("a", "no atoms")])), "after fixing the cause: mbqueue retry mine --fold 2"),
     ],
 )
 def test_a_retry_is_advised_only_if_it_can_help(message: str, step: str) -> None:

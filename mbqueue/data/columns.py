@@ -17,6 +17,8 @@ from mbqueue.task import ENERGY_COLUMNS, options_for
 ID_NAMES = ("id", "material_id", "mbid", "jid")
 STRUCTURE_NAMES = ("structure", "cif")
 
+_RENAME = "Rename a column (and run mbqueue retry for a failed experiment)"
+
 #: The words by which pandas recognises a missing value, in lower case.
 _MISSING = frozenset(("", "nan", "-nan", "na", "n/a", "#n/a", "#na", "#n/a n/a", "<na>", "null", "none")) | frozenset(
     ("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan")
@@ -143,8 +145,8 @@ class Columns:
         for wanted, chosen, what in ((self._wanted.id, self.id, "id"), (self._wanted.target, self.target, "target")):
             if wanted and chosen is None:
                 raise DataError(
-                    f"{absent} {wanted}, which you named as the {what} column. {there} Name one of these with "
-                    f"--{what}-column. {UNDER_A_NEW_NAME}"
+                    f"{absent} {wanted}, which you named as the {what} column. {there} {_RENAME}, or name one of "
+                    f"these with --{what}-column. {UNDER_A_NEW_NAME}"
                 )
 
     def _require_target(self, absent: str, there: str, names: Sequence[str]) -> None:
@@ -159,8 +161,8 @@ class Columns:
                     f"{gap} (or energy, for energies per atom). "
                 )
             raise DataError(
-                f"{absent} {' or '.join(self._target_names)}. {there} Name the target column with --target-column. "
-                f"{advice}{UNDER_A_NEW_NAME}"
+                f"{absent} {' or '.join(self._target_names)}. {there} {_RENAME}, or name the target column with "
+                f"--target-column. {advice}{UNDER_A_NEW_NAME}"
             )
 
     def take(self, names: Collection[str], source: str, *, chosen: tuple[str | None, str | None, str | None]) -> None:

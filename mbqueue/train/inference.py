@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mbqueue.clock import Clock
 from mbqueue.data.batches import Distortion
 from mbqueue.data.crystals import Crystals
-from mbqueue.errors import NonFiniteLoss
+from mbqueue.errors import ONLY_UNDER_A_NEW_NAME, NonFiniteLoss
 from mbqueue.experiment import Spec
 from mbqueue.files import sha256_of_json
 from mbqueue.train.arithmetic import calculating
@@ -183,7 +183,7 @@ class Inference:
             raise NonFiniteLoss(
                 f"Fold {self._fold}: the predictions of {len(bad)} of {len(rows)} crystals are not finite and were "
                 f"discarded: {listed([self._crystals.ids[row] for row in bad])}. If nearly all crystals are affected, "
-                "training diverged, so lower train.lr. Otherwise check these crystals' interatomic distances. Then "
-                "enqueue the experiment under a new name (--name)."
+                "training diverged, so lower train.lr. Otherwise check these crystals' interatomic distances. "
+                f"{ONLY_UNDER_A_NEW_NAME}"
             )
         return output

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mbqueue.data.batches import Distortion
-from mbqueue.errors import NonFiniteLoss
+from mbqueue.errors import ONLY_UNDER_A_NEW_NAME, NonFiniteLoss
 from mbqueue.train.arrivals import Arrived, Fetch, arriving
 from mbqueue.train.feeds import Feed, Rows, host_batches, pack
 from mbqueue.train.gated import gradient_scale
@@ -91,7 +91,7 @@ class Step:
             raise NonFiniteLoss(
                 f"The loss ({loss}) or the gradient norm ({norm}) is not finite; the weights are unchanged. "
                 f"The batch contains: {', '.join(ids[row] for row in self._rows)}. Check these crystals' targets and "
-                "interatomic distances, or lower train.lr. Then enqueue the experiment under a new name (--name)."
+                f"interatomic distances, or lower train.lr. {ONLY_UNDER_A_NEW_NAME}"
             )
         return StepResult(loss=loss, abs_error=error, grad_norm=norm, structures=len(self._rows))
 

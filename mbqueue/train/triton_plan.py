@@ -48,7 +48,8 @@ class Plan:
             raise TrainingError(
                 f"A batch of {len(batch.rows):,} crystals with {len(batch.bond_center):,} bonds and "
                 f"{len(batch.angle):,} angles is larger than the GPU kernels can address (2^31 numbers in an array). "
-                "Enqueue the experiment under a new name (--name) with a smaller train.batch_size."
+                "Run mbqueue retry, then mbqueue work --device cpu. Or enqueue the experiment under a new name "
+                "(--name) with a smaller train.batch_size."
             )
         device = batch.bond_center.device
         if tiles is None and device.type == "cuda":

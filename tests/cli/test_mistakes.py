@@ -308,7 +308,7 @@ def test_enqueue_refuses_a_csv_without_a_known_target_and_its_advice_leads_to_an
     assert mbqueue("prepare", "mine.csv", "--target-column", "band_gap").code == 0
 
 
-def test_the_advice_of_a_session_on_a_table_without_a_known_target_leads_to_an_experiment(
+def test_both_ways_out_of_a_table_without_a_known_target_lead_to_an_experiment(
     mbqueue: Command, project: ProjectFolder
 ) -> None:
     salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -320,11 +320,16 @@ def test_the_advice_of_a_session_on_a_table_without_a_known_target_leads_to_an_e
     assert "enqueue it again under a new name (--name NAME-2)" in said
     status = " ".join(mbqueue("status").out.split())
     for shown in (said, status):
-        assert "enqueue the experiment again under a new name (--name)" in shown
-        assert "mbqueue retry" not in shown, "the spec never changes, so a retry would fail again"
+        assert "after fixing the cause: mbqueue retry head_finetune" in shown
     advice = re.search(r"--target-column band_gap .*?target\.kind=scalar", said)
     assert advice is not None
     assert mbqueue(*enqueue, "--name", "NAME-2", *shlex.split(advice[0])).code == 0
+    assert "Rename a column (and run mbqueue retry for a failed experiment)" in said
+    (project.root / "mine.jsonl").write_text("\n".join(rows).replace("band_gap", "e_form"))
+    assert mbqueue("retry", "head_finetune").code == 0
+    mbqueue("work", "--max-jobs", "1", "--device", "cpu", "--no-end-command")
+    with Queue(project.queue_db) as queue:
+        assert queue.jobs(experiment="head_finetune")[0].state == "committed"
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])

@@ -231,13 +231,13 @@ def test_checking_a_data_set_imports_nothing_that_takes_time(tmp_path):
 @pytest.mark.parametrize(
     ("name", "heading", "target", "id_column", "message"),
     [
-        ("t.csv", "id,cif,gap", "", "", r"no column e_form or .* Its columns are: id, cif, gap\. Name the target"),
+        ("t.csv", "id,cif,gap", "", "", r"no column e_form or .* Its columns are: id, cif, gap\. Rename a column"),
         ("t.csv", "id,cif,gap", "egap", "", "no column egap, which you named as the target column"),
         ("t.csv", "id,cif,e_form", "", "name", "no column name, which you named as the id column"),
         ("t.csv", "id,e_form", "", "", "no column cif or structure"),
         ("t.csv", "cif,e_form", "", "", "no column id or material_id"),
         ("t.csv", "id,cif,e_form,e_form", "", "", "more than one column e_form"),
-        ("cifs/id_prop.csv", "id,gap", "", "", r"no column e_form or .* Its columns are: id, gap\. Name the target"),
+        ("cifs/id_prop.csv", "id,gap", "", "", r"no column e_form or .* Its columns are: id, gap\. Rename a column"),
         ("cifs/id_prop.csv", "one,-1.5", "gap", "", "has no header, so it has no column gap"),
     ],
 )

@@ -231,7 +231,7 @@ def test_columns_can_be_named(tmp_path, form):
 def test_a_target_that_is_no_energy_is_never_read_from_a_column_of_energies(tmp_path, kind):
     gap = Target(name="gap", unit="", kind=kind)
     (tmp_path / "t.jsonl").write_text(json.dumps(entry(target=1)))
-    with pytest.raises(DataError, match=r"No row of .* has target\. The rows have: .*e_form.* Name the target column"):
+    with pytest.raises(DataError, match=r"No row of .* has target\. The rows have: .*e_form.* Rename a column"):
         load(str(tmp_path / "t.jsonl"), target=gap)
     (tmp_path / "t.jsonl").write_text(json.dumps(entry(target=9) | {"target": 1}))
     assert load(str(tmp_path / "t.jsonl"), target=gap).crystals.targets.tolist() == [1]
@@ -514,7 +514,7 @@ def test_structures_by_id_or_in_a_list_as_monty_writes_them_are_read(tmp_path):
     in_list = load(str(tmp_path / "list.json.gz"), targets_required=False)
     assert_all_three(in_list, ids=["0", "1", "2"], targets=missing)
     assert load(str(tmp_path / "one.json"), targets_required=False).crystals.compositions() == ["NaCl"]
-    with pytest.raises(DataError, match=r"dict.json has e_form or .* The rows have: structure. Name the target column"):
+    with pytest.raises(DataError, match=r"dict.json has e_form or .* The rows have: structure. Rename a column"):
         load(str(tmp_path / "dict.json"))
 
 

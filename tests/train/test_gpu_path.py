@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mbqueue.data.machine_code import keep_gpu_code
-from mbqueue.errors import TrainingError
+from mbqueue.errors import TrainingError, next_step
 from mbqueue.train import arithmetic, forward, gpu_path, triton_forward
 from mbqueue.train.gpu_path import check_once, described, uses_kernels, using
 from mbqueue.train.kernels.launching import launch
@@ -122,8 +122,9 @@ def test_a_batch_whose_places_pass_int32_is_refused_and_never_computed_another_w
         return SimpleNamespace(**{name: torch.empty(rows if name == of else 1, device="meta") for name in names})
 
     assert fits(batch(most - 1))
-    with pytest.raises(TrainingError, match=r"larger than the GPU kernels can address.*train\.batch_size"):
+    with pytest.raises(TrainingError, match=r"larger than the GPU kernels can address.*train\.batch_size") as refused:
         Plan.of(batch(most))
+    assert next_step(str(refused.value), "mine") == "after fixing the cause: mbqueue retry mine", "a CPU may suffice"
     # The fingerprint says that training uses the kernels, so every batch must use them.
     model: Any = SimpleNamespace(model_args={"n_conv": 4})
     large = SimpleNamespace(**vars(batch(most)), bond_length=torch.empty(1))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from kept_commits import small_commits
 
-from mbqueue.errors import DeviceBusy, DeviceTooSmall, NonFiniteLoss
+from mbqueue.errors import DeviceBusy, DeviceTooSmall, NonFiniteLoss, next_step
 from mbqueue.train import memory as memory_module
 from mbqueue.train.feeds import GraphFeed, ahead
 from mbqueue.train.memory import DeviceMemory, Shortage, is_out_of_memory
@@ -42,6 +42,7 @@ def test_a_nan_loss_stops_training_before_the_weights_change(bench: Any, helpers
     finally:
         run._feed._cache.crystals.targets[:] = targets
     assert "weights are unchanged" in str(caught.value)
+    assert "retry" not in next_step(str(caught.value), "mine"), "the loss would be nan again"
     newest = small_commits(tmp_path).manifests()[-1]
     assert newest.stem == "e0001-done-f0001"
     assert helpers.train_epoch(run, 2, fence=3).finished, "it resumes from the last good commit"
@@ -218,8 +219,9 @@ def test_weights_that_diverge_in_the_last_step_are_found_by_the_validation(
     learner = run._learner
     with pytest.raises(
         NonFiniteLoss, match=r"predictions of 5 of 5 crystals are not finite.*crystal-\d+, .*lower train.lr.*new name"
-    ):
+    ) as caught:
         helpers.train_epoch(run, 2, fence=2, on_step=diverge)
+    assert "retry" not in next_step(str(caught.value), "mine"), "training would diverge again"
     newest = small_commits(tmp_path).manifests()[-1]
     assert newest.stem == "e0001-done-f0001"
 
