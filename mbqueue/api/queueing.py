@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.clock import local_day
 from mbqueue.dashboard.snapshot import Status
-from mbqueue.errors import ExperimentExists, SpecError, StoreError, UsageError
+from mbqueue.errors import ExperimentExists, SourceAway, SpecError, StoreError, UsageError
 from mbqueue.queue.jobs import Event, State
 from mbqueue.queue.opening import anything, open_queue
 from mbqueue.search.summary import summaries
@@ -50,6 +51,7 @@ class Queueing(OpenedProject):
             SpecError: if the file or a key is wrong.
             ExperimentExists: if an experiment with a different spec has this name; the message lists the differences.
             UsageError, DataError: if the experiment or its dataset does not exist, or a restore was interrupted.
+            DataError: if a CSV table or an ``id_prop.csv`` lacks a needed column, or has a column name twice.
             QueueLost: if all or part of the queue was lost.
         """
         # Commands that only read the queue skip this import, which is slow because pydantic builds its validators.
@@ -175,7 +177,8 @@ class Queueing(OpenedProject):
         from mbqueue.data.datasets import check_columns  # noqa: PLC0415
 
         data = spec.data
-        check_columns(data.dataset, project_root=self.folder.root, target=spec.predicts, id_column=data.id_column)
+        with suppress(SourceAway):  # a session retries an unreadable file, and then checks the columns
+            check_columns(data.dataset, project_root=self.folder.root, target=spec.predicts, id_column=data.id_column)
         now = self._clock.now()
         results_dir = self.folder.results_folder(local_day(now), spec.folder_name)
         with open_queue(self.folder, refuses=anything) as queue:

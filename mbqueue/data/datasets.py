@@ -78,6 +78,7 @@ def check_columns(name_or_path: str, *, project_root: Path | None = None, target
 
     Raises:
         UsageError, DataError: as ``check_dataset``, or if a column is missing or occurs twice.
+        SourceAway: if the system cannot read the file.
     """
     check_dataset(name_or_path, project_root=project_root)
     path = _path_of(name_or_path, project_root)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import json
 import re
@@ -51,6 +52,23 @@ def test_prepare_names_the_offenders_and_drops_them_only_when_asked(mbqueue: Com
     assert dropped.code == 0
     assert dropped.out.startswith("6 crystals")
     assert "dropped flat-one" in dropped.err
+
+
+def test_a_table_that_cannot_be_read_at_the_moment_is_enqueued(
+    mbqueue: Command, project: ProjectFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project.root / "mine.csv").write_text("id,cif\n")
+    opened = Path.open
+
+    def failing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "mine.csv":
+            raise OSError(errno.EIO, "the mount does not answer")
+        return opened(path, *arguments, **options)
+
+    enqueued = ("enqueue", "head_finetune", "--dataset", "mine.csv")
+    assert mbqueue(*enqueued).code == FAILURE
+    monkeypatch.setattr(Path, "open", failing)
+    assert mbqueue(*enqueued).code == 0
 
 
 def test_the_cache_is_listed_verified_repaired_and_pruned(mbqueue: Command, project: ProjectFolder) -> None:

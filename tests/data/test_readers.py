@@ -264,7 +264,7 @@ def test_checking_the_columns_of_a_table_names_the_wrong_one_as_reading_does(
         ("t.json", '{"structure": []}'),
     ],
 )
-def test_checking_the_columns_reads_only_the_header(tmp_path: Path, name: str, text: str) -> None:
+def test_checking_the_columns_accepts_wrong_rows_and_other_formats(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
