@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,7 @@ def test_a_cache_of_something_else_is_not_used(crystals, tmp_path, monkeypatch, 
     build(crystals, tmp_path)
     if change == "cut-offs":
         monkeypatch.setattr(cache_module, "ATOM_CUTOFF", 5.0)
+        monkeypatch.setattr(cache_module, "convert", partial(cache_module.convert, atom_cutoff=5.0))
     elif change == "version":
         monkeypatch.setattr(cache_module, "CONVERTER_VERSION", 10**6)
     else:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mbqueue.errors import QueueError
-from mbqueue.queue import processes
+from mbqueue.queue import processes, sessions
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.processes import ProcessIdentity, boot_id, is_known_dead, this_process
 
@@ -113,10 +113,12 @@ def test_a_process_that_another_user_owns_is_alive(monkeypatch):
     assert not is_known_dead(ProcessIdentity("here", boot_id(), 2**22 + 1, 1))
 
 
-def test_sessions_of_other_machines_are_never_reaped_as_dead(world):
+def test_sessions_of_other_machines_are_never_reaped_as_dead(world, monkeypatch):
     elsewhere = ProcessIdentity("elsewhere", "another-boot/pid:[1]", 2**22 + 1, 1)
     world.queue.start_session(device="cpu", now=world.now, alive_seconds=60, identity=elsewhere)
-    assert world.queue.reap_dead(by="me", now=world.now) == ()
+    assert not is_known_dead(elsewhere), "the same pid here says nothing about a process there"
+    monkeypatch.setattr(sessions, "is_gone", lambda *_: True)
+    assert world.queue.reap_dead(by="me", now=world.now) == (), "the queue leaves out other machines' sessions"
 
 
 def test_a_job_whose_process_dies_each_time_fails_in_the_end(world):
