@@ -48,7 +48,7 @@ from collections.abc import Iterator, Sequence
 
 _REMEDIES = {
     errno.ENOSPC: "The disk is full. All saved work is safe. Free some space and resume: mbqueue cache prune removes "
-    "converted data that no experiment needs.",
+    "converted data that no unfinished experiment needs.",
     errno.EDQUOT: "The disk quota is used up. All saved work is safe. Free some of the quota, then resume.",
     errno.EACCES: "Check the permissions of this file and of its parent folders.",
     errno.EPERM: "Check the permissions of this file and of its parent folders.",

@@ -45,7 +45,7 @@ class Keeping(OpenedProject):
             try:
                 judge_again(queue, now=self._clock.now(), by="recover")
             except SearchUnavailable as error:
-                tell(f"{error} Without Optuna, mbqueue cannot tell which trials were pruned. They resume too.")
+                tell(f"{error} Without Optuna, mbqueue cannot recognise pruned trials, so pruned trials resume too.")
 
     def back_up(self, file: str | Path) -> Backup:
         """Write the whole state (queue, checkpoints, results, jobs, settings) to one archive.

@@ -417,7 +417,7 @@ def is_disk_full(error: BaseException) -> bool:
 def _what_to_free(project: ProjectFolder) -> str:
     return (
         f"The disk of {project.live_dir} is full. All commits so far are safe, but the session has to end. Free some "
-        "space: `mbqueue cache prune` removes converted data that no experiment needs. `mbqueue cache prune --all` "
-        f"removes all converted data, and sessions convert it again when they need it. Logs are in {project.logs_dir}. "
-        "Then continue with: mbqueue work"
+        "space: `mbqueue cache prune` removes converted data that no unfinished experiment needs. `mbqueue cache prune "
+        "--all` removes all converted data, and sessions convert it again when they need it. Logs are in "
+        f"{project.logs_dir}. Then continue with: mbqueue work"
     )
