@@ -129,11 +129,10 @@ def promote(
     Example: mbqueue promote lr_search --name tuned
     """
     outcome = open_project(context).promote(search, name=name, priority=priority)
+    print_line(enqueued(outcome))
     if outcome.outcome == "unchanged":
-        print_line(enqueued(outcome))
         return
-    made = outcome.experiment
-    print_line(f"{made.name}: enqueued, {counted(outcome.n_jobs, 'job')}. {made.spec['description']}.")
+    say(f"{outcome.experiment.spec['description']}.")
     say("Start a session with: mbqueue work")
 
 

@@ -1,4 +1,4 @@
-"""Make and parse the names of commit files. No other module depends on the format of these names.
+"""Make and parse the names of commit files. The drive ends the names of its own files with as many digits.
 
 e0012-done-f0003.json                 the end of epoch 12, written under fence 3
 e0013-s000040-f0003.pt                the checkpoint after 40 steps of epoch 13

@@ -135,8 +135,9 @@ def test_a_search_has_a_report_and_an_export(searched, tmp_path):
 
 def test_the_promoted_experiment_has_the_best_settings_and_says_so(searched):
     told = run(searched.root, "promote", "rates", "--name", "tuned")
-    assert told.stdout.startswith("tuned: enqueued, 22 jobs. Best of 4 trials of rates (trial ")
-    assert "chosen by validation on fold 0" in told.stdout
+    assert told.stdout.startswith("tuned: enqueued, 22 jobs. Results will be in ")
+    assert told.stderr.startswith("Best of 4 trials of rates (trial ")
+    assert "chosen by validation on fold 0" in " ".join(told.stderr.split())
     assert run(searched.root, "cancel", "tuned", "--yes").returncode == 0
     wrong = run(searched.root, "promote", "tuned")
     assert wrong.returncode == 2
