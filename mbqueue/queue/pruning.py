@@ -47,7 +47,7 @@ class Pruning(Part):
             return 0 if db.execute(_HELD, values).fetchone() else db.execute(SKIP_ALL, values).rowcount
 
     @repeatable
-    def give_up_checkpoints(self, experiment: str, *, now: float, by: str = "prune") -> bool:
+    def discard_checkpoints(self, experiment: str, *, now: float, by: str = "prune") -> bool:
         """Mark a pruned trial's checkpoints as discarded, so that `retry` starts the trial from the beginning.
 
         Move the trial's training histories into its spec. The caller must then remove the checkpoint files.
@@ -72,8 +72,8 @@ class Pruning(Part):
             released = {"at": now, "why": pruned["changed_why"], "histories": histories}
             spec = {**found.spec, "trial": {**found.spec["trial"], "released": released}}
             db.execute(_SPEC, {**values, "spec": json.dumps(spec)})
-            given_up = "checkpoints no longer kept; `mbqueue retry` trains the trial from the beginning"
-            note(db, given_up, by=by, now=now, experiment_id=found.id)
+            discarded = "checkpoints discarded; `mbqueue retry` trains the trial from the beginning"
+            note(db, discarded, by=by, now=now, experiment_id=found.id)
             return True
 
 

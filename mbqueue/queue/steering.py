@@ -130,7 +130,7 @@ class Steering(Part):
         """Retry failed and cancelled jobs, and reset their failure counts. Let sessions claim delayed jobs immediately.
 
         A pruned trial resumes as a whole, and is not pruned again. A trial whose checkpoints have been discarded
-        (`Pruning.give_up_checkpoints`) starts from the beginning.
+        (`Pruning.discard_checkpoints`) starts from the beginning.
 
         Returns:
             The number of changed jobs.

@@ -133,7 +133,7 @@ def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -
         for job in (queue.jobs(state=State.SKIPPED) if is_trial else ())
         if job.kind is Kind.RECORD and job.experiment in is_trial and job.changed_at <= now - after_seconds
     ]
-    return [name for name in due if queue.give_up_checkpoints(name, now=now, by=by)]
+    return [name for name in due if queue.discard_checkpoints(name, now=now, by=by)]
 
 
 def judge_again(queue: Queue, *, now: float, by: str) -> list[str]:

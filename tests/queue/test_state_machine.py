@@ -417,16 +417,16 @@ class QueueMachine(RuleBasedStateMachine):
         for job in left:
             job.state, job.is_pruned = State.SKIPPED, True
         if gives_up:
-            self.give_up_checkpoints(name)
+            self.discard_checkpoints(name)
         if retried:
             self.retry(name, None, jobs)
 
-    def give_up_checkpoints(self, name):
+    def discard_checkpoints(self, name):
         jobs = self.model.of(name)
         record = self.model.jobs[(name, Kind.RECORD, None, None)]
         is_over = record.state is State.SKIPPED and record.is_pruned and name not in self.released
         gives_up = is_over and not any(job.state is State.LEASED for job in jobs)
-        assert self.queue.give_up_checkpoints(name, now=self.now) == gives_up
+        assert self.queue.discard_checkpoints(name, now=self.now) == gives_up
         if gives_up:
             self.released[name] = sorted({job.key[2] for job in jobs} - {None})
             histories = self.queue.experiment(name).spec["trial"]["released"]["histories"]

@@ -385,7 +385,7 @@ def test_a_trial_that_was_retried_keeps_its_checkpoints(queue):
     trial = pruned_trial(queue)
     queue.retry(trial.experiment, now=NOW)
     assert trial.experiment not in released(queue, seconds=3600.0)
-    assert not queue.give_up_checkpoints(trial.experiment, now=NOW)
+    assert not queue.discard_checkpoints(trial.experiment, now=NOW)
 
 
 def test_a_trial_whose_checkpoints_are_gone_is_retried_from_the_beginning(queue):
