@@ -69,6 +69,8 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "mbqueue needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+# If mbqueue was installed here without -e, its compiled code remains, and this folder would hide the editable package.
+	rm -rf $(VENV)/lib/python3*/site-packages/mbqueue
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps matbench
 	@touch $(READY)
 

@@ -72,7 +72,7 @@ LEFT_OUT = {
     "mbqueue work --devices 0,1,2": "needs three GPUs; run with cpu,cpu in tests/session/test_devices.py",
     "pip install 'mbqueue[slurm]'": "installs into the environment of the tests",
     "mbqueue launch slurm --gpus 5 --time 2h --partition gpu": "needs Slurm; tests/api/test_launching.py",
-    "pip install '.[board]'": "installs into the environment of the tests",
+    "pip install 'mbqueue[board]'": "installs into the environment of the tests",
     "mbqueue board": "serves until Ctrl-C; tests/web/test_serving.py",
     "mbqueue board --host 0.0.0.0": "the same; tests/web/test_access.py",
     "pip install 'mbqueue[search]'": "installs into the environment of the tests",

@@ -64,7 +64,7 @@ class Queueing(OpenedProject):
             if overrides:
                 raise UsageError(
                     f"{path} describes a search. A search sets only its space and its folds; all other settings come "
-                    "from its base. The only options for a search are --name and --priority."
+                    "from its base, including the dataset. The only options for a search are --name and --priority."
                 )
             return self._enqueue_search(path, name=name, priority=priority)
         return self._put(load_spec(path, overrides=_named(overrides, name)), priority=priority)

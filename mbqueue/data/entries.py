@@ -131,31 +131,30 @@ class Gatherer:
             if self.targets_required:
                 raise Unusable("the target is missing")
             return math.nan
+        # Where targets are required, an empty cell is refused too.
+        hint = "" if self.targets_required else "; leave the cell empty if there is no target"
         if self._kind == "class":
-            return _class_of(target)
+            return _class_of(target, hint)
         try:
             # `float` would convert True to 1 and "1_0" to 10.
             value = float(target) if not isinstance(target, bool) and "_" not in str(target) else None
         except (TypeError, ValueError, OverflowError):
             value = None
         if value is None:
-            raise Unusable(f"the target {target!r:.100} is not a number; leave the cell empty if there is no target")
+            raise Unusable(f"the target {target!r:.100} is not a number{hint}")
         if not abs(value) <= LARGEST_TARGET:
             beyond = f", beyond ±{LARGEST_TARGET:g}; use a larger unit" if math.isfinite(value) else ""
             raise Unusable(f"the target is {value:g}{beyond}")
         return value
 
 
-def _class_of(target: Any) -> float:
+def _class_of(target: Any, hint: str) -> float:
     try:
         value = _CLASSES[target] if isinstance(target, bool) or target in _CLASSES else float(target)
     except (TypeError, ValueError):
         value = math.nan
     if value not in (0.0, 1.0):
-        raise Unusable(
-            f"the target {target!r:.100} is not a class: give 0 or 1, or true or false; leave the cell empty if there "
-            "is no target"
-        )
+        raise Unusable(f"the target {target!r:.100} is not a class: give 0 or 1, or true or false{hint}")
     return value
 
 

@@ -47,7 +47,10 @@ class Narration(Report):
         self._last_said, self._is_waiting = time.monotonic(), False
         if job.progress:
             done, total = job.progress.get("done", 0), job.progress.get("total", 0)
-            self._say(f"{job.label}: resuming after {job.progress.get('what', 'part')} {done} of {total}", None)
+            what = job.progress.get("what", "part")
+            self._say(
+                f"{job.label}: resuming from the last save; an earlier session reached {what} {done} of {total}", None
+            )
         else:
             self._say(f"{job.label}: started", None)
 

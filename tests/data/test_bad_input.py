@@ -133,15 +133,21 @@ def test_an_id_that_cannot_be_written_is_refused(tmp_path):
         ([1], "is not a number"),
         (True, "True is not a number"),
         ("1_0", "'1_0' is not a number"),
-        ("?", r"'\?' is not a number; leave the cell empty if there is no target"),
-        ("-", "'-' is not a number; leave the cell empty if there is no target"),
-        ("missing", "'missing' is not a number; leave the cell empty if there is no target"),
+        ("?", r"'\?' is not a number(?!; leave)"),
+        ("-", "'-' is not a number(?!; leave)"),
+        ("missing", "'missing' is not a number(?!; leave)"),
         (1e300, r"the target is 1e\+300, beyond ±1e\+06"),
     ],
 )
 def test_a_bad_target_is_refused(tmp_path, target, reason):
     with pytest.raises(InvalidCrystals, match=reason):
         load(write(tmp_path / "bad.jsonl", [entry(), entry(name="bad", target=target)]))
+
+
+def test_a_cell_is_to_be_left_empty_only_where_targets_are_not_required(tmp_path):
+    source = write(tmp_path / "bad.jsonl", [entry(), entry(name="bad", target="?")])
+    with pytest.raises(InvalidCrystals, match=r"'\?' is not a number; leave the cell empty if there is no target"):
+        load(source, targets_required=False)
 
 
 IS_METAL = Target(name="metallicity", unit="", kind="class", column="is_metal")
