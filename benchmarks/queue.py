@@ -52,7 +52,7 @@ Step = Callable[[], bool]
 JOBS_OF_AN_EXPERIMENT = 97
 #: How many jobs all processes together finish before the measurement, so that the logs have stopped growing by then.
 WARM_UP_JOBS = 160
-#: Measure tables with at most this many jobs in more rounds, because each round soon runs out of jobs.
+#: Use more rounds for tables with at most this many jobs, because a round soon finishes all jobs of a small table.
 SMALL_TABLE = 10_000
 
 _SLOW = "FSYNC_MS"

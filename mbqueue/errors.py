@@ -285,7 +285,7 @@ class StoreAway(StoreError):
 
 
 class MembersNotRecorded(MbqueueError):
-    """A member of a blend has not been recorded yet; a session can still record the member."""
+    """A blend's member has no recorded results yet, but a session can still produce them."""
 
 
 class ResultsError(MbqueueError):

@@ -212,7 +212,7 @@ def _problem(kind: Any, allowed: Mapping[str, Any], value: Any) -> str | None:
     if get_origin(kind) is tuple:
         choices = get_args(get_args(kind)[0])
         fits = isinstance(value, list) and all(one in choices for one in value)
-        return None if fits else f"must be a list of {', '.join(map(repr, choices))}"
+        return None if fits else f"must be a list; its items can be {', '.join(map(repr, choices))}"
     if not _is_of(kind, value):
         return f"must be {_KINDS[kind]}"
     for sign, bound, within in (

@@ -125,7 +125,7 @@ class Topology:
         if self.live is not None and (mount := mount_of(self.live)).is_remote:
             raise UsageError(
                 f"The live folder {self.live} is also on a network mount ({mount.fstype}), where a SQLite file "
-                'is not safe. Set live_dir in mbqueue.toml to a local disk of each machine: live_dir = "/tmp/mbqueue"'
+                'is not safe. Set live_dir in mbqueue.toml to a folder on a local disk: live_dir = "/tmp/mbqueue"'
             )
         self.require_shared()
         if mount_of(self.root).is_remote:

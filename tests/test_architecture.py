@@ -205,7 +205,7 @@ def test_only_a_session_changes_its_fields() -> None:
 
 
 QUESTIONS = (
-    "commits named",
+    "names of commits made",
     "commits ordered",
     "SIGTERM",
     '"split"',

@@ -44,7 +44,7 @@ def test_what_the_file_says_is_taken_and_the_rest_has_its_default(tmp_path: Path
         ("notify = 'x'", r"write \[notify\]"),
         ("[notify]\nwebhok = 'x'", "notify.webhok: there is no such key. Allowed keys: command, webhook"),
         ("[notify]\nwebhook = 'ftp://x'", "notify.webhook: must look like"),
-        ("[notify]\nevents = ['fold don']", "notify.events: must be a list of 'fold done'"),
+        ("[notify]\nevents = ['fold don']", "notify.events: must be a list; its items can be 'fold done'"),
         ("=", "TOML"),
     ],
 )

@@ -29,7 +29,7 @@ _HEAD = """\
 
 <!-- Made by tools/experiment_page.py from the definitions in mbqueue; change the definitions, not this page. -->
 
-An experiment is a TOML file in `jobs/`, and its file name is its name. All keys are optional.
+An experiment is a TOML file in `jobs/`. Its name is the name of the file without `.toml`. All keys are optional.
 
 `mbqueue enqueue` freezes the file as the experiment's *spec*, so later edits do not affect the queue. To enqueue a
 changed file, give it another name:

@@ -1,4 +1,4 @@
-"""The base class of the API: a project's folder, the clock, and the queue, which each call opens."""
+"""The base class of the API. It keeps the project's folder and the clock; each call opens the queue."""
 
 from __future__ import annotations
 

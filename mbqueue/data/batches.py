@@ -39,7 +39,7 @@ def make_batch(
 ) -> Batch:
     """Combine the crystals of ``rows`` into one graph, on the CPU.
 
-    The bonds are always the undistorted crystal's. With ``distortion``, lengths and angles describe the distorted
+    The bonds always come from the undistorted crystal. With ``distortion``, lengths and angles describe the distorted
     crystal, so a bond may be longer than the cut-off. CHGNet's radial basis is zero beyond the cut-off.
     """
     rows = np.asarray(rows, np.int64)

@@ -65,7 +65,7 @@ def read_cif(text: str, name: str) -> dict[str, Any]:
     """Read one crystal, and return it in the format of pymatgen's ``Structure.as_dict()``.
 
     Args:
-        name: the entry's id, which selects a data block if several list atoms.
+        name: the entry's id; it selects a data block if more than one contains atoms.
 
     Raises:
         Unusable: if the file cannot be read, contradicts itself or is ambiguous.

@@ -2,9 +2,9 @@
 
 CHGNet numbers its bonds in the order of pymatgen's ``find_points_in_spheres``. Bonds are sorted by centre atom, then by
 the cube of the neighbour (ascending x, y, z), and then by periodic image (i, j, k) and atom, both descending. The cubes
-have edges of length ``cutoff``, and only the 27 cubes around the centre's cube matter. For an atom exactly on a cell
-face, or a bond exactly at the cut-off, the result depends on rounding. This module rounds like pymatgen: it adds
-numbers in pymatgen's order, and takes NumPy's Cartesian coordinates (see ``graphs.cartesian``).
+have edges of length ``cutoff``, so only the centre atom's cube and the 26 cubes around it matter. For an atom exactly
+on a cell face, or a bond exactly at the cut-off, the result depends on rounding. This module rounds like pymatgen: it
+adds numbers in pymatgen's order, and takes NumPy's Cartesian coordinates (see ``graphs.cartesian``).
 
 As in ``conversion``, the code uses plain loops instead of array expressions.
 """

@@ -110,7 +110,7 @@ def _species(lines: list[str]) -> tuple[list[str], list[int], int]:
             raise Unusable(f"{line[:40]!r} is not a line of atom counts")
         counts += [int(word) for word in line.split()]
     if len(symbols) != len(counts):
-        raise Unusable(f"the file names {len(symbols)} elements, but has {len(counts)} atom counts")
+        raise Unusable(f"{len(symbols)} elements are listed, but {len(counts)} atom counts")
     return symbols, counts, position + n_lines
 
 

@@ -157,8 +157,8 @@ def _require_nothing_lost(project: ProjectFolder) -> None:
     if is_lost:
         raise QueueLost(
             f"{project.live_dir} contains checkpoints or notes of experiments, but their queue was lost. Nothing was "
-            "changed. To bring them back, run: mbqueue recover. To replace them with the archive, add --force; mbqueue "
-            "keeps the replaced files."
+            "changed. To bring them back, run: mbqueue recover. To use the archive instead, add --force; mbqueue then "
+            "sets these files aside."
         )
 
 

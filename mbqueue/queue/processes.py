@@ -94,7 +94,7 @@ def has_open(identity: ProcessIdentity, file: Path) -> bool | None:
 
 
 def is_gone(identity: ProcessIdentity, queue_file: Path | None) -> bool:
-    """Whether a session's process is certainly not using this queue: it is dead, or is using a different queue file.
+    """Whether a session's process cannot be using this queue, because it is dead or uses a different queue file.
 
     A copied queue contains the sessions of the original queue, whose processes may be alive.
 

@@ -102,7 +102,7 @@ class Heartbeat:
                 renewed = self._queue.renew(lease, now=now, lease_seconds=self._lease_seconds, progress=progress)
                 if renewed.job.paused:
                     self._withdraw(lease, "paused")
-            may_reap = self.may_reap()  # reads the clock again, because renewing may have waited for the queue's server
+            may_reap = self.may_reap()  # read the clock again: the renewal may have waited for the server
             with self._lock:
                 self._beaten_at = self._clock.now()
             if may_reap:

@@ -106,7 +106,10 @@ class FeatureFeed:
         self.costs = np.zeros(len(targets), dtype=np.int64)
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> FeatureBatch:
-        """Load the batch of ``rows`` into host memory; ``distortion`` must be None, because features are stored."""
+        """Load the batch of ``rows`` into host memory.
+
+        ``distortion`` must be None, because the stored features belong to undistorted crystals.
+        """
         assert distortion is None, "stored features belong to the undistorted crystals"
         offsets = self._frozen.atom_offsets
         sizes = offsets[rows + 1] - offsets[rows]

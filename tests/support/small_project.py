@@ -70,7 +70,7 @@ class RememberedReport(Report):
         self.lines.append(f"note: {text}")
 
 
-#: Settings with which a full finetune of the real model takes only seconds.
+#: Settings that make a full finetune of the real model take only seconds.
 SMALL = {
     "data.dataset": "sample",
     "data.limit": 40,

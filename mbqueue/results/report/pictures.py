@@ -13,7 +13,7 @@ from mbqueue import files
 from mbqueue.errors import ResultsError, UsageError
 
 WIDTH_PIXELS = 1100
-#: Widths in pixels for figures that share a row on the page, so that their pictures have about the same shape.
+#: Widths in pixels of figures that share a row on the page. At these widths, PNG files look about the same as there.
 _NARROW_PIXELS = {"parity": 680, "errors": 680, "by-atoms": 480, "by-target": 480, "by-elements": 480} | dict.fromkeys(
     ("roc", "reliability", "confusion"), 480
 )
