@@ -27,7 +27,7 @@ def send_results(store: ObjectStore, experiment: str, folder: Path, results: Ite
     """Send a job's result files to the store; call this before the job is committed."""
     there = store.names(f"{STORED_RESULTS}/{experiment}")
     for file in results:
-        if file.hashed_name not in there:
+        if file.stored_name not in there:
             store.put(_path(experiment, file), file.written_in(folder))
 
 
@@ -89,4 +89,4 @@ def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job
 
 
 def _path(experiment: str, file: ResultFile) -> str:
-    return f"{STORED_RESULTS}/{experiment}/{file.hashed_name}"
+    return f"{STORED_RESULTS}/{experiment}/{file.stored_name}"

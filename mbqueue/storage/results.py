@@ -55,7 +55,7 @@ class ResultFile(NamedTuple):
         return bool(_NAME.fullmatch(self.name)) and 0 <= self.size <= LARGEST_RESULT
 
     @property
-    def hashed_name(self) -> str:
+    def stored_name(self) -> str:
         """A file name that is unique to this content."""
         return f"{self.sha256[:_HASH_DIGITS]}-{self.name}"
 

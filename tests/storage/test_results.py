@@ -53,5 +53,5 @@ def test_a_listed_name_that_could_lead_out_of_the_folder_is_left_out(name: str) 
 def test_a_file_with_other_content_gets_another_hashed_name(tmp_path: Path, written: ResultFile) -> None:
     (tmp_path / written.name).write_bytes(b"other")
     other = ResultFile.of(tmp_path / written.name)
-    assert other.hashed_name != written.hashed_name
-    assert other.hashed_name.endswith(written.name)
+    assert other.stored_name != written.stored_name
+    assert other.stored_name.endswith(written.name)
