@@ -47,7 +47,7 @@ $(OTHERS:%=%/.ready): .venv-%/.ready: constraints-%.txt $(READY)
 	$(PYTHON) -m venv .venv-$*
 	echo "import site; site.addsitedir('$(CURDIR)/'+'$$(echo $(VENV)/lib/python3*/site-packages)')" \
 	  > "$$(echo .venv-$*/lib/python3*/site-packages)/over.pth"
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r constraints-$*.txt
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-$*.txt
 	@touch $@
 
 lint: $(READY)
@@ -62,13 +62,12 @@ site: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-# The marker is written last: an installation that was cut off is done again. --no-compile: Python compiles what is
-# imported; pip would spend a minute compiling the rest.
+# The marker is written last: an installation that was cut off is done again.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "mbqueue needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 # If mbqueue was installed here without -e, its compiled code remains, and this folder would hide the editable package.
 	rm -rf $(VENV)/lib/python3*/site-packages/mbqueue
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps matbench
