@@ -84,7 +84,9 @@ def make_recorded(folder: Path, name: str, seed: int) -> Recorded:
         tested = dataclasses.replace(tested, compositions=compositions(n, fold))
         write_predictions(predictions_file(folder, fold), tested)
         model_file(folder, fold).write_bytes(b"weights")
-    record_experiment(folder, dataclasses.replace(made_up_inputs(), experiment=name, folds=FOLDS))
+    inputs = made_up_inputs()
+    official = dataclasses.replace(inputs.dataset, name=FORMATION_ENERGY.dataset, n=FORMATION_ENERGY.n, official=True)
+    record_experiment(folder, dataclasses.replace(inputs, experiment=name, folds=FOLDS, dataset=official))
     return read_recorded(folder)
 
 
