@@ -119,7 +119,7 @@ class Data(OpenedProject):
     def _prepared_hash(self, data: DataSpec, target_column: str, seed: int) -> str | None:
         """Find the dataset's hash in an experiment that was prepared with it; None if the dataset is on this machine.
 
-        A dataset on this machine is read again, because it may have changed.
+        A dataset on this machine may have changed, so its old hash is not used.
         """
         from mbqueue.data.datasets import is_at_hand  # noqa: PLC0415
         from mbqueue.experiment import parse_spec  # noqa: PLC0415

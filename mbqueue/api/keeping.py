@@ -59,7 +59,7 @@ class Keeping(OpenedProject):
 
         self.folder.topology.require_queue_file("The backup", _FROM_SERVER)
         if queue_exists(self.folder):
-            open_queue(self.folder, read_only=True).close()  # raises an error if, for example, the queue was moved away
+            open_queue(self.folder, read_only=True).close()  # check, for example, that the queue was not moved away
         self._fetch_commits()
         return back_up(self.folder, from_here(Path(file)), clock=self._clock)
 
@@ -113,8 +113,8 @@ class Keeping(OpenedProject):
     def move_commits(self, *, lost: bool = False) -> Moved:
         """Move the queue's commits to the project's store, or to its folder if it has no store.
 
-        Commits in the old store or on this machine are copied first. The queue refuses sessions whose commits are not
-        in the recorded place, so move commits only with `move_commits`.
+        This method copies the commits from the old store or from this machine, then updates the queue. The queue
+        records where its commits are, and refuses sessions that use a different place. So never move commits by hand.
 
         Args:
             lost: continue even if finished epochs cannot be found; sessions then train these epochs again.

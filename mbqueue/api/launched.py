@@ -1,4 +1,4 @@
-"""A cluster job: it runs one session within the job's time limit, and requeues itself if work is left.
+"""Run one session in a cluster job, within the job's time limit, and requeue the job if work is left.
 
 The machine that runs the job imports this module.
 """

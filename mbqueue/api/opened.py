@@ -1,4 +1,4 @@
-"""The base class of the API. It keeps the project's folder and the clock; each call opens the queue."""
+"""The base class of the API, which stores the project's folder and the clock. Each call opens the queue."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class OpenedProject:
         with open_queue(self.folder, read_only=True, refuses=refuses) as queue:
             if experiment is not None:
                 for name in experiments_of(queue, experiment):
-                    queue.experiment(name)  # for an unknown name, raises an error that lists the known names
+                    queue.experiment(name)  # an unknown name raises an error that lists the known names
             yield queue
 
     @contextmanager

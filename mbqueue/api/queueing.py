@@ -177,7 +177,7 @@ class Queueing(OpenedProject):
         from mbqueue.data.datasets import check_columns  # noqa: PLC0415
 
         data = spec.data
-        with suppress(SourceAway):  # a session retries an unreadable file, and then checks the columns
+        with suppress(SourceAway):  # if the file cannot be read now, a session will check the columns
             check_columns(data.dataset, project_root=self.folder.root, target=spec.predicts, id_column=data.id_column)
         now = self._clock.now()
         results_dir = self.folder.results_folder(local_day(now), spec.folder_name)

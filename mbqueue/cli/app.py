@@ -150,4 +150,4 @@ def _root(
     del debug, version  # `cli.main` and `_print_version` handle these options
     _leave_a_folder_that_is_gone(project)
     if live_dir is not None:
-        os.environ[LIVE_VARIABLE] = str(live_dir.absolute())  # a background session inherits the variable
+        os.environ[LIVE_VARIABLE] = str(live_dir.absolute())  # background sessions inherit environment variables

@@ -59,7 +59,7 @@ def predict_again(
 ) -> None:
     """Repeat the test predictions of a recorded experiment, averaged over small strains, without training.
 
-    The result is a new experiment, which uses the same models.
+    This command adds a new experiment, which uses the recorded experiment's models.
 
     Example: mbqueue predict-again full_finetune --test-strains 8 --name full.strained
     """

@@ -44,7 +44,7 @@ def outliving_readers() -> Iterator[None]:
     """Keep running after the terminal or pipe at standard output or error has been closed, for example by `head`.
 
     All later output is dropped; otherwise, the flush at exit would fail and change the exit code. If the disk is full,
-    a log loses lines.
+    some lines will be missing from the log.
     """
     before = sys.stdout, sys.stderr
     ours = [_Outliving(stream) for stream in before]

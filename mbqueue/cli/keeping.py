@@ -19,7 +19,7 @@ ForceOption = Annotated[
 def recover(context: typer.Context, force: ForceOption = False) -> None:
     """Rebuild a lost or damaged queue from the manifests of the checkpoints.
 
-    This command restores all finished epochs. The next session repeats the predictions and computes the scores again.
+    The new queue contains all finished epochs. The next session repeats the predictions and computes the scores again.
 
     Example: mbqueue recover
     """
@@ -48,7 +48,7 @@ def restore(
 ) -> None:
     """Check a whole archive, then replace the project's state with the archive's.
 
-    The command needs a project. On a new machine, run `mbqueue init` first.
+    On a new machine, run `mbqueue init` first to create a project.
 
     Example: mbqueue restore monday.tar
     """
@@ -62,8 +62,8 @@ def migrate_queue(
 ) -> None:
     """Move the queue into an empty database, with all jobs, fences and events.
 
-    End all sessions first. Afterwards, change mbqueue.toml or MBQUEUE_QUEUE as this command tells you. The old database
-    stays, but refuses all sessions.
+    End all sessions before you run this command. Afterwards, change mbqueue.toml or MBQUEUE_QUEUE as the command tells
+    you. The old database stays, but refuses all sessions.
 
     Example: mbqueue migrate-queue postgresql://me@server/mbqueue
     """

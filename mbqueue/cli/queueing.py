@@ -123,8 +123,8 @@ def promote(
 ) -> None:
     """Enqueue the best settings of a search as an experiment on all five folds.
 
-    The experiment's description names the best trial. The description and the results show the folds on which this
-    trial was chosen.
+    The experiment's description names the best trial. The description and the results show the folds on which the
+    search compared its trials.
 
     Example: mbqueue promote lr_search --name tuned
     """

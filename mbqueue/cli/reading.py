@@ -28,8 +28,9 @@ def report(
 ) -> None:
     """Write an HTML page with scores, curves, errors by element and size, the worst crystals, and sessions.
 
-    The experiment may be finished or running. Any browser can open the page without a network. The page of a search
-    shows the history of the best score, parallel coordinates, the importance of settings and all learning curves.
+    The experiment may be finished or running. A browser can open the page without an internet connection. The page of
+    a search shows the history of the best score, parallel coordinates, the importance of settings and all learning
+    curves.
 
     Example: mbqueue report full_finetune --output report.html
     """

@@ -12,8 +12,8 @@ from rich.text import Text
 from mbqueue.clock import format_duration
 from mbqueue.errors import next_step
 
-#: Matches the class of mbqueue's own errors at the start of a traceback's last line. The messages of mbqueue's errors
-#: are clear without the class.
+#: Matches the class of mbqueue's own errors at the start of a traceback's last line. mbqueue's error messages are clear
+#: without the name of the class.
 _OWN_CLASS = re.compile(r"^mbqueue\.errors\.\w+: ")
 _MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*(?::|$))")
 

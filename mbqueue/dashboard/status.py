@@ -49,7 +49,7 @@ def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
     time of finished epochs and predictions.
 
     Returns:
-        The seconds used, and the seconds left. The second value is None if some of the remaining work has no estimate.
+        the seconds used; the seconds left, or None if some of the remaining work has no estimate.
     """
     folds = experiment["folds"]
     used = float(experiment["seconds"])
@@ -166,7 +166,7 @@ class Dashboard:
         return self._experiments(n_whole, n_drawn, width, plain)
 
     def _experiments(self, n_whole: int, n_drawn: int, width: int, plain: bool) -> list[RenderableType]:
-        """Render the ``n_drawn`` most relevant experiments in the queue's order; ``n_whole`` of them include folds."""
+        """Render the ``n_drawn`` most relevant experiments in the queue's order; show folds for ``n_whole`` of them."""
         shown = self._shown
         if not shown:
             if self.overview["experiments"]:

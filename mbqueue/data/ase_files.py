@@ -217,7 +217,7 @@ def _written(comment: str) -> list[tuple[str, str | None]]:
 
 
 def _text(written: str) -> str | None:
-    """The text of a value in a comment line, without quotes; None if programs disagree on how to read the value."""
+    """Return a comment line's value without quotes; None if programs read the value in different ways."""
     found = _TEXT.fullmatch(written)
     if found is None:
         return None

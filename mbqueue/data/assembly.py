@@ -166,8 +166,8 @@ def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) 
 
     Returns:
         Z of each atom, int64 [A]; its crystal, int64 [A]; its Cartesian coordinates, Å, float64 [A, 3]. The coordinates
-        may differ from pymatgen's in the last bit, unlike the result of ``graphs.cartesian``. A difference in the last
-        bit changes no bond, because the bonds are already in the records.
+        may differ from pymatgen's in the last bit, unlike the result of ``graphs.cartesian``. The bonds come from the
+        records, so a difference in the last bit cannot add or remove bonds.
     """
     total = 0
     for count in n_atoms:
@@ -371,7 +371,7 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
     Returns:
         the arrays of a ``Batch``: centre, neighbour, undirected bond and reverse of each directed bond, int32 [4, D];
         bond_length, float32 [U]; short_bond, int32 [S]; angle_center, angle_bond_i, angle_bond_j and angle_by_j, int32
-        [4, T]; angle, float32 [T]. The last value is the number of the first invalid record, or -1 if all are valid.
+        [4, T]; angle, float32 [T]; the position of the first invalid record, or -1 if all records are valid.
         Lengths and angles are computed in float64, and rounded to float32 at the end.
     """
     n_directed, n_short, n_places = sizes[0], sizes[1], sizes[2] + 1

@@ -25,7 +25,7 @@ class StoredCache:
         kind: "graphs" (crystals and their graphs) or "frozen" (a frozen backbone's outputs for them).
         dataset: first 16 characters of the dataset hash or, for some frozen backbones, of the structures' hash.
         structures: for graphs, first 16 characters of the structures' hash; otherwise empty.
-        current: whether this version can use the cache; False if a different version of the converter made the graphs.
+        current: whether this mbqueue can use the cache; False if a different version of the converter made the graphs.
         source: name or path of the dataset; empty if unknown.
         n_crystals: number of crystals; 0 if unknown.
         n_shards: number of graph shards present, according to file names; 0 for kind "frozen".
@@ -60,8 +60,8 @@ class Verdict:
     """The result of verifying a graph cache.
 
     Attributes:
-        wrong: one sentence per problem; an unfinished cache does not count as a problem.
-        left: the problems that a repair did not fix.
+        wrong: a sentence for each problem. Shards that have not been built yet are not a problem.
+        left: sentences for the problems that a repair did not fix.
     """
 
     wrong: list[str]
@@ -144,8 +144,8 @@ def prune_caches(
 
     Args:
         keep: hashes of datasets to keep.
-        keep_sources: names or paths of more datasets to keep. While a session is preparing a dataset, its hash may be
-            unknown.
+        keep_sources: names or paths of more datasets to keep, for datasets with an unknown hash. The hash of a dataset
+            may be unknown while a session is preparing the dataset.
         note: called with a sentence for each cache that is kept because it is being built.
     """
     stored = stored_caches(cache_dir)

@@ -245,7 +245,7 @@ def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
     """Compare the cell's composition with the file's formula; return whether the formula confirms the number of atoms.
 
     Usually, the formula describes one formula unit, of which the cell contains Z. In a CIF that pymatgen wrote, the
-    formula describes the whole cell, and ``_chemical_formula_structural`` describes one unit.
+    formula describes the whole cell, and ``_chemical_formula_structural`` describes one formula unit.
     """
     told = block.value(_FORMULA)
     unit = _formula(block.value("_chemical_formula_structural"))

@@ -1,6 +1,6 @@
 """Read the data blocks of a CIF by the format's rules, independently of the parser that builds the crystal.
 
-The rules are those of Hall, Allen & Brown (Acta Crystallographica A47, 655, 1991) and of the IUCr's CIF 1.1 syntax.
+The rules come from Hall, Allen & Brown (Acta Crystallographica A47, 655, 1991) and the IUCr's CIF 1.1 syntax.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def blocks_of(text: str) -> list[CifBlock]:
     """The data blocks of a CIF, in order.
 
     Raises:
-        Unusable: if the text breaks the format's rules. A parser would skip part of such a text.
+        Unusable: if the text breaks the format's rules, so that a parser would skip part of the text.
     """
     blocks: list[CifBlock] = []
     begins: list[int] = []

@@ -68,7 +68,7 @@ class Columns:
     def __init__(
         self, wanted: ColumnNames, *, targets_required: bool, target_names: Sequence[str] = ENERGY_COLUMNS
     ) -> None:
-        """Start with every column undecided. ``target_names``: names to try for the target, in order of preference."""
+        """``target_names``: names to try for the target column, in order of preference."""
         self.id: str | None = None
         self.structure: str | None = None
         self.target: str | None = None

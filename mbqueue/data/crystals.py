@@ -150,6 +150,6 @@ class Crystals:
             frac_coords=arrays["frac_coords"],
             lattices=arrays["lattices"],
         )
-        # The stored hash is right, because `read_arrays` has just verified the arrays.
+        # The stored hash is still correct, because `read_arrays` has just verified the arrays.
         crystals.__dict__["hash"] = meta["hash"]
         return crystals, meta

@@ -47,7 +47,7 @@ class Dataset:
 def check_dataset(name_or_path: str, *, project_root: Path | None = None, targets_required: bool = True) -> None:
     """Check, as far as possible without reading the data, whether ``load`` would fail.
 
-    The check avoids slow imports. A matbench task passes even if its dataset has not been downloaded.
+    The check avoids slow imports. A matbench task passes the check even if its dataset has not been downloaded.
 
     Raises:
         UsageError: if there is no dataset with this name or path, or the file's format is unknown.
@@ -77,7 +77,7 @@ def check_columns(name_or_path: str, *, project_root: Path | None = None, target
     rows.
 
     Raises:
-        UsageError, DataError: as ``check_dataset``, or if a column is missing or occurs twice.
+        UsageError, DataError: if ``check_dataset`` fails, or a column is missing or occurs twice.
         SourceAway: if the system cannot read the file.
     """
     check_dataset(name_or_path, project_root=project_root)

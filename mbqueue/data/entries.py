@@ -23,8 +23,8 @@ from mbqueue.task import FORMATION_ENERGY, Target
 #: Atoms closer together than this, in Å, count as overlapping. Overlapping atoms are often copies of one atom, because
 #: a CIF rounds 1/3 to 0.333. The shortest real distance is 0.74 Å, in H₂.
 OVERLAP = 0.3
-#: The largest absolute value accepted for a target. The limit is far above any formation energy in eV/atom and any
-#: property in a sensible unit, and its square is far below the largest float32.
+#: The largest absolute value accepted for a target. No formation energy in eV/atom, and no property in a sensible unit,
+#: comes near a million. The square of a million is far below the largest float32.
 LARGEST_TARGET = 1e6
 #: Values that are accepted for a class in addition to the numbers 0 and 1.
 _CLASSES = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0}
@@ -61,7 +61,7 @@ _INVISIBLE = frozenset(
 
 
 class Unusable(Exception):
-    """An entry cannot be used. The error message gives the reason."""
+    """An entry cannot be used, for the reason in the message."""
 
 
 class Gatherer:
@@ -163,7 +163,7 @@ def _shown(name: str) -> str:
 
 
 def _is_fit(character: str) -> bool:
-    """Whether a character may be in an id: it is visible, or a blank that CSV and UTF-8 files preserve."""
+    """Whether an id may contain this character."""
     return " " <= character <= "~" or not (
         unicodedata.category(character) in _UNFIT_CATEGORIES or character in _INVISIBLE
     )

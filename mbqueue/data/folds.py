@@ -49,10 +49,11 @@ def test_rows(  # despite its name, this is not a pytest test
 ) -> NDArray[np.int64]:
     """The rows of a fold's test set, ascending. ``fold`` is 0 to 4, and the dataset has ``n`` crystals.
 
-    Without ``classes``, the split is that of scikit-learn's ``KFold``: shuffle the rows with ``RandomState(seed)``, and
-    cut them into five parts, of which the first n mod 5 have one more row. With ``classes`` [N], the split is that of
-    ``StratifiedKFold``: dealing the sorted classes to the folds in turn gives each fold's number of crystals per class.
-    The crystals of each class are then shuffled.
+    Without ``classes``, the split equals that of scikit-learn's ``KFold``: shuffle the rows with ``RandomState(seed)``,
+    and cut them into five parts, of which the first n mod 5 have one more row.
+
+    With ``classes`` [N], the split equals that of ``StratifiedKFold``: dealing the sorted classes to the folds in turn
+    gives each fold's number of crystals per class. A shuffle then decides which crystals of a class go to which fold.
 
     Raises:
         DataError: if there are fewer crystals than folds.
@@ -96,8 +97,8 @@ def validation_split(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split a fold's training set into rows for training and rows for validation, both ascending.
 
-    ``share`` is the fraction of the rows that become the validation set. Both sets contain at least one row. If you
-    pass ``classes``, with one value per row of the dataset, each class is split separately.
+    ``share`` is the fraction of the rows that become the validation set. Training set and validation set each contain
+    at least one row. If you pass ``classes``, with one value per row of the dataset, each class is split separately.
 
     Raises:
         DataError: if there are fewer than two rows or, with ``classes``, fewer than two rows of a class.
@@ -158,7 +159,7 @@ def drawn_rows(n: int, limit: int, seed: int) -> NDArray[np.int64]:
 def _generator(purpose: str, *numbers: int) -> np.random.RandomState:
     """A random generator for one purpose; generators for different purposes or numbers are independent.
 
-    NumPy guarantees that the streams of a ``RandomState`` never change, unlike those of a ``Generator``. So every
-    version of NumPy gives the same validation set.
+    Every version of NumPy gives the same validation set, because NumPy guarantees that the streams of a
+    ``RandomState`` never change. The streams of a ``Generator`` may change.
     """
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([*purpose.encode(), 256, *numbers])))

@@ -30,8 +30,8 @@ def _spacings(lattice: Any, spacings: Any) -> float:
 def examine(frac: Any, lattice: Any, overlap: float) -> Any:
     """Compute quantities that show quickly whether a cell is usable.
 
-    A bond search uses the coordinates as given, so its cost grows with the box around all atoms. The box around all
-    atoms is far larger than the cell if coordinates are not wrapped.
+    A bond search uses the coordinates as given, so its cost grows with the size of the box around all atoms. The box
+    around all atoms is far larger than the cell if coordinates are not wrapped.
 
     Args:
         frac: fractional coordinates, float64 [n, 3], finite.
@@ -43,8 +43,8 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
         number of 6 Å cubes or of copies of atoms in the box around all atoms, whichever is larger; an upper bound on
         the numbers of bonds and angles; the first two overlapping atoms as i · n + j, or -1. For a flat cell, the
         volume is 0 and the other numbers are meaningless. The overlap check covers only pairs of different atoms, at
-        the image that is nearest in fractional coordinates. If lattice planes are less than twice ``overlap`` apart,
-        the upper bound is infinite, so that the caller runs ``count_neighbors``, which checks all images.
+        the image that is nearest in fractional coordinates. If the distance between lattice planes is less than twice
+        ``overlap``, the upper bound is infinite. The caller then runs ``count_neighbors``, which checks all images.
     """
     n_atoms = len(frac)
     spacings = np.empty(3)

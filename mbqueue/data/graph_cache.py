@@ -2,8 +2,8 @@
 
 Each shard (``shard-00000.bin`` and so on) is an array file with the graphs of consecutive crystals. A shard records the
 hash of its structures, its cut-offs and its converter version, so that mbqueue detects outdated shards. A shard gets
-its final name only when it is complete. So a process that builds a cache may die at any time, and the next process
-makes the missing shards. Several processes can share the work, because each shard has a lock file in ``locks/``.
+its final name only when it is complete. If a process dies while building a cache, the next process makes the missing
+shards. Several processes can share the work, because each shard has a lock file in ``locks/``.
 
 Opening a cache checks every shard's length, key and index. A process checks a record's CRC-32 when it first reads the
 record. Only shards that fail a check are rebuilt.
@@ -309,8 +309,8 @@ class GraphCache:
     def _link_twin(self, number: int) -> bool:
         """Hard-link a complete shard of the same structures from another cache; return False if there is none.
 
-        Datasets made from different target columns of one table have the same graphs. With a hard link, such datasets
-        share one file on disk. The file exists until every folder that contains a link to it is removed.
+        Datasets made from different target columns of one table have the same graphs. With hard links, the caches of
+        such datasets share one file on disk. Removing one of the caches does not affect the others.
         """
         path = self._path(number)
         for twin in sorted(self.folder.parent.glob(f"*-{CONVERTER_VERSION}/{path.name}")):

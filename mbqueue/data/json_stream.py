@@ -47,8 +47,8 @@ def _end_of_value(text: Any, position: Any, state: Any) -> Any:
 
     Return -1 if the value ends beyond ``text``, or -2 if its brackets do not match or are nested too deeply.
 
-    ``state`` lets the scan continue in the next piece of the document. It contains the nesting depth, whether the scan
-    is inside a string, whether the last character was a backslash, and the open brackets.
+    ``state`` lets the scan continue in the next piece of the document. The values in ``state`` are the nesting depth,
+    whether the scan is inside a string, whether the last character was a backslash, and the open brackets.
     """
     depth, in_string, escaped = state[0], state[1], state[2]
     deepest = len(state) - 3
@@ -167,7 +167,10 @@ class JsonStream:
         return _readable(self._text[self._position : self._position + _SHOWN])
 
     def _span(self, *, keep: bool = True) -> tuple[int, int]:
-        """Skip the next value; return its start and end in the buffer. Without ``keep``, the value may be dropped."""
+        """Skip the next value; return its start and end in the buffer.
+
+        Unless ``keep`` is set, the buffer may no longer contain the value.
+        """
         first = self.peek()
         if not first:
             raise CutShort("the document ends too early")

@@ -75,8 +75,8 @@ class JsonTable:
         """Yield the rows of pandas' split layout, if the column names precede the rows, as in matminer's files.
 
         Returns:
-            None if the rows were read; otherwise, the table's keys with the first character of each value. For
-            ``index``, ``columns`` and ``schema``, the whole value is returned.
+            None if the rows were read; otherwise, a dictionary of the table's keys. It contains the whole values of
+            ``index``, ``columns`` and ``schema``, but only the first character of every other value.
         """
         outline: dict[str, Any] = {}
         is_read = False
@@ -269,7 +269,7 @@ def _text_of(text: str) -> Callable[[], AbstractContextManager[JsonStream]]:
 def _index_of(schema: Any) -> list[str]:
     """The index columns of a table that pandas wrote with ``orient="table"``; empty if there are none.
 
-    pandas names the index as the primary key, unless the index contains a value twice.
+    pandas lists the index as the primary key, unless the index contains duplicates.
     """
     if not isinstance(schema, dict):
         return []
@@ -297,7 +297,7 @@ def _is_structure_text(value: Any) -> bool:
 
 
 def _as_row(value: Any) -> Mapping[str, Any]:
-    """The cells of a row; a bare structure, as an object or text, is a single cell."""
+    """Return the row as a mapping; a value that is only a structure becomes a row with one cell."""
     if isinstance(value, str) or _is_structure(value):
         return {STRUCTURE_NAMES[0]: value}
     return value  # type: ignore[no-any-return]

@@ -86,9 +86,9 @@ def _count_keys(text: Any) -> Any:
 
 @compiled
 def _may_repeat_a_key(text: Any) -> Any:
-    """Whether an object in ``text`` (valid JSON) may repeat a key.
+    """Whether an object in ``text`` (valid JSON) could contain the same key twice.
 
-    An object may repeat a key if two of its keys have the same hash, or if a key contains an escape.
+    The answer is yes if two keys of an object have the same hash, or if any key contains an escape.
     """
     n_keys, size = _count_keys(text), 2
     while size < 2 * n_keys:

@@ -113,7 +113,7 @@ def _wrapped(frac: Any, lattice: Any) -> Any:
 
 @compiled
 def _copies_in(corners: Any, n_cubes: Any, images: Any, cell: Any, shift: Any, lattice: Any, cutoff: float) -> Any:
-    """Find the periodic copies of atoms inside a box, in the order of their images.
+    """Find the periodic copies of atoms inside a box, sorted by image.
 
     Returns:
         the coordinates of each copy, float64 [P, 3]; its atom and its image (relative to the atom before wrapping),

@@ -61,7 +61,7 @@ def official_file(name: str) -> OfficialFile:
 
 
 def is_whole(file: OfficialFile) -> bool:
-    """Whether an existing file has the SHA-256 that matminer lists. This check takes a fraction of a second."""
+    """Whether an existing file has the SHA-256 that matminer lists. Hashing the file takes a fraction of a second."""
     return sha256_of_file(file.path) == file.sha256
 
 

@@ -11,7 +11,7 @@ from mbqueue.data.machine_code import compiled
 
 @compiled
 def offsets_of(rows: Any, n: int) -> Any:
-    """The start of each number's segment in sorted ``rows``, for the numbers 0 to n, int32 [n + 1]."""
+    """The position in sorted ``rows`` at which the entries of each number from 0 to n begin, int32 [n + 1]."""
     offsets = np.zeros(n + 1, np.int32)
     for row in rows:
         offsets[row + 1] += 1

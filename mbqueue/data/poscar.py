@@ -1,8 +1,8 @@
 """Read crystals from POSCAR files (VASP 5 and 6) with pymatgen, after a check that the lines are unambiguous.
 
 pymatgen names the species of a VASP 4 file H, He, Li, …, ignores surplus lines, and splits numbers that run together.
-This module rejects VASP 4 files, surplus lines and joined numbers. Pymatgen also fails if comments follow the numbers
-of the cell, so this module removes such comments.
+This module rejects VASP 4 files, surplus lines and numbers that run together. Pymatgen also fails if comments follow
+the numbers of the cell, so this module removes such comments.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ LONGEST_ROW = 1 << 28
 
 
 class Source(Protocol):
-    """The methods of an open file that readers use."""
+    """An open file, reduced to the methods that the readers of datasets call."""
 
     def read(self, length: int = -1, /) -> bytes:
         """Read up to ``length`` bytes; return no bytes at the end."""
@@ -37,7 +37,7 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
     ``progress`` is called with the number of bytes of the file that have been read, and with the size of the file.
 
     Raises:
-        DataError: if the file is empty or truncated, or a file named .gz or .bz2 is not compressed in this format.
+        DataError: if the file is empty or truncated, or cannot be decompressed.
         SourceAway: if the system cannot read the file.
     """
     try:

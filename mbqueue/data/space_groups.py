@@ -46,8 +46,8 @@ class SpaceGroup:
 
     Attributes:
         number: space group number; None if the file has neither the number nor a known name.
-        symbols: Hermann-Mauguin symbols in the file.
-        hall: Hall symbols in the file.
+        symbols: Hermann-Mauguin symbols of the group in the file.
+        hall: Hall symbols of the group in the file.
     """
 
     number: int | None
@@ -63,8 +63,8 @@ class SpaceGroup:
     def settings(self) -> tuple[Operations, ...]:
         """The rotations and translations of each setting that the file allows.
 
-        A Hall symbol names one setting. A Hermann-Mauguin symbol does not specify the origin, unless a choice follows
-        the symbol (``:2``, ``S``, ``Z``). A space group number specifies neither origin nor axes.
+        A Hall symbol identifies exactly one setting. A Hermann-Mauguin symbol does not specify the origin, unless a
+        choice follows the symbol (``:2``, ``S``, ``Z``). A space group number specifies neither origin nor axes.
         """
         found = [(hall, kind) for hall, kind in enumerate(_settings(), 1) if kind.number == self.number]
         keys = {_hall_key(name) for name in self.hall}

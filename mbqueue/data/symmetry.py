@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mbqueue.data.entries import Unusable
 
-#: The number of units per lattice vector. It is the least common multiple of 1 to 12, so any fraction with a
-#: denominator up to 12 is a whole number of units.
+#: The number of units per lattice vector: the least common multiple of 1 to 12. Any fraction with a denominator up to
+#: 12 is therefore a whole number of units.
 _UNITS = 27720
 _LARGEST_DENOMINATOR = 12
 #: The largest difference between a rounded translation, such as 0.33, and the exact fraction.

@@ -3,9 +3,9 @@
 Each announcement is a new file, SESSION-NUMBER.json. The session then removes its previous announcement. Announcements
 are only hints, because locks do not work on a mount. If two sessions train the same fold, mbqueue merges their commits.
 
-The clocks of two machines can differ by hours. So each machine uses its own clock, and counts a session as live for a
-while after seeing its newest announcement. A machine uses the times in an announcement only the first time that it sees
-the announced session.
+The clocks of two machines can differ by hours. Each machine therefore uses its own clock, and counts a session as live
+for a while after seeing its newest announcement. A machine uses the times in an announcement only the first time that
+it sees the announced session.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class Announcements:
     def others(self) -> list[Announcement]:
         """Return the newest announcement of every live session that uses another database.
 
-        The times in these announcements are converted to this machine's clock. Announcements older than a week are
-        removed from the mount.
+        The returned announcements have times by this machine's clock. Announcements older than a week are removed from
+        the mount.
         """
         now, mono = self._clock.now(), self._clock.monotonic()
         newest: dict[str, Announcement] = {}

@@ -101,8 +101,9 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
 def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable[[str], None], clock: Clock) -> Backup:
     """Replace the project's state with the state in an archive, after checking the whole archive.
 
-    The replaced state is kept next to the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archive's
-    commands differ from the current ones, its settings are saved in a separate file and ``note`` is called.
+    The replaced state is kept next to the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archived
+    mbqueue.toml would run different commands than the project's mbqueue.toml, it is saved as mbqueue.toml.restored, and
+    ``note`` is called.
 
     Raises:
         DamagedArchive: if the archive differs from what `back_up` wrote. Nothing is changed.
@@ -144,7 +145,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
 
 
 def _require_nothing_lost(project: ProjectFolder) -> None:
-    """Refuse to replace work that `recover` could bring back."""
+    """Raise an error if the restore would replace work that `recover` can still rebuild."""
     if cut_off_restore(project) is not None:
         return
     is_lost = bool(traces(project))
@@ -193,7 +194,7 @@ def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]
 
 def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, bytes]]:
     content = snapshot.read_bytes()
-    snapshot.unlink()  # a later crash then leaves no file behind
+    snapshot.unlink()  # remove the snapshot now, so that a crash cannot leave it behind
     yield "queue.db", content
     for folder in project.fold_dirs():
         for file, content in _commits(folder).items():
@@ -216,7 +217,7 @@ def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, byt
 
 
 def _commits(folder: Path) -> dict[str, bytes]:
-    """Read a fold's newest commit and the commit of its best epoch, both as of the same moment."""
+    """Read a fold's newest commit and the commit of its best epoch; no commit is made between the two reads."""
     wrong: dict[str, str] = {}
     commits = Commits(in_folder(folder), named_after(folder), wrong.__setitem__)
     for _ in range(_TRIES):

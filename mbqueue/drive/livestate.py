@@ -58,7 +58,7 @@ class LiveState:
 
     @classmethod
     def load(cls, path: Path) -> LiveState:
-        """Load the state from a file. If the file is missing or damaged, everything will be published again."""
+        """Load the state from a file. If the file is missing or damaged, the next round publishes everything again."""
         try:
             parts = json.loads(path.read_bytes())
             return cls(**{key: parts[key] for key in cls.__dataclass_fields__ if key in parts})
@@ -74,8 +74,8 @@ class LiveState:
     def changing(cls, path: Path) -> Iterator[LiveState]:
         """Yield the current state, locked against other writers, and save it after the block if it changed.
 
-        A session's main thread, its publishing thread and other sessions on this machine all write this file. So each
-        writer must reread the state before changing it.
+        The file has several writers: a session's main thread, its publishing thread and other sessions on this machine.
+        Each writer must therefore reread the state before changing it.
 
         Raises:
             OSError: if another process holds the lock for too long.

@@ -1,8 +1,8 @@
 """Copy commits and results to the new live folder after a queue has moved.
 
-On a cluster's file system, the kind of queue decides where the commits are. If the queue is on a server, the machines
-share the commits in state/. If the queue is a file, the commits are in a live folder on a local disk. No files are
-removed, so you can move the queue back.
+For a project on a cluster's file system, the location of the commits depends on the queue. If the queue is on a server,
+the machines share the commits in state/. If the queue is a file, the commits are in a live folder on a local disk. No
+files are removed, so you can move the queue back.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class OtherSessions:
 
     @property
     def active(self) -> list[Announcement]:
-        """The living sessions that have written a new announcement since this session first saw them."""
+        """The live sessions that have written a new announcement since this session first saw them."""
         return [one for one in self.living if one.number > self._first_numbers[one.session.id]]
 
     def meet(self, queue: Queue, session: str, ended: str | None) -> None:

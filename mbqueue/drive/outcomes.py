@@ -33,7 +33,7 @@ def enqueued_facts(experiment: Experiment, jobs: Iterable[Job] = ()) -> dict[str
     """Make a record for manifests and listings, from which an experiment can be enqueued again.
 
     Args:
-        jobs: the experiment's jobs; the record contains the result of its `prepare` job.
+        jobs: the experiment's jobs, for the result of its `prepare` job.
     """
     return {
         "spec": experiment.spec,
@@ -45,7 +45,7 @@ def enqueued_facts(experiment: Experiment, jobs: Iterable[Job] = ()) -> dict[str
 
 
 def why_pruned(jobs: Sequence[Job]) -> dict[str, str]:
-    """Return the entry ``pruned`` with the reason; return an empty dict if the trial was not pruned.
+    """Return the entry ``pruned``, with the reason for pruning; return an empty dict if the trial was not pruned.
 
     Snapshots and listings contain the entry ``pruned``, because commits do not record pruning.
     """
@@ -56,7 +56,7 @@ def why_pruned(jobs: Sequence[Job]) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultListing:
-    """The listing of the files of a `prepare`, `predict` or `record` job.
+    """A list of the files that a `prepare`, `predict` or `record` job wrote, and of what they are based on.
 
     Attributes:
         chain: hash of the training histories that the results are based on; empty for `prepare`.
@@ -86,7 +86,10 @@ class ResultListing:
 
 
 def chain_of(job: Job, histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
-    """Hash the histories behind a job's results: one fold's, or all folds' for `record`; empty for `prepare`."""
+    """Return a hash of the training histories that a job's results are based on; empty for a `prepare` job.
+
+    The results of a `record` job are based on the histories of all folds.
+    """
     if job.kind is Kind.PREPARE:
         return ""
     folds = sorted(histories) if job.fold is None else [job.fold]
@@ -128,9 +131,9 @@ class PublishedResults:
         self._drive.put(f"{PUBLISHED_OUTCOMES}/{outcome.experiment}/{hashed_name(outcome.stem, content)}.json", content)
 
     def are_whole(self, results_dir: str, listed: Sequence[ResultFile]) -> bool:
-        """Whether the result files on the mount still match the listing: another session may have replaced files.
+        """Whether the result files on the mount still match the listing; another session may have replaced files.
 
-        The first call reads every file. Later calls read only files whose size or modification time has changed.
+        A file is read again only if its size or modification time has changed since the last call.
         """
         for file in listed:
             path = f"{results_dir}/{file.name}"

@@ -10,8 +10,8 @@ from mbqueue.queue.store import Queue
 class Rounds:
     """Collects the durations of one session's publishing rounds, until they are recorded in the queue.
 
-    The durations are recorded just before a snapshot is taken. Recording each round immediately would change the queue,
-    which would trigger another snapshot and another round.
+    The queue records the durations just before mbqueue takes a snapshot. Recording each round immediately would change
+    the queue, which would trigger another snapshot and another round.
     """
 
     def __init__(self, session: str | None) -> None:
@@ -23,7 +23,7 @@ class Rounds:
         self._took.append((ended_at, seconds))
 
     def note(self, queue: Queue) -> None:
-        """Record the collected rounds in the queue; without a session, do nothing."""
+        """Record the collected durations in the queue; without a session, do nothing."""
         while self._took and self._session is not None:
             ended_at, seconds = self._took.pop(0)
             queue.note(published_note(seconds), by=self._session, now=ended_at)
@@ -45,17 +45,17 @@ class WriteTime:
         self._bytes_per_second: float | None = None
 
     def require(self, size: int, remaining: float) -> None:
-        """Check that a file of this many bytes can be written in the remaining seconds.
+        """Check that a file of ``size`` bytes can be written in the remaining seconds.
 
         Raises:
-            NoTime: if the time is too short.
+            NoTime: if writing the file would take longer than ``remaining``.
         """
         needed = self._file_seconds + (size / self._bytes_per_second if self._bytes_per_second else 0.0)
         if needed > remaining:
             raise NoTime(f"{size / 1e6:.1f} MB take {format_duration(needed)}")
 
     def learn(self, size: int, seconds: float) -> None:
-        """Record how long a file of this many bytes took."""
+        """Improve the estimate, given that a file of ``size`` bytes took ``seconds`` to write."""
         if size < SMALL_FILE:
             self._file_seconds = max(seconds, 0.8 * self._file_seconds)
         elif seconds > 0:

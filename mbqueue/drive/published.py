@@ -3,11 +3,10 @@
 A commit is two files, STEM-HASH.pt and STEM-HASH.json. HASH is the beginning of the manifest's SHA-256, so no two
 commits share a name, and a truncated manifest is recognised. Files that the mount renamed to `name (1)` are read too.
 
-Two sessions that could not see each other's commits may have trained the same fold. Only the rank of the commits
-decides which training run is accepted (`mbqueue.storage.manifest`). The accepted chain is the commit with the highest
-rank, the history in its manifest, and the commit of its best epoch. The manifest's history must begin with the history
-of the best epoch's commit, row for row, with the same sessions and times. Commits that are not accepted are kept and
-reported.
+Two sessions that could not see each other's commits may have trained the same fold. mbqueue accepts the training run
+whose commit has the highest rank (`mbqueue.storage.manifest`). Two of the run's commits are used: the highest-ranked
+commit, and the commit of the run's best epoch. The history of the best epoch's commit must be identical to the first
+rows of the highest-ranked commit's history, including sessions and times. Commits of other runs are kept and reported.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class PublishedFold(Commits):
 
     Args:
         on_damaged: called once with the path and the reason for each damaged file. A damaged file is read again next
-            time, because it may still be uploading.
+            time, because its upload may not be complete.
     """
 
     def __init__(

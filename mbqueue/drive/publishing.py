@@ -1,9 +1,9 @@
 """Publish committed work to the mount while training continues.
 
 One round publishes all committed work that is not on the mount yet: first commits (each fold's best before its newest),
-then results. A snapshot of the queue comes last, so that it never mentions missing files. A superseded file is removed
-only after its successor has been read back and has had time to upload. If the mount fails, training continues. `mbqueue
-status` shows the reason, and rounds are retried with growing pauses until one succeeds.
+then results, and finally a snapshot of the queue, which therefore never mentions missing files. A superseded file is
+removed only after its successor has been read back and has had time to upload. If the mount fails, training continues,
+and `mbqueue status` shows the reason. mbqueue retries a failed round with growing pauses.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Publisher:
 
     @property
     def others(self) -> list[Announcement]:
-        """The live sessions that use other databases of this project, as of the last round."""
+        """The sessions with other databases of this project that were live in the last publishing round."""
         return self._other_sessions.living
 
     @property
@@ -282,8 +282,8 @@ class Publisher:
         """Publish a fold's newest commit and the commit of its best epoch.
 
         Returns:
-            The manifest of the newest published commit, or None; and the paths of all commits on the mount from a
-            different training run of the same fold.
+            the manifest of the newest published commit (None if there is none); the paths of all commits on the mount
+            that belong to a different training run of this fold.
         """
         published = self._reentry.published_fold(experiment.identity(fold))
         if experiment.is_released:
@@ -358,10 +358,10 @@ class Publisher:
 
     @contextmanager
     def _writing(self, size: int) -> Iterator[None]:
-        """Measure how long the block takes to write this many bytes.
+        """Measure how long the ``with`` block takes to write ``size`` bytes.
 
         Raises:
-            NoTime: if there is too little time to write ``size`` bytes; the block is then skipped.
+            NoTime: before the block runs, if the session has too little time to write ``size`` bytes.
         """
         self._write_time.require(size, self._remaining())
         began = self._clock.monotonic()

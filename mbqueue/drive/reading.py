@@ -29,10 +29,10 @@ class Listings(Generic[Parsed]):
     """Reads the listings on a mount, and reports each damaged file once.
 
     A listing is a JSON file named by `mbqueue.storage.names.hashed_name`. Incomplete listings are kept and read again
-    next time, because they may still be uploading.
+    next time, because their upload may not be complete.
 
     Args:
-        stem: a pattern for the beginning of the names. Other files are ignored.
+        stem: regular expression for a listing's name without its hash. Other files are ignored.
         parse: checks the JSON value in the file with the given path, and converts it.
         on_damaged: called with the path of a damaged file and the reason.
     """
@@ -65,7 +65,7 @@ class Listings(Generic[Parsed]):
         self._known.setdefault(base.rpartition("/")[0], {})[base] = listing
 
     def tell(self, path: str, why: str) -> None:
-        """Report a damaged file, once."""
+        """Report a damaged file, unless it has already been reported."""
         if path not in self._told:
             self._told.add(path)
             self._on_damaged(path, why)

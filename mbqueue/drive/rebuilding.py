@@ -103,7 +103,7 @@ def _take_over_released(queue: Queue, name: str, released: Released, *, now: flo
 
 
 def record_in(manifest: Manifest, source: str) -> dict[str, Any] | None:
-    """The record of how a manifest's experiment was enqueued; None if the manifest has no valid record."""
+    """Return a manifest's record of how the experiment was enqueued; None if the manifest has no valid record."""
     record = manifest.enqueued
     try:
         if record is not None:

@@ -56,10 +56,11 @@ def recover(project: ProjectFolder, *, force: bool, note: Callable[[str], None],
     `read_notes`), even if it has no commit. Sessions repeat `predict` and `record` jobs, unless the files of these jobs
     are intact on the mount. If the live folder is lost, the pauses are lost too.
 
-    If mbqueue can read the replaced queue, it also restores experiments and folds that exist only in that queue. For
-    example, such experiments may have been enqueued after an earlier queue was lost. If two experiments have the same
-    name, the one with checkpoints is restored. If neither has checkpoints, the note takes precedence over the replaced
-    queue (see `read_notes`). Before a file is set aside, ``note`` is called with the reason and the new path.
+    If mbqueue can read the replaced queue, it also restores experiments and folds that exist only in that queue, for
+    example because they were enqueued after an earlier queue was lost. If two experiments have the same name, mbqueue
+    restores the one with checkpoints. If two experiments have the same name and no checkpoints, mbqueue restores the
+    one in the note, not the one in the replaced queue. Before a file is set aside, ``note`` is called with the reason
+    and the new path.
 
     If the project has a live folder, commits in state/ are first copied to the live folder. Sessions leave commits in
     state/ while the queue is on a server or the project is on a local disk.
@@ -200,7 +201,7 @@ def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
 def _trained(project: ProjectFolder) -> dict[str, dict[str, Any]]:
     """Read from manifests how each experiment was enqueued: name → record.
 
-    If the manifests have different specs, the spec with the most finished epochs wins.
+    If an experiment's manifests have different specs, the record is for the spec with the most finished epochs.
     """
     works: dict[str, dict[str, int]] = {}
     records: dict[str, dict[str, Any]] = {}
@@ -273,7 +274,7 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
     newest = found.manifest
     folds = {one.name: one.spec["folds"] for one in queue.experiments()}.get(newest.experiment, [])
     if newest.fold in folds:
-        pass  # a note or the mount has already named this fold
+        pass  # the fold is in the queue, because a note or the mount contained it
     elif (record := record_in(newest, str(folder))) is not None:
         enqueue_again(queue, record, now=now, by="recover", note=note)
     elif not _enqueue_from_file(project, queue, newest, now):

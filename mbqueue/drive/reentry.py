@@ -77,7 +77,7 @@ class Reentry:
         self.snapshots = Snapshots(drive, self.damaged)
 
     def damaged(self, path: str, why: str) -> None:
-        """Report a damaged file on the mount once, without removing it, because it may still be uploading."""
+        """Report a damaged file on the mount once. Do not remove the file, because its upload may not be complete."""
         if self._found is not None:
             self._found[path] = why
         else:
@@ -85,7 +85,7 @@ class Reentry:
 
     @contextmanager
     def _remembering_at_once(self) -> Iterator[None]:
-        """Record all damaged files that the block finds in one write, because there may be hundreds."""
+        """Collect the damaged files that the ``with`` block finds, and record all of them in one write."""
         if self._found is not None:
             yield
             return
@@ -110,10 +110,10 @@ class Reentry:
         return self._folds[identity]
 
     def restore(self, *, from_snapshot: bool = True, further: Callable[[Queue], None] = lambda _queue: None) -> None:
-        """Build the live queue from the newest intact snapshot or an empty queue, and add all newer work.
+        """Build the live queue: start from the newest intact snapshot or an empty queue, and add all newer work.
 
         Args:
-            further: called last; may add more to the queue.
+            further: called at the end with the new queue, to which it may add experiments.
         """
         self._drive.check()
         snapshot: PublishedSnapshot | None = None

@@ -1,8 +1,8 @@
 """Decide which superseded files to keep on a mount that uploads and removes files in any order.
 
-A mount may delete a superseded file from the drive before it uploads the successor. If the machine is lost in between,
-both files are gone. So mbqueue keeps a superseded file until its successor has been on the mount long enough to count
-as uploaded ("settled").
+A mount may delete a superseded file from the drive before it uploads the successor. If the machine is lost between
+deletion and upload, both files are gone. mbqueue therefore keeps a superseded file until its successor has been on the
+mount long enough to count as uploaded ("settled").
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ def positions_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady
     """Return the positions in ``seen_at`` of the files to keep, at most ``kept`` + `NEWEST` + `SPACED`.
 
     Args:
-        seen_at: when each file was first seen on the mount, in monotonic seconds; files with older work come first.
+        seen_at: when each file was first seen on the mount, in monotonic seconds, sorted from the oldest work to the
+            newest.
         kept: number of settled files to keep.
-        steady_since: monotonic time of the mount's last failure, or of the publisher's start. Nothing is uploaded while
-            the mount is failing.
+        steady_since: monotonic time of the mount's last failure, or of the publisher's start. While the mount is
+            failing, it uploads nothing.
     """
     before = now - SETTLED_SECONDS
     settled = [position for position, at in enumerate(seen_at) if max(at, steady_since) <= before]

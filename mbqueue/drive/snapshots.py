@@ -1,8 +1,8 @@
 """Take snapshots of the queue's database while it is in use, publish them, and check them before use.
 
 A snapshot on the mount is NUMBER-DATABASE-HASH.db with its manifest, NUMBER-DATABASE-HASH.json; the manifest is written
-last. The files never change. DATABASE is the id of the live database. NUMBER is higher than the number of every
-snapshot that the database continues. HASH is the beginning of the manifest's SHA-256.
+last. mbqueue never changes a published snapshot. DATABASE is the id of the live database. NUMBER is higher than the
+number of every snapshot that the database continues. HASH is the beginning of the manifest's SHA-256.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Listing:
         database: id of the live database.
         ancestry: id of each earlier database → number of the snapshot that the next database started from.
         experiments: what `mbqueue recover` needs for each: spec, results_dir, priority, enqueued_at, prepare.
-        last_event: id of the database's last event. The next snapshot is due only once there is a later event.
+        last_event: id of the database's last event. mbqueue takes the next snapshot only after a later event.
     """
 
     number: int
@@ -86,7 +86,7 @@ class Listing:
         return self.knew(other.number, other.database)
 
     def knew(self, number: int, database: str) -> bool:
-        """Whether this snapshot is, or continues, snapshot ``number`` of ``database``."""
+        """Whether this snapshot contains everything in snapshot ``number`` of ``database``."""
         return number <= (self.number if database == self.database else self.ancestry.get(database, -1))
 
 
@@ -227,7 +227,7 @@ class Snapshots:
         return sorted(found, key=lambda one: (one.listing.number, one.listing.taken_at, one.listing.sha256))
 
     def fetch_newest(self, target: Path) -> PublishedSnapshot | None:
-        """Copy the newest intact snapshot to a local file; None if no snapshot is intact.
+        """Copy the newest intact snapshot to a local file, and return it; return None if no snapshot is intact.
 
         Raises:
             SchemaTooNew: if a newer mbqueue wrote the newest snapshot; using an older snapshot would lose work.

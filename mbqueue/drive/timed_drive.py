@@ -16,8 +16,8 @@ Answer = TypeVar("Answer")
 class TimedDrive(Drive):
     """A read-only drive, with a time limit for reads.
 
-    If a read finishes in an abandoned thread, its result is kept for the next attempt. So even if each read takes
-    longer than the limit, a few attempts are enough.
+    If a read finishes in an abandoned thread, its result is kept for the next attempt. A few attempts are therefore
+    enough even if each read takes longer than the limit.
 
     Args:
         should_stop: reads end early once it returns True.
@@ -31,10 +31,10 @@ class TimedDrive(Drive):
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Limit the total time of all reads in the block to ``seconds``. After that, reads raise TimeoutError.
+        """Limit the total time of all reads in the block to ``seconds``.
 
-        After a request to stop, reads raise InterruptedError. If the mount fails, reads raise a different kind of
-        OSError.
+        When the time is up, reads raise TimeoutError. After a request to stop, reads raise InterruptedError. If the
+        mount fails, reads raise an OSError of a different class.
         """
         self._seconds, self._until = seconds, time.monotonic() + seconds
         yield

@@ -57,8 +57,9 @@ def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
 def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
     """Compute the importance of each key with Optuna's PED-ANOVA. The importances add up to 1.
 
-    Each trial contributes its current value, even if it has not trained all epochs. With fewer than four trials, or if
-    all trials are equally good, the result is empty. Keys that only some trials vary are left out.
+    The importances are based on the current value of each trial, even if the trial has not trained all epochs. With
+    fewer than four trials, or if all trials are equally good, the result is empty. Keys that only some trials vary are
+    left out.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.

@@ -132,7 +132,7 @@ def learning_curves(trials: Sequence[Trial], target: Target) -> go.Figure:
         text: list[str] = []
         for trial in shown:
             curve = trial.mean_curve
-            x += [*range(1, len(curve) + 1), None]  # plotly leaves a gap in the line at None
+            x += [*range(1, len(curve) + 1), None]  # the None makes plotly leave a gap between two curves
             y += [*curve, None]
             text += [_label(trial)] * (len(curve) + 1)
         is_faint = colour == _FAINT

@@ -154,7 +154,7 @@ class Search(Section):
         return self.model_dump(mode="json")
 
     def spec_with(self, settings: Mapping[str, Value], **others: Any) -> Spec:
-        """Return the base experiment's spec with these settings; ``others`` are values for more keys, such as ``name``.
+        """Return the base experiment's spec with ``settings``; ``others`` are values for more keys, such as ``name``.
 
         Raises:
             SpecError: if the resulting spec is invalid.
@@ -217,7 +217,7 @@ def load_search(path: Path, *, base: Any, name: str | None = None) -> Search:
 
 
 def _grid_size(search: Search) -> int | None:
-    """The number of valid points in a grid; None for other samplers, for very large grids, and if no point is valid."""
+    """Count the valid points of a grid; None if there is no grid or no valid point, or if the grid is very large."""
     if search.sampler != "grid":
         return None
     points: list[dict[str, Value]] = [{}]
@@ -341,6 +341,6 @@ def reasons(error: SpecError) -> str:
 
 
 def wrong_search(path: Path, problems: list[str]) -> SpecError:
-    """Return an error that lists the problems in a search file. Each problem begins with a key."""
+    """Return an error that lists the problems in a search file, each of which begins with the wrong key."""
     lines = "\n".join(f"  {problem}" for problem in problems)
     return SpecError(f"{path} is not a valid search:\n{lines}\nNothing was enqueued. Fix the file.")

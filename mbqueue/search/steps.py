@@ -24,8 +24,8 @@ from mbqueue.search.trials import Trial, TrialState, best_of, needs_a_person, se
 def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float, by: str) -> list[str]:
     """Enqueue the next trial of every search that needs one; return the names of the trials that this session created.
 
-    A search has one open trial per live session. So every session has a trial to train, and the settings of each trial
-    are based on as many results as possible.
+    A search has one open trial per live session. With more open trials, the settings of each trial would be based on
+    fewer results. With fewer, some sessions would have no trial to train.
 
     Raises:
         SearchUnavailable: if a search needs another trial, and Optuna is not installed.
@@ -125,7 +125,7 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
 def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -> list[str]:
     """Release the checkpoints of trials pruned more than ``after_seconds`` ago; return the names of these trials.
 
-    The caller must remove the files of the checkpoints.
+    The caller must remove the checkpoint files.
     """
     is_trial = {trial.name for trial in queue.trials() if not trial.is_released}
     due = [

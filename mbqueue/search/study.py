@@ -1,7 +1,7 @@
 """Ask Optuna for the settings of a search's next trial, and whether a trial is worth more epochs.
 
-Every call builds a new study from the trials in the queue. So no study can be lost, and Optuna's answers depend only
-on the search, its seed, the trial's number and the commits. The first call imports Optuna.
+Every call builds a new study from the trials in the queue, so Optuna's answers depend only on the search, its seed, the
+trial's number and the commits. The first call imports Optuna.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: i
             pruner=_pruner(optuna, search, trials),
         )
         judged = False
-        # Report the judged trial last, but under its own number. Hyperband derives the trial's bracket from this
-        # number.
+        # Report the judged trial after all others, but keep its number, from which Hyperband derives the trial's
+        # bracket.
         replayed = [study.ask() for _ in trials]
         for trial, replay in sorted(zip(trials, replayed, strict=True), key=lambda pair: pair[0].number == number):
             for step, value in _steps(search, trial, fold):
@@ -171,7 +171,7 @@ def distribution(optuna: Any, search: Search, key: str, setting: Setting) -> Any
 
 def _sampler(optuna: Any, search: Search, seed: int) -> Any:
     samplers = optuna.samplers
-    apart = samplers.RandomSampler(seed=seed)  # draws the keys that the main sampler leaves out
+    apart = samplers.RandomSampler(seed=seed)  # for keys that the main sampler does not draw
     if search.sampler == "tpe":
         startup = min(_STARTUP_TRIALS, search.trials // _STARTUP_SHARE) if search.trials else _STARTUP_TRIALS
         return samplers.TPESampler(seed=seed, n_startup_trials=startup)

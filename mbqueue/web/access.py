@@ -26,7 +26,7 @@ _OTHER_SITE = "The board refused this action because another site sent it."
 
 
 class Refused(Exception):
-    """The board refuses a request. The browser shows the message to the user."""
+    """The board refuses a request; the browser shows the user the error's message."""
 
 
 @dataclass(frozen=True, kw_only=True)

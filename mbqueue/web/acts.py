@@ -9,8 +9,7 @@ from mbqueue.api import Project
 from mbqueue.errors import UsageError
 from mbqueue.experiment_file import parse_overrides
 
-#: The longest time, in seconds, that the board waits for sessions to stop. Then the board reports how many sessions are
-#: still saving.
+#: The longest time, in seconds, that the board waits for sessions to stop before it reports how many are still saving.
 _STOP_WAIT_SECONDS = 5.0
 
 
@@ -20,8 +19,8 @@ def act(project: Project, name: str, given: Mapping[str, Any]) -> str:
     Args:
         name: pause, resume, cancel, retry, priority, enqueue or stop.
         given: the values that the page sent. Most actions use `experiment` and `fold` (a number or null). The action
-            "priority" also uses `priority`, a number, and "enqueue" uses the fields of its form, as text. "stop" uses
-            only `session`, a session's id. Without an id, "stop" ends all sessions on this machine.
+            "priority" also uses `priority`, a number, and "enqueue" uses the fields of its form, as text. The action
+            "stop" uses only `session`, the id of a session. Without an id, "stop" ends all sessions on this machine.
 
     Raises:
         UsageError: if the action is unknown, or a value is missing or has the wrong type.

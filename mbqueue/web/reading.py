@@ -14,8 +14,8 @@ from mbqueue.errors import MbqueueError
 FRESH_SECONDS = 1.5
 #: Seconds after which pages report that a read of the queue is slow.
 PATIENCE_SECONDS = 5.0
-#: After each read, the board waits at least this many times the duration of the read. Without this pause, the board
-#: would read a large queue all the time.
+#: After each read, the board waits at least this many times the duration of the read. Otherwise, the board would read a
+#: large queue all the time.
 _REST = 10
 
 
@@ -48,7 +48,7 @@ class Reader:
         """Return the current status or a recent one.
 
         If a read in another thread hangs, for example on an unreachable server, return the last status. If a read hangs
-        for more than `PATIENCE_SECONDS`, also report the delay.
+        for more than `PATIENCE_SECONDS`, the returned `Reading` reports the delay.
         """
         is_first = self._reading.status is None and self._reading.trouble is None
         if self._busy.acquire(blocking=is_first):
