@@ -84,12 +84,12 @@ class Belonging:
         if self.id is None or (state / id_file(self.id)).exists():
             return None
         if not ids_in(state) and mount_of(state).is_remote:
-            return None  # a remounted drive may not have uploaded the id yet
+            return None  # a drive that has just been remounted may not show the id yet
         return f"{state.parent} is not the project's folder"
 
 
 def default_live_dir(root: Path, resolved: str) -> Path:
-    """The live folder to use for the project at ``root`` unless the user gives another.
+    """The live folder of the project at ``root`` if the user does not choose one.
 
     Args:
         resolved: the path of ``root`` with symbolic links resolved.
@@ -104,7 +104,7 @@ def note_live_dir(root: Path, live: Path) -> None:
     """Record a project's live folder on this machine, unless it is the default live folder."""
     if live in {default_live_dir(root, str(root)), _noted_live_dir(root)}:
         return
-    with suppress(OSError):  # ignore a read-only home folder, because only `status` without the drive needs the note
+    with suppress(OSError):  # the home folder may be read-only; only `status` without the drive needs the note
         files.make_folder(_note_of(root).parent)
         files.write_json(_note_of(root), {"root": str(root), "live": str(live)})
 
@@ -113,7 +113,7 @@ def live_dir_of(root: Path, given: str | None) -> Path | None:
     """Find the live folder of the project at ``root`` without accessing the drive.
 
     Returns:
-        The given, default or recorded folder, whichever contains this project's record; None if none of them does.
+        The first of the given, default and recorded folders that contains this project's record, or None.
     """
     for live in (Path(given or "").expanduser(), default_live_dir(root, str(root)), _noted_live_dir(root) or Path()):
         belonging = Belonging.of(live) if live.is_absolute() else None

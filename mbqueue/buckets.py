@@ -21,9 +21,9 @@ STORE_VARIABLE = "MBQUEUE_STORE"
 #: The object that marks a bucket or folder as an mbqueue store. The first session creates this object.
 MARKER = "mbqueue-store.json"
 
-#: Time limits for requests that a session makes while it blocks the queue for other sessions. A commit makes one or two
-#: of these requests (`mbqueue.storage.objects.ObjectStore.create`). Both must finish before other sessions stop waiting
-#: for the locked SQLite database (`mbqueue.queue.sqlite.BUSY_SECONDS`).
+#: Time limits for requests that a session makes while it blocks the queue for other sessions. A commit makes at most
+#: two such requests (`mbqueue.storage.objects.ObjectStore.create`). The requests must finish before other sessions stop
+#: waiting for the locked SQLite database (`mbqueue.queue.sqlite.BUSY_SECONDS`).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
 #: Time limits for checkpoints: 5 MB at 80 kB/s take about a minute.
 PATIENT = {"connect_timeout": "5s", "timeout": "60s"}
@@ -112,9 +112,9 @@ def _needs_http(environment: Mapping[str, str]) -> bool:
 
 
 def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return store options with the credentials of an AWS profile; empty if not needed.
+    """Return an AWS profile's credentials as store options, because obstore cannot read AWS profiles.
 
-    obstore cannot read AWS profiles.
+    If the environment already contains credentials, or there is no profile, return no options.
     """
     named = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     if any(environment.get(name) for name in named) or not (

@@ -27,7 +27,7 @@ class Clock(Protocol):
         ...
 
     def sleep(self, seconds: float) -> None:
-        """Wait for about ``seconds``."""
+        """Sleep for about ``seconds`` seconds."""
         ...
 
 

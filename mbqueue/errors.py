@@ -10,7 +10,7 @@
     │   ├── InvalidCrystals      some entries are invalid; has their ids and reasons
     │   ├── SourceAway           a dataset is temporarily unavailable
     │   └── CacheError           a cache file is missing, damaged or from a different version
-    ├── QueueError               the queue cannot do what was asked
+    ├── QueueError               the queue refused an operation or could not complete it
     │   ├── LeaseLost            this worker no longer holds the job; nothing was written
     │   │   └── CommitTaken      another writer made the commit first; nothing was written
     │   ├── RewoundBefore        a damaged file was rebuilt, with the same damage
@@ -21,7 +21,7 @@
     │   ├── QueueDamaged         the queue's file is damaged
     │   ├── QueueDiskFull        the disk with the queue's file is full; nothing was changed
     │   ├── QueueReplaced        another file replaced the open one; nothing was written
-    │   └── QueueMoved           the queue is in another database now
+    │   └── QueueMoved           the queue has moved to a different database
     ├── SessionError             a background session did not start
     ├── TrainingError            a training step failed
     │   ├── NonFiniteLoss        a loss, gradient or prediction is nan or inf, and was discarded
@@ -31,7 +31,7 @@
     │   └── CheckpointMisfit     a checkpoint is intact, but this experiment or version cannot use it
     ├── DeviceLost               the GPU stopped working; committed work is safe
     ├── LimitReached             a system limit (memory, file size) was reached; committed work is safe
-    ├── DiskFull                 the disk of the live state is full; committed work is safe
+    ├── DiskFull                 the disk that holds the live state is full; committed work is safe
     ├── StoreError               the object store is missing, denies access, or lacks a needed feature
     │   └── StoreAway            the object store is not responding; committed work is safe
     ├── MembersNotRecorded       a member of a blend has not been recorded yet
@@ -126,8 +126,8 @@ UNDER_A_NEW_NAME = (
 )
 
 
-#: The last sentence of an error that no retry can cure, because the spec of an enqueued experiment never changes.
-#: Queues store it with the message, so `next_step` also finds it in old queues.
+#: The last sentence of an error that no retry can fix, because the spec of an enqueued experiment never changes.
+#: Queues store error messages, so `next_step` also finds this sentence in old queues.
 ONLY_UNDER_A_NEW_NAME = "Then enqueue the experiment under a new name (--name)."
 
 
@@ -166,7 +166,7 @@ class InvalidCrystals(DataError):
 
 
 class SourceAway(DataError):
-    """A dataset is temporarily unavailable, for example without a network. A later attempt may succeed."""
+    """A dataset is temporarily unavailable, for example because the network is down. Retrying later may help."""
 
 
 class CacheError(DataError):
@@ -174,19 +174,19 @@ class CacheError(DataError):
 
 
 class QueueError(MbqueueError):
-    """The queue cannot do what was asked."""
+    """The queue refused an operation or could not complete it."""
 
 
 class LeaseLost(QueueError):
-    """This worker no longer holds the job; nothing was written."""
+    """This worker no longer holds the job's lease. Nothing was written."""
 
 
 class CommitTaken(LeaseLost):
-    """Another writer made this commit first. Nothing was written, and training continues from that writer's commit."""
+    """Another writer made this commit first. Nothing was written; training continues from the other writer's commit."""
 
 
 class RewoundBefore(QueueError):
-    """A damaged file was rebuilt, and the new file has the same damage; nothing was written."""
+    """A damaged file was rebuilt, and the new file has the same damage. Nothing was written."""
 
 
 class ForbiddenTransition(QueueError):
@@ -218,7 +218,7 @@ class QueueReplaced(QueueError):
 
 
 class QueueMoved(QueueError):
-    """The queue is in another database now, and this database refuses all work."""
+    """The queue has moved to a different database. The old database refuses all work."""
 
 
 class SessionError(MbqueueError):
@@ -230,7 +230,7 @@ class TrainingError(MbqueueError):
 
 
 class NonFiniteLoss(TrainingError):
-    """A loss, gradient or prediction is nan or inf. The step or prediction was discarded."""
+    """A loss, gradient or prediction is nan or inf. mbqueue discards that step or prediction."""
 
 
 class DeviceTooSmall(TrainingError):
@@ -238,9 +238,9 @@ class DeviceTooSmall(TrainingError):
 
 
 class DeviceBusy(MbqueueError):
-    """Other programs are leaving too little device memory for even a single crystal.
+    """Other programs are using so much of the device's memory that not even a single crystal fits.
 
-    Such a failure doesn't count as one of the job's attempts.
+    A job that fails with this error keeps all its attempts.
     """
 
 
@@ -273,7 +273,7 @@ class LimitReached(MbqueueError):
 
 
 class DiskFull(MbqueueError):
-    """The disk of the live state is full; committed work is safe."""
+    """The disk that holds the live state is full. Committed work is safe."""
 
 
 class StoreError(MbqueueError):

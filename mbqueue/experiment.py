@@ -242,7 +242,7 @@ class TrainSpec(Section):
         return self
 
 
-#: Keys that do not affect a fold's result.
+#: Spec keys that do not affect a fold's result.
 _NOT_HASHED = {"name", "results_name", "description", "folds", "trial", "chosen"}
 #: Keys that specs of earlier versions lack, with the values that those versions used. A key with this value is not
 #: hashed, so experiments from earlier versions keep their hash and can resume.
@@ -250,7 +250,7 @@ _YOUNGER: dict[str, dict[str, Any]] = {
     "data": {"id_column": ""},
     "train": {"group_by_size": False, "test_strains": 0, "validation_seed": -1, "soup": 0, "soup_of": "last"},
 }
-#: The target of specs without a [target] section. This target is not hashed, so older specs keep their hash.
+#: The target of specs without a [target] section. The spec hash leaves this target out, so older specs keep their hash.
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)
 
 
@@ -373,7 +373,7 @@ def parse_spec(content: Mapping[str, Any], *, source: str, advice: str = "Fix th
     try:
         return Spec.model_validate(dict(content))
     except ValidationError as error:
-        raise SpecError(_explain(error, source, advice)) from None  # replaces pydantic's message
+        raise SpecError(_explain(error, source, advice)) from None  # pydantic's own message would not help a user
 
 
 def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:

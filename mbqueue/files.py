@@ -106,7 +106,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def create_bytes(path: Path, content: bytes) -> bool:
-    """Durably create ``path``, and return True; if the file already exists, return False."""
+    """Durably create ``path`` and return True, or return False if the file already exists."""
     make_folder(path.parent)
     temp = temp_beside(path)
     try:

@@ -25,7 +25,7 @@ def why_limited(error: BaseException) -> LimitReached | None:
         soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
         # If the address space is full, the dynamic loader reports a library as missing.
         is_library = isinstance(one, ImportError | OSError) and "shared object" in str(one)
-        # "can't allocate memory" is from PyTorch's CPU allocator; GPU errors have other texts.
+        # PyTorch's CPU allocator reports "can't allocate memory"; its GPU errors are worded differently.
         is_memory = isinstance(one, MemoryError) or number == errno.ENOMEM or "can't allocate memory" in str(one)
         if is_memory or (is_library and soft != resource.RLIM_INFINITY):
             told = "the machine's memory" if soft == resource.RLIM_INFINITY else _bytes(soft)

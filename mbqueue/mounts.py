@@ -9,7 +9,7 @@ from pathlib import Path
 #: Types of file systems on which other machines see writes late, or do not see locks. Google Drive in Colab is a FUSE
 #: mount. A file system whose type is not listed counts as local.
 _REMOTE = re.compile(r"^(fuse(\..*)?|nfs\d?|cifs|smb.*|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|drvfs|sshfs|davfs.*)$")
-#: Network file systems that clusters use. All machines see a file as soon as it is closed, and renames are atomic.
+#: Network file systems of clusters, where all machines see a file as soon as it is closed, and renames are atomic.
 _CLUSTERED = re.compile(r"^(nfs\d?|ceph|glusterfs|lustre|gpfs|beegfs)$")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 

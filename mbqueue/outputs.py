@@ -43,10 +43,10 @@ def require_writable(
 
 
 def page_for(given: Path, name: str) -> Path:
-    """The file to write: ``given`` itself or, if ``given`` is an existing folder, the file ``name`` in this folder.
+    """Return ``given`` or, if it is an existing folder, the path of the file ``name`` in this folder.
 
     Raises:
-        UsageError: if the file's folder does not exist; the path may be mistyped, so the folder is not created.
+        UsageError: if the file's folder does not exist. mbqueue does not create it, because the path may be mistyped.
     """
     from_here(given)
     if given.is_dir():

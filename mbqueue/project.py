@@ -32,8 +32,8 @@ live folder on a local disk. Each file on the mount is written once, under a nam
     └── crystals/DATASET-HASH.bin   crystals from which a new machine makes its cache/
 
 With an object store, the store contains the commits, the results, and data that is expensive to compute, under the
-prefix in the setting `store`. The project's own folders contain copies of the objects. Objects never change. An object
-whose name contains no hash is written only once.
+prefix in the setting `store`. The project's own folders contain copies of the stored objects. Stored objects never
+change. An object whose name contains no hash is written only once.
 
     STORE/
     ├── mbqueue-store.json          the store's id, which queues record (`mbqueue.buckets.MARKER`)
@@ -69,7 +69,7 @@ FOLD_PATTERN = f"fold_[0-{N_FOLDS - 1}]"
 #: Seconds to wait for a drive before using only what this machine recorded about the project.
 LOOK_SECONDS = 20.0
 
-#: Folders of published files on a drive, relative to the project's folder. `mbqueue.storage.mounted.Drive` uses them.
+#: Folders of published files on a drive (`mbqueue.storage.mounted.Drive`), relative to the project's folder.
 PUBLISHED_ID = "state"
 PUBLISHED_CHECKPOINTS = "state/checkpoints"
 PUBLISHED_SNAPSHOTS = "state/snapshots"
@@ -77,7 +77,7 @@ PUBLISHED_OUTCOMES = "state/outcomes"
 PUBLISHED_SESSIONS = "state/sessions"
 PUBLISHED_CRYSTALS = "state/crystals"
 
-#: Folders in an object store, relative to the store's prefix. `mbqueue.storage.objects.ObjectStore` uses them.
+#: Folders in an object store (`mbqueue.storage.objects.ObjectStore`), relative to the store's prefix.
 STORED_CHECKPOINTS = "checkpoints"
 STORED_RESULTS = "results"
 STORED_CRYSTALS = "crystals"
@@ -113,7 +113,7 @@ class ProjectFolder:
         return replace(self, live=None)
 
     def with_queue(self, *, on_server: bool) -> ProjectFolder:
-        """Return this project with its queue on a server or in a file. The live folder may then be a different one."""
+        """Return this project with its queue on a server or in a file, which may also change the live folder."""
         return replace(self, live=live_folder(self.root, self.settings, on_server=on_server))
 
     @property
@@ -206,7 +206,7 @@ class ProjectFolder:
 
     @property
     def notes_dir(self) -> Path:
-        """The folder with a note for each enqueued experiment, from which `mbqueue recover` can rebuild the queue."""
+        """The folder of the notes from which `mbqueue recover` can rebuild the queue, one for each experiment."""
         return self.live_dir / "wanted"
 
     @property
@@ -324,7 +324,7 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
     def look_closely() -> tuple[ProjectFolder, str | None]:
         found = look()
         if found.root != root and root.is_relative_to(found.root):
-            raise ProjectNotFound  # `look` found a project above the mount point, so the known project is not mounted
+            raise ProjectNotFound  # the known project is not mounted, because `look` found one above the mount point
         return found, belonging.missing(found.state_dir) if belonging is not None and found.root == root else None
 
     try:
@@ -375,7 +375,7 @@ def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:
     """Create a project in the folder ``root``, without changing existing files.
 
     Returns:
-        The project, and the files that were written.
+        The project, and the files that this function wrote.
     """
     root = from_here(root.expanduser())
     if root.exists() and not root.is_dir():

@@ -1,4 +1,4 @@
-"""Spec sections in which commands record the spec's origin: a search, `promote` or `blend`."""
+"""Spec sections that record where a spec comes from: a search, `promote`, `blend` or `predict-again`."""
 
 from __future__ import annotations
 

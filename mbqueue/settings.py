@@ -2,8 +2,8 @@
 
 Each setting is one field with a name, type, default, bounds and description. docs/reference/experiment-file.md is
 generated from these fields. Every command reads the settings, and importing pydantic takes longer than everything else
-that `mbqueue status` does. So settings are plain dataclasses, checked in this module. Experiments (mbqueue.experiment)
-can use pydantic, because few commands read experiments.
+that `mbqueue status` does. So settings are plain dataclasses, checked in this module. `mbqueue.experiment` can afford
+pydantic, because few commands read experiments.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def _setting(
     """Define a setting as a dataclass field.
 
     Args:
-        check: a function that takes a value of the right type, and returns what is wrong with it, or None.
-        is_secret: leave the value out of the repr, and so out of logs and tracebacks.
+        check: a function that returns what is wrong with a value of the right type, or None if it is valid.
+        is_secret: whether to leave the value out of the repr, so that it never appears in logs or tracebacks.
     """
     metadata = {"description": description, "gt": gt, "ge": ge, "le": le, "pattern": pattern, "check": check}
     return dataclasses.field(default=default, metadata=metadata, repr=not is_secret)

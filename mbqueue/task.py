@@ -120,7 +120,7 @@ TASKS: dict[str, Task] = {
         FORMATION_ENERGY,
         _task("matbench_mp_gap", 106_113, "gap pbe", "scalar", "PBE band gap", "eV"),
         _task("matbench_mp_is_metal", 106_113, "is_metal", "class", "metallicity"),
-        # The kind is not "energy", which is for energies per atom: this energy is per cell of five atoms.
+        # The kind "energy" is for energies per atom, but this energy is for a cell of five atoms.
         _task("matbench_perovskites", 18_928, "e_form", "scalar", "heat of formation of the cell", "eV/unit cell"),
         _task("matbench_log_kvrh", 10_987, "log10(K_VRH)", "scalar", "logarithm of the bulk modulus", "log10(GPa)"),
         _task("matbench_log_gvrh", 10_987, "log10(G_VRH)", "scalar", "logarithm of the shear modulus", "log10(GPa)"),
@@ -132,7 +132,9 @@ TASKS: dict[str, Task] = {
 
 
 def target_of(spec: Mapping[str, Any]) -> Target:
-    """The target of a spec given as plain JSON values; formation energy for specs of earlier versions, which have no
-    [target] section."""
+    """Return the target of a spec in plain JSON values.
+
+    Specs of earlier versions have no [target] section; their target is the formation energy.
+    """
     section = spec.get("target")
     return FORMATION_ENERGY.target if section is None else Target(**section)

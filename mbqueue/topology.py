@@ -4,11 +4,11 @@
 |---|---|---|---|---|
 | a local disk | file in state/ | state/ | state/, results/ | no |
 | a drive or network mount | file in the live folder | live folder | live folder | to the mount |
-| any, with `store` | as without | as without | the store | crystals and frozen features too, in the store |
+| any, with `store` | as without `store` | as without `store` | the store | crystals and frozen features, in the store |
 | a cluster's file system, queue on a server | server | state/ | state/, results/ | no |
 | another mount, queue on a server | server | live folder | the store, which is required | no |
 
-Only this module chooses these locations. The module also refuses combinations of settings that cannot work.
+Only this module chooses where files are. The module also refuses combinations of settings that cannot work.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Topology:
     def shared_by_copies(self) -> str:
         """The resource that a copy of the project would share with the original, as text for an error message.
 
-        Empty if a copy would share nothing, or both the queue and the store. Also empty if the project is on a drive,
-        where `mbqueue.belonging` distinguishes the live folders.
+        Empty if a copy would share neither the queue nor the store, or both of them. Also empty if the project is on a
+        drive, where `mbqueue.belonging` distinguishes the live folders.
         """
         if self.is_split or bool(self.queue_url) == bool(self.store):
             return ""
@@ -140,7 +140,7 @@ class Topology:
 
         Args:
             what: the operation, as the subject of the error message, such as "The backup".
-            instead: the last words of the message, on how to move the queue before or after the operation.
+            instead: the end of the error message, which says how to move the queue before or after the operation.
 
         Raises:
             UsageError: if the queue is on a server.

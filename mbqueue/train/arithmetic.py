@@ -130,7 +130,7 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "",
         "subnormals": "zero in kernels" if device.type == "cpu" else "",
         "cuda": torch.version.cuda or "" if on_gpu else "",
-        # cuBLAS is a separate package, which can be upgraded without upgrading PyTorch.
+        # cuBLAS is a separate package, so its version can change while PyTorch's version stays the same.
         "cublas": _cublas_version() if on_gpu else "",
         # NVIDIA_TF32_OVERRIDE overrides PyTorch's tf32 setting.
         "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE", "") if on_gpu else "",

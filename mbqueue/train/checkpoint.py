@@ -49,7 +49,7 @@ class Checkpoints(OwnCommits):
 
         Raises:
             Damaged: if the file is missing, or its size, hash or content differs from the manifest.
-            OSError: if the file system fails. The file itself may be intact.
+            OSError: if the file system fails, although the checkpoint may be intact.
         """
         return self._state(commit.manifest, super().checkpoint(commit))
 

@@ -51,7 +51,7 @@ def load_pretrained(version: str) -> CHGNet:
     """
     path = Path(str(resources.files("chgnet"))) / "pretrained" / CHGNET.pretrained[version]
     content = _read(path)
-    # Pass the same arguments as CHGNet.load, because the pretrained weights were trained without mlp_out_bias.
+    # Like CHGNet.load, pass mlp_out_bias=False, because the pretrained weights were trained without this bias.
     return _build(content, path, mlp_out_bias=False, version=version)
 
 

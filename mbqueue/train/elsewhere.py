@@ -47,7 +47,7 @@ class Elsewhere:
         self._crystals = crystals
 
     def find(self, shard: int, kinds: Sequence[str]) -> tuple[FrozenBackbone, int] | None:
-        """Find a store with intact copies of all ``kinds`` of a shard, and the shard's number there; None if none."""
+        """Return a store that has intact copies of all ``kinds`` of a shard, and the shard's number there, or None."""
         for source, there in self._places.get(shard, ()):
             if all(source.is_whole(kind, there, verify=True) for kind in kinds):
                 return source, there
@@ -78,7 +78,7 @@ class Elsewhere:
                 crystals, _ = Crystals.open(file)
             except CacheError:  # the file is damaged, or another process is removing it
                 continue
-            # The first hash names the folder for energy targets, and the second hash the folder for all other targets.
+            # `hash` names the folder for energy targets, and `structures_hash` the folder for all other targets.
             for key in (crystals.hash, crystals.structures_hash):
                 folder = frozen_folder(cache_dir, key, self._frozen.weights)
                 if folder in folders:

@@ -160,8 +160,8 @@ def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_co
 def ahead(make: Callable[[int], T], n: int) -> Generator[T, None, None]:
     """Yield ``make(0)`` … ``make(n − 1)``, computed in a background thread that stays at most `_AHEAD` items ahead.
 
-    If ``make`` fails, the iterator raises the error instead of yielding the item. Close the iterator, for example with
-    ``contextlib.closing``, to end the thread early.
+    If ``make`` fails, the iterator raises the same error. Close the iterator, for example with ``contextlib.closing``,
+    to end the thread early.
     """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=_AHEAD)
     stopped = threading.Event()
@@ -211,7 +211,7 @@ def host_batches(
 def _pinned(batch: Any) -> Any:
     """Copy the batch to page-locked memory.
 
-    If no page-locked memory is left, return the batch unchanged. The copy to the device is then slower.
+    If no page-locked memory is left, return the batch unchanged, which makes copying it to the device slower.
     """
     try:
         return batch.pin()

@@ -131,7 +131,7 @@ class FoldRun:
             NonFiniteLoss: if the loss or gradient is not finite; the newest commit does not change.
             DeviceTooSmall, DeviceBusy: if a single crystal does not fit on the device; the error names the crystal.
             CheckpointError: if no commit of the previous epoch exists.
-            LeaseLost: from ``save``.
+            LeaseLost: if ``save`` finds that the session has lost its lease.
         """
         writer = _Writer(fence=fence, session=session, checkpoint_seconds=checkpoint_seconds)
         self._conditions.begin()

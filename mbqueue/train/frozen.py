@@ -1,13 +1,13 @@
 """The frozen backbone's outputs for each crystal: computed once, stored, and shared by folds and experiments.
 
 There are two outputs: interaction energies, for fitting element references, and atom features, for training the head. A
-shard stores one output for a fixed number of crystals in a .npy file; a .json file records its size and SHA-256. The
-.json is written last, and a shard without a .json counts as missing, so a prepare job can stop at any point and resume
-later. Each folder contains the shards of one dataset and one set of weights.
+shard consists of a .npy file with one output for a fixed number of crystals, and a .json file with the size and SHA-256
+of the .npy file. The .json is written last, and a shard without a .json counts as missing, so a prepare job can stop at
+any point and resume later. Each folder contains the shards of one dataset and one set of weights.
 
-Outputs computed on different devices differ in the last digits. That is why intact shards are never rewritten, and why
-each training run's fingerprint contains a digest of the stored bytes. Each shard has its own lock, so several processes
-can share the work.
+Outputs computed on different devices differ in the last digits. Intact shards are therefore never rewritten, and each
+training run's fingerprint contains a digest of the stored bytes. Each shard has its own lock, so several processes can
+share the work.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class FrozenBackbone:
 
     @contextmanager
     def making(self, shard: int, *, wait_seconds: float = -1) -> Iterator[None]:
-        """Hold a shard's lock within a ``with`` block, in order to make or fetch the shard.
+        """Hold a shard's lock within a ``with`` block that makes or fetches the shard.
 
         Only one process on this machine can hold the lock at a time. The operating system releases the lock if the
         process dies.
@@ -201,11 +201,11 @@ class FrozenBackbone:
         )
 
 
-#: A function that returns the atom features [A, 64] and interaction energies [B] of rows, or None if stopped. Its
-#: second argument is a callback, called with the number of finished rows.
+#: A function that returns the atom features [A, 64] and interaction energies [B] of rows, or None if stopped. The
+#: function calls its second argument with the number of finished rows.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
-#: A function that looks for a shard's outputs of all given kinds in other stores. The function returns a store and the
-#: shard's number there, or None.
+#: A function that returns a store with all given kinds of outputs of a shard, and the shard's number in that store. The
+#: function returns None if no other store has all of these outputs.
 Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 
@@ -237,8 +237,8 @@ class Preparing:
     def run(self) -> bool:
         """Copy or compute the missing shards; return False if stopped before the end.
 
-        An intact shard is never overwritten, because other machines may be using its bytes. This machine's outputs
-        would differ in the last digits. If another process is making a shard, this process waits. If a process dies
+        An intact shard is never overwritten, because other machines may be using its bytes, and newly computed outputs
+        could differ in the last digits. If another process is making a shard, this process waits. If a process dies
         while making a shard, the process that waited makes the shard.
         """
         frozen = self.frozen

@@ -33,7 +33,7 @@ class FusedMessages:
 
     def __init__(self, batch: Batch) -> None:
         self._short = batch.short_bond
-        # Centre, neighbour and undirected bond of each directed bond; centre, bond i and bond j of each angle.
+        # For each directed bond: centre, neighbour and undirected bond. For each angle: centre, bond i and bond j.
         self.bonds = tuple(_arrays(batch.bond_center, batch.bond_neighbor, batch.bond_undirected))
         self.angles = tuple(_arrays(batch.angle_center, batch.angle_bond_i, batch.angle_bond_j))
         self.n_atoms, self.n_shorts = len(batch.atomic_numbers), len(batch.short_bond)

@@ -50,7 +50,7 @@ class Kept:
             self.write()
 
     def write(self) -> None:
-        """Write the outputs computed so far. Failure is ignored: it costs time only after an interruption."""
+        """Write the outputs computed so far. Write errors are ignored, because the file only saves time on a resume."""
         self._written_at = self._clock.monotonic()
         with suppress(OSError):
             make_folder(self._path.parent)
@@ -67,7 +67,7 @@ class Kept:
 def forget_old(folder: Path, *, now: float) -> None:
     """Remove files in ``folder`` that were last written over a week ago."""
     for path in folder.glob("*.bin"):
-        with suppress(OSError):  # failing to remove a file only wastes space
+        with suppress(OSError):  # a file that cannot be removed only wastes space
             if now - path.stat().st_mtime > FORGET_SECONDS:
                 path.unlink()
 

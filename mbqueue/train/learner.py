@@ -88,7 +88,7 @@ class Learner:
         restore_random_states(state.random, self._device)
 
     def compute_under(self, fingerprint: dict[str, Any], session: str) -> dict[str, list[Any]]:
-        """Set the fingerprint of the next steps; record what changed, and return it as {key: [old, new]}."""
+        """Set the fingerprint for the next steps; record its changes and return them as {key: [old, new]}."""
         changes = differences(self.fingerprint, fingerprint)
         if changes:
             self.changes.append({"epoch": self.epoch, "step": self.step, "session": session, "changes": changes})

@@ -15,7 +15,7 @@ from mbqueue.errors import DeviceBusy, DeviceTooSmall
 from mbqueue.files import write_json
 from mbqueue.train.arithmetic import device_name
 
-#: Larger than any batch, so it imposes no limit.
+#: A limit that is larger than any batch, and so has no effect.
 UNLIMITED = 1 << 20
 #: A failed attempt releases its own memory. If at most this much of a GPU's memory is still in use, the GPU counts as
 #: free. A process's context and libraries take up to 0.6 GiB, and a display takes about as much.
@@ -77,7 +77,7 @@ class DeviceMemory:
         self.limit = self._learned
 
     def begin(self) -> None:
-        """Start a job with the limit that was learned while the device was free."""
+        """Begin a job with the limit that was learned while no other process was using the device."""
         self.limit = self._learned
 
     def make_room(self, shortage: Shortage, device: torch.device, ids: Sequence[str]) -> None:
@@ -125,7 +125,7 @@ class DeviceMemory:
 
     def _remembered(self) -> int:
         entry = self._read().get(self._key)
-        # Ignore a bare number: earlier versions wrote one without checking that the device was free.
+        # Ignore a plain number, which earlier versions wrote without checking that the device was free.
         limit = entry.get("limit") if isinstance(entry, dict) else None
         return max(1, limit) if isinstance(limit, int) else UNLIMITED
 

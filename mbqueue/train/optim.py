@@ -138,7 +138,7 @@ class WeightSoup:
 
     Attributes:
         of_best: whether to average the epochs whose weights have the lowest validation MAE, instead of the last epochs.
-        tensors: the mean; empty before the first epoch's end.
+        tensors: the mean; empty until the first epoch ends.
         ends: parameters at the ends of earlier epochs that a later mean may need, oldest first.
         end_maes: validation MAE of each element of `ends`; empty unless `of_best`.
     """
@@ -172,7 +172,7 @@ class WeightSoup:
             self.tensors[name] = total / len(self._window)
 
     def keep(self) -> None:
-        """Make the update from the last `stir` permanent, and keep only the weights that later averages may need."""
+        """Add the weights from the last `stir` to `ends`, and drop the weights that no later mean needs."""
         is_too_old = not self.of_best and len(self._window) == self._epochs
         self.ends, self.end_maes = self._window[1:] if is_too_old else self._window, self._maes
 

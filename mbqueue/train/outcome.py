@@ -32,7 +32,7 @@ class EpochOutcome:
     """The outcome of an epoch's training, either finished or stopped.
 
     Attributes:
-        finished: whether the epoch is trained, validated and committed.
+        finished: whether the epoch has been trained, validated and committed.
         history_row: the epoch's row in the history; None if the epoch is unfinished.
         best: epoch, val_mae and commit of the best finished epoch; None if no epoch has finished.
         improved: whether this epoch is the best so far.

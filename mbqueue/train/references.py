@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 N_ELEMENTS = 94
 #: Candidate ridge strengths; at strength 1, the penalty counts as much as one crystal.
 _RIDGES = 10.0 ** np.arange(-3, 2.01, 0.5)
-#: The ridge strength for logistic regression: the penalty counts as much as one crystal. It is fixed, because the
-#: leave-one-out error of logistic regression has no closed form.
+#: The ridge strength for logistic regression: the penalty counts as much as one crystal. The strength is fixed, because
+#: the leave-one-out error of logistic regression has no closed form.
 _LOGISTIC_RIDGE = 1.0
 _NEWTON_STEPS = 30
 
@@ -83,8 +83,8 @@ def fit_composition(shares: NDArray[np.float64], targets: NDArray[np.float64]) -
 
     The fractions of a crystal's elements add up to one, so adding the mean to every element's value adds the mean to
     every prediction. An element missing from all crystals gets the mean of the targets. The ridge strength minimises
-    the mean squared leave-one-out error. Crystal i's error is r_i / (1 − h_i), with the residuals r and the diagonal h
-    of the hat matrix.
+    the mean squared leave-one-out error. The leave-one-out error of crystal i is r_i / (1 − h_i), where r contains the
+    residuals and h is the diagonal of the hat matrix.
 
     Args:
         shares: fraction of each element in each crystal, [N, 94].

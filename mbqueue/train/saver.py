@@ -56,7 +56,7 @@ class Saver:
         commit.
 
         Raises:
-            LeaseLost: if the session lost its lease. Nothing is published.
+            LeaseLost: if the session lost its lease, in which case the commit is not published.
             OSError: if staging failed.
         """
         if self._pending is None or not self._pending.done():
@@ -74,7 +74,7 @@ class Saver:
         send the same bytes, so mbqueue recognises a commit that arrived even if the store's reply was lost.
 
         Raises:
-            StoreError: if the store has not responded by the time `Checkpoints.hold_on` allows.
+            StoreError: if the store is still not responding when `Checkpoints.hold_on` gives up.
         """
         self._drop_pending()
         content = serialise(state)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Index:
-    """Rows to gather, and the order in which to sum over them.
+    """Which rows to gather, and in which order to sum them.
 
     Attributes:
         rows: source row of each gathered row, int32 or int64 [n].
@@ -43,7 +43,7 @@ class Index:
         return cls(rows, order, offsets)
 
     def gather(self, x: Tensor) -> Tensor:
-        """x[rows], [n, …]."""
+        """Return ``x[rows]``, [n, …]."""
         out: Tensor = _Gather.apply(x, self)  # type: ignore[no-untyped-call]
         return out
 

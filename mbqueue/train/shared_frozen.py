@@ -3,7 +3,7 @@
 The backbone takes minutes on a GPU, or hours on a CPU, for 132,752 crystals, so machines share its outputs. Machines do
 not share graphs, because converting the crystals is faster than downloading the graphs at 100 MB/s. A shard consists of
 two objects, KIND-NUMBER-HASH.npy and KIND-NUMBER.json. Outputs computed on different devices differ in the last digits.
-So if several machines compute a shard, all use the copy whose .json was stored first.
+If several machines compute a shard, all of them therefore use the copy whose .json was stored first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def send_shards(
     If another machine stores a shard first, download its copy.
 
     Returns:
-        False if stopped before all shards were uploaded.
+        Whether all shards were uploaded; False if ``should_stop`` ended the upload.
 
     Raises:
         StoreError: if the store cannot be read or written.
@@ -70,8 +70,8 @@ def fetch_shards(
 ) -> None:
     """Download every stored shard that is missing on this machine or differs from this machine's copy.
 
-    This machine's copy of a shard can differ if the machine filled its cache before it used the store. Shards that are
-    missing from the store are not computed.
+    This machine's copy of a shard can differ if the machine filled its cache before it used the store. This function
+    does not compute shards that are missing from the store.
 
     Raises:
         StoreError: if the store cannot be read.

@@ -26,13 +26,13 @@ class TrainState:
 
     With the same fingerprint, training from identical states gives bit-for-bit identical results. The state contains no
     times, sessions or fences, so two runs of the same training produce identical bytes. The learning rate depends only
-    on ``steps_done``, and the sample order only on seed, fold and epoch. So no state of a scheduler or sampler needs to
-    be saved.
+    on ``steps_done``, and the sample order only on seed, fold and epoch. Checkpoints therefore contain neither a
+    scheduler's state nor a sampler's.
 
     Attributes:
         epoch: the epoch being trained, from 1.
         step: optimizer steps done in this epoch.
-        complete: whether the epoch is trained and validated.
+        complete: whether the epoch has been trained and validated.
         steps_done: optimizer steps done over all epochs.
         sums: running sums over the epoch's structures (loss, abs_error, structures) or its steps (grad_norm).
         best: epoch and val_mae of the best finished epoch, or None.
@@ -67,7 +67,7 @@ def serialise(state: TrainState) -> bytes:
     parts = {field.name: _canonical(getattr(state, field.name)) for field in dataclasses.fields(state)}
     for younger in ("ends", "end_maes"):
         if not parts[younger]:
-            del parts[younger]  # without a soup, the bytes match those of earlier versions
+            del parts[younger]  # without a soup, the bytes must match those of earlier versions
     torch.save(parts, buffer)
     return buffer.getvalue()
 

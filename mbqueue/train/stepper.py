@@ -51,7 +51,7 @@ class Stepper:
         self._counted_at = clock.monotonic()
 
     def step(self, batches: Sequence[Arrived]) -> None:
-        """Begin one step over all ``batches`` together, then count the earlier steps. On the CPU, count this step too.
+        """Begin one step over all ``batches`` together, then count the earlier steps and, on the CPU, this step.
 
         Raises:
             NonFiniteLoss: if a step's loss or gradient is not finite; the error names the step's crystals, and the

@@ -17,7 +17,7 @@ _WIDEST, _WIDE = 640, 128
 
 
 def fits(batch: Batch) -> bool:
-    """Whether int32 is large enough for all array positions that the kernels compute for this batch."""
+    """Whether int32 can represent every array position that the kernels compute for this batch."""
     many = max(len(batch.bond_center), len(batch.angle))
     few = max(len(batch.atomic_numbers), len(batch.short_bond))
     return max(many * _WIDE, few * _WIDEST) < 2**31
@@ -61,7 +61,7 @@ class Plan:
     def shares(self, n_rows: int, rows: int) -> tuple[int, int]:
         """Divide ``n_rows`` rows among programs, in tiles of ``rows`` rows.
 
-        Return the number of programs and the number of tiles per program. Both depend only on the arguments.
+        Return the number of programs and the number of tiles per program, which depend only on the arguments.
         """
         tiles = -(-n_rows // rows)
         per_program = max(1, -(-tiles // PARTIALS))

@@ -188,8 +188,8 @@ def update_backward(
         begin, end, graph, inputs, weight, scale, shift: as in ``update_forward``.
         weight_back: the first layer's matrix for angles, not transposed, [128, 64].
         d_out: gradient of ``out``.
-        d_inputs: arrays to which the gradients of ``inputs`` are added. The array for angles must already contain
-            ``d_out``.
+        d_inputs: arrays to which the gradients of ``inputs`` are added. The gradient array for the angle features must
+            already contain ``d_out``.
         sums: this range's gradients of the first layer, [128, 64], and of scale, shift and bias, [3, 128].
     """
     d_first, d_norm = sums

@@ -15,7 +15,7 @@ VERSION = 2
 PARTIALS = 512
 
 #: Sizes that are the same for all chips. Each program computes BASIS_ROWS rows of a basis. A basis's gradient has at
-#: most BASIS_PARTIALS partial sums. The last four constants are the number of rows or atoms per tile.
+#: most BASIS_PARTIALS partial sums. The last four constants are numbers of rows or atoms per tile.
 BASIS_ROWS, BASIS_PARTIALS, READ_OUT_ATOMS, SUM_ROWS, PRODUCT_ROWS, ELEMENT_ROWS = 32, 256, 16, 16, 32, 32
 
 

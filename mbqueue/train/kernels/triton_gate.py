@@ -165,7 +165,7 @@ def power_below(x):
 
 @triton.jit
 def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
-    """Compute ``times`` for a gradient ``d``; in float16, scale each row to prevent underflow."""
+    """Multiply a gradient ``d`` by a matrix as `times` does; in float16, scale each row to prevent underflow."""
     if PRECISION == "fp16":
         size = power_below(tl.max(tl.abs(d), axis=1))[:, None]
         return times(d / size, matrix, down, right, PRECISION) * size

@@ -36,9 +36,9 @@ def angles_to_shorts_kernel(
     d_shorts, d_weights, weights_stride, d_weights_stride,
     HAS_WEIGHTS: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """For each short bond, sum the rows of the angles in which it comes first, and of those in which it comes second.
+    """Sum the rows of each short bond's angles, separately for angles in which the bond comes first and second.
 
-    The kernel stores both sums of a short bond side by side, and also computes the gradient of the bond's weight.
+    The kernel stores a short bond's two sums side by side, and also computes the gradient of the bond's weight.
 
     ``products`` [T, 64] contains each angle's message times the gradient of the sum at its first bond.
     """
