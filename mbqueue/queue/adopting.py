@@ -1,7 +1,7 @@
 """Adopt work that other machines have done: published commits, predictions and sessions.
 
-Only this module commits a job without a lease. The adopted work was committed under a lease of another database, and
-the caller has already verified its files.
+Only this module commits a job without a lease. The session that did the work held a lease in its own database, and the
+caller has already verified the files.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Trained:
         history: one row per finished epoch; `epoch` counts from 1 without gaps.
         source: the name of the newest commit, for the events.
         fence: the newest commit's fence.
-        is_within: whether the newest commit is mid-epoch, in the epoch after `history`.
+        is_within: whether the newest commit is a mid-epoch checkpoint, whose epoch has no row in `history`.
         skip_rest: whether early stopping has ended the fold, so that its remaining epochs will not be trained.
     """
 
@@ -93,15 +93,15 @@ class Adopting(Part):
 
         Every finished epoch of the chain becomes committed with its history row, even if its job had failed. Committed
         epochs that are missing from the chain, or differ from it, are rewound first, together with the fold's `predict`
-        job and the `record` job. If a person cancelled an epoch, that epoch and all later epochs stay as they are.
-        Nothing changes while a session holds a lease on the fold.
+        job and the `record` job. If a person cancelled an epoch, that epoch and all later epochs stay as they are. If a
+        session holds a lease on the fold, nothing changes.
 
         Args:
             publish: moves the chain's files into place, while no session can claim the fold. If `publish` raises,
                 nothing is written.
 
         Returns:
-            True if the queue now matches the chain; False if a session holds a lease on the fold.
+            True if the jobs now match the chain of commits; False if a session holds a lease on the fold.
 
         Raises:
             UsageError: if there is no such experiment.

@@ -15,8 +15,8 @@ from mbqueue.queue.jobs import Job, Lease
 MAX_LOST_IN_A_ROW: Final = 20
 #: The longest lease, in seconds. Requests for longer leases are shortened.
 LONGEST_LEASE_SECONDS: Final = 86_400.0
-#: No lease or delay ends more than this many seconds from now, even if clocks differ. mbqueue treats a later time as
-#: past, because only a wrong clock can cause it.
+#: No lease or delay ends more than this many seconds from now, even if clocks differ. A later time must come from a
+#: wrong clock, so mbqueue treats it as past.
 ABSURD_SECONDS: Final = 2 * LONGEST_LEASE_SECONDS
 
 _TAKE = """
@@ -54,9 +54,9 @@ def _claim_statement(sql: Dialect) -> str:
 
 
 # Claims the job that needs the committed epoch, if an ordinary claim would choose the same job. The job changes
-# directly from waiting to leased. Marking the job as ready first would update its row and the claim indexes twice. A
-# session whose last heartbeat is older than half a lease makes an ordinary claim instead, which counts as a heartbeat.
-# An ORDER BY would make PostgreSQL scan the primary key of `needs` as long as a new queue has no statistics.
+# directly from waiting to leased. Marking the job as ready first would update its row and the claim indexes twice. If
+# the session's last heartbeat is older than half a lease, the session makes an ordinary claim, which counts as a
+# heartbeat. An ORDER BY would make PostgreSQL scan the primary key of `needs` as long as a new queue has no statistics.
 _CLAIM_NEXT = f"""{_TAKE}
     WHERE id = (SELECT job_id FROM needs WHERE needed_id = :id LIMIT 1)
       AND state = 'waiting' AND paused = 0 AND {HAS_ALL_IT_NEEDS}

@@ -51,7 +51,8 @@ class CommitsPlaces(Part):
         """Record the new place of the commits.
 
         Args:
-            instead_of: the place that `commits_place` returned, which must still be the recorded one.
+            instead_of: the place that `commits_place` returned; if the queue now records a different place, nothing
+                changes.
 
         Raises:
             QueueError: if another process has recorded a different place in the meantime, or if a running session

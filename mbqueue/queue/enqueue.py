@@ -256,7 +256,10 @@ def _read(db: Statements, experiment_id: int) -> Experiment:
 
 
 def different_keys(there: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The dotted keys that differ between two specs and affect a fold's result. Keys with short values come first."""
+    """The dotted keys that differ between two specs and affect a fold's result.
+
+    Keys whose values may be whole specs come last.
+    """
     old_values, new_values = dict(_flat(there)), dict(_flat(new))
     return [
         key

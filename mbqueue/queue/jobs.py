@@ -154,8 +154,8 @@ class Job:
 class Lease:
     """A session's right to work on a job. The lease is valid as long as the job's fence is unchanged.
 
-    `job` is the job's row as of the claim or the last renewal. `job.progress` is the progress that an earlier holder
-    saved. `job.paused` means that a person has paused the job.
+    `job` is the job's row as of the claim or the last renewal. `job.progress` is the progress that an earlier holder of
+    the job saved. `job.paused` means that a person has paused the job.
     """
 
     job: Job
@@ -198,7 +198,7 @@ class Experiment:
         return bool((self.spec.get("trial") or {}).get("released"))
 
     def is_of(self, spec: Spec) -> bool:
-        """Whether a spec has the experiment's spec hash, and both or neither belong to trials of a search."""
+        """Whether a spec is this experiment's: the same spec hash, and a trial only if the experiment is a trial."""
         return told_apart_by(self.spec, self.spec_hash) == told_apart_by(spec.to_json(), spec.hash)
 
     def identity(self, fold: int) -> Identity:
@@ -260,7 +260,7 @@ class SessionRow(SeenSession):
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One event: a change of a job's state, or a note. For a note, both states are None.
+    """One event: a change of a job's state, or a note. A note has no states (None).
 
     Attributes:
         by: the session or command that caused the event.

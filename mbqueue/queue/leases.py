@@ -94,7 +94,7 @@ def _commit_statement(sql: Dialect) -> str:
 
 
 def result_columns(sql: Dialect) -> str:
-    """The SET clause that stores a job's result, and copies some of its numbers into their own columns."""
+    """The SET clause that stores a job's result, and copies some of the result's numbers into columns of their own."""
     numbers = (f"{name} = {sql.json_number(':result', name)}" for name in ("val_mae", "test_mae", "seconds"))
     return ", ".join(("result = :result", *numbers))
 
@@ -125,9 +125,9 @@ class Leases(Claims):
     ) -> Lease | None:
         """Commit a job and claim the next one in a single transaction, which waits for the disk only once.
 
-        After an epoch, the next job of the same fold is claimed directly if possible. A direct claim neither takes back
-        expired leases nor counts as a heartbeat. If the session's last heartbeat is older than half of `lease_seconds`,
-        an ordinary claim is made instead.
+        After an epoch, the session claims the next job of the same fold directly if possible, without taking back
+        expired leases or recording a heartbeat. If the session's last heartbeat is older than half of `lease_seconds`,
+        the session makes an ordinary claim.
 
         Args:
             skip_rest, prunes: as for `commit`.
@@ -137,7 +137,7 @@ class Leases(Claims):
             The next lease. None if the session cannot claim a job now, or has ended.
 
         Raises:
-            LeaseLost, QueueError: as for `commit`. No job is claimed.
+            LeaseLost, QueueError: as for `commit`; no job is claimed.
         """
         job, session = lease.job, lease.session
         with self.writing() as db:
@@ -217,8 +217,8 @@ class Leases(Claims):
 
         Args:
             skip_rest: the reason for skipping all later epochs of the fold (early stopping); None to skip none.
-            prunes: whether `skip_rest` prunes the whole trial: skip all its jobs, including the `predict` and `record`
-                jobs, except jobs that a session is working on. For a pruned trial, `skip_rest` must begin with
+            prunes: whether to prune the whole trial, which skips all its jobs, including the `predict` and `record`
+                jobs, except jobs that a session is working on. To prune a trial, pass a `skip_rest` that begins with
                 `mbqueue.queue.edges.PRUNED`.
 
         Raises:
@@ -243,8 +243,8 @@ class Leases(Claims):
     ) -> None:
         """Release an unfinished job. With `preempted`, the attempt counts as preempted, not as failed.
 
-        With `for_others`, other sessions may claim the fold: this session stays alive but cannot do the job now. No
-        session can claim the job for the next `rest_seconds`.
+        With `for_others`, the fold is no longer reserved for this session, which stays alive but cannot do the job now.
+        No session can claim the job for the next `rest_seconds`.
 
         Raises:
             LeaseLost: if the lease is lost.
@@ -304,8 +304,8 @@ class Leases(Claims):
         job = lease.job
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
-        # Without an exclusive lock, two jobs that a third job needs could be committed at the same time. Because
-        # neither transaction would see the other's commit, the third job would stay waiting.
+        # Without an exclusive lock, two jobs that a third job needs could be committed at the same time. The third job
+        # would then stay waiting, because neither transaction would see the other's commit.
         is_alone = skip_rest is None and job.kind not in {Kind.PREPARE, Kind.PREDICT}
         hold = self.database.holding(job.experiment_id, shared=is_alone)
         values = {"result": _as_json(result), "now": now, "session": lease.session, "id": job.id, "fence": lease.fence}

@@ -73,7 +73,7 @@ class Lost:
 
 
 def traces(project: ProjectFolder) -> list[Trace]:
-    """Find the traces of experiments: the notes and commits in the live folder."""
+    """Find the experiments' notes and commits in the live folder."""
     found: list[Trace] = []
     for note in _entries(project.notes_dir):
         if note.name.endswith(".json") and not note.name.startswith(TEMP_PREFIX):
@@ -86,7 +86,7 @@ def traces(project: ProjectFolder) -> list[Trace]:
 
 
 def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, Lost]]:
-    """Find the notes and commits of lost work. Pair each with what is missing from the queue."""
+    """Find the notes and commits of lost work, each with the part that is missing from the queue."""
     # List the files before reading the queue: a new experiment enters the queue before its first file is written.
     found = traces(project)
     if not found:
@@ -120,7 +120,8 @@ def _lost_of(trace: Trace, known: Mapping[str, Experiment], done: Mapping[tuple[
         return None
     if trace.fold not in experiment.spec["folds"]:
         return Lost(experiment=trace.experiment, fold=trace.fold)
-    # One epoch may be ahead, because a session publishes a commit just before the queue counts the epoch as done.
+    # The files may be one epoch ahead, because a session publishes a commit just before the queue counts the epoch as
+    # done.
     ahead = trace.epochs - done.get((trace.experiment, trace.fold), 0)
     return Lost(experiment=trace.experiment, fold=trace.fold, ahead=ahead) if ahead > 1 else None
 
@@ -194,7 +195,7 @@ def _of_commits(experiment: str, fold: int, folder: os.DirEntry[str]) -> list[Tr
     if identity is None:
         return [Trace(path=folder.path, experiment=experiment, fold=fold, spec_hash=None)]
     if (identity.experiment, identity.fold) != (experiment, fold):
-        return []  # commits that were moved here by hand; the fold's next session reports them
+        return []  # someone moved another fold's commits here; the fold's next session reports them
     return [
         Trace(
             path=folder.path,
@@ -208,7 +209,7 @@ def _of_commits(experiment: str, fold: int, folder: os.DirEntry[str]) -> list[Tr
 
 
 def _is_damaged(trace: Trace) -> bool:
-    """Whether a trace comes from a damaged manifest, which a session will set aside."""
+    """Whether the manifest in ``trace`` is damaged, so that a session will set its commit aside."""
     if trace.manifest is None:
         return False
     try:

@@ -125,7 +125,7 @@ def _require_another(source: Queue, old: Statements, target: Queue, new: Stateme
 
 
 def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
-    """Mark the source as moved. The caller must commit this change after the target's transaction."""
+    """Mark the source as moved. The caller must commit the target's transaction first."""
     now = source.database.instant(old, now)
     if source.database.dialect is POSTGRESQL:
         old.execute(f"LOCK TABLE {', '.join(TABLES)} IN EXCLUSIVE MODE")

@@ -84,7 +84,7 @@ def open_queue(
 
 
 def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> bool:
-    """Whether the project has a queue; ``wait`` as for `open_queue`.
+    """Whether the project has a queue. ``wait`` works as in `open_queue`.
 
     Raises:
         QueueError: if the queue's server cannot be reached.
@@ -109,7 +109,7 @@ def is_queue_there(project: ProjectFolder) -> bool:
 
 
 def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> None:
-    """Raise an error if the project has no queue; ``wait`` as for `open_queue`.
+    """Raise an error if the project has no queue. ``wait`` works as in `open_queue`.
 
     Raises:
         UsageError: if no experiment has ever been enqueued.
@@ -122,7 +122,7 @@ def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | Non
 
 
 def require_no_cut_off_restore(project: ProjectFolder) -> None:
-    """Make sure that no interrupted restore has left the project half replaced.
+    """Make sure that no restore of the project was interrupted.
 
     Raises:
         UsageError: if a restore of the project was interrupted.

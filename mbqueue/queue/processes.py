@@ -94,9 +94,9 @@ def has_open(identity: ProcessIdentity, file: Path) -> bool | None:
 
 
 def is_gone(identity: ProcessIdentity, queue_file: Path | None) -> bool:
-    """Whether a session's process cannot be using this queue, because it is dead or uses a different queue file.
+    """Whether a session's process is certainly not using the queue: it is dead, or does not have the queue's file open.
 
-    A copied queue contains the sessions of the original queue, whose processes may be alive.
+    A copied queue still lists the original queue's sessions, and their processes may be alive.
 
     Args:
         queue_file: the SQLite file; None for a queue on a server.

@@ -50,7 +50,7 @@ class Pruning(Part):
     def discard_checkpoints(self, experiment: str, *, now: float, by: str = "prune") -> bool:
         """Mark a pruned trial's checkpoints as discarded, so that `retry` starts the trial from the beginning.
 
-        Move the trial's training histories into its spec. The caller must then remove the checkpoint files.
+        Move the trial's training histories into its spec. The caller must remove the checkpoint files afterwards.
 
         Returns:
             True on success. False if the experiment is not a pruned trial, if its checkpoints were already discarded,

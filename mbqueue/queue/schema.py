@@ -70,8 +70,8 @@ RULES = (STARTS_WAITING, FOLLOWS_THE_TABLE, FENCES_EVERY_CLAIM, FENCE_NEVER_FALL
 def column_checks(sql: Dialect, row: str = "") -> dict[str, str]:
     """The SQL conditions on single columns of a job, by column; ``row`` is the prefix of each column's name.
 
-    The numbers that the dashboard needs are stored both in `result` and in columns of their own. Conditions keep both
-    equal. Generated columns would be simpler, but SQLite cannot read them from an index alone.
+    The dashboard's numbers are stored both in `result` and in columns of their own, and the conditions keep these
+    columns equal to `result`. Generated columns would be simpler, but SQLite cannot read them from an index alone.
     """
     json = {name: f"{row}{name} IS NULL OR {sql.is_json(row + name)}" for name in ("progress", "result")}
     numbers = {

@@ -87,7 +87,7 @@ class Steering(Part):
             The number of changed jobs.
 
         Raises:
-            UsageError: as in every method of this class, if there is no such experiment or fold.
+            UsageError: if there is no such experiment or fold, as in every method of this class.
         """
         return self._set_paused(experiment, fold, paused=True, by=by, now=now)
 
@@ -160,10 +160,10 @@ class Steering(Part):
         lose their leases on these jobs. The epoch after `to_epoch` becomes ready. Failed and cancelled jobs stay as
         they are.
 
-        A worker that has found damage passes its `lease` on one of the rewound jobs. `rewind` ends this lease. If the
-        worker's next claim passes the fold as `loaded`, the claim gets epoch `to_epoch + 1`. `rewind` fails if the same
-        session finds the same damage again, because training again did not help. `rewind` also fails if sessions have
-        rewound the job `MAX_REWINDS` times without committing it.
+        A worker that has found damage passes its `lease` on one of the rewound jobs, and `rewind` ends the worker's
+        lease. If the worker's next claim passes the fold as `loaded`, the claim gets epoch `to_epoch + 1`. `rewind`
+        fails if the same session finds the same damage again, because training again did not help. `rewind` also fails
+        if sessions have rewound the job `MAX_REWINDS` times without committing it.
 
         Args:
             folds: maps each fold to the reason for its rewind; if empty, nothing changes.

@@ -50,7 +50,7 @@ class Interrupted(QueueError):
 
 @dataclass
 class Client:
-    """One thread's connection to the server, and the name and number of its transactions.
+    """One thread's connection to the server; ``name`` and ``number`` identify the thread's transactions.
 
     Attributes:
         name: the name that the server shows for the client's transactions, and the key of the client's row in

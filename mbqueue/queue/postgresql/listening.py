@@ -13,7 +13,7 @@ from psycopg import Connection
 
 from mbqueue.queue.postgresql.schema import CHANNEL
 
-#: Maximum wait. Keep it short: the server does not announce expired leases or due retries.
+#: The longest wait, kept short because the server does not announce expired leases or due retries.
 LONGEST_WAIT_SECONDS = 10.0
 #: How often to check, while waiting, whether the caller wants to stop waiting.
 _SLICE_SECONDS = 0.25

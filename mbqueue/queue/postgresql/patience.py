@@ -36,7 +36,7 @@ def _sleep(seconds: float) -> bool:
 
 
 class Patience:
-    """Repeats calls while one server is unreachable. Logs when an outage begins and when it ends."""
+    """Repeats calls while the server is unreachable. Logs when an outage begins and when it ends."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -45,7 +45,10 @@ _RECEIPTS = """
 
 
 def _functions() -> Iterator[str]:
-    """The trigger functions. A connection parses a function only once, but parses CHECK and WHEN in every statement."""
+    """The trigger functions.
+
+    PostgreSQL parses a function once per connection, but parses CHECK and WHEN again in every statement.
+    """
     yield f"""
         CREATE OR REPLACE FUNCTION jobs_rules() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN

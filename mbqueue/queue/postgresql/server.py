@@ -95,9 +95,9 @@ class PostgresServer(Database):
     transaction, whatever time the caller passes.
 
     Lost connections are reopened. If a transaction is interrupted before its COMMIT is sent, it changes nothing. Each
-    write transaction updates its client's row in ``receipts``. If the connection is lost during COMMIT, this row shows
-    whether the transaction took effect. Transactions leave no settings, locks or prepared statements on a connection,
-    so a pooler may give each transaction a different connection.
+    write transaction updates its client's row in ``receipts``. If the connection is lost during COMMIT, the row in
+    ``receipts`` shows whether the transaction took effect. Transactions leave no settings, locks or prepared statements
+    on a connection, so a pooler may give each transaction a different connection.
 
     Args:
         even_moved: also open a queue that was moved to another database, so that a queue can be moved back into it.
