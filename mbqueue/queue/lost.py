@@ -209,7 +209,7 @@ def _of_commits(experiment: str, fold: int, folder: os.DirEntry[str]) -> list[Tr
 
 
 def _is_damaged(trace: Trace) -> bool:
-    """Whether the manifest in ``trace`` is damaged, so that a session will set its commit aside."""
+    """Whether the manifest in ``trace`` is damaged. A session will set the damaged manifest aside."""
     if trace.manifest is None:
         return False
     try:

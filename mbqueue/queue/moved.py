@@ -1,4 +1,4 @@
-"""Mark a queue as moved to another database. A marked queue names the new database and refuses all writes.
+"""Mark a queue as moved to a different database. A marked queue names the new database and refuses all writes.
 
 Two databases with the same jobs would hand out each job twice, under the same fence. So the old database gets a schema
 version that every release of mbqueue rejects, including old releases. Triggers refuse writes from processes that opened

@@ -61,7 +61,7 @@ def open_queue(
         QueueError: if the queue cannot be opened, or if it does not exist and ``read_only`` is set.
         QueueLost: if the queue or parts of it were lost, but can be rebuilt from files that still exist.
         SchemaTooNew: if a newer mbqueue wrote the queue.
-        QueueMoved: if the queue is in another database now.
+        QueueMoved: if the queue was moved to a different database.
         UsageError: if psycopg is not installed, or the URL cannot be parsed.
     """
     if not read_only:
@@ -226,8 +226,8 @@ def open_on_server(
 ) -> Queue:
     """Open the queue at a URL such as ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as for `open_queue`.
 
-    With ``even_moved``, also open a queue that was moved to another database, so that `mbqueue.queue.migrating` can
-    move it back.
+    With ``even_moved``, also open a queue that was moved to a different database, so that `mbqueue.queue.migrating` can
+    move the queue back.
     """
     _require_psycopg()
     from mbqueue.queue.postgresql.server import PostgresServer  # noqa: PLC0415 - optional package

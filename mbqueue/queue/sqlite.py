@@ -93,7 +93,7 @@ class SqliteFile(Database):
         QueueDiskFull: if the disk is full.
         QueueReplaced: if another file has replaced the opened file.
         SchemaTooNew: if a newer mbqueue wrote the file.
-        QueueMoved: if the queue is in another database now.
+        QueueMoved: if the queue was moved to a different database.
     """
 
     dialect = SQLITE

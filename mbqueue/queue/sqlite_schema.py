@@ -52,7 +52,7 @@ def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
 
     Raises:
         SchemaTooNew: if a newer mbqueue wrote the database.
-        QueueMoved: if the queue is in another database now.
+        QueueMoved: if the queue was moved to a different database.
         DatabaseError: if the database is damaged.
     """
     version = _version_of(connection)

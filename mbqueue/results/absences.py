@@ -1,6 +1,6 @@
 """Report elements that occur in a fold's test set but not in its training set.
 
-Predictions for these elements are poor.
+The model's predictions for such elements are poor.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Mark the scores of folds on which an experiment's settings were chosen.
 
 A search compares trials by their validation MAE, and `promote` enqueues the settings of the best trial. The validation
-MAE of the best trial is the lowest of many, so it is too optimistic. The search did not use the test sets of the folds
-on which it trained. A fold of a blend is marked if it is marked in any member.
+MAE of the best trial is the lowest of many, so it is too optimistic. The search trained on some folds, but did not use
+the test sets of these folds. A fold of a blend gets the mark if the same fold is marked in any member of the blend.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def marked(fold: int | str, spec: Mapping[str, Any], mark: str = MARK) -> str:
 
 
 def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
-    """Explain in a few sentences what the mark means; empty if no fold is marked."""
+    """Explain the mark on a fold in a few sentences; empty if no fold has a mark."""
     choices = _choices(spec)
     if not choices:
         return ""

@@ -2,7 +2,8 @@
 
 matbench asks for a folder ``matbench_v0.1_ALGORITHM`` with results.json.gz, info.json and source code
 (https://matbench.materialsproject.org/How%20To%20Use/3submit/). The source code consists of each experiment's spec, and
-a script that runs the experiments. For a general-purpose algorithm, one folder contains all its tasks.
+a script that runs the experiments. If an algorithm was run on several tasks, one folder contains the results for all of
+them.
 """
 
 from __future__ import annotations

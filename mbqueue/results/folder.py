@@ -85,7 +85,7 @@ class Recorded:
 
     @cached_property
     def histories(self) -> dict[int, list[dict[str, Any]]]:
-        """Fold → rows of its history. In an unfinished experiment, some of these folds may not have predictions yet."""
+        """Fold → rows of its history. In an unfinished experiment, a fold can have a history without predictions."""
         folds = sorted(int(fold) for fold in self.content["run"]["fold_seconds"])
         return {fold: read_history(history_file(self.folder, fold)) for fold in folds}
 
@@ -169,7 +169,7 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
     The newest results are those enqueued on the latest day and, among these, those recorded last.
 
     Args:
-        results_dirs: folders to search. If several folders contain equally new results, the first of them wins.
+        results_dirs: folders to search. If several folders contain equally new results, the first folder wins.
 
     Raises:
         ResultsError: if there is no such results folder. The error lists all complete results folders.

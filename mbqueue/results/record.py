@@ -1,8 +1,8 @@
 """Record an experiment: write results.json, RESULTS.md and the matbench file from the tables of its folds.
 
-A folder is complete if and only if it has a results.json. Recording therefore removes results.json first and writes a
-new one last. The file contains the size and SHA-256 of every other file, and its own checksum. Its format (``"format":
-1``):
+A folder is complete if and only if it has a results.json. So `record_experiment` removes results.json first and writes
+a new one last. The file results.json contains the size and SHA-256 of every other file, and its own checksum. Its
+format (``"format": 1``):
 
     format           1
     experiment       name in the queue
@@ -84,7 +84,7 @@ class SessionFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordInputs:
-    """What a record contains, apart from the tables of the folds.
+    """The inputs for recording an experiment, apart from the folds' tables.
 
     Attributes:
         experiment: name in the queue.
@@ -224,12 +224,13 @@ def broken_folds(
 ) -> dict[int, str]:
     """Fold → the problem, for folds whose history, predictions or model are missing or damaged.
 
-    The worker only has to predict a broken fold again, because the fold's checkpoints contain everything else.
+    To repair a fold, the worker only has to predict the fold again, because the fold's checkpoints contain everything
+    else.
 
     Args:
         spec: the experiment's spec, as plain JSON values.
-        facts: fold → the result of `fold_facts` when the fold's files were written. If a fold is not in ``facts``, its
-            files are read, but not compared with anything.
+        facts: fold → the result of `fold_facts` when the fold's files were written. The files of a fold that is missing
+            from ``facts`` are read, but not compared with anything.
     """
     found = {}
     for fold in folds:

@@ -51,7 +51,7 @@ RESTORE = "Restore it from a copy, or enqueue the experiment under another name.
 
 
 def advised(error: ResultsError, advice: str) -> ResultsError:
-    """Copy an error, with ``advice`` instead of `RESTORE` at the end of the message."""
+    """Copy an error, but end its message with ``advice`` instead of `RESTORE`."""
     return ResultsError(f"{str(error).removesuffix(RESTORE)}{advice}")
 
 

@@ -1,4 +1,4 @@
-"""Start, find and stop sessions in the background. Does not import torch.
+"""Start, find and stop sessions in the background. This module does not import torch.
 
 ``state/background.json`` records the process by its pid, start time and boot id, so mbqueue never signals a later
 process with the same pid. The JSON file also records the project's folder, because a copied project contains the file
@@ -156,7 +156,8 @@ def stop(
         One entry per session; empty if none of the requested sessions is running on this machine.
     """
     found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
-    # The parent process of several sessions gets the request too and forwards it, but the result leaves it out.
+    # The parent process of several sessions also gets the request and forwards it to the sessions. The result leaves
+    # the parent out.
     parents = {parent_of(identity.pid) for identity, session in found if session is not None}
     refused = {identity for identity, _ in found if not _is_asked(identity)}
     asked = [identity for identity, _ in found if identity not in refused]
@@ -228,7 +229,7 @@ def _wait_until_at_work(
     while clock.monotonic() < deadline:
         code = child.poll()
         found = tuple(row.id for row in _unended(project) if _belongs(row, started.process))
-        # A session that could not start on one of several devices is no longer among the child processes.
+        # If a session could not start on one of several devices, its process is no longer among the child processes.
         if found and (len(found) == sessions or len(found) >= len(_children(child.pid))):
             break
         if code is not None:
@@ -240,7 +241,7 @@ def _wait_until_at_work(
 def _ended_early(
     project: ProjectFolder, started: BackgroundSession, code: int, before: Collection[str]
 ) -> BackgroundSession:
-    """Find the sessions that started and ended between two checks; raise an error if there are none.
+    """Find the sessions that both started and ended since the last check; raise an error if there are none.
 
     Start times cannot identify earlier sessions, because a queue's server may have a different clock.
     """

@@ -1,9 +1,9 @@
-"""Make every session use the commits in the place that the queue records. Does not import torch.
+"""Make every session use the commits in the place that the queue records. This module does not import torch.
 
 Each place stores its own id: an object store in its marker, a folder in ``commits.json`` next to the checkpoints. The
-first session records the id of its place in the queue (`mbqueue.queue.commits_place`). A session with a different place
-is refused, because it would find no commits, train from the start and overwrite rows of the queue. A SQLite queue
-without a store needs no check, because its commits are next to the queue's file.
+queue contains the id of the place that the first session used (`mbqueue.queue.commits_place`). A session with a
+different place is refused, because it would find no commits, train from the start and overwrite rows of the queue. A
+SQLite queue without a store needs no check, because its commits are next to the queue's file.
 
 A session may change the recorded place from a folder to a store or another folder if no commits can be lost. No commits
 can be lost if no other session is running and the new place has every epoch that the queue counts as done. Any other
@@ -149,7 +149,7 @@ def store_place(store: ObjectStore) -> CommitsPlace:
 def folder_place(project: ProjectFolder) -> CommitsPlace:
     """Return the project's own folder as a `CommitsPlace`, for the queue to record.
 
-    If the folder has no id, this function creates one.
+    If the folder has no id, create an id.
 
     Raises:
         QueueError: if the file with the folder's id is damaged.
@@ -178,7 +178,7 @@ def folder_id(project: ProjectFolder) -> str:
 
 
 def lacking(queue: Queue, there: Epochs) -> str:
-    """List, as text, the folds with fewer epochs in ``there`` than in the queue; empty if there are none."""
+    """Describe the folds that have fewer epochs in ``there`` than in the queue; empty if there are none."""
     return ", ".join(
         f"{experiment} fold {fold} ({there.get((experiment, fold), 0)} of {known} epochs)"
         for (experiment, fold), known in known_epochs(queue).items()
@@ -189,7 +189,7 @@ def lacking(queue: Queue, there: Epochs) -> str:
 def send_missing(
     project: ProjectFolder, queue: Queue, store: ObjectStore, there: Epochs, *, note: Callable[[str], None]
 ) -> str:
-    """Send the store the epochs that only this machine has; then list the epochs still missing from it (`lacking`)."""
+    """Send the store the epochs that only this machine has. Then list what the store is still missing (`lacking`)."""
     sent = {
         (experiment, fold): known
         for (experiment, fold), known in known_epochs(queue).items()

@@ -1,7 +1,7 @@
-"""Copy an experiment's crystals to shared storage during training. Does not import torch.
+"""Copy an experiment's crystals to shared storage during training. This module does not import torch.
 
-Copying a hundred megabytes to a drive can take minutes, so training continues meanwhile. A session that is asked to
-stop or runs out of time abandons the copy and removes the partial file. The next session that trains on the same
+Copying a hundred megabytes to a drive can take minutes, so training continues during the copy. A session that is asked
+to stop or runs out of time abandons the copy and removes the partial file. The next session that trains on the same
 crystals restarts the copy.
 """
 
@@ -68,7 +68,7 @@ class CrystalCopies:
             return
         if isinstance(shared.blobs, ObjectStore):
             # The session uses the last `put` to estimate how long a save takes. Crystals are large and would distort
-            # the estimate, so send them through a copy of the store object.
+            # the estimate, so upload them through a second `ObjectStore`.
             shared = replace(shared, blobs=replace(shared.blobs))
         thread = threading.Thread(
             target=self._keep, args=(shared, file, dataset_hash), name="mbqueue-crystals", daemon=True

@@ -51,7 +51,7 @@ def why_lost(device: torch.device) -> str | None:
 def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
     """The error that ends the session if a job filled the GPU's memory; None for any other error.
 
-    Batches that do not fit are split first, so this error means that not even the model fits.
+    mbqueue splits batches that do not fit, so a remaining out-of-memory error means that not even the model fits.
     """
     if isinstance(error, DeviceBusy):
         return error

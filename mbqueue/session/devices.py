@@ -1,4 +1,4 @@
-"""Run several sessions on one machine, one process for each device. Does not import torch.
+"""Run several sessions on one machine, one process for each device. This module does not import torch.
 
 Each process runs `mbqueue work --json` on its own device, in its own process group. Ctrl-C in a terminal therefore
 reaches only the parent process, which forwards the signal once. If the parent process dies, the sessions cannot write
@@ -182,7 +182,7 @@ class Crew:
             failures = self._run(stop)
         outcomes = tuple(worker.outcome for worker in self._workers if worker.outcome is not None)
         endings = {outcome.ending for outcome in outcomes}
-        # If one session found no job left, the queue is finished. The ending of that session then counts for all
+        # If one session found no job left, the queue is finished, and the ending of this session counts for all
         # sessions.
         ending = next((e for e in (Ending.DONE, Ending.BLOCKED) if e in endings), Ending.STOPPED)
         return DevicesOutcome(ending=ending, sessions=outcomes, failures=tuple(failures))

@@ -109,7 +109,7 @@ def predict_dataset(
     Raises:
         DataError: if the dataset cannot be used.
         CheckpointError: if a file is not a model.
-        UsageError: if the device does not exist, or the models differ in kind or predict different targets.
+        UsageError: if the device does not exist, or the models are of different kinds or predict different targets.
     """
     where, paths = tested_device(device), [Path(model) for model in models]
     family = _one_family(paths)
@@ -184,7 +184,7 @@ def require_table(path: Path, made_from: Sequence[Path], *, force: bool) -> None
 
 
 def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[Path]) -> bool:
-    """Whether an experiment in the queue, or one recorded next to a model, used this dataset."""
+    """Whether this dataset was used by an experiment in the queue or by an experiment recorded next to a model."""
     for folder in {path.parent for path in models}:
         try:
             content = json.loads((folder / RESULTS_FILE).read_bytes())

@@ -59,8 +59,9 @@ class Heartbeat:
     def may_reap(self) -> bool:
         """Whether this session may take over expired leases.
 
-        After a silence longer than a lease (sleep, a lost network, a changed clock), other sessions may have been
-        silent too. This session then waits for one lease length, so that other sessions can renew their leases.
+        If this session has been silent for longer than a lease (asleep, offline, or after a clock change), other
+        sessions may have been silent too. So the session waits for one lease length, which lets the other sessions
+        renew their leases.
         """
         now = self._clock.now()
         with self._lock:
@@ -69,7 +70,7 @@ class Heartbeat:
             return now >= self._reaps_from
 
     def hold(self, lease: Lease) -> None:
-        """Start renewing this lease."""
+        """Start renewing ``lease``."""
         with self._lock:
             self._lease, self._progress, self._withdrawn = lease, None, None
             self._held_since = self._clock.monotonic()

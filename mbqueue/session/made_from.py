@@ -81,7 +81,10 @@ def _fold_of(lease: Lease) -> int:
 
 
 def _again(session: Session, loaded: Loaded, lease: Lease, spec: Spec, member: _Found) -> FoldResults:
-    """Predict the strained test set of the fold with the member's model; keep the member's history and model."""
+    """Predict the strained test set of the fold with the member's model.
+
+    The result contains the member's history and model.
+    """
     job, fold = lease.job, _fold_of(lease)
     experiment, _ = session.experiment_of(job)
     crystals = loaded.data_for(job, experiment, spec).crystals

@@ -1,4 +1,6 @@
-"""Move commits to the place in the project's settings, and record that place in the queue. Does not import torch.
+"""Move commits to the place in the project's settings, and record that place in the queue.
+
+This module does not import torch.
 
 The queue is updated last, after everything is copied. So you can repeat an interrupted move: it skips everything that
 is already copied.

@@ -1,8 +1,8 @@
 """Refuse a copy of a project (`cp -r`) that shares only the queue or only the store with its original.
 
 Sessions of the copy would retrain or overwrite the original's work. A copy that shares both the queue and the store
-counts as another machine of the same project. Projects on a drive are not checked here, because a session must start
-even while the drive hangs. For projects on a drive, `mbqueue.belonging` distinguishes live folders.
+counts as another machine of the same project. This module does not check projects on a drive, because a session must
+start even while the drive hangs. `mbqueue.belonging` compares the ids of projects that are on a drive.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mbqueue.project import ProjectFolder
 
 
 def require_original(project: ProjectFolder) -> None:
-    """Refuse a copy that shares only the queue or only the store with its original; record an original's folder.
+    """Refuse a copy that shares only the queue or only the store with its original. Record the folder of an original.
 
-    Projects on a drive, and projects that would share both the queue and the store or neither, are not recorded. If the
+    Nothing is recorded for projects on a drive, or for projects that have both a server and a store or neither. If the
     original no longer exists, the project was moved, not copied. Copies on another machine are not detected.
 
     Raises:

@@ -45,7 +45,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
             if score is not None:
                 result |= {name: score["mean"], f"{name}_std": score["std"]}
         if session.store is not None:
-            # Other machines do not see this folder, so the files are sent to the store before the commit.
+            # Other machines do not see the results folder, so the files are sent to the store before the commit.
             session.while_held(lease, publish)
             result["files"] = recorded_facts(folder, content)
             send_results(session.store, experiment.name, folder, ResultFile.all_in(result["files"]))

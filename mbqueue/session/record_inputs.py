@@ -1,4 +1,4 @@
-"""Collect what the queue knows about an experiment, for its results and reports. Does not import torch."""
+"""Collect what the queue knows about an experiment, for its results and reports. This module does not import torch."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ class Searching:
         """Enqueue the next trial of each search that needs one; if no trial can start, the session runs other jobs.
 
         Sessions with different databases on one drive could give the same number to trials with different settings. So
-        only the session that started first starts new trials; the other sessions find them in its snapshots.
+        only the session that was started first enqueues new trials; the other sessions find the new trials in its
+        snapshots.
         """
         session = self._session
         now = session.clock.now()

@@ -89,7 +89,8 @@ class Session:
             self.stop
             or not self.deadline.allows(SHORTEST_JOB_SECONDS)
             or (self.max_jobs is not None and self.max_jobs - self.jobs_done <= 1)
-            # Before its next job, a session may have to adopt other sessions' commits, or wait for the store.
+            # Do not claim a job yet if this session may first have to adopt other sessions' commits or wait for the
+            # store.
             or (self.publisher is not None and self.publisher.others)
             or (self.watch is not None and self.watch.why is not None)
         )
@@ -146,7 +147,8 @@ class Session:
         """Call ``action`` to change a job's files, if this session still holds the job's lease.
 
         Raises:
-            LeaseLost: if the lease is lost. ``action`` is not called, because the files may belong to the next holder.
+            LeaseLost: if the lease is lost. In this case, ``action`` is not called, because the files may belong to the
+                job's next holder.
         """
         seconds = self.project.settings.lease_seconds
         self.queue.renew(lease, now=self.clock.now(), lease_seconds=seconds, publish=action)
@@ -170,7 +172,7 @@ class Session:
     def give_back_once(self, lease: Lease, error: Exception, reason: str) -> None:
         """Release a job; if it was already released for the same reason, count a failed attempt.
 
-        Without the failed attempt, sessions could claim and release the same job forever.
+        If no failed attempt were counted, sessions could claim and release the same job forever.
         """
         if (lease.job.id, reason) in self._given_back:
             self.fail(lease, error)

@@ -1,4 +1,4 @@
-"""List, send and fetch the commits of a project in the object store. Does not import torch."""
+"""List, send and fetch the commits of a project in the object store. This module does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Share the result files of jobs with other machines through the object store. Does not import torch.
+"""Share the result files of jobs with other machines through the object store. This module does not import torch.
 
 The queue lists a job's files, with sizes and hashes, in the job's result. The transaction that commits the job also
 commits the list of its files, so machines never have to merge lists. The session sends the files to the store before it

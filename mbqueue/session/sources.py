@@ -1,7 +1,7 @@
 """Remember which crystals a source contained, so that this machine reads a source again only if it has changed.
 
-A file is identified by its size and digest, and a folder by those of all its files. Modification times are ignored.
-After an upgrade of mbqueue or pymatgen, every source is read again.
+A source file is identified by its size and digest. A source folder is identified by the names, sizes and digests of all
+its files. Modification times are ignored. After an upgrade of mbqueue or pymatgen, every source is read again.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ INTERRUPTED = 130
 class StopRequest:
     """A thread-safe request to stop one session. Later requests do not replace the first cause.
 
-    A plain flag replaces `threading.Event`, which can deadlock. A signal handler that interrupts the thread holding the
-    event's lock would wait for that lock forever.
+    The request is a plain flag and not a `threading.Event`, which can deadlock. A signal handler that interrupts the
+    thread holding the event's lock would wait for that lock forever.
     """
 
     #: How often a wait checks for a stop request.

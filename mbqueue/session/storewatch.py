@@ -1,4 +1,7 @@
-"""Track whether the object store answers, report outages, and plan the next attempt. Does not import torch."""
+"""Track whether the object store answers, report outages, and plan the next attempt.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ HEARSAY_SECONDS = 60.0
 class StoreWatch:
     """Tracks outages of the store for one session.
 
-    `mbqueue.storage.objects` notifies this object of the store's failures and answers, from any thread.
+    `mbqueue.storage.objects` reports the store's failures and answers to this object, from any thread.
 
     Args:
         note: called with a sentence when the store stops answering and when it answers again.
@@ -73,10 +76,10 @@ class StoreWatch:
             self._note("The object store is responding again.")
 
     def heard(self) -> str | None:
-        """Return an outage that another session here recorded after the store last answered this session, or None.
+        """Why the store is not answering, according to another session on this machine; None if no session says so.
 
-        Outages are recorded in the file that `mbqueue status` reads. An old record is ignored, because the session that
-        wrote it may have died.
+        Outages are recorded in the file that `mbqueue status` reads. A record is ignored if the store has answered this
+        session since, or if the record is so old that its session may have died.
         """
         trouble = store_trouble(self._project)
         is_news = self._answered_at < trouble.get("since", 0.0) <= self._clock.now()

@@ -21,7 +21,8 @@ class TensorBoardReport(Report):
 
     Step values go to EXPERIMENT/fold_i, with step numbers that keep increasing across epochs. Epoch values go to
     EXPERIMENT/fold_i/epochs. Steps that are repeated after a kill or a rewind replace the earlier steps
-    (``purge_step``). ``purge_step`` also hides the run's values of all later steps, so epochs have a separate run.
+    (``purge_step``). ``purge_step`` also hides the values of all later steps in the same run, so epoch values have a
+    run of their own.
 
     Raises:
         UsageError: if the package tensorboard is not installed.

@@ -193,7 +193,7 @@ def _work_and_end(
             queue.end_session(session.id, reason=cause.reason, now=clock.now(), lost=True)
         return Ending.STOPPED, cause, error
     except BaseException as error:
-        with suppress(QueueError):  # nothing can be written to a full disk; the lease then expires by itself
+        with suppress(QueueError):  # if the disk is full, nothing can be written, and the lease expires by itself
             queue.end_session(session.id, reason=f"{type(error).__name__}: {error}", now=clock.now())
         raise
     queue.end_session(session.id, reason=cause.reason, now=clock.now())
@@ -284,7 +284,10 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
 
 
 def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> bool:
-    """Report what the session is waiting for. Return whether a note has told the user how to retry without a delay."""
+    """Report what the session is waiting for.
+
+    Return whether the user has seen a note that explains how to retry immediately.
+    """
     if outlook.is_exhausted:
         session.report.waiting("nothing is left to do; waiting for new jobs")
     elif outlook.next_retry is not None and not outlook.leased:

@@ -78,7 +78,7 @@ class Blobs(Protocol):
         """Write a new blob, without retries. Return False if a blob with this name and different content exists.
 
         Also return True if the blob exists with the same content, because an earlier attempt may have written it. Two
-        writers must never write the same bytes, since both would get True.
+        writers must never write the same bytes, because `create` would return True to both.
         """
 
     def remove(self, path: str) -> None:
@@ -134,6 +134,9 @@ class Folder:
         return True
 
     def sweep(self, folder: str) -> None:
-        """Remove half-written files of dead processes. Make sure first that no other process is writing there."""
+        """Remove half-written files of dead processes.
+
+        Make sure first that no other process is writing to the folder.
+        """
         for path in (self.root / folder).glob(f"{files.TEMP_PREFIX}*"):
             path.unlink(missing_ok=True)

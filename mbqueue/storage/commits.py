@@ -33,12 +33,12 @@ def read_described(blobs: Blobs, paths: Iterable[str], *, size: int, sha256: str
     """Read a file that a manifest describes.
 
     Args:
-        paths: the names that the file may have. A mount renames a second file to ``name (1)``.
+        paths: the possible names of the file. A mount renames a second file to ``name (1)``.
         what: a name for the content, for messages.
 
     Raises:
         Damaged: if no file has the expected size and hash.
-        OSError, StoreError: if the folder, mount or store fails. The file may still be intact.
+        OSError, StoreError: if the folder, mount or store fails, although the file may be intact.
     """
     why = f"{what} is missing."
     for path in paths:
@@ -132,7 +132,8 @@ class Commits:
 
         Returns:
             Pairs of a commit and the bytes of its checkpoint: first the commit of the best epoch, then the commit with
-            the most work. If both are the same commit, there is one pair. If no commit is intact, the list is empty.
+            the most work. If the commit with the most work is also that of the best epoch, there is only one pair. If
+            no commit is intact, the list is empty.
         """
         found = self.commits()
         for commit in reversed(found):
@@ -164,7 +165,7 @@ class Commits:
 
         Raises:
             Damaged: if the bytes are missing or do not match the manifest.
-            OSError, StoreError: if the folder, mount or store fails. The checkpoint may still be intact.
+            OSError, StoreError: if the folder, mount or store fails, although the checkpoint may be intact.
         """
         manifest = commit.manifest
         base = self.place.checkpoint_base(manifest, commit.content)
@@ -178,7 +179,8 @@ class Commits:
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
         tag, known = self._known.get(name, ("", None))
-        # If a name contains a hash, its content cannot have changed. Otherwise, the same tag means the same content.
+        # A file whose name contains a hash cannot have changed. A file whose name contains no hash is unchanged if its
+        # tag is the same.
         if known is not None and (file.digits or (tag and tag == listed.tag)):
             return known
         source = f"{self.place.name}/{name}"

@@ -100,7 +100,7 @@ class Manifest:
         return (*self.work, self.fence, -int(self.sha256, 16))
 
     def continues(self, earlier: Manifest) -> bool:
-        """Whether this commit continues ``earlier``, judging by their histories and by the sessions of the epoch."""
+        """Whether this commit continues ``earlier``, judging by the histories and the sessions of both commits."""
         rows = len(earlier.history)
         if earlier.spec_hash != self.spec_hash or earlier.rank > self.rank:
             return False
@@ -246,7 +246,10 @@ def _are_rows(value: Any) -> bool:
 
 
 def _is_enqueued(value: Any) -> bool:
-    """Whether a value is None or looks like an experiment's entry in the queue. The spec itself is not checked."""
+    """Whether a value is None or looks like an experiment's entry in the queue.
+
+    The spec in the entry is not checked.
+    """
     if value is None:
         return True
     if not (isinstance(value, dict) and isinstance(value.get("spec"), dict)):

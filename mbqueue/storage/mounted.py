@@ -54,14 +54,14 @@ def _about(path: str) -> Iterator[None]:
 
 
 def _go_on(_left: int) -> None:
-    """Do nothing between two pieces of a write: the default for ``before_piece``."""
+    """Do nothing before a piece is written (the default for ``before_piece``)."""
 
 
 class Drive:
     """A project's folder on a mount. Paths are relative to this folder and use slashes.
 
-    Every method raises OSError when the mount fails or is gone. An empty mount point, or another folder in its place,
-    would accept files that no other machine ever sees.
+    Every method raises OSError if the mount fails or has disappeared. An empty mount point, or another folder in its
+    place, would accept files that no other machine ever sees.
 
     Attributes:
         belonging: the project that must be on the mount; None allows any project.
@@ -161,8 +161,8 @@ class Drive:
         """Write a file whose name is used for no other content; ``before_piece`` as in `write_new`.
 
         A file of this name with different content is a truncated copy. mbqueue keeps the truncated copy, and adds a
-        number to the new file's name, as a drive does. Readers try the names of all copies. If a file already has the
-        maximum number of copies, `put` replaces the last copy.
+        number to the new file's name, as a drive does. Readers try the names of all copies of a file. If a file already
+        has the maximum number of copies, `put` replaces the last copy.
         """
         stem, dot, suffix = path.rpartition(".")
         names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]

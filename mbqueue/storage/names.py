@@ -45,7 +45,7 @@ class CommitFile:
 
     @property
     def is_plain_manifest(self) -> bool:
-        """Whether this is a manifest whose name has no hash, as in a folder and in an object store."""
+        """Whether the file is a manifest without a hash in its name, as in a folder or an object store."""
         return self.suffix == "json" and not self.digits
 
     @property
@@ -82,8 +82,8 @@ def is_stem(text: object) -> bool:
 def hashed_name(stem: str, content: bytes) -> str:
     """The name, without suffix, that a file with this content gets on a mount.
 
-    The name ends with the first digits of the content's SHA-256. These digits reveal a truncated file, and keep files
-    with different content apart.
+    The name ends with the first digits of the content's SHA-256. The digits reveal a truncated file, and distinguish
+    files with different content.
     """
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
 

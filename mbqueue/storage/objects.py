@@ -26,7 +26,7 @@ from mbqueue.topology import Topology
 
 FORMAT = 1
 LARGEST_MARKER = 1 << 16
-#: Objects larger than this, in bytes, get the time limit of `LASTING`.
+#: The size in bytes above which an object gets the time limit of `LASTING`.
 LARGE_BYTES = 16 << 20
 #: The number of attempts that `create_patiently` makes, and the pause after the first attempt.
 _CREATE_TRIES = 3
@@ -37,8 +37,7 @@ _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does n
 _REFUSED = re.compile(r"status code: 40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken")
 #: Matches a store's error text if an object is missing.
 _NO_OBJECT = re.compile(r"NoSuchKey|BlobNotFound|No such object|specified (key|blob) does not exist")
-#: Matches the addresses from which obstore requests credentials if the environment has none. Only cloud machines can
-#: reach these addresses.
+#: Matches the cloud-only addresses from which obstore requests credentials if the environment has none.
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 
 Result = TypeVar("Result")

@@ -18,8 +18,8 @@ from mbqueue.storage.names import CommitFile
 from mbqueue.storage.places import Place, in_folder
 
 _KEPT = 2
-#: A checkpoint without a manifest can be removed if it is this much older than its fold's newest file. Uploads take
-#: less time than that.
+#: A checkpoint without a manifest can be removed if it is at least this much older than its fold's newest file. Every
+#: upload takes less than an hour.
 GARBAGE_SECONDS = 3600.0
 
 
@@ -101,7 +101,10 @@ class OwnCommits(Commits):
         return content
 
     def _keep_near(self, write: Callable[[OwnCommits], None]) -> None:
-        """Keep a copy on this machine. A failure is reported once and ignored, because a copy only saves a download."""
+        """Keep a copy of a commit on this machine.
+
+        Report only the first failure, because a copy only saves a download.
+        """
         if self.near is None:
             return
         try:
@@ -125,7 +128,10 @@ class OwnCommits(Commits):
         return Commit(file.base, copy.manifest, copy.content)
 
     def _copy_of_what_is_beside(self, file: CommitFile) -> Commit | None:
-        """Find the commit with this checkpoint among the mirror's copies. Names may be reused, so compare hashes."""
+        """Find the mirror's copy of the commit whose checkpoint is next to the manifest ``file``.
+
+        Names may be reused, so compare hashes.
+        """
         path = self.place.path(f"{file.stem}.pt")
         try:
             sha256 = hashlib.sha256(self.place.blobs.read(path, at_most=LARGEST_CHECKPOINT)).hexdigest()
@@ -169,7 +175,8 @@ class OwnCommits(Commits):
         self.identity.require(manifest, source=f"{self.place.name}/{manifest.stem}")
         commit = Commit(manifest.stem, manifest, json_bytes(manifest.to_json()))
         if not self.place.has_hashed_checkpoints:
-            # Without a hash in its name, this checkpoint could replace another writer's.
+            # The name contains no hash, so make sure that the new checkpoint does not replace another writer's
+            # checkpoint.
             is_ours = self._manifest_there(commit) in (None, commit.content)
             if not (is_ours and self.place.blobs.create(self.place.path(f"{commit.base}.pt"), content)):
                 raise self._taken(commit)

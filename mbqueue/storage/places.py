@@ -78,7 +78,7 @@ def fold_folder(top: str, identity: Identity) -> str:
 
 
 def manifests_below(folder: Path) -> Iterator[tuple[str, int, CommitFile]]:
-    """Find manifests as `manifests_named` does, among the files in a folder of all checkpoints."""
+    """Find the manifests of all commits below the folder of all checkpoints, as `manifests_named` does."""
     return manifests_named(path.relative_to(folder).as_posix() for path in folder.glob(f"*/{FOLD_PATTERN}/*"))
 
 

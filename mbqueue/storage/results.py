@@ -40,7 +40,10 @@ class ResultFile(NamedTuple):
 
     @classmethod
     def all_in(cls, facts: Mapping[str, Mapping[str, Any]]) -> list[ResultFile]:
-        """Make a `ResultFile` from each name with its ``size`` and ``sha256``. Skip unsafe files (see `is_safe`)."""
+        """The result files in ``facts``, which maps names to ``size`` and ``sha256``.
+
+        Unsafe files are skipped (see `is_safe`).
+        """
         found = [cls(name, fact["size"], fact["sha256"]) for name, fact in facts.items()]
         return [file for file in found if file.is_safe]
 
@@ -56,7 +59,7 @@ class ResultFile(NamedTuple):
 
     @property
     def stored_name(self) -> str:
-        """A file name that is unique to this content."""
+        """The file's name in the store, which is unique to the file's content."""
         return f"{self.sha256[:_HASH_DIGITS]}-{self.name}"
 
     def fits(self, content: bytes) -> bool:
@@ -70,7 +73,7 @@ class ResultFile(NamedTuple):
             return False
 
     def written_in(self, folder: Path) -> bytes:
-        """Read the file from the folder in which its job wrote it, so that it can be copied elsewhere.
+        """Read the file from the folder in which its job wrote it, before the file is copied elsewhere.
 
         Raises:
             OSError: if the file has changed or is missing.

@@ -100,7 +100,7 @@ class PostgresServer(Database):
     on a connection, so a pooler may give each transaction a different connection.
 
     Args:
-        even_moved: also open a queue that was moved to another database, so that a queue can be moved back into it.
+        even_moved: also open a queue that was moved to a different database, so that the queue can be moved back.
         server_clock: whether to use the server's clock; tests set False to use the caller's time.
         wait: sleeps for the given number of seconds, and returns True to stop waiting for the server. Without ``wait``,
             an unreachable server raises an error immediately.
@@ -108,7 +108,7 @@ class PostgresServer(Database):
     Raises:
         QueueError: if the server cannot be reached, or if the queue does not exist and ``read_only`` is set.
         SchemaTooNew: if a newer mbqueue wrote the queue.
-        QueueMoved: if the queue is in another database now.
+        QueueMoved: if the queue was moved to a different database.
     """
 
     dialect = POSTGRESQL

@@ -23,8 +23,9 @@ _PARITY_BINS = 160
 _TARGET_BINS = 30
 _ROC_POINTS = 400
 
-# The validation MAE has risen if its last value is more than `_RISE` times its best value. A fold whose training MAE
-# fell meanwhile overfits if its best epoch is old, or if the validation MAE rose by a factor of at least `_DOUBLED`.
+# The validation MAE has risen if its last value is more than `_RISE` times its best value. If the training MAE fell
+# meanwhile, the fold overfits if its best epoch is old or if the validation MAE rose by a factor of at least
+# `_DOUBLED`.
 _RISE, _DOUBLED = 1.05, 2.0
 # The best epoch is old if enough epochs came after it: at least this fraction of all epochs, and at least this number.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
@@ -108,7 +109,7 @@ def _times(ratio: float) -> str:
 
 
 def _by(ratio: float) -> str:
-    """Say how much an MAE rose: ``by 12%`` or, from a factor of ten, ``to 17.0 times that value``."""
+    """Describe how much an MAE rose: ``by 12%`` or, from a factor of ten, ``to 17.0 times that value``."""
     return f"by {ratio - 1:.0%}" if ratio < 10 else f"to {_times(ratio)} that value"
 
 
@@ -158,7 +159,7 @@ def roc(predictions: Predictions) -> Roc | None:
     if is_one.all() or not is_one.any():
         return None
     order = np.argsort(-predictions.y_pred, kind="stable")
-    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # keep the last of equal predictions
+    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # the last of each run of equal values
     true, false = np.cumsum(is_one[order])[ends], np.cumsum(~is_one[order])[ends]
     kept = np.unique(np.linspace(0, len(ends) - 1, min(len(ends), _ROC_POINTS)).astype(int))
     rates = [np.concatenate([[0.0], counts[kept] / counts[-1]]) for counts in (false, true)]
@@ -302,8 +303,8 @@ def session_hours(
 ) -> list[dict[str, Any]]:
     """Return, for each session in order: id, device, hours of finished epochs by fold, and other hours.
 
-    If several sessions worked on an epoch (``first+second``), its time is divided evenly between the sessions. The
-    other hours went into start-up, preparation, predictions, and epochs that a crash or a deadline cut short.
+    If several sessions worked on an epoch (``first+second``), its time is divided evenly between the sessions. Other
+    hours are start-up, preparation, predictions, and epochs that a crash or a deadline cut short.
     """
     trained: dict[str, dict[int, float]] = {}
     devices: dict[str, str] = {}
