@@ -114,7 +114,7 @@ class Keeping(OpenedProject):
         """Move the queue's commits to the project's store, or to its folder if it has no store.
 
         This method copies the commits from the old store or from this machine, then updates the queue. The queue
-        records where its commits are, and refuses sessions that use a different place. So never move commits by hand.
+        records where its commits are, and refuses sessions that use a different place. Never move commits by hand.
 
         Args:
             lost: continue even if finished epochs cannot be found; sessions then train these epochs again.

@@ -124,8 +124,8 @@ class Launching(OpenedProject):
                 gpus_per_node=0 if gpus is None else 1,
                 visible_gpus=() if gpus is None else (number,),
                 stderr_to_stdout=True,
-                # Close the inherited output. A program that reads this command's output would otherwise wait until the
-                # jobs end.
+                # Jobs must not inherit this command's output. A program that reads the output would otherwise wait
+                # until the jobs end.
                 setup=["exec < /dev/null > /dev/null 2>&1"],
             )
             executors.append(executor)

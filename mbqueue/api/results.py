@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 class Results(Searches):
     def results(self, experiment: str) -> Recorded:
-        """Return an experiment's recorded and verified results or, if it is unfinished, the existing results.
+        """Return an experiment's recorded and verified results or, if it is unfinished, its results so far.
 
         Raises:
             ResultsError: if there are no results, or a file is missing or differs from what was recorded.
@@ -227,7 +227,7 @@ class Results(Searches):
         if html is not None:
             require_writable(Path(html), force=force, ours=MARK, example="comparison.html")
         for name in experiments:
-            self._folder_in_queue(name)  # with an object store, fetches results that other machines recorded
+            self._folder_in_queue(name)  # an object store may have results that other machines recorded
         folders = [newest_folder(self._results_dirs, name) for name in experiments]
         if twice := [name for i, name in enumerate(experiments) if folders[i] in folders[:i]]:
             raise UsageError(f"{twice[0]} is given twice. Give different experiments.")

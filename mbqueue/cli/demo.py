@@ -1,4 +1,4 @@
-"""The command ``mbqueue demo``: run a small five-fold finetune on real crystals, and kill a session mid-epoch."""
+"""The command ``mbqueue demo``, which runs a small five-fold finetune and kills one of its sessions mid-epoch."""
 
 from __future__ import annotations
 

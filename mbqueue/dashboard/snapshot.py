@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NOTEBOOK_COLUMNS = 110
-#: RGB values of black, red, green, yellow, blue, magenta, cyan and white. These medium tones are legible in light and
+#: RGB values of black, red, green, yellow, blue, magenta, cyan and white, in medium tones that are legible in light and
 #: dark notebooks.
 _TONES = [
     (100, 100, 100), (207, 64, 64), (45, 145, 80), (176, 128, 0),

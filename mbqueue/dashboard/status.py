@@ -1,8 +1,8 @@
 """Render the output of `mbqueue status` from the queue's overview (see mbqueue.queue.overview).
 
-This module avoids heavy imports, so that the command starts fast. The view fits 80 columns and grows with the terminal.
-The view uses ASCII if the output cannot show block characters. The view contains no control characters, so you can pipe
-it to other programs.
+This module avoids heavy imports, so that the command starts fast. The view fits into 80 columns, and uses more in a
+wider terminal. The view uses ASCII if the output cannot show block characters. The view contains no control characters,
+so you can pipe it to other programs.
 """
 
 from __future__ import annotations

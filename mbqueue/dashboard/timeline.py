@@ -103,7 +103,7 @@ def _with_losses(spans: list[Span], work: str, kept: float) -> list[Span]:
     The lost time is divided among the attempts that were cut off, in proportion to their lengths.
 
     Args:
-        work: the kind of the attempts that were not cut off, such as train.
+        work: the kind of the attempts that were not cut off, such as ``train``.
         kept: seconds of work that are part of the job's result.
     """
     cut_off = sum(span.end - span.start for span in spans if span.kind == CUT_OFF)

@@ -39,7 +39,7 @@ _END = (0, "")
 
 
 class _Row(NamedTuple):
-    """One crystal of a file.
+    """One crystal in a file.
 
     Attributes:
         atoms: ase's ``Atoms``; None if there is a problem.

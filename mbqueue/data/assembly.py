@@ -13,8 +13,9 @@ import numpy as np
 from mbqueue.data.conversion import AS_I, AS_J
 from mbqueue.data.machine_code import compiled
 
-#: Coefficients of asin(x) = x + x · p(x²) / q(x²) for |x| ≤ 1/2, from fdlibm's e_acos.c (Sun Microsystems 1993). As in
-#: fdlibm, the acos of a larger |x| comes from asin. The error is below one unit in the last place of a float64.
+#: Coefficients of asin(x) = x + x · p(x²) / q(x²) for |x| ≤ 1/2, from fdlibm's e_acos.c (Sun Microsystems 1993). For
+#: |x| > 1/2, the code derives acos(x) from an asin, as fdlibm does. The error is below one unit in the last place of a
+#: float64.
 _P = (
     1.66666666666666657415e-01,
     -3.25565818622400915405e-01,

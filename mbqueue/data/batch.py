@@ -86,7 +86,7 @@ class Batch:
         return self.packed(pinned=True)
 
     def packed(self, *, pinned: bool) -> Batch:
-        """An `OrderedBatch` in one block of memory, which a single copy sends to a GPU."""
+        """An `OrderedBatch` in one block of memory, so that a single copy sends the batch to a GPU."""
         batch = self.ordered()
         tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
         sizes = [-(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values()]

@@ -60,7 +60,7 @@ class Verdict:
     """The result of verifying a graph cache.
 
     Attributes:
-        wrong: a sentence for each problem. Shards that have not been built yet are not a problem.
+        wrong: a sentence for each problem. Shards that have not been built yet do not count as problems.
         left: sentences for the problems that a repair did not fix.
     """
 

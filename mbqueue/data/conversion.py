@@ -42,7 +42,7 @@ def pair_bonds(per_atom: Any, slots: Any, copies: Any) -> Any:
 
     Returns:
         the undirected bond of each directed bond, int32 [D]; the first directed bond of each undirected bond, int32
-        [U]; its second directed bond, or -1 if that is missing, int32 [U].
+        [U]; its second directed bond, or -1 if there is none, int32 [U].
     """
     n_directed = len(slots)
     undirected, centers = np.empty(n_directed, np.int32), np.empty(n_directed, np.int32)

@@ -54,7 +54,7 @@ _OCCUPANCY_TOLERANCE = 1e-8
 #: files: control and format characters, surrogates, private-use and unassigned characters, line and paragraph
 #: separators.
 _UNFIT_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
-#: Invisible characters in other categories: joiners, fillers, blank letters and notes, variation selectors.
+#: Invisible characters in allowed Unicode categories: joiners, fillers, blank letters and notes, variation selectors.
 _INVISIBLE = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0\U00016fe4\U0001d159"
 ) | frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))

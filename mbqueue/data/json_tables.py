@@ -75,8 +75,8 @@ class JsonTable:
         """Yield the rows of pandas' split layout, if the column names precede the rows, as in matminer's files.
 
         Returns:
-            None if the rows were read; otherwise, a dictionary of the table's keys. It contains the whole values of
-            ``index``, ``columns`` and ``schema``, but only the first character of every other value.
+            None if the rows were read; otherwise, the table's keys with the whole values of ``index``, ``columns`` and
+            ``schema``, and the first character of every other value.
         """
         outline: dict[str, Any] = {}
         is_read = False

@@ -4,7 +4,7 @@ CHGNet numbers its bonds in the order of pymatgen's ``find_points_in_spheres``. 
 the cube of the neighbour (ascending x, y, z), and then by periodic image (i, j, k) and atom, both descending. The cubes
 have edges of length ``cutoff``, so only the centre atom's cube and the 26 cubes around it matter. For an atom exactly
 on a cell face, or a bond exactly at the cut-off, the result depends on rounding. This module rounds like pymatgen: it
-adds numbers in pymatgen's order, and takes NumPy's Cartesian coordinates (see ``graphs.cartesian``).
+adds numbers in pymatgen's order, and uses Cartesian coordinates from NumPy (see ``graphs.cartesian``).
 
 As in ``conversion``, the code uses plain loops instead of array expressions.
 """

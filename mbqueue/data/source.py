@@ -19,7 +19,7 @@ LONGEST_ROW = 1 << 28
 
 
 class Source(Protocol):
-    """An open file, reduced to the methods that the readers of datasets call."""
+    """An open file with the two methods that dataset readers need."""
 
     def read(self, length: int = -1, /) -> bytes:
         """Read up to ``length`` bytes; return no bytes at the end."""

@@ -46,8 +46,8 @@ class SpaceGroup:
 
     Attributes:
         number: space group number; None if the file has neither the number nor a known name.
-        symbols: Hermann-Mauguin symbols of the group in the file.
-        hall: Hall symbols of the group in the file.
+        symbols: the group's Hermann-Mauguin symbols, as given in the file.
+        hall: the group's Hall symbols, as given in the file.
     """
 
     number: int | None

@@ -1,7 +1,8 @@
 """Announce a session to sessions that use other databases of the same project, with small files on the mount.
 
-Each announcement is a new file, SESSION-NUMBER.json. The session then removes its previous announcement. Announcements
-are only hints, because locks do not work on a mount. If two sessions train the same fold, mbqueue merges their commits.
+Each announcement is a new file, SESSION-NUMBER.json. After each announcement, a session removes the previous one.
+Announcements are only hints, because locks do not work on a mount. If two sessions train the same fold, mbqueue merges
+their commits.
 
 The clocks of two machines can differ by hours. Each machine therefore uses its own clock, and counts a session as live
 for a while after seeing its newest announcement. A machine uses the times in an announcement only the first time that
@@ -94,8 +95,8 @@ class Announcements:
     def others(self) -> list[Announcement]:
         """Return the newest announcement of every live session that uses another database.
 
-        The returned announcements have times by this machine's clock. Announcements older than a week are removed from
-        the mount.
+        The times in the returned announcements are converted to this machine's clock. Announcements older than a week
+        are removed from the mount.
         """
         now, mono = self._clock.now(), self._clock.monotonic()
         newest: dict[str, Announcement] = {}

@@ -102,8 +102,8 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
     """Replace the project's state with the state in an archive, after checking the whole archive.
 
     The replaced state is kept next to the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archived
-    mbqueue.toml would run different commands than the project's mbqueue.toml, it is saved as mbqueue.toml.restored, and
-    ``note`` is called.
+    mbqueue.toml would run different commands than the project's mbqueue.toml, mbqueue saves the archived file as
+    mbqueue.toml.restored and calls ``note``.
 
     Raises:
         DamagedArchive: if the archive differs from what `back_up` wrote. Nothing is changed.

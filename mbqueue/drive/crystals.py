@@ -27,7 +27,7 @@ _NAME = re.compile(rf"([0-9a-f]{{16}})-([0-9a-f]{{64}}){DUPLICATE}\.bin")
 
 @dataclass(frozen=True)
 class SharedCrystals:
-    """A folder through which machines share crystals. The names of its files contain a hash of the content."""
+    """A folder through which machines share crystals. Each file's name contains a hash of the file's content."""
 
     blobs: Drive | ObjectStore
     folder: str

@@ -71,7 +71,7 @@ def follow_snapshots(project: ProjectFolder) -> None:
 def stray_state(project: ProjectFolder) -> Path | None:
     """Find a queue or commits that sessions without a live folder left in state/; None if there are none.
 
-    mbqueue does not read these files while the project has a live folder.
+    While the project has a live folder, mbqueue reads no queue and no commits from state/.
     """
     unsplit = project.unsplit
     if unsplit.queue_db.exists():

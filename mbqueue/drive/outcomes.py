@@ -56,7 +56,7 @@ def why_pruned(jobs: Sequence[Job]) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultListing:
-    """A list of the files that a `prepare`, `predict` or `record` job wrote, and of what they are based on.
+    """The record of a finished `prepare`, `predict` or `record` job: its result, and the files that it wrote.
 
     Attributes:
         chain: hash of the training histories that the results are based on; empty for `prepare`.

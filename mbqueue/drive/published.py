@@ -4,9 +4,9 @@ A commit is two files, STEM-HASH.pt and STEM-HASH.json. HASH is the beginning of
 commits share a name, and a truncated manifest is recognised. Files that the mount renamed to `name (1)` are read too.
 
 Two sessions that could not see each other's commits may have trained the same fold. mbqueue accepts the training run
-whose commit has the highest rank (`mbqueue.storage.manifest`). Two of the run's commits are used: the highest-ranked
-commit, and the commit of the run's best epoch. The history of the best epoch's commit must be identical to the first
-rows of the highest-ranked commit's history, including sessions and times. Commits of other runs are kept and reported.
+whose commit has the highest rank (`mbqueue.storage.manifest`), and uses only two commits of a run: the highest-ranked
+one and that of the best epoch. The history of the best epoch's commit must be identical to the first rows of the
+highest-ranked commit's history, including sessions and times. Commits of other runs are kept and reported.
 """
 
 from __future__ import annotations

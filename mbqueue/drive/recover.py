@@ -56,11 +56,11 @@ def recover(project: ProjectFolder, *, force: bool, note: Callable[[str], None],
     `read_notes`), even if it has no commit. Sessions repeat `predict` and `record` jobs, unless the files of these jobs
     are intact on the mount. If the live folder is lost, the pauses are lost too.
 
-    If mbqueue can read the replaced queue, it also restores experiments and folds that exist only in that queue, for
-    example because they were enqueued after an earlier queue was lost. If two experiments have the same name, mbqueue
-    restores the one with checkpoints. If two experiments have the same name and no checkpoints, mbqueue restores the
-    one in the note, not the one in the replaced queue. Before a file is set aside, ``note`` is called with the reason
-    and the new path.
+    If mbqueue can read the replaced queue, it also restores experiments and folds that exist only in that queue.
+    Experiments enqueued after an earlier queue was lost may exist only in the replaced queue. If two experiments have
+    the same name, mbqueue restores the one with checkpoints. If two experiments have the same name and no checkpoints,
+    mbqueue restores the one in the note, not the one in the replaced queue. Before a file is set aside, ``note`` is
+    called with the reason and the new path.
 
     If the project has a live folder, commits in state/ are first copied to the live folder. Sessions leave commits in
     state/ while the queue is on a server or the project is on a local disk.

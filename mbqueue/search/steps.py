@@ -25,7 +25,7 @@ def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float,
     """Enqueue the next trial of every search that needs one; return the names of the trials that this session created.
 
     A search has one open trial per live session. With more open trials, the settings of each trial would be based on
-    fewer results. With fewer, some sessions would have no trial to train.
+    fewer results. With fewer open trials, some sessions would have no trial to train.
 
     Raises:
         SearchUnavailable: if a search needs another trial, and Optuna is not installed.

@@ -55,7 +55,7 @@ class Figures:
                 try:
                     content = {key: figure.to_json().encode() for key, figure in draw().items()}
                 except (MbqueueError, OSError):
-                    # A session is replacing a file, or a file is damaged. Other parts of the page report damaged files.
+                    # A session may be replacing a result file. Other parts of the page report damaged files.
                     return {} if drawn is None else drawn[1]
                 self._drawn[name, part] = drawn = (of_what, content)
             self._drawn.move_to_end((name, part))

@@ -351,7 +351,7 @@ def _part_done(job: Mapping[str, Any] | None) -> float:
 def _spark(values: list[float | None]) -> str:
     """Convert a curve to the points of an SVG polyline, 100 wide and 24 high, with a logarithmic vertical axis.
 
-    A curve with fewer than two positive values gives an empty text.
+    Return an empty text if the curve has fewer than two positive values.
     """
     known = [(position, math.log(value)) for position, value in enumerate(values) if value is not None and value > 0]
     if len(known) < 2:
