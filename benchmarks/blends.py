@@ -4,9 +4,9 @@
 
 FOLDER contains matbench_mp_e_form_joined_31073.jsonl.gz (crystals with their matbench ids and targets). The benchmark
 takes 1,500 of these crystals (every n-th line) and trains `head_finetune` with three seeds on five folds, in a
-temporary project. In the first round, each seed has its own validation set. In the second round, all seeds share one,
-which is 15 % of the training set, enough to fit weights. The benchmark prints the test MAE of every member and blend
-on every fold. The MAEs are not leaderboard scores, because the crystals are not the whole dataset.
+temporary project. In the first round, each seed has its own validation set. In the second round, all seeds share a
+validation set: 15 % of the training set, enough to fit weights. The benchmark prints the test MAE of every member and
+blend on every fold. The MAEs are not leaderboard scores, because the crystals are not the whole dataset.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHARED = ["--set", "train.validation_seed=0", "--set", "train.validation=0.15"]
 
 
 def write_crystals(source: Path, target: Path, number: int) -> None:
-    """Write every n-th line of the joined file, at most ``number`` lines in total."""
+    """Write up to ``number`` evenly spaced lines of a file of crystals."""
     with gzip.open(source, "rt", encoding="utf-8") as stream:
         lines = stream.readlines()
     chosen = lines[:: max(1, len(lines) // number)][:number]

@@ -3,20 +3,21 @@
     python -m benchmarks.data --data DIR
 
 mbqueue and CHGNet take turns in one process on one core, with one torch thread. Times are medians of CPU seconds, so
-other work on the machine affects them little. equality.py checks that both give the same results. The parts are:
+other work on the machine hardly affects them. equality.py checks that mbqueue and CHGNet give the same results. The
+parts are:
 
 conversion   CHGNet's ``CrystalGraphConverter(algorithm="fast")`` converts a pymatgen ``Structure`` to a
-             ``CrystalGraph``. mbqueue's ``graphs.convert`` converts arrays to packed records. Both convert the same
-             random crystals.
-neighbours   Each installed library only lists the neighbours within 6 Å, for the same crystals.
-disk         Bytes per crystal of CHGNet's graphs (``torch.save``) and of the cache's shards.
-batches      Both make batches of 64 random crystals, ready for a model, from stored graphs. "From files", CHGNet reads
+             ``CrystalGraph``. mbqueue's ``graphs.convert`` converts arrays to packed records. The same random crystals
+             are used for both.
+neighbours   Each installed library lists the neighbours within 6 Å in the same crystals, without making graphs.
+disk         The size of CHGNet's graphs (``torch.save``) and of the cache's shards, in bytes per crystal.
+batches      CHGNet and mbqueue make batches of 64 random crystals from stored graphs. In "from files", CHGNet reads
              ``GraphData`` items (one ``torch.load`` each), then runs ``collate_graphs`` and
-             ``BatchedGraph.from_graphs``. "From RAM", CHGNet does the same without files. mbqueue runs ``make_batch``
-             on the memory-mapped cache, and checks the records. CHGNet's batching also expands lengths and angles in
-             their bases, which mbqueue's model does on the device, so "from_graphs without bases" leaves out this step.
-             The table shows ratios of CPU time and of wall time. The last line shows the wall time of batches that a
-             thread makes ahead, as in training.
+             ``BatchedGraph.from_graphs``. In "from RAM", CHGNet has already loaded the items. mbqueue runs
+             ``make_batch`` on the memory-mapped cache, and checks the records. CHGNet's batching also expands lengths
+             and angles in their bases, which mbqueue's model does on the device, so "from_graphs without bases" leaves
+             out this step. The table shows ratios of CPU time and of wall time. The last line shows the wall time of
+             batches that a background thread makes in advance, as in training.
 full scale   A separate process reads, converts and writes a synthetic file of the official format, with 132,752 rows
              (see make_official_file.py), and reports its wall time and peak memory. Then another process opens the
              cache and makes a first batch.
@@ -257,7 +258,6 @@ def child(task: str, file: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure, and print the table."""
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
         return

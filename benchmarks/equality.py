@@ -2,8 +2,8 @@
 
     python -m benchmarks.equality --data DIR
 
-The benchmark counts the crystals of a folder for which the results are equal, and prints the ids of the others. It does
-not measure times.
+The benchmark counts the crystals of a folder for which the results are equal, and prints the ids of the others. The
+benchmark does not measure times.
 
 reader   mbqueue and pymatgen's ``Structure.from_dict`` read each line of the folder's JSON-lines files. mbqueue and
          matminer's ``load_dataframe_from_json`` read a synthetic file of the official format (see
@@ -14,7 +14,7 @@ graphs   ``graphs.convert`` and ``CrystalGraphConverter(algorithm="fast")`` conv
          the crystal is counted as widened.
 
 Several processes compare the crystals in parts. ``--state FILE`` records each finished part, so that a later run
-compares only the rest.
+compares only the remaining parts.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def versions() -> dict[str, Any]:
 
 
 def compare_all(file: Path, limit: int, processes: int, state: Path | None) -> bool:
-    """Compare a file part by part; return whether all crystals are equal."""
+    """Compare the crystals of a file in parallel; return whether all results are equal."""
     with gzip.open(file, "rb") as stream:
         count = sum(1 for _ in itertools.islice(stream, limit or None))
     key = {"file": file.name, "versions": versions()}
@@ -168,7 +168,6 @@ def compare_with_matminer(data: Path, rows: int) -> bool:
 
 
 def main() -> None:
-    """Compare, and print the result; exit with 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help=f"folder with {' and '.join(FILES)}")
     parser.add_argument("--limit", type=int, default=0, help="compare only this many lines of each file (0: all)")

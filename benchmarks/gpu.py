@@ -9,19 +9,20 @@ FILE.json after each part. The parts, in this order, measure:
 machine      the GPU, the versions, the way that mbqueue uses, and the reason if mbqueue uses "plain".
 equality     the differences of plain and fused energies and gradients from stock CHGNet, on all crystals.
 determinism  whether the same step gives the same bytes of the weights twice.
-resume       whether a small training that stops after every step ends with the bytes of an uninterrupted one.
+resume       whether a small training run that stops after every step ends with the same bytes as an uninterrupted run.
 speed        the median times of a training step and of inference, and the peak memory, of each way at each batch size.
-             The ways take turns.
+             The three ways take turns.
 precision    the error of energies and gradient against float64, and the time of a step, in each precision of the GPU.
 epoch        the speed of a whole epoch, including loading and validation.
 kernels      the kernels that take the most time in a fused step.
 prediction   the time of a fused step that `benchmarks.gpu_model` predicts for this GPU, or for an L4 if it does not
              know this GPU.
 
-If a part fails, the other parts still run. The command then ends with an error, and ``failed`` lists the part with the
-reason. If a way does not fit the GPU's memory at a batch size, the file has no times for it.
+If a part fails, the other parts still run. At the end, the command exits with an error, and ``failed`` in FILE.json
+lists the failed parts with their reasons. If a way does not fit the GPU's memory at a batch size, the file has no times
+for that way.
 
-``--device cpu`` runs all parts in Triton's interpreter, on the smallest crystals. This checks the code, not its speed.
+``--device cpu`` runs all parts in Triton's interpreter, on the smallest crystals, to check the code but not its speed.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ from mbqueue.train.memory import OutOfMemory, is_out_of_memory
 from mbqueue.train.outcome import EpochOutcome
 
 WAYS = ("plain", "fused")
-SHARE = 0.5  # kernels reach this fraction of the peak bandwidth and peak rate, as in benchmarks.gpu_model
+SHARE = 0.5  # the fraction of a GPU's peak bandwidth and rate that kernels reach, as in benchmarks.gpu_model
 
 
 class Bench:
@@ -98,7 +99,7 @@ class Bench:
         return len(self.crystals)
 
     def way(self, name: str, precision: str = "float32") -> AbstractContextManager[None]:
-        """Make mbqueue compute as in a fold within a ``with`` block, in this precision, with the kernels or without."""
+        """Within a ``with`` block, compute as in a fold: in this precision, with or without the kernels."""
         return _both(calculating(self.device, precision), gpu_path.using(kernels=name == "fused"))
 
     def batches(self, size: int) -> list[np.ndarray]:
@@ -440,7 +441,7 @@ def table(found: dict[str, Any]) -> list[str]:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse the command line, with smaller defaults for the CPU."""
+    """Parse the command line; options have smaller defaults on the CPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--device", default="auto")

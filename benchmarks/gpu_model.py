@@ -9,13 +9,14 @@ stock    CHGNet's step. The model runs one step on the CPU and counts every torc
 plain    mbqueue's step in torch operations (`PlainMessages`), counted in the same way.
 fused    mbqueue's step with GPU kernels, from formulas for what each kernel reads, writes and computes (`fused`).
 
-A kernel takes the longer of two times: its bytes at a share of the bandwidth, or its operations at a share of the
-float32 peak. A step takes the sum over its kernels, or the time of its launches if that is longer. The model leaves out
-loading, because the cache delivers 17,000 crystals/s on two cores (docs/explanation/performance.md).
+A kernel takes the time to move its bytes or the time to compute its operations, whichever is longer. The model assumes
+that kernels reach a fixed fraction of the GPU's bandwidth and float32 peak. A step takes the sum of its kernels' times,
+or the time of all launches if that is longer. The model leaves out loading, because the cache delivers 17,000
+crystals/s on two cores (docs/explanation/performance.md).
 
-The model counts a small batch and scales the counts to 64 crystals of matbench_mp_e_form, with the sizes of the
-tensors. ``--gpu NAME,GB/S,TFLOP/S,US,MB`` predicts for your GPU instead, from its bandwidth, float32 peak, time of a
-launch and L2 cache.
+The model counts the work for a small batch, and scales each count by the sizes of its tensors to 64 crystals of
+matbench_mp_e_form. ``--gpu NAME,GB/S,TFLOP/S,US,MB`` predicts times for your own GPU, from its bandwidth, float32 peak,
+launch time and L2 cache.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Work:
     flops: float
 
     def seconds(self, gpu: Gpu, share: float) -> float:
-        """Predict the seconds that this work takes, at a share of the GPU's bandwidth and peak."""
+        """Predict how many seconds this work takes if kernels reach ``share`` of the GPU's bandwidth and peak."""
         return max(self.bytes / (gpu.bandwidth * 1e9), self.flops / (gpu.tflops * 1e12)) / share
 
 
@@ -110,10 +111,10 @@ def step_seconds(works: Iterable[Work], gpu: Gpu, share: float) -> float:
 
 
 class Counting(TorchDispatchMode):
-    """A counter of the bytes, operations and launches of torch's work, scaled from one batch's sizes to another's.
+    """Counts the bytes, operations and launches of torch, and scales them from one batch's sizes to another's.
 
-    The work of an operation grows with its largest tensor, whose rows can be crystals, atoms, bonds or angles. Other
-    tensors (stock CHGNet processes some crystals one by one) are assumed to grow like the directed bonds.
+    The work of an operation grows with its largest tensor, whose rows can be crystals, atoms, bonds or angles. A tensor
+    for a single crystal, as in stock CHGNet, is assumed to grow like the directed bonds.
     """
 
     def __init__(self, counted: Sizes, wanted: Sizes) -> None:
@@ -221,7 +222,7 @@ def gathered(rows: int, table: int, width: int, l2: float) -> float:
 
 
 def product(rows: int, inner: int, outer: int) -> float:
-    """Count the operations of a product of [rows, inner] and [inner, outer]."""
+    """Count the operations of multiplying a matrix [rows, inner] by a matrix [inner, outer]."""
     return 2.0 * rows * inner * outer
 
 
@@ -260,8 +261,8 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
         return rows
     # The backward pass reads the forward pass's inputs and the output's gradient twice: first for the gradients of the
     # inputs, then for the gradients of the weights. The backward pass also writes one gradient per bond or angle, and
-    # reads this gradient again for each sum. Bonds need two sums (by centre, by neighbour). Angles need four sums (by
-    # first bond, by second bond, by centre, and for the first layer's weights).
+    # reads this gradient again for each sum. A bond's gradient is part of two sums (by centre and by neighbour). An
+    # angle's gradient is part of four sums (by first bond, second bond and centre, and for the first layer's weights).
     per_bond = 4.0 * 128 * s.directed
     own_bonds = 4.0 * (256 * s.atoms + (128 + 2 * 64) * s.undirected + 128 * s.short)
     d_bonds = 2 * (bonds[0] + gathered(s.directed, s.atoms, 64, l2)) + 3 * per_bond + own_bonds
@@ -297,7 +298,7 @@ WEIGHTS = 380_000
 
 
 def _partial_sums(s: Sizes) -> Work:
-    """Calculate the work of the partial sums for weight gradients, which one kernel writes and another adds up."""
+    """Calculate the work of writing the partial sums of the weight gradients, and of adding up the partial sums."""
     of_bonds, of_angles = (math.ceil(rows / TILE) for rows in (s.directed, s.angles))
     written = 4 * _programs(of_bonds) * 8_576 + _programs(of_angles) * (3 * 16_768 + 2 * 8_448)
     return Work("partial sums of weights", 0, 4.0 * 2 * written, written)

@@ -1,10 +1,11 @@
-"""Make a file with the format and size of the official ``matbench_mp_e_form.json.gz``, if you cannot download that.
+"""Make a substitute for the official ``matbench_mp_e_form.json.gz``, with the same format and size.
 
     python -m benchmarks.make_official_file --data DIR --out FILE
 
-The 132,752 rows have the real targets, in the real order. 31,073 rows have their real structures. Each other row gets
-one of these structures, with about the same number of atoms. Its elements are renamed to those of the row's composition
-as far as possible. If heavy elements would make a cell denser than any crystal, the cell is enlarged.
+The 132,752 rows have the real targets, in the real order. 31,073 rows have their real structures. Each of the remaining
+rows gets one of the real structures with about the right number of atoms. As far as possible, the structure's elements
+are replaced by those of the row's composition. If heavy elements would make a cell denser than any crystal, the cell is
+enlarged.
 
 The file stores numbers as pymatgen does (``as_dict`` with lattice lengths and angles, Cartesian coordinates and
 labels), so its size and the cost of reading it are realistic.
@@ -34,7 +35,7 @@ DENSEST = 25.0
 
 
 def as_pymatgen_stores_it(structure: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Return ``Structure.as_dict()`` of a structure whose sites get the elements ``names``."""
+    """Put the elements ``names`` on a structure's sites, and return the structure as ``Structure.as_dict()`` does."""
     matrix = np.array(structure["lattice"]["matrix"])
     numbers = np.array([atomic_numbers[name] for name in names])
     density = density_of(numbers, abs(float(np.linalg.det(matrix))))
@@ -73,7 +74,6 @@ def elements_of(composition: str) -> list[str]:
 
 
 def main() -> None:
-    """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help=f"folder with {TABLE} and {JOINED}")
     parser.add_argument("--out", type=Path, required=True, help="the .json.gz to write")

@@ -30,7 +30,6 @@ NOBLE = {2, 10, 18, 36, 54, 86}
 
 
 def main() -> None:
-    """Write the sample."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with matminer_flla.jsonl.gz")
     parser.add_argument("--out", type=Path, required=True, help="file to write")

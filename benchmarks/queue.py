@@ -5,10 +5,10 @@
 
 Choose a FOLDER on a real disk. Every SQLite queue uses the write-ahead log and `synchronous = FULL`. The benchmark
 starts PostgreSQL with its default settings (`fsync` and `synchronous_commit` on). `--processes` processes work on a
-table of `--jobs` jobs for a few seconds. Each process repeatedly takes a job and reports it done, as the queue's worker
-does. The processes do some jobs before the clock starts. The systems take turns, and the benchmark prints the median of
-the rounds. It leaves out systems whose packages are not installed, and prints their names. `--fsync-ms 4` slows down
-the disk equally for all systems, and needs a C compiler.
+table of `--jobs` jobs for a few seconds. Like a worker, each process repeatedly takes a job and marks the job as done.
+The processes do some jobs before the clock starts. The systems take turns, and the benchmark prints each system's
+median over the rounds. The benchmark leaves out systems whose packages are not installed, and prints their names.
+`--fsync-ms 4` slows down the disk equally for all systems, and needs a C compiler.
 
 The systems do different work for a job:
 
@@ -18,7 +18,7 @@ The systems do different work for a job:
 - procrastinate takes and finishes jobs with functions in the database, for any caller that knows the id, and writes
   events;
 - mbqueue checks the fence, stores the result, claims the next epoch and writes an event for each, in one transaction.
-  At the end of a fold, it also takes back expired leases, and searches all jobs for the best one.
+  At the end of a fold, mbqueue also takes back expired leases, and searches all jobs for the best one.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ from benchmarks.postgres import is_installed, running_server
 Step = Callable[[], bool]
 #: One `prepare`, then 18 epochs and one `predict` for each of five folds, and one `record`.
 JOBS_OF_AN_EXPERIMENT = 97
-#: How many jobs all processes together finish before the measurement, so that the logs have stopped growing by then.
+#: How many jobs the processes together finish before the measurement, so that the logs do not grow during it.
 WARM_UP_JOBS = 160
-#: Use more rounds for tables with at most this many jobs, because a round soon finishes all jobs of a small table.
+#: Tables with at most this many jobs get more rounds, because a round soon finishes all jobs of a small table.
 SMALL_TABLE = 10_000
 
 _SLOW = "FSYNC_MS"
@@ -259,7 +259,7 @@ SYSTEMS = (
 
 
 class Table:
-    """The table of one system's jobs; when half of them are done, a new table replaces it."""
+    """The table with one system's jobs; once half of the jobs are done, a new table replaces the old one."""
 
     def __init__(self, system: System, jobs: int, folder: Path, server: str | None, numbers: itertools.count[int]):
         self.system, self.jobs = system, jobs
@@ -312,7 +312,7 @@ def psycopg_connection(server: str) -> Any:
 
 
 def measure(table: Table, processes: int, seconds: float) -> float:
-    """Measure the jobs per second of this many processes, which start at the same time."""
+    """Measure how many jobs per second this many processes finish when they start at the same time."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     position = SYSTEMS.index(table.system)

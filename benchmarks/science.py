@@ -1,10 +1,10 @@
-"""Run the three shipped experiments on real matbench crystals, few enough for a CPU, as a check of the science.
+"""Check the science with the three shipped experiments, on few enough matbench crystals for a CPU.
 
     python -m benchmarks.science --data FOLDER
 
 FOLDER contains matbench_mp_e_form_joined_31073.jsonl.gz (crystals with their matbench ids and targets). The benchmark
-draws 2,000 of these crystals, and runs three experiments in a temporary project: `pretrained_infer` and `head_finetune`
-on five folds, and `full_finetune` on two folds for 5 epochs. It prints the test MAE of every fold. The MAEs are not
+draws 2,000 of these crystals. In a temporary project, the benchmark runs `pretrained_infer` and `head_finetune` on five
+folds, and `full_finetune` on two folds for 5 epochs. The benchmark prints every fold's test MAE. The MAEs are not
 leaderboard scores, because the crystals are not the whole dataset.
 """
 

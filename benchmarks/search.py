@@ -5,8 +5,9 @@
 FILE is a table of crystals with formation energies. In a temporary project, the benchmark runs the search file of
 `--search` twice with the same trials, first without pruning, then with the file's pruner. The first table shows the
 number of epochs that each run trained, and its best validation MAE. Then the benchmark trains the base and the three
-best settings on `--seeds` and `--folds` that the search did not use. It prints their test MAEs and their differences
-from the base. `--larger` adds the same comparison on more crystals. The MAEs are not leaderboard scores.
+best settings on `--seeds` and `--folds` that the search did not use. The next table shows the test MAEs, and how they
+differ from the base's. `--larger` repeats the comparison with the base on more crystals. The MAEs are not leaderboard
+scores.
 """
 
 from __future__ import annotations
@@ -117,7 +118,10 @@ def replayed(search: Search, trials: Sequence[Trial]) -> tuple[int, float]:
 
 
 def compare(whole: dict[str, Any], pruned: dict[str, Any], search: Search, orders: int) -> None:
-    """Print the share of epochs that pruning trained and how it changed the best MAE, also for other trial orders."""
+    """Print which share of the epochs the pruned search trained, and how pruning changed the best MAE.
+
+    Repeat the comparison for ``orders`` random orders of the trials.
+    """
     trials: list[Trial] = whole["all"]
     assert [trial.settings for trial in trials] == [trial.settings for trial in pruned["all"]]
     found = pruned["epochs_done"], pruned["best"]["val_mae"]

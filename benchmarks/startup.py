@@ -3,8 +3,8 @@
     python -m benchmarks.startup --jobs 1000 100000
 
 Each round starts the command in a new process, and discards its output. The benchmark prints the median wall time and
-the median CPU time, which depends less on other work on the machine. `--floor` adds two lower bounds, Python without
-libraries and Python with the libraries for the command line.
+the median CPU time, which depends less on other work on the machine. `--floor` also measures two lower bounds: Python
+without libraries, and Python with only the command line's libraries.
 """
 
 from __future__ import annotations

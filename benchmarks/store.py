@@ -4,8 +4,8 @@
     python -m benchmarks.store                         # on a local S3 server, which the benchmark starts
     python -m benchmarks.store --store s3://bucket/x   # on a real store, with credentials from the environment
 
-The benchmark trains a fold of the sample for a few epochs, first without checkpoints within an epoch, then with a
-checkpoint at every step, and counts the requests to the store. It trains the full model, so the sizes are realistic.
+The benchmark trains a fold of the sample for a few epochs, first without mid-epoch checkpoints, then with a checkpoint
+at every step, and counts the requests to the store. The fold trains the full model, so that sizes are realistic.
 """
 
 from __future__ import annotations

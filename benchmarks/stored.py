@@ -3,8 +3,9 @@
     python -m benchmarks.stored --data FILE --limit 4000
 
 In a new project, the benchmark runs ``pretrained_infer``, then ``head_finetune`` for one epoch, on the same crystals.
-For each job, it prints the wall time and the number of crystals whose graphs went through the backbone. To measure
-another version of mbqueue, put its folder first on PYTHONPATH. ``data.limit`` draws the same crystals in all versions.
+For each job, the benchmark prints the wall time and the number of crystals whose graphs went through the backbone. To
+measure a different version of mbqueue, put its folder first on PYTHONPATH. All versions draw the same crystals for the
+same ``data.limit``.
 """
 
 from __future__ import annotations

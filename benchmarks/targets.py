@@ -83,7 +83,6 @@ def _head_of(target: dict[str, str]) -> str:
 
 
 def main() -> None:
-    """Run all experiments, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the two files")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)

@@ -3,10 +3,10 @@
     python -m benchmarks.training --data FOLDER --crystals 512 --device auto
 
 The two sides take turns in one process on the same batches, after a first pass over every batch. The benchmark prints
-medians. Stock CHGNet does a step of `chgnet.trainer.Trainer` on converted graphs (`model(graphs, task="e")`, loss,
+median times. Stock CHGNet does a step of `chgnet.trainer.Trainer` on converted graphs (`model(graphs, task="e")`, loss,
 backward and Adam), with PyTorch's default settings. mbqueue does a step of a fold, including making the batch from the
-cache. On a GPU, a fold uses deterministic algorithms, which slow down stock more than mbqueue, so stock has a second
-row with deterministic algorithms.
+cache. On a GPU, a fold uses deterministic algorithms, which slow down stock CHGNet more than mbqueue. The table
+therefore has a second row for stock CHGNet with deterministic algorithms.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ JOINED = "matbench_mp_e_form_joined_31073.jsonl.gz"
 
 
 def crystals_to_measure(folder: Path | None, n: int) -> Crystals:
-    """Draw ``n`` crystals from the joined file in ``folder``, or from the shipped sample."""
+    """Draw ``n`` crystals from the file `JOINED` in ``folder``, or from the shipped sample."""
     return load(str(folder / JOINED) if folder else "sample", limit=n, seed=0).crystals
 
 
@@ -208,7 +208,6 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, and print the table."""
     options = parse_arguments()
     if options.threads:
         torch.set_num_threads(options.threads)

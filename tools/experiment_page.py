@@ -53,7 +53,7 @@ These settings of the project and its sessions do not change results. Each sessi
 
 
 def page() -> str:
-    """Return the text of the whole page."""
+    """Return the text of docs/reference/experiment-file.md."""
     parts = [_HEAD, "## Top of the file\n", _table(Spec)]
     for name, section in (("data", DataSpec), ("target", TargetSpec), ("model", ModelSpec), ("train", TrainSpec)):
         parts += [f"## [{name}]\n", _table(section)]

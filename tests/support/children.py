@@ -20,7 +20,7 @@ def start(command: str, queue: str, folder: Path, **options: Any) -> subprocess.
 
 
 def start_draining(queue: str, folder: Path, *, n: int) -> list[subprocess.Popen[str]]:
-    """Start this many processes that do all jobs; they begin together, so that all take part."""
+    """Start ``n`` processes that run all jobs; the processes begin at the same time, so that each gets some jobs."""
     workers = [start("drain", queue, folder) for _ in range(n)]
     for worker in workers:
         assert worker.stdout is not None
@@ -42,7 +42,7 @@ def claimed(queue: Queue, make_spec, **options):
 
 
 def drained(queue: Queue, workers: list[subprocess.Popen[str]]) -> list[str]:
-    """Check the output of workers that did all jobs: each job was committed once, and each fold in order."""
+    """Return the workers' output, after checking that each job was committed once, and each fold in order."""
     lines = [line for worker in workers for line in worker.communicate(timeout=240)[0].splitlines()]
     assert [worker.returncode for worker in workers] == [0] * len(workers)
     assert {job.state for job in queue.jobs()} == {State.COMMITTED}

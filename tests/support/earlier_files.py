@@ -1,7 +1,7 @@
 """Compressed project files that the version at commit 63f7668 wrote (see tests/earlier/write.py).
 
-A checkpoint of head_finetune contains CHGNet's own weights, which every installation has. Packing replaces each of
-these tensors by its SHA-256, and unpacking puts the tensor back.
+A checkpoint of head_finetune contains CHGNet's own weights, which every installation has. Packing replaces each such
+tensor with its SHA-256, and unpacking restores the tensor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 PACKED = Path(__file__).parent.parent / "earlier" / "files.tar.xz"
-#: Tensors shorter than this stay in the archive, because replacing them with a hash would save nothing.
+#: Tensors with fewer bytes stay in the archive, because replacing them with hashes would save nothing.
 _SHORTEST_BYTES = 1024
 
 

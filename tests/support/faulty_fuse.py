@@ -2,11 +2,11 @@
 
     python faulty_fuse.py FOLDER MOUNTPOINT CONTROL
 
-CONTROL is a file. While it is empty, nothing fails. The name of an errno (EIO, ENOSPC, EROFS) in it makes every write
-fail with that error, and "ALL EIO" makes every operation fail. After SIGKILL, the mount answers ENOTCONN, like a lost
-drive.
+CONTROL is a file that says what fails: nothing if the file is empty, every write if it contains the name of an errno
+(EIO, ENOSPC, EROFS), and every operation if it contains "ALL EIO". After SIGKILL, the mount answers ENOTCONN, like a
+lost drive.
 
-This script needs /dev/fuse, the package mfusepy, and libfuse (FUSE_LIBRARY_PATH where it is not installed).
+This script needs /dev/fuse, the package mfusepy, and libfuse (set FUSE_LIBRARY_PATH if libfuse is not installed).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WRITING = {"create", "write", "fsync", "mkdir", "rename", "unlink", "rmdir", "tr
 
 
 def operation(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate an operation: replace the mount's path by the folder's path, and fail if the control file says so."""
+    """Make an operation use the folder's path instead of the mount's, and fail if the control file says so."""
 
     @wraps(method)
     def call(self: Passthrough, path: str, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Random graphs of any shape as batches; the indices are valid, but no real crystal has such a graph."""
+"""Batches of random graphs of any shape; their indices are valid, but no real crystal has such a graph."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _angles(
     most: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Draw bond angles: pair each directed short bond with up to ``most`` others of its atom, or with none (1 in 3)."""
+    """Draw angles: for 2 of 3 directed short bonds, choose up to ``most`` partners among the bonds of the same atom."""
     found = []
     at = np.flatnonzero(np.isin(undirected, shorts))
     for place in at:

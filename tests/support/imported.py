@@ -12,7 +12,7 @@ _IMPORTERS = {"import_module", "__import__", "reload", "find_spec", "run_module"
 def imported(tree: ast.AST, package: str) -> Iterator[str]:
     """Yield the dotted names that a module imports, including imports in functions and imports by a string.
 
-    ``from a import b`` counts as an import of a.b. Of an f-string, only the constant start counts.
+    ``from a import b`` counts as an import of a.b. An f-string counts as the constant text at its start.
 
     Args:
         package: the package of the module, such as ``mbqueue.queue``, to which relative imports refer.

@@ -11,7 +11,7 @@ from triton.runtime import interpreter
 
 
 def quicken(patch: pytest.MonkeyPatch) -> None:
-    """Let Triton's interpreter prepare a module once per launch, not at every call, which is ten times faster."""
+    """Speed up Triton's interpreter tenfold: prepare each module once per launch instead of at every call."""
     prepared: set[str] = set()
     launch = interpreter.GridExecutor.__call__
 
@@ -31,7 +31,7 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def backwards() -> Iterator[None]:
-    """Run the programs of each launch in reverse order within the block."""
+    """Run the programs of each launch in reverse order within a ``with`` block."""
     builder = interpreter.interpreter_builder
     forwards = builder.set_grid_idx
     with pytest.MonkeyPatch.context() as patch:

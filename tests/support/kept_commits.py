@@ -1,4 +1,4 @@
-"""Commits in a folder, on an S3 server and in a shared folder, under the same plain names."""
+"""Commits in a folder, on an S3 server or in a shared folder, always with the same simple names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HASH = re.compile(r"-[0-9a-f]{12}\.pt")
 
 
 def small_commits(folder: Path, fold: int = 0, **hashes: str) -> Checkpoints:
-    """The commits of a fold of `small` in a local folder, only of one spec or dataset if its hash is given."""
+    """The commits of a fold of `small` in a local folder; ``hashes`` restrict them to one spec or dataset."""
     return Checkpoints(in_folder(folder), Identity(experiment="small", fold=fold, **hashes))
 
 
@@ -31,8 +31,8 @@ class Kept:
     """The commits of one fold, and ways to damage them.
 
     Attributes:
-        folder: where a local place keeps the commits, or where new machines keep their copies from a store.
-        store: None for a local place.
+        folder: folder of the commits or, with a store, of the new machines' copies.
+        store: the store with the commits; None if the commits are in ``folder``.
     """
 
     folder: Path
@@ -71,7 +71,7 @@ class Kept:
             self.store.remove(self._real()[name])
 
     def take(self, other: Path) -> None:
-        """Add copies of all commits in a local folder."""
+        """Copy all commits from the folder ``other``."""
         for path in sorted(other.glob("e*.json")):
             content, listing = path.with_suffix(".pt").read_bytes(), path.read_bytes()
             self.checkpoints().put(Commit(path.stem, manifest_of(listing, source=str(path)), listing), content)

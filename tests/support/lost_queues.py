@@ -1,4 +1,4 @@
-"""Ways to lose or replace a project's queue, or to let it fall behind the files."""
+"""Ways to lose or replace a project's queue, or to make the queue older than the project's files."""
 
 from __future__ import annotations
 

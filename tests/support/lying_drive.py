@@ -1,10 +1,11 @@
-"""A drive that lies: a cloud, and for each client a folder with what that client can see.
+"""A simulated drive that lies: a cloud, and for each client a folder with the files that the client can see.
 
-A client sees its own writes at once. The drive uploads files one by one, later and in any order. Other clients see an
-uploaded file even later, and also in any order. Removals are as slow as uploads, and may overtake them. When a client
-dies, files that were not uploaded are lost, and the cloud may keep a truncated file. Each step of the clock uploads
-everything older than `LONGEST_UPLOAD` seconds. Two different files with the same name become `name` and `name (1)`. A
-mount can be lost and come back. A test fails if it changes a written file, or uses links or locks on the drive.
+A client sees its own writes at once. The drive uploads files later, one by one and in any order. Other clients see an
+uploaded file even later, again in any order. Removals are as slow as uploads, and may overtake them. When a client
+dies, files that were not uploaded are lost, and the cloud may keep a truncated file. `move` uploads every file
+that was written more than `LONGEST_UPLOAD` seconds ago. Two different files with the same name become `name` and
+`name (1)`. A mount can be lost and come back. A test fails if it changes a written file, or uses links or locks on the
+drive.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LONGEST_UPLOAD = 90.0
 
 @dataclass
 class Client:
-    """What one machine sees, and its changes that the cloud does not know yet."""
+    """What one machine sees of the drive, and the changes that the machine has not uploaded yet."""
 
     folder: Path
     seen: dict[str, bytes] = field(default_factory=dict)
@@ -64,7 +65,7 @@ class LyingDrive:
     Args:
         base: an empty folder for the clients' folders.
         chance: the random generator that decides what happens when.
-        now: the current time in seconds; without a clock, uploads may take for ever.
+        now: returns the current time in seconds; by default, time stands still, and uploads may never happen.
     """
 
     def __init__(self, base: Path, chance: random.Random, now: Callable[[], float] = lambda: 0.0) -> None:
@@ -74,7 +75,7 @@ class LyingDrive:
         self._connected = 0
 
     def connect(self) -> Client:
-        """Connect a new machine, which sees an arbitrary part of the cloud, and more of it later."""
+        """Connect a new machine, which at first sees only a random part of the cloud."""
         self._connected += 1
         folder = self._base / f"client{self._connected}"
         for name in ("jobs", "state", "results"):
@@ -85,7 +86,7 @@ class LyingDrive:
         return client
 
     def kill(self, client: Client) -> None:
-        """Lose a machine: each of its uploads is lost, cut off or done, and each of its removals lost or done."""
+        """Lose a machine: each pending upload is lost, truncated or completed, and each removal lost or completed."""
         if client.is_mounted:
             self.notice(client)
             self._upload_overdue(client)
@@ -104,7 +105,7 @@ class LyingDrive:
         self.clients.remove(client)
 
     def move(self) -> None:
-        """Upload or deliver something, or nothing."""
+        """Let a random part of the pending uploads, removals and deliveries happen."""
         for client in self.clients:
             if client.is_mounted:
                 self.notice(client)
@@ -121,7 +122,7 @@ class LyingDrive:
                 self._upload(client, client.uploads.index(path))
 
     def settle(self) -> None:
-        """Upload and deliver everything."""
+        """Complete all uploads and removals, and show all files to all clients."""
         for client in self.clients:
             client.remount()
             self.notice(client)
@@ -166,7 +167,7 @@ class LyingDrive:
         client.seen = now
 
     def deliver(self, client: Client, *, share: float) -> None:
-        """Show the client a part of the new files, and remove those that are gone."""
+        """Show the client a random part of the new files, and hide files that the cloud no longer has."""
         if not client.is_mounted:
             return
         for path, content in sorted(self.cloud.items()):

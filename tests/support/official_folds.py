@@ -1,4 +1,4 @@
-"""Make up classes for which mbqueue computes matbench's own folds, since the tests do not have the real classes."""
+"""Make up classes that give matbench's official folds, since the tests do not have the real classes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def official_folds(task: Task, splits: dict[str, Any]) -> list[int]:
 
 
 def dealt(count: int, n: int, after: int = 0) -> list[int]:
-    """The folds of ``count`` crystals of one class, in order, given ``after`` crystals of the class before."""
+    """The folds of a class's ``count`` crystals, in order, if the class before has ``after`` crystals."""
     first = after or count
     classes = np.concatenate([np.zeros(first), np.ones(n - first)])
     fold_of = np.empty(n, np.int64)
@@ -51,7 +51,7 @@ def dealt(count: int, n: int, after: int = 0) -> list[int]:
 def mixture(whole: list[int], a: list[int], b: list[int]) -> NDArray[np.bool_] | None:
     """Split ``whole`` into the lists ``a`` and ``b``, each in its order; return a mask of the items from ``b``.
 
-    Return None if that is impossible. If several masks fit, take items from ``b`` as late as possible.
+    Return None if no such split exists. If several splits exist, choose the split that takes items from ``b`` last.
     """
     taken = [{0}]  # taken[n]: how many of the first n items of `whole` may come from `a`
     for place, fold in enumerate(whole):

@@ -49,7 +49,7 @@ SHARED = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10
 
 
 class Launch(NamedTuple):
-    """One launch of a kernel in a training step."""
+    """A kernel launch in a training step."""
 
     name: str
     kernel: Any
@@ -118,7 +118,7 @@ def _of_rows(precision: str) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
 
 
 def table(pool: Executor, capability: int, precision: str, numbers: list[int]) -> dict[str, dict[str, int]]:
-    """Compile the launches of `kernels_of` with these ``numbers``; return kernel name → figures of `compiled`."""
+    """Compile the kernels with these ``numbers`` in `kernels_of`; return kernel name → figures of `compiled`."""
     launches = kernels_of(capability, precision)
     found = pool.map(_numbered, *zip(*((capability, precision, n) for n in numbers), strict=True))
     return {launches[n].name: figures for n, figures in zip(numbers, found, strict=True)}

@@ -47,7 +47,7 @@ class PostgresServer:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mbq-pg-"))
-        self.holds: Path | None = None  # the folder of the test that has its queue in the shared schema
+        self.holds: Path | None = None  # the folder of the test whose queue is in the shared schema
         self.port = free_port()
         # PostgreSQL refuses to run as root.
         self._user = "nobody" if os.geteuid() == 0 else None
@@ -77,7 +77,7 @@ class PostgresServer:
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-l", log, "-w", "-t", "60", "start")
 
     def stop(self, mode: str = "immediate") -> None:
-        """Stop the server: "immediate" is like a crash, and "fast" is orderly."""
+        """Stop the server; the mode "immediate" imitates a crash, and "fast" is an orderly shutdown."""
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-t", "60", "-m", mode, "stop")
 
     def restart(self, mode: str = "immediate") -> None:

@@ -33,7 +33,7 @@ def start(root: Path, *arguments: str, log: Path | None = None) -> subprocess.Po
 
 
 def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of mbqueue and wait for its end."""
+    """Run a command of mbqueue, and wait until it ends."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "80"}
     environment.pop("MBQUEUE_PROJECT", None)
     return subprocess.run(
@@ -83,7 +83,7 @@ def freeze(process: subprocess.Popen[bytes], queue_db: Path) -> None:
 
 
 def outcome(folder: Path, fold: int) -> tuple[bytes, bytes, list[dict[str, object]]]:
-    """What equal runs of a fold must share: model bytes, prediction bytes, and history except for timing."""
+    """What must be identical in identical runs of a fold: model, predictions, and history except for timing."""
     rows = [
         {key: value for key, value in row.items() if key not in TIMING_COLUMNS}
         for row in read_history(history_file(folder, fold))
@@ -93,7 +93,7 @@ def outcome(folder: Path, fold: int) -> tuple[bytes, bytes, list[dict[str, objec
 
 @contextmanager
 def holding_open(file: Path) -> Iterator[int]:
-    """Start a process that has a file open, as a session has its queue; give its pid."""
+    """Start a process that keeps a file open, like a session with its queue; yield the process id."""
     holder = [sys.executable, "-c", "import sys; file = open(sys.argv[1]); print(flush=True); input()", str(file)]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -47,7 +47,7 @@ def enqueue(queue: Queue, search: Search, *, now: float = 0.0) -> None:
 def do_jobs(
     queue: Queue, session: str, *, now: Callable[[], float], jobs: int | None = None, pause: float = 0.0
 ) -> int:
-    """Do this many jobs, or all, as a session does; return how many were done."""
+    """Run ``jobs`` jobs, by default all, as a session does; return how many jobs were run."""
     done = 0
     while jobs is None or done < jobs:
         steps.begin_trials(queue, results_dir=lambda name: f"results/{name}", now=now(), by=session)
@@ -73,7 +73,7 @@ def do_jobs(
 
 
 def main(address: str) -> None:
-    """Work on the queue at an address until nothing is left; the process may be killed at any instant."""
+    """Work on the queue at an address until no jobs are left; a test may kill this process at any instant."""
     from mbqueue.queue.opening import open_on_server
 
     with open_on_server(address) if address.startswith("postgresql:") else Queue(Path(address)) as queue:

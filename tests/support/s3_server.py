@@ -1,4 +1,4 @@
-"""An S3 server on loopback, and other stores for tests."""
+"""An S3 server on the loopback interface, and other stores for tests."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ENVIRONMENT = {
 
 @dataclass
 class S3Server:
-    """moto's server, which honours If-None-Match; tests create buckets on demand."""
+    """An S3 server from moto, which honours If-None-Match."""
 
     url: str
     _buckets: int = 0
 
     def new_store(self) -> str:
-        """The address of a prefix in a new bucket."""
+        """Create a bucket, and return the address of a prefix in it."""
         self._buckets += 1
         bucket = f"bucket-{self._buckets}"
         urllib.request.urlopen(urllib.request.Request(f"{self.url}/{bucket}", method="PUT")).close()
@@ -58,7 +58,7 @@ def s3() -> Iterator[S3Server]:
 
 @dataclass
 class FaultyBackend:
-    """obstore's operations, of which one can fail before it takes effect, or after it, so that only the answer is lost.
+    """The operations of obstore, one of which can fail, either without effect or so that only the answer is lost.
 
     Attributes:
         at: number of the operation that fails, from 1; 0 for none.
@@ -93,7 +93,7 @@ class FaultyBackend:
 
 
 def faulty(url: str, **faults: Any) -> tuple[ObjectStore, FaultyBackend]:
-    """A store whose operations can be made to fail."""
+    """Open a store with the given ``faults``; return the store and its backend."""
     store = ObjectStore.open(url)
     backend = FaultyBackend(store.bulk, **faults)
     return ObjectStore(store.url, bulk=backend, brisk=backend), backend

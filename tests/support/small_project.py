@@ -110,7 +110,7 @@ def make_split_project(base: Path) -> ProjectFolder:
 
 
 def make_newer(queue_db: Path) -> None:
-    """Give a queue the schema version of a newer mbqueue."""
+    """Make a queue look as if a newer mbqueue had written it."""
     with closing(sqlite3.connect(queue_db)) as connection, connection:
         connection.execute(
             "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) "

@@ -1,8 +1,8 @@
 """Real sessions that advance only when a test lets them, on a model with one layer.
 
 A session runs `mbqueue.session.worker.work` in a thread that is awake only during `SteppedSession.step`. The session
-pauses before and after it claims a job, after each commit of training, and if there is no job to claim. So tests can
-interleave any number of sessions, and the same order gives the same result. Work of background threads (heartbeat,
+pauses before and after it claims a job, after each training commit, and if there is no job to claim. So tests can
+interleave any number of sessions, and the same order gives the same result. The work of background threads (heartbeat,
 publishing, staging of checkpoints) happens when the test asks for it, or at once.
 """
 
@@ -71,19 +71,19 @@ def tiny_spec(*, folds: tuple[int, ...] = (0, 1), epochs: int = 2) -> Spec:
 
 
 class Died(BaseException):
-    """Raised in the thread of a session to end it like a death."""
+    """Raised in a session's thread to end the session as if its process had been killed."""
 
 
 class SteppedSession:
-    """One session on one machine; the arguments after ``clock`` are those of its `Publisher`.
+    """One session on one machine; the arguments in ``publishing`` go to its `Publisher`.
 
     A session begins with a round of publishing, and pauses before its first claim.
 
     Attributes:
         lease: the lease that the session holds.
-        commits: how many commits of training it has published.
-        steps_trained: how many steps it has computed, including steps that were lost when it died.
-        notes: the messages of the session.
+        commits: how many training commits the session has published.
+        steps_trained: how many steps the session has computed, including steps that were lost when the session died.
+        notes: the session's messages.
     """
 
     def __init__(self, root: Path, live: Path | None, clock: ManualClock, **publishing: Any) -> None:
@@ -113,7 +113,7 @@ class SteppedSession:
         return self.session.queue
 
     def step(self) -> bool:
-        """Claim a job, or work on it up to its next commit; return whether there was a job."""
+        """Let the session claim a job, or work on its job until the next commit; return whether there was a job."""
         if self.is_over:
             return False
         self.session.heartbeat.beat()
@@ -140,7 +140,7 @@ class SteppedSession:
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def pause(self) -> None:
-        """In the session's thread, sleep until the next step."""
+        """Block the session's thread until the test lets it take the next step."""
         self._paused.release()
         self._awake.acquire()
         if self.is_dead:
@@ -172,7 +172,7 @@ class SteppedSession:
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
-        """Replace parts of mbqueue by the simpler ones of this module while the session's thread is awake."""
+        """While the session's thread is awake, replace parts of mbqueue with this module's simpler versions."""
         tiny_family.worker = self.number
         with ExitStack() as stack:
             stack.enter_context(
@@ -298,7 +298,7 @@ class _AtOnce(Executor):
 
 @cache
 def _cache() -> Path:
-    """The cache of crystals for all sessions of this process; otherwise most tests would convert them again."""
+    """The crystal cache for all sessions in this process, so that each test need not convert the crystals again."""
     folder = tempfile.TemporaryDirectory(prefix="mbqueue-tiny-")
     atexit.register(folder.cleanup)
     return Path(folder.name)
@@ -327,7 +327,7 @@ def newest_whole(folder: Path, on_wrong: Callable[[str], object]) -> Manifest | 
 
 
 def is_done(queue: Queue) -> bool:
-    """Whether no job is left."""
+    """Whether every job is committed or skipped."""
     jobs = queue.jobs()
     return bool(jobs) and all(job.state in {State.COMMITTED, State.SKIPPED} for job in jobs)
 
@@ -342,7 +342,7 @@ class LocalProject:
             queue.enqueue(tiny_spec(), results_dir=RESULTS, now=clock.now(), priority=3)
 
     def train(self, commits: int) -> SteppedSession:
-        """Start a session, and return it running once it has published this many commits."""
+        """Start a session, and return it, still running, once it has published ``commits`` commits."""
         session = SteppedSession(self.project.root, self.project.live, self.clock)
         self.sessions.append(session)
         while session.commits < commits:

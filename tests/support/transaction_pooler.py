@@ -70,7 +70,7 @@ class TransactionPooler:
 
     @staticmethod
     def _run(client: socket.socket, server: socket.socket, message: bytes) -> None:
-        """Run one transaction, or the part that the client sent before it disappeared."""
+        """Run one transaction, or the part of it that the client sent before disconnecting."""
         status = b"I"
         try:
             while True:

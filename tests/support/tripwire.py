@@ -1,7 +1,7 @@
 """Count the file and database operations of a process, and kill the process or raise an error at a chosen one.
 
 Below one folder, these operations count: opening a file to write, write(2), fsync, rename, link, unlink, rmdir and
-mkdir. Every BEGIN IMMEDIATE, change and COMMIT of SQLite also counts, but not its work within a COMMIT.
+mkdir. SQLite's BEGIN IMMEDIATE, changes and COMMIT also count, but not the file operations within a COMMIT.
 """
 
 # This module replaces functions that pathlib calls, so it must not call them through pathlib.
@@ -36,15 +36,15 @@ class Fault:
 
     Attributes:
         at: number of the operation, from 1.
-        action: "kill" ends the process before the operation. "lose" does the same and then undoes what a loss of power
-            may undo: bytes and names that were not synced. "fail" raises an error. "doubt" does the operation and then
-            raises an error. "short" writes only half of the bytes. "end" sends SIGTERM and continues. "unmount" leaves
-            ``mount`` an empty folder, and sends SIGTERM ``later`` operations after that.
+        action: "kill" ends the process before the operation. "lose" also ends the process, and discards bytes and names
+            that were not synced, as a power loss may do. "fail" raises an error. "doubt" does the operation and then
+            raises an error. "short" writes only half of the bytes. "end" sends SIGTERM and continues. "unmount" makes
+            ``mount`` an empty folder, and sends SIGTERM ``later`` operations afterwards.
         number: the errno of the error.
         for_good: whether later operations fail too.
         only: the kinds of operation that count; all if empty.
-        about: only operations on paths that contain this text count. Numbers alone do not identify an operation,
-            because the number of operations before it differs from run to run.
+        about: only operations on paths that contain this text count. This text helps to identify an operation, because
+            the number of operations before it differs from run to run.
     """
 
     at: int
@@ -58,7 +58,7 @@ class Fault:
 
 
 class Tripwire:
-    """Counts the operations below ``root``, writes them to ``trace``, and lets ``fault`` happen."""
+    """Counts the operations below ``root``, writes each to ``trace``, and causes ``fault`` at its operation."""
 
     def __init__(self, root: Path, fault: Fault | None, trace: Path | None) -> None:
         self.root, self.fault = os.fspath(root), fault
@@ -74,7 +74,7 @@ class Tripwire:
         return isinstance(path, str | os.PathLike) and os.path.abspath(os.fspath(path)).startswith(self.root)
 
     def step(self, kind: str, about: object) -> str:
-        """Count an operation that is about to happen; return "short" or "doubt" if the fault asks for that."""
+        """Count an operation that is about to happen; return "short" or "doubt" if that is the fault's action."""
         fault = self.fault
         if fault is not None and ((fault.only and kind not in fault.only) or fault.about not in str(about)):
             return ""
@@ -106,7 +106,7 @@ class Tripwire:
         return ""
 
     def tell(self, what: str) -> None:
-        """Write a line with the time to the trace, without counting it as an operation."""
+        """Write ``what`` and the time to the trace, without counting an operation."""
         if self._trace is not None:
             os.write(self._trace, f"- {what} {time.monotonic():.4f}\n".encode())
 
@@ -118,18 +118,18 @@ class Tripwire:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def fail(self, about: object) -> None:
-        """Raise the error of the fault."""
+        """Raise the fault's error."""
         assert self.fault is not None
         raise OSError(self.fault.number, os.strerror(self.fault.number), str(about))
 
     # -- what a power loss undoes ------------------------------------------------------------------------------------
 
     def wrote(self, path: str, size_before: int) -> None:
-        """Mark bytes beyond ``size_before`` as not synced."""
+        """Record that the bytes of ``path`` beyond ``size_before`` have not been synced."""
         self._unsynced.setdefault(path, size_before)
 
     def synced(self, fd: int) -> None:
-        """Mark what was written through ``fd`` as synced; for a folder, the names in it."""
+        """Record that a file's content or, if ``fd`` is a folder, the names in the folder have been synced."""
         path = os.readlink(f"/proc/self/fd/{fd}")
         self._unsynced.pop(path, None)
         self._unsynced_names = [entry for entry in self._unsynced_names if os.path.dirname(entry[1]) != path]
@@ -142,7 +142,7 @@ class Tripwire:
         self._unsynced_names.append((source, target, replaced))
 
     def made(self, folder: str) -> None:
-        """Mark the new folder's name as not synced."""
+        """Record that the name of a new folder has not been synced."""
         self._unsynced_folders.append(folder)
 
     def _lose(self) -> None:
@@ -161,7 +161,7 @@ _real_truncate, _real_rename, _real_mkdir = os.truncate, os.rename, os.mkdir
 
 
 def install(wire: Tripwire) -> None:
-    """Install the tripwire in this process for good, so only in a process that ends soon."""
+    """Install the tripwire in this process, permanently; call this function only in a short-lived process."""
     import numpy as np
 
     np.lib.format.isfileobj = lambda _stream: False  # make NumPy write through Python's streams

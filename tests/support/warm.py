@@ -27,7 +27,7 @@ class Child:
     pid: int
 
     def signal(self, number: int) -> None:
-        """Send the process a signal, which must precede `wait`."""
+        """Send the process a signal; call this method before `wait`."""
         os.kill(self.pid, number)
 
     def wait(self) -> int:

@@ -1,7 +1,9 @@
-"""The warm process itself (see warm.py): imports everything once, then forks a child for each request.
+"""The warm process of `tests.support.warm`, which imports everything once, then forks a child for each request.
 
-Requests and answers are lines of JSON on standard input and output: {"do": "start", …} → {"pid": …}; {"do": "wait",
-"pid": …} → {"code": …}, below 0 for a signal.
+Requests and answers are lines of JSON on standard input and output:
+
+    {"do": "start", …}            → {"pid": …}
+    {"do": "wait", "pid": …}      → {"code": …}, negative if a signal ended the child
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def _child(request: dict[str, Any]) -> int:
 
 
 def _make_impatient(retry_seconds: float) -> None:
-    """Shorten the waits of workers before retries and for new jobs."""
+    """Shorten how long workers wait before a retry and for new jobs."""
     from mbqueue.queue import leases
     from mbqueue.session import worker
 

@@ -14,7 +14,7 @@ from mbqueue.web.access import CSRF_HEADER
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of the board."""
+    """The board's answer to a request."""
 
     status: int
     headers: dict[str, str]
