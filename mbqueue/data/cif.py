@@ -23,10 +23,10 @@ from mbqueue.data.parser_warnings import heard
 from mbqueue.data.space_groups import space_group_of
 from mbqueue.data.symmetry import Sites, Symmetry, check_symmetry, check_taken, operations_of, parse_operation
 
-#: The largest accepted volume per atom, in Å³, for a CIF that does not state the number of atoms in its cell. If the
-#: volume is larger, the CIF probably lists only the asymmetric unit. Among 37,248 crystals in the Materials Project,
-#: cesium has the largest volume per atom, 123 Å³. A separate limit for each element would detect only a few more
-#: incomplete files.
+#: The largest accepted volume per atom, in Å³, for a CIF that does not state the number of atoms in its cell. A CIF
+#: with a larger volume per atom probably lists only the asymmetric unit. Among 37,248 crystals in the Materials
+#: Project, cesium has the largest volume per atom, 123 Å³. A separate limit for each element would detect only a few
+#: more incomplete files.
 LARGEST_VOLUME_PER_ATOM = 250.0
 #: The lowest plausible density, in g/cm³. The least dense crystals in the Materials Project are two hydrogen crystals,
 #: with 0.039 and 0.107 g/cm³, and helium, with 0.46 g/cm³.
@@ -53,8 +53,8 @@ _UNITS_PER_CELL = "_cell_formula_units_z"
 #: The largest accepted relative difference between the composition and the file's formula, which may be rounded
 #: (``Al0.67``).
 _FORMULA_TOLERANCE = 0.01
-#: The largest accepted relative differences from the file's volume and density. Cell parameters are rounded, and atomic
-#: masses have been revised.
+#: The largest accepted relative differences from the file's volume and density. Small differences occur because cell
+#: parameters are rounded and atomic masses have been revised.
 _VOLUME_TOLERANCE, _DENSITY_TOLERANCE = 0.02, 0.1
 #: If the computed density differs from the file's density by at most this fraction, the cell has the right number of
 #: atoms.

@@ -137,7 +137,7 @@ def load(
         InvalidCrystals: if entries cannot be used and ``drop_invalid`` is not set; the error lists all such entries.
         DataError: if the dataset cannot be downloaded or read, is malformed, or contains no usable crystal.
     """
-    # Import these slow modules here, because `mbqueue enqueue` only checks the dataset and must be fast.
+    # Import slow modules here, because `mbqueue enqueue` only checks the dataset and must be fast.
     from mbqueue.data.entries import Gatherer  # noqa: PLC0415
     from mbqueue.data.folds import drawn_rows  # noqa: PLC0415
 

@@ -23,12 +23,12 @@ from mbqueue.task import FORMATION_ENERGY, Target
 #: Atoms closer together than this, in Å, count as overlapping. Overlapping atoms are often copies of one atom, because
 #: a CIF rounds 1/3 to 0.333. The shortest real distance is 0.74 Å, in H₂.
 OVERLAP = 0.3
-#: The largest absolute value accepted for a target. No formation energy in eV/atom, and no property in a sensible unit,
-#: comes near a million. The square of a million is far below the largest float32.
+#: The largest absolute value accepted for a target: far above any formation energy in eV/atom and any property in a
+#: sensible unit, but small enough that the squares of targets fit into a float32.
 LARGEST_TARGET = 1e6
 #: Values that are accepted for a class in addition to the numbers 0 and 1.
 _CLASSES = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0}
-#: Cells with a smaller volume per atom, in Å³, count as flat. The density check has a stricter limit, but runs last.
+#: Cells with a smaller volume per atom, in Å³, count as flat. The later density check is stricter.
 MIN_VOLUME_PER_ATOM = 0.1
 #: The smallest accepted volume per atom, in Å³. A denser cell must have duplicate atoms or a wrong lattice. In the
 #: Materials Project, C3N4 has the smallest volume per atom, 5.57 Å³, followed by diamond with 5.71 Å³. Metallic
@@ -37,8 +37,8 @@ SMALLEST_VOLUME_PER_ATOM = 2.5
 #: The largest accepted density, in g/cm³. Among 37,248 crystals in the Materials Project, plutonium is the densest,
 #: with 24.6 g/cm³. The densest stable element is osmium, with 22.0 g/cm³.
 LARGEST_DENSITY = 30.0
-#: The largest accepted number of periodic images to search for neighbours within 6 Å. A cell with more images is too
-#: skewed or too thin, or its atoms are too far apart.
+#: The largest accepted number of periodic images to search for neighbours within 6 Å. A search needs more images only
+#: if the cell is extremely skewed or thin, or its atoms are extremely far apart.
 MAX_IMAGES = 2_000_000
 #: The largest accepted number of 6 Å cubes, or of copies of atoms, in the box around all atoms of a crystal. The
 #: converter needs memory for each cube and each copy. Ten million cubes fill a cubic box with edges of 1,300 Å.

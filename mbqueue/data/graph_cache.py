@@ -224,8 +224,8 @@ class GraphCache:
                 self._path(number).unlink(missing_ok=True)
                 shard = self._read_or_make(number, wait=True)
             self._shards[number] = shard
-            # The new index may differ: on a different machine, rounding can add or remove a bond exactly at the
-            # cut-off.
+            # If a different machine made the old shard, the new shard's index may differ: rounding can add or remove a
+            # bond exactly at the cut-off.
             rows = slice(*self._borders[number : number + 2])
             self.index[rows], self.cutoffs[rows], self._stops[rows] = shard.index, shard.cutoffs, shard.stops
 

@@ -14,7 +14,7 @@ from mbqueue.data.crystals import Crystals
 ATOM_CUTOFF = 6.0
 BOND_CUTOFF = 3.0
 
-#: The version of the converter. Increase it whenever you change the records that the converter writes for a crystal.
+#: Increase the converter's version whenever you change the records that the converter writes for a crystal.
 CONVERTER_VERSION = 2
 
 

@@ -115,7 +115,7 @@ class Announcements:
         living = []
         for _, found in sorted(newest.items()):
             heard = self._hear(found, now, mono)
-            # Skip sessions that use the same database, because its queue already lists them.
+            # Skip sessions that use this machine's database, because its queue already lists them.
             if found.ended is not None or found.database == self._database or heard.alive_until <= mono:
                 continue
             if not is_known_dead(found.session.identity):

@@ -29,7 +29,7 @@ class Rounds:
             queue.note(published_note(seconds), by=self._session, now=ended_at)
 
 
-#: Files smaller than this, in bytes, show the fixed time per file; larger files show the time per byte.
+#: Writing a file with fewer bytes measures the fixed time per file; writing a larger file measures the time per byte.
 SMALL_FILE = 1_000_000
 
 

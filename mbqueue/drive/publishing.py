@@ -214,7 +214,7 @@ class Publisher:
             self._wake.clear()
         self.round(ended="the session is over")
         with suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:
-            self._rounds.note(queue)  # only this machine's timeline needs these durations, so they are not published
+            self._rounds.note(queue)  # record the last round for this machine's timeline
 
     def _publish_all(self, *, final: bool) -> None:
         agree_on_project(self._project, self._drive)

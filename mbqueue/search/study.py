@@ -26,8 +26,7 @@ _STARTUP_TRIALS, _STARTUP_SHARE = 10, 3
 #: draws, settings are drawn at random, because a sampler with few results may repeat rejected settings. A grid sampler
 #: never repeats settings.
 _MOST_DRAWS, _STUBBORN_DRAWS = 50, 25
-#: Samplers whose draws depend on the number of earlier draws. With these samplers, the study repeats all draws in
-#: order.
+#: Samplers whose draws depend on the number of earlier draws, so that the study must repeat all draws in order.
 _COUNTING = {"qmc", "cmaes"}
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-#: The URL parameter with the token. After the first visit, a cookie replaces the parameter.
+#: The URL parameter with the token. After the first visit, the browser sends a cookie with the token instead.
 TOKEN = "token"  # noqa: S105 - the name of a parameter
 CSRF_HEADER = "x-mbqueue-csrf"
 _OTHER_SITE = "The board refused this action because another site sent it."

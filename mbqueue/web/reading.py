@@ -14,8 +14,8 @@ from mbqueue.errors import MbqueueError
 FRESH_SECONDS = 1.5
 #: Seconds after which pages report that a read of the queue is slow.
 PATIENCE_SECONDS = 5.0
-#: After each read, the board waits at least this many times the duration of the read. Otherwise, the board would read a
-#: large queue all the time.
+#: After each read, the board waits at least this many times the duration of the read, so that it does not spend all its
+#: time reading a large queue.
 _REST = 10
 
 
