@@ -106,10 +106,10 @@ class Claims(Part):
         """Claim the next job for this session under a new fence; return None if no job can be claimed now.
 
         With `reap`, take back expired leases first. Jobs of the fold that the session has `loaded` (experiment id,
-        fold) come first. Among the other jobs, the highest priority wins, then a fold in progress, then the oldest job.
-        A claim skips paused jobs and jobs whose next attempt is due later. A claim also skips a fold that another live
-        session worked on last, unless that session is busy with a different job. The number of jobs in the queue does
-        not affect how long a claim takes. A claim counts as a heartbeat of the session.
+        fold) come first. All other jobs are ordered by priority, then folds in progress before new folds, then older
+        jobs before newer jobs. A claim skips paused jobs and jobs whose next attempt is due later. A claim also skips a
+        fold that another live session worked on last, unless that session is busy with a different job. The number of
+        jobs in the queue does not affect how long a claim takes. A claim counts as a heartbeat of the session.
 
         Raises:
             QueueError: if the session does not exist or has ended.

@@ -51,8 +51,7 @@ class CommitsPlaces(Part):
         """Record the new place of the commits.
 
         Args:
-            instead_of: the place that `commits_place` returned; if the queue now records a different place, nothing
-                changes.
+            instead_of: the place that `commits_place` returned and that the queue must still record.
 
         Raises:
             QueueError: if another process has recorded a different place in the meantime, or if a running session

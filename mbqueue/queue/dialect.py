@@ -1,7 +1,7 @@
 """The SQL that differs between SQLite and PostgreSQL, side by side.
 
-SQL that works on both databases is a plain string. Any other statement is a function that takes a `Dialect` and returns
-the SQL.
+SQL that works on both databases is a plain string. A statement that differs between the databases is a function that
+takes a `Dialect` and returns the SQL.
 """
 
 from __future__ import annotations

@@ -48,7 +48,10 @@ _BESIDE_THE_ROW = {"best_epoch", "checkpoint_seconds"}
 
 
 def history_row(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Extract the history row from the result of a `train` job. The manifest of the epoch's commit has the same row."""
+    """Extract the history row from the result of a `train` job.
+
+    The manifest of the epoch's commit contains the same history row.
+    """
     return {key: value for key, value in result.items() if key not in _BESIDE_THE_ROW}
 
 

@@ -19,7 +19,7 @@ from mbqueue.queue.jobs import Job, Kind, Lease, error_message
 
 #: A job becomes `failed` after this many failed attempts.
 MAX_FAILURES: Final = 5
-#: The delay after the first failure. Each later delay is four times as long, up to `LONGEST_RETRY_SECONDS`.
+#: The delay after the first failure. Each later delay is four times the previous delay, up to `LONGEST_RETRY_SECONDS`.
 RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
 Publish = Callable[[], None]
@@ -210,7 +210,7 @@ class Leases(Claims):
         The commit is one write transaction, so no other session can claim the job while `publish` runs. `publish`
         should only rename files, because the database is locked while it runs. If `publish` raises, nothing is written
         and the lease is still held. If the process dies between `publish` and the end of the transaction, the files
-        exist and the job is still leased. The next holder of the job adopts these files, which are valid because the
+        exist and the job is still leased. The job's next holder adopts the published files, which are valid because the
         fence was checked before `publish`.
 
         The result of a `prepare` job must contain `dataset_hash`.

@@ -29,12 +29,12 @@ def note_once(text: str) -> None:
 
 
 def nothing(_lost: Lost) -> bool:
-    """Accept a queue even if parts are missing. Commands that only read pass this function as ``refuses``."""
+    """Accept a queue even if parts of it are missing. Commands that only read pass this function as ``refuses``."""
     return False
 
 
 def anything(_lost: Lost) -> bool:
-    """Reject a queue if any part is missing. Commands that change the queue pass this function as ``refuses``."""
+    """Reject a queue if any part of it is missing. Commands that change the queue pass this function as ``refuses``."""
     return True
 
 
@@ -54,8 +54,7 @@ def open_queue(
         wait: sleeps for the given number of seconds, and returns True to stop waiting for the server. Without ``wait``,
             an unreachable server is an error.
         refuses: returns True if a missing part of an earlier queue must be recovered before the command may run.
-        note: called with a message if parts of an earlier queue are missing and `refuses` returned False for all of
-            them.
+        note: called with a message if parts of an earlier queue are missing and `refuses` returned False for each part.
 
     Raises:
         QueueError: if the queue cannot be opened, or if it does not exist and ``read_only`` is set.
@@ -192,7 +191,7 @@ def _require_whole(
     refuses: Callable[[Lost], bool],
     note: Callable[[str], None],
 ) -> None:
-    """Warn or fail if parts of an earlier queue are missing; arguments and errors as for `open_queue`."""
+    """Warn or fail if parts of an earlier queue are missing. The arguments and errors are those of `open_queue`."""
     lost = lost_parts(project, queue)
     if lost and not read_only:
         with queue.writing():

@@ -158,7 +158,7 @@ class Reports(Part):
 
     @repeatable
     def job(self, job_id: int) -> Job:
-        """Read the job with this id, which must exist."""
+        """Read the job with the given id, which must exist."""
         with self.reading() as db:
             return Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (job_id,)).fetchone())
 
@@ -389,7 +389,7 @@ def _with_work(group: _Group, fold: int | None, progress: Mapping[str, Any]) -> 
 
 
 def _given_back(group: _Group, job: Row) -> _Group:
-    """Return the counts of a group of jobs, as if a dead session's job were already released."""
+    """Return the counts of a group of jobs as they will be once a dead session's job is released."""
     if group.fold != job["fold"]:
         return group
     state = State.READY if job["lost_in_a_row"] + 1 < MAX_LOST_IN_A_ROW else State.FAILED

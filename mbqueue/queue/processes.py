@@ -28,7 +28,7 @@ def this_process() -> ProcessIdentity:
 
 
 def identity_of(pid: int) -> ProcessIdentity:
-    """The identity of the process that now has this pid on this machine."""
+    """The identity of the process that currently has the given pid on this machine."""
     return ProcessIdentity(host=socket.gethostname(), boot_id=boot_id(), pid=pid, pid_started=_started(pid))
 
 

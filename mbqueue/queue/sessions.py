@@ -118,9 +118,10 @@ class Sessions(Part):
     def reap_dead(self, *, by: str, now: float) -> tuple[SessionRow, ...]:
         """End the sessions on this machine whose processes are certainly dead, and release their jobs.
 
-        Also end sessions whose processes are using a different queue file: this queue is a copy of that file.
+        Also end sessions whose processes are using a different queue file, of which this queue is a copy.
 
-        Leave alone sessions on other machines, in other containers and from earlier boots; their leases will expire.
+        Sessions on other machines, in other containers or from earlier boots are left alone, because their leases will
+        expire.
         """
         with self.reading() as db:
             rows = db.execute(

@@ -163,7 +163,7 @@ class SqliteFile(Database):
                 connection.rollback()
 
     def instant(self, _db: Statements, now: float) -> float:
-        """Return the caller's time, because all processes run on one machine."""
+        """Return the caller's time. All processes run on one machine, so they share a clock."""
         return now
 
     def holding(self, _experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:  # noqa: ARG002
@@ -174,7 +174,10 @@ class SqliteFile(Database):
         return True
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        """Wait for ``seconds``. SQLite does not announce changes, so the caller must then check for new jobs."""
+        """Wait for ``seconds``.
+
+        SQLite does not announce changes, so the caller must check for new jobs after each wait.
+        """
         is_over(seconds)
 
     def _connection(self) -> sqlite3.Connection:

@@ -162,8 +162,8 @@ class Steering(Part):
 
         A worker that has found damage passes its `lease` on one of the rewound jobs, and `rewind` ends the worker's
         lease. If the worker's next claim passes the fold as `loaded`, the claim gets epoch `to_epoch + 1`. `rewind`
-        fails if the same session finds the same damage again, because training again did not help. `rewind` also fails
-        if sessions have rewound the job `MAX_REWINDS` times without committing it.
+        fails if the same session finds the same damage again, because training again would not help. `rewind` also
+        fails if sessions have rewound the job `MAX_REWINDS` times without committing it.
 
         Args:
             folds: maps each fold to the reason for its rewind; if empty, nothing changes.

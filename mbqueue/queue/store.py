@@ -19,7 +19,7 @@ from mbqueue.queue.steering import Steering
 
 
 class Queue(Enqueueing, Leases, Sessions, Steering, Pruning, Reports, Adopting, CommitsPlaces):
-    """The queue of a project, in a SQLite file on a local disk (``state/queue.db``) or in a different database.
+    """The queue of a project, in a local SQLite file (``state/queue.db``) or in a schema on a PostgreSQL server.
 
     Any number of processes and threads may use the queue at once. Every method is one transaction: when the method
     returns, its changes are on the disk, and if it raises, nothing has changed. Callers pass the time as `now`, in

@@ -1,7 +1,8 @@
 """The table of allowed changes of a job's state.
 
 mbqueue writes the table into a database when it creates or upgrades a queue. A trigger in the database aborts every
-other change of state, whichever program attempts it. `mermaid()` draws the diagram in ARCHITECTURE.md.
+change of state that is not in the table, whichever program attempts it. `mermaid()` draws the diagram in
+ARCHITECTURE.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Report elements that occur in a fold's test set but not in its training set.
 
-The model's predictions for such elements are poor.
+Models make poor predictions for elements that they were not trained on.
 """
 
 from __future__ import annotations

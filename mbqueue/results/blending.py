@@ -15,7 +15,7 @@ FEWEST_CRYSTALS, FEWEST_PER_MEMBER = 30, 10
 
 
 def require_enough(n: int, members: int, *, fold: int) -> None:
-    """Check that there are enough crystals to fit weights for this many members.
+    """Check that there are enough crystals to fit weights for the given number of members.
 
     Raises:
         ResultsError: if there are too few crystals.

@@ -94,7 +94,7 @@ class RecordInputs:
         sessions: the sessions that worked on the experiment, in order.
         fingerprint_changes: one entry per resume with a different device, library or micro-batch: dicts with fold,
             epoch, step and changes ({key: [before, after]}).
-        absent_elements: fold → elements missing from its training set. Their reference energy is 0.
+        absent_elements: fold → elements missing from its training set, which have a reference energy of 0.
         blends: fold → ``blend`` in that fold's entry of results.json.
         enqueued_on: day, YYYY-MM-DD; recorded_at: seconds since the epoch.
     """
@@ -124,7 +124,7 @@ def _publish_at_once(_content: dict[str, Any], publish: Callable[[], None]) -> N
 def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _publish_at_once) -> dict[str, Any]:
     """Score the folds in ``folder``; write the matbench file (official task only), RESULTS.md and results.json.
 
-    The files are first written under temporary names. ``commit`` then receives the content of results.json, and a fast
+    The files are first written under temporary names. ``commit`` receives the content of results.json, and a fast
     function ``publish`` that renames the files, results.json last. ``commit`` calls ``publish`` only if the session
     still has its lease.
 
@@ -222,7 +222,7 @@ def broken_folds(
     *,
     facts: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> dict[int, str]:
-    """Fold → the problem, for folds whose history, predictions or model are missing or damaged.
+    """Find the folds whose history, predictions or model are missing or damaged: fold → the problem.
 
     To repair a fold, the worker only has to predict the fold again, because the fold's checkpoints contain everything
     else.

@@ -284,7 +284,7 @@ def _children(pid: int) -> list[str]:
 
 
 def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str | None]]:
-    """Yield (process, session id) for each session of this project in another process on this machine."""
+    """Yield (process, session id) for each session of this project that runs in a different process on this machine."""
     here = this_process()
     queue_file = None if project.topology.queue_url else project.queue_db
     found = {row.identity: row.id for row in _unended(project) if not is_gone(row.identity, queue_file)}
@@ -299,12 +299,15 @@ def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str
 
 
 def _is_of_this_folder(content: Mapping[str, Any], project: ProjectFolder) -> bool:
-    """Whether a session of this folder wrote the file; also True if an early version wrote it, without a folder."""
+    """Whether a session of this folder wrote the file.
+
+    Also True for files of early versions, which recorded no folder.
+    """
     return bool(content.get("folder", _folder_id(project)) == _folder_id(project))
 
 
 def _folder_id(project: ProjectFolder) -> list[int]:
-    """Device and inode of the live folder: the same for all paths to the folder, different for a copy."""
+    """The device and inode of the live folder, which are the same for all paths to the folder, but not for a copy."""
     there = project.live_dir.stat()
     return [there.st_dev, there.st_ino]
 

@@ -44,7 +44,7 @@ class Compiling:
         self.also("float32", pretrained_names()[0])
 
     def also(self, precision: str, pretrained: str) -> None:
-        """Compile the kernels for another precision or family, after those that are already being compiled."""
+        """Compile the kernels for a different precision or family, after those already being compiled."""
         family, precision = family_with(pretrained), usable_precision(self._device, precision)
         if self._device.type != "cuda" or (family.name, precision) in self._threads:
             return

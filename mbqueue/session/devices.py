@@ -1,8 +1,8 @@
 """Run several sessions on one machine, one process for each device. This module does not import torch.
 
-Each process runs `mbqueue work --json` on its own device, in its own process group. Ctrl-C in a terminal therefore
-reaches only the parent process, which forwards the signal once. If the parent process dies, the sessions cannot write
-their events any more, so they end gracefully (see `mbqueue.session.messages`).
+Each process runs `mbqueue work --json` on its own device, in its own process group. So Ctrl-C in a terminal reaches
+only the parent process, which forwards the signal once. If the parent process dies, the sessions cannot write their
+events any more, so they end gracefully (see `mbqueue.session.messages`).
 """
 
 from __future__ import annotations

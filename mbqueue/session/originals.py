@@ -20,8 +20,8 @@ from mbqueue.project import ProjectFolder
 def require_original(project: ProjectFolder) -> None:
     """Refuse a copy that shares only the queue or only the store with its original. Record the folder of an original.
 
-    Nothing is recorded for projects on a drive, or for projects that have both a server and a store or neither. If the
-    original no longer exists, the project was moved, not copied. Copies on another machine are not detected.
+    Nothing is recorded for projects on a drive, or for projects that have both a queue server and a store, or neither.
+    If the original no longer exists, the project was moved, not copied. Copies on another machine are not detected.
 
     Raises:
         UsageError: if the project is a copy that shares only the queue or only the store with its original.

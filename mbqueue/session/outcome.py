@@ -1,4 +1,7 @@
-"""Why and how a session ended. This module does not import torch, because the process that starts sessions needs it."""
+"""Why and how a session ended.
+
+This module does not import torch, so the process that starts sessions can import this module quickly.
+"""
 
 from __future__ import annotations
 

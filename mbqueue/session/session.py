@@ -210,7 +210,7 @@ class Session:
         assert self.watch is not None
         pause = self.watch.pause(error)
         if self.watch.is_first_try:
-            # The queue's server may be out of reach too; `watch` has already reported the outage.
+            # The queue's server may be unreachable too; `watch` has already reported the outage.
             with suppress(QueueError):
                 self.queue.note(f"DEGRADED: {error}", by=self.id, now=self.clock.now())
         if self.stop_reason(pause) is None:

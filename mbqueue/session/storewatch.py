@@ -78,8 +78,8 @@ class StoreWatch:
     def heard(self) -> str | None:
         """Why the store is not answering, according to another session on this machine; None if no session says so.
 
-        Outages are recorded in the file that `mbqueue status` reads. A record is ignored if the store has answered this
-        session since, or if the record is so old that its session may have died.
+        Outages are recorded in the file that `mbqueue status` reads. A record is ignored if it is older than the
+        store's last answer to this session, or so old that the session that wrote it may have died.
         """
         trouble = store_trouble(self._project)
         is_news = self._answered_at < trouble.get("since", 0.0) <= self._clock.now()

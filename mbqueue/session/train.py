@@ -21,7 +21,7 @@ _STEPS_REMEMBERED = 20
 
 
 def run(session: Session, loaded: Loaded, lease: Lease) -> str:
-    """Train the job's epoch, from its newest checkpoint if there is one, commit the epoch, and return a summary.
+    """Train and commit the job's epoch, starting from its newest checkpoint if there is one; return a summary.
 
     Raises:
         Stopped: if the session is asked to stop; the steps so far are committed.
@@ -74,7 +74,7 @@ class _Epoch:
         return f"{said}; {self._skips}" if self._skips else said
 
     def _save(self, staged: Staged) -> None:
-        """Publish a commit while the lease is held; the commit of the finished epoch ends the job."""
+        """Publish a commit while the lease is held. If the epoch is finished, the commit ends the job."""
         manifest, clock = staged.manifest, self._session.clock
         began = clock.monotonic()
 

@@ -224,7 +224,7 @@ class Commits:
                 self._known.pop(name, None)
 
     def clear(self) -> None:
-        """Remove the files of all commits, including damaged files, manifests first."""
+        """Remove the files of all commits, including damaged files. Manifests are removed first."""
         for name, _, _ in sorted(self._files(), key=lambda one: one[2].suffix):
             self.place.blobs.remove(self.place.path(name))
         self._known.clear()

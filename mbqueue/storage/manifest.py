@@ -1,4 +1,4 @@
-"""Define the manifest of a commit, and parse and check manifests as untrusted files, without torch.
+"""Define the manifest of a commit. Parse and check manifests as untrusted files. This module does not import torch.
 
 `Manifest.rank` orders the commits of a fold: **further work first (epoch, finished, step), then the higher fence, then
 the smaller SHA-256 of the checkpoint**. Sessions that could not see each other's commits may have trained the same
@@ -137,7 +137,7 @@ class Identity:
         return f"{self.experiment} fold {self.fold}"
 
     def require(self, manifest: Manifest, *, source: str) -> None:
-        """Check that a commit belongs to this fold.
+        """Check that a commit belongs to the fold, spec and dataset of this identity.
 
         Raises:
             ForeignCommit: if the commit belongs to another fold.
@@ -154,11 +154,11 @@ class Identity:
 
 
 class ForeignCommit(Damaged):
-    """A commit is in the folder of another experiment or fold. mbqueue sets it aside like a damaged one."""
+    """A commit is in the folder of a different experiment or fold. mbqueue sets it aside like a damaged commit."""
 
 
 def identity_in_head(head: bytes) -> Identity | None:
-    """Read the experiment, fold and spec hash from a manifest's first bytes, unchecked; None if they are missing."""
+    """Read the experiment, fold and spec hash from a manifest's first bytes, without verifying the manifest."""
     match = _HEAD.search(head)
     if match is None:
         return None

@@ -97,7 +97,7 @@ def commit_file(name: str) -> CommitFile | None:
 
 
 def newest_plain_manifest(names: Iterable[str]) -> CommitFile | None:
-    """Find the newest manifest among the file names in a fold's folder. Ignore names that contain a hash."""
+    """Find the newest manifest among the file names in a fold's folder. Names that contain a hash are ignored."""
     manifests = [file for file in map(commit_file, names) if file is not None and file.is_plain_manifest]
     return max(manifests, key=lambda file: order_of(file.stem), default=None)
 

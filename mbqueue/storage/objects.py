@@ -208,7 +208,10 @@ class ObjectStore:
         return self._created(path, content)
 
     def create_patiently(self, path: str, content: bytes) -> bool:
-        """Write a new object as `create` does, but with retries. Use this method only when no session is waiting."""
+        """Write a new object as `create` does, but with retries.
+
+        Do not call this method in a transaction of the queue, because other sessions would wait for the retries.
+        """
         for number in range(1, _CREATE_TRIES):
             try:
                 return self._created(path, content)

@@ -49,11 +49,11 @@ class Place:
         return file.suffix == "pt" and bool(file.digits) is (self.has_hashed_manifests or self.has_hashed_checkpoints)
 
     def base(self, manifest: Manifest, content: bytes) -> str:
-        """The name, without the suffix, of a manifest with these bytes."""
+        """The name, without the suffix, of ``manifest``, whose bytes are ``content``."""
         return hashed_name(manifest.stem, content) if self.has_hashed_manifests else manifest.stem
 
     def checkpoint_base(self, manifest: Manifest, content: bytes) -> str:
-        """The name, without the suffix, of the checkpoint that belongs to a manifest with these bytes."""
+        """The name, without the suffix, of the checkpoint that belongs to ``manifest``, whose bytes are ``content``."""
         if self.has_hashed_checkpoints:
             return f"{manifest.stem}-{manifest.sha256[:HASH_DIGITS]}"
         return self.base(manifest, content)

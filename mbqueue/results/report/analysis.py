@@ -250,7 +250,7 @@ def by_atoms(predictions: Predictions) -> Trend:
 def by_target(predictions: Predictions) -> Trend:
     """Bin errors by target, in bins of equal width over the middle 99.8 % of the crystals.
 
-    The first and the last bin include the remaining crystals.
+    The first and the last bin also contain the crystals outside this range.
     """
     low, high = np.quantile(predictions.y_true, (0.001, 0.999))
     edges = np.linspace(low, high if high > low else low + 1e-9, _TARGET_BINS + 1)

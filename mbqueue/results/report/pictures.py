@@ -22,7 +22,7 @@ _SCALE = 2
 
 
 def require_pictures(names: Iterable[str], folder: Path, *, force: bool) -> None:
-    """Check that writing these figures to a folder would not replace any picture, unless ``force`` is set.
+    """Check that writing figures to a folder would not replace any picture, unless ``force`` is set.
 
     Raises:
         UsageError: if a picture would be replaced and ``force`` is not set, or if ``folder`` is a file.
