@@ -10,8 +10,8 @@ from mbqueue.queue.dialect import Dialect
 
 # The edges: prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record.
 # `fold_before` uses a subquery, because with a join, both databases may scan all epochs of a fold once for each epoch.
-# The plus sign in "+later.fold" lets SQLite use its index on an expression: SQLite does not use such an index in a
-# comparison with a plain column.
+# The plus sign in "+later.fold" is needed because SQLite does not use an index on an expression in a comparison with a
+# plain column.
 def _links(sql: Dialect) -> Iterator[str]:
     fold, epoch = f"{sql.or_else}(earlier.fold, -1)", f"{sql.or_else}(earlier.epoch, -1)"
     fold_before = f"""

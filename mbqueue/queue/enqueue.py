@@ -44,7 +44,7 @@ MOST_URGENT = 2**31 - 1
 
 # Keys that may differ between two specs of one experiment, because they do not change a fold's result.
 _FREE_KEYS = {"name", "results_name", "description", "folds"}
-# The error message lists these keys last, because their values contain whole specs.
+# Keys that the error message lists last, because their values contain whole specs.
 _LONG_KEYS = {"trial", "made_from"}
 # The limits of the error message: the number of keys, and the number of characters of each value.
 _MOST_SHOWN, _LONGEST_SHOWN = 20, 80

@@ -35,7 +35,7 @@ def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
     """Write the write-ahead log into the database file, so that the file can be moved.
 
     Call `settle` only if no process has the database open. Closing the database would also write the log, but would
-    hide a failure. Moving the file without its log would lose rows.
+    hide a failure. Moving the database file without its write-ahead log would lose rows.
 
     Raises:
         QueueError: if the log cannot be written, for example because the disk is full. No data is lost.
@@ -163,7 +163,7 @@ class SqliteFile(Database):
                 connection.rollback()
 
     def instant(self, _db: Statements, now: float) -> float:
-        """Return the caller's time. All processes run on one machine, so they share a clock."""
+        """Return the caller's time. All processes that use a SQLite queue run on one machine, so they share a clock."""
         return now
 
     def holding(self, _experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:  # noqa: ARG002

@@ -22,7 +22,7 @@ from mbqueue.results.scores import CLASS_THRESHOLD
 from mbqueue.results.tables import RESTORE, Predictions
 from mbqueue.task import Task
 
-#: A log level above those that matbench uses, to silence matbench.
+#: A log level above all levels that matbench uses, to silence matbench.
 _SILENT = logging.CRITICAL + 1
 
 

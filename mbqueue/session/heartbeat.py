@@ -60,8 +60,8 @@ class Heartbeat:
         """Whether this session may take over expired leases.
 
         If this session has been silent for longer than a lease (asleep, offline, or after a clock change), other
-        sessions may have been silent too. So the session waits for one lease length, which lets the other sessions
-        renew their leases.
+        sessions may have been silent too. After such a silence, the session waits for one lease length before it takes
+        over leases, so that other sessions can renew theirs.
         """
         now = self._clock.now()
         with self._lock:

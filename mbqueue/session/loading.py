@@ -131,7 +131,7 @@ def load_data(
 
 
 def _stored(project: ProjectFolder, shared: SharedCrystals | None, dataset_hash: str, note: Note) -> _Found | None:
-    """Return the crystals with this hash from the cache or from shared storage; None if neither has them."""
+    """Return the crystals with the given hash from the cache or from shared storage; None if neither has them."""
     found = _from_cache(project, dataset_hash, note)
     if found is not None:
         return found

@@ -147,8 +147,8 @@ class Session:
         """Call ``action`` to change a job's files, if this session still holds the job's lease.
 
         Raises:
-            LeaseLost: if the lease is lost. In this case, ``action`` is not called, because the files may belong to the
-                job's next holder.
+            LeaseLost: if the lease is lost; ``action`` is not called, because the files may belong to the job's next
+                holder.
         """
         seconds = self.project.settings.lease_seconds
         self.queue.renew(lease, now=self.clock.now(), lease_seconds=seconds, publish=action)

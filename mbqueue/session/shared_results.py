@@ -24,7 +24,7 @@ from mbqueue.storage.results import ResultFile
 
 
 def send_results(store: ObjectStore, experiment: str, folder: Path, results: Iterable[ResultFile]) -> None:
-    """Send a job's result files to the store; call this before the job is committed."""
+    """Send a job's result files to the store; call this function before the job is committed."""
     there = store.names(f"{STORED_RESULTS}/{experiment}")
     for file in results:
         if file.stored_name not in there:

@@ -137,7 +137,7 @@ class Identity:
         return f"{self.experiment} fold {self.fold}"
 
     def require(self, manifest: Manifest, *, source: str) -> None:
-        """Check that a commit belongs to the fold, spec and dataset of this identity.
+        """Check that a commit belongs to the expected fold, spec and dataset.
 
         Raises:
             ForeignCommit: if the commit belongs to another fold.

@@ -60,8 +60,8 @@ def _go_on(_left: int) -> None:
 class Drive:
     """A project's folder on a mount. Paths are relative to this folder and use slashes.
 
-    Every method raises OSError if the mount fails or has disappeared. An empty mount point, or another folder in its
-    place, would accept files that no other machine ever sees.
+    Every method raises OSError if the mount fails or has disappeared. An empty mount point, or a different folder in
+    its place, would accept files that no other machine ever sees.
 
     Attributes:
         belonging: the project that must be on the mount; None allows any project.

@@ -80,7 +80,7 @@ def is_stem(text: object) -> bool:
 
 
 def hashed_name(stem: str, content: bytes) -> str:
-    """The name, without suffix, that a file with this content gets on a mount.
+    """The name, without the suffix, that a file with the given content gets on a mount.
 
     The name ends with the first digits of the content's SHA-256. The digits reveal a truncated file, and distinguish
     files with different content.

@@ -219,7 +219,9 @@ class OwnCommits(Commits):
     # -- removing ------------------------------------------------------------------------------------------------
 
     def prune(self) -> list[str]:
-        """Remove all commits except the newest two and those of their best epochs. Return the removed commits' stems.
+        """Remove all commits except the newest two and the commits of their best epochs.
+
+        Return the removed commits' stems.
 
         Also remove checkpoints that have no manifest and are too old to be published.
         """

@@ -41,11 +41,11 @@ class Place:
         return f"{self.folder}/{name}" if self.folder else name
 
     def is_manifest(self, file: CommitFile) -> bool:
-        """Whether a file in this folder is the manifest of a commit."""
+        """Whether ``file`` is the manifest of a commit."""
         return file.suffix == "json" and bool(file.digits) is self.has_hashed_manifests
 
     def is_checkpoint(self, file: CommitFile) -> bool:
-        """Whether a file in this folder is the checkpoint of a commit."""
+        """Whether ``file`` is the checkpoint of a commit."""
         return file.suffix == "pt" and bool(file.digits) is (self.has_hashed_manifests or self.has_hashed_checkpoints)
 
     def base(self, manifest: Manifest, content: bytes) -> str:

@@ -23,9 +23,9 @@ _PARITY_BINS = 160
 _TARGET_BINS = 30
 _ROC_POINTS = 400
 
-# The validation MAE has risen if its last value is more than `_RISE` times its best value. If the training MAE fell
-# meanwhile, the fold overfits if its best epoch is old or if the validation MAE rose by a factor of at least
-# `_DOUBLED`.
+# The validation MAE has risen if its last value is more than `_RISE` times its best value. A fold overfits if its
+# validation MAE rose while its training MAE fell, and either the best epoch is old or the validation MAE rose by a
+# factor of at least `_DOUBLED`.
 _RISE, _DOUBLED = 1.05, 2.0
 # The best epoch is old if enough epochs came after it: at least this fraction of all epochs, and at least this number.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
@@ -58,8 +58,8 @@ def verdict(fold: int, history: Sequence[Mapping[str, Any]]) -> Verdict:
     """Judge whether a fold overfits, from the gap between training and validation MAE and the epochs after the best
     one.
 
-    The training MAE is a mean over the whole epoch, while the model is still improving. Early in training, the training
-    MAE is therefore higher than the validation MAE. Only a training MAE below the validation MAE is a sign of
+    The training MAE is a mean over the whole epoch, while the model is still improving. So early in training, the
+    training MAE is higher than the validation MAE. Only a training MAE below the validation MAE is a sign of
     memorising.
     """
     best = best_epoch(history)
@@ -250,7 +250,7 @@ def by_atoms(predictions: Predictions) -> Trend:
 def by_target(predictions: Predictions) -> Trend:
     """Bin errors by target, in bins of equal width over the middle 99.8 % of the crystals.
 
-    The first and the last bin also contain the crystals outside this range.
+    The first and the last bin also contain the remaining 0.2 % of the crystals.
     """
     low, high = np.quantile(predictions.y_true, (0.001, 0.999))
     edges = np.linspace(low, high if high > low else low + 1e-9, _TARGET_BINS + 1)

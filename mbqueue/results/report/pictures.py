@@ -13,8 +13,8 @@ from mbqueue import files
 from mbqueue.errors import ResultsError, UsageError
 
 WIDTH_PIXELS = 1100
-#: Widths in pixels of figures that share a row on the page. At these widths, the figures look about the same in PNG
-#: files as on the page.
+#: Widths in pixels of figures that share a row on the page, chosen so that the PNG files look about the same as the
+#: page.
 _NARROW_PIXELS = {"parity": 680, "errors": 680, "by-atoms": 480, "by-target": 480, "by-elements": 480} | dict.fromkeys(
     ("roc", "reliability", "confusion"), 480
 )
