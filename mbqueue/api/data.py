@@ -24,7 +24,7 @@ class Data(OpenedProject):
     def prepare(
         self, data: DataSpec, *, target_column: str = "", seed: int = 0, progress: Progress | None = None
     ) -> LoadedData:
-        """Read a dataset and convert it to graphs in the project's cache, on all cores; `work` also does this.
+        """Read a dataset and convert it to graphs in the project's cache, on all cores. Sessions also prepare data.
 
         You can kill the process at any time; the next call resumes. If the dataset is not on this machine, the crystals
         can come from a queued experiment that was prepared with this dataset.

@@ -79,7 +79,7 @@ class LaunchedSession:
         return max(1.0, end - self.margin_seconds - now)
 
     def is_to_be_continued(self, outcome: SessionOutcome) -> bool:
-        """Whether to run the job again: true if its time ended, Slurm preempted it, or its GPU was lost.
+        """Whether the job must run again, because its session ran out of time, was preempted or lost its GPU.
 
         A new process may be able to use a GPU that this process has lost. If the GPU is broken, the new process fails
         on startup.

@@ -62,7 +62,7 @@ class OpenedProject:
     def _keep_note(self, queue: Queue, experiment: str) -> None:
         """Save the user's requests for an experiment, so that `recover` can restore them.
 
-        If the requests cannot be written, mbqueue only logs a note.
+        If the file cannot be written, mbqueue only logs a message.
         """
         from mbqueue.drive.notes import keep_note  # noqa: PLC0415 - reading commands need not wait for it
 

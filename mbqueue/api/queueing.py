@@ -208,8 +208,8 @@ class Queueing(OpenedProject):
     def cancel(self, experiment: str, *, fold: int | None = None) -> int:
         """Cancel the unfinished jobs of an experiment or fold, and return how many there were. Committed work stays.
 
-        A cancelled search starts no new trials until you call `retry`. If its newest trial had already ended, you can
-        also call `resume`, which does not run the cancelled jobs again.
+        A cancelled search starts no new trials until you call `retry`. If the search's newest trial had already ended,
+        you can also call `resume`, which does not run the cancelled jobs again.
         """
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()

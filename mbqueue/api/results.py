@@ -102,7 +102,7 @@ class Results(Searches):
         return pd.concat(frames, ignore_index=True)
 
     def model(self, experiment: str, fold: int) -> Any:
-        """Load the model of a fold's best epoch, on the CPU. For CHGNet's weights, this is a `chgnet.model.CHGNet`.
+        """Load the model of a fold's best epoch, on the CPU: a `chgnet.model.CHGNet` if the experiment uses CHGNet.
 
         Raises:
             ResultsError: if the fold has not been predicted yet, or the experiment is a blend, which has no model.

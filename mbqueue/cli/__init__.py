@@ -1,4 +1,4 @@
-"""The command line. Only this package prints, catches errors and chooses exit codes.
+"""The command line. Only this package prints output, turns errors into messages and chooses exit codes.
 
 Data goes to standard output, messages to standard error. The exit codes are 0 (done), 1 (failure), 2 (wrong usage), 75
 (stopped with work left) and 130 (interrupted). Commands import heavy packages (torch, chgnet, pymatgen) inside their

@@ -1,7 +1,8 @@
 """Record your requests for each experiment in a note, a file next to the queue.
 
-The note records how the experiment was enqueued, what is paused or cancelled, and its priorities. Every command that
-changes a request updates the note. `mbqueue recover` uses the notes to restore requests that are not in any commit.
+The note records how the experiment was enqueued, which folds are paused or cancelled, and their priorities. Every
+command that changes a pause, cancellation or priority updates the note. `mbqueue recover` restores requests from the
+notes, because commits do not contain them.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ _OVER = {State.COMMITTED, State.SKIPPED, State.CANCELLED}
 
 
 def keep_note(project: ProjectFolder, queue: Queue, name: str) -> None:
-    """Copy the requests for an experiment from the queue to their file."""
+    """Copy the user's requests for an experiment from the queue to the experiment's note."""
     write_note(project.notes_dir, requests_of(queue, name))
 
 
 def requests_of(queue: Queue, name: str) -> dict[str, Any]:
-    """Read the requests for an experiment from the queue."""
+    """Read the user's requests for an experiment (pauses, cancellations, priorities) from the queue."""
     experiment, jobs = queue.experiment(name), queue.jobs(experiment=name)
     folds = {}
     for fold in experiment.spec["folds"]:
@@ -64,7 +65,7 @@ def merged(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]
 
 
 def write_note(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write requests to the experiment's file, unless the file already contains them."""
+    """Write an experiment's note to its file, unless the file already has this content."""
     text = files.json_bytes({**content, "checksum": files.sha256_of_json(content)})
     path = folder / f"{content['spec']['name']}.json"
     with suppress(OSError):  # if the file is missing or cannot be read, write it again
@@ -79,7 +80,7 @@ def note_files(project: ProjectFolder) -> list[Path]:
 
 
 def read_notes(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Read the requests for all experiments, earliest first. Damaged files are skipped and reported to ``note``."""
+    """Read all notes, earliest experiment first. Damaged files are skipped and reported to ``note``."""
     found = []
     for path in note_files(project):
         try:

@@ -28,8 +28,8 @@ def what_is_wrong(error: Exception) -> str:
 class Listings(Generic[Parsed]):
     """Reads the listings on a mount, and reports each damaged file once.
 
-    A listing is a JSON file named by `mbqueue.storage.names.hashed_name`. Incomplete listings are kept and read again
-    next time, because their upload may not be complete.
+    A listing is a JSON file named by `mbqueue.storage.names.hashed_name`. Damaged listings are kept and read again next
+    time, because their upload may not be complete.
 
     Args:
         stem: regular expression for a listing's name without its hash. Other files are ignored.

@@ -51,7 +51,7 @@ class Setting(Section):
         step: distance between two values; None for a continuous range.
         choices: the values to try; None for a range.
         when: conditions for varying this key, as a mapping from other keys to lists of values. A trial varies this key
-            only if every key in ``when`` has a listed value in the trial. Otherwise, the trial uses the base
+            only if every key in ``when`` has a listed value in the trial; otherwise, the trial uses the base
             experiment's value.
     """
 
