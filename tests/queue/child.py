@@ -1,4 +1,9 @@
-"""A worker process for the tests of this folder: `python child.py COMMAND ADDRESS FOLDER`; it never imports torch."""
+"""A worker process for the tests in this folder.
+
+    python child.py COMMAND ADDRESS FOLDER
+
+The process never imports torch.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +47,7 @@ def stale(queue: Queue, folder: Path) -> None:
 
 
 def drain(queue: Queue, folder: Path) -> None:
-    """Wait for the parent, then claim and commit until nothing is left; print each job and its fence."""
+    """Wait for the parent, then claim and commit until no jobs are left; print each job and its fence."""
     session = queue.start_session(device="cpu", now=time.time(), alive_seconds=DAY)
     loaded = None
     say("ready")
@@ -63,7 +68,7 @@ def drain(queue: Queue, folder: Path) -> None:
 
 
 def publishing(queue: Queue, folder: Path) -> None:
-    """As `drain`, but every commit publishes a file; print a job only once its commit has returned."""
+    """Claim and commit until no jobs are left, publishing a file in each commit; print each job after its commit."""
     session = queue.start_session(device="cpu", now=time.time(), alive_seconds=DAY)
     lease = queue.claim(session, now=time.time(), lease_seconds=DAY)
     while lease is not None:

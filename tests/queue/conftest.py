@@ -103,7 +103,7 @@ class World:
         self.commit(lease)
 
     def finish(self, session: str) -> list[str]:
-        """Do every job, preferring the loaded fold as a worker does; return their labels in order."""
+        """Run all jobs, preferring the loaded fold as a worker does; return the jobs' labels in order."""
         done, loaded = [], None
         while lease := self.claim(session, loaded=loaded):
             if lease.job.fold is not None:
@@ -150,7 +150,7 @@ def _make_spec() -> Callable[..., Spec]:
 
 @dataclass
 class ModelJob:
-    """A job in the model."""
+    """A job in `Model`."""
 
     key: tuple[str, Kind, int | None, int | None]
     order: int

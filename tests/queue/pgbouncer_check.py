@@ -1,7 +1,7 @@
 """Use a queue through a real PgBouncer in transaction mode, as hosted databases often require.
 
-Not collected by pytest, since pip cannot install PgBouncer: the suite uses an imitation
-(`tests/support/transaction_pooler.py`). Install `pgbouncer` from the system's packages, then:
+pytest does not collect this file, because pip cannot install PgBouncer. The other tests use an imitation
+(`tests/support/transaction_pooler.py`). Install `pgbouncer` with the system's package manager, then run:
 
     pytest tests/queue/pgbouncer_check.py
 """
@@ -64,7 +64,7 @@ def _text(path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let leases expire as soon as the server is up."""
+    """Let leases expire as soon as the server has started."""
     monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.0)
 
 

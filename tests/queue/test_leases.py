@@ -492,7 +492,7 @@ def test_changed_data_are_refused_when_prepared_again(world):
     session = world.session()
     world.enqueue(folds=(0,), epochs=0)
     world.queue.commit(world.take(session), result={"dataset_hash": "old"}, now=world.now)
-    with world.queue.writing() as db:  # mbqueue itself never produces this state
+    with world.queue.writing() as db:  # mbqueue itself never creates such a row
         db.execute("UPDATE jobs SET state = 'waiting', result = NULL WHERE kind = 'prepare'")
     world.queue.retry("full", now=world.now)
     with pytest.raises(QueueError, match="crystals of full have changed"):

@@ -43,7 +43,7 @@ def whole(tmp_path: Path) -> Project:
 
 
 def facts_of(spec: Spec) -> dict[str, Any]:
-    """The record of how an experiment was enqueued, as in a manifest."""
+    """The entries of a manifest that record how an experiment was enqueued."""
     results = f"results/daily/2026-01-01/{spec.name}"
     return {"spec": spec.to_json(), "results_dir": results, "priority": 0, "enqueued_at": 1.0, "prepare": None}
 
@@ -62,7 +62,7 @@ def put(folder: ProjectFolder, name: str, clock: ManualClock) -> None:
 
 
 def ignored(_text: str) -> None:
-    """Ignore a note."""
+    """Do nothing."""
 
 
 def test_a_note_that_a_killed_process_left_half_written_is_no_lost_experiment(whole: Project) -> None:
@@ -82,7 +82,7 @@ def test_a_note_that_a_killed_process_left_half_written_is_no_lost_experiment(wh
 
 @pytest.mark.parametrize("damaged", ["checkpoints/head_finetune/fold_0/e0001-done-f*.json", "wanted/*.json"])
 def test_a_damaged_file_does_not_prove_that_a_queue_was_lost(whole: Project, damaged: str) -> None:
-    """The session that finds the damage sets the file aside or skips it."""
+    """A session that finds the damaged file sets it aside or skips it."""
     (path,) = (whole.folder.root / "state").glob(damaged)
     content = path.read_text()
     with open_queue(whole.folder, read_only=True) as queue:
@@ -116,7 +116,7 @@ def test_after_recover_a_queue_lacks_nothing(whole: Project, state: str, caplog:
 @pytest.mark.parametrize("is_noted", [True, False])
 @pytest.mark.parametrize("has_commits", [True, False])
 def test_recover_merges_the_folds_of_two_queues(whole: Project, is_noted: bool, has_commits: bool) -> None:
-    if has_commits:  # remove the lost queue's note, so that `recover` uses the commits
+    if has_commits:  # `recover` must use the commits, so remove the note about the experiment
         (whole.folder.notes_dir / "head_finetune.json").unlink()
     else:
         (whole.folder.checkpoints_dir("head_finetune", 0) / "e0001-done-f0001.json").unlink()
@@ -201,7 +201,7 @@ def test_a_new_machine_on_a_drive_lacks_nothing(
     assert Publisher(first, None, note=ignored, clock=clock).round()
     enter(second, note=ignored, clock=clock)
     put(second, "full_finetune", clock)
-    first.queue_db.unlink()  # the first machine has lost its queue
+    first.queue_db.unlink()  # the first machine loses its queue
     enter(first, note=ignored, clock=clock)
     open_queue(first, refuses=anything).close()
     assert LACKS not in caplog.text
@@ -254,7 +254,7 @@ def test_a_queue_on_a_server_says_what_it_lacks(
         with pytest.raises(QueueLost, match=r"or is still in .*queue\.db \(mbqueue migrate-queue"):
             command()
     assert not exists(url)
-    with open_on_server(url) as queue:  # earlier versions could start a second queue
+    with open_on_server(url) as queue:  # create a second queue, which earlier versions could do
         queue.enqueue(spec_of(whole, "full_finetune"), results_dir="results/daily/2026-01-01/x", now=0.0)
     on_server.status()
     assert LACKS not in caplog.text, "its experiments are in the file, which is whole"

@@ -1,4 +1,4 @@
-"""Each command reports a lost queue whose work exists. No command creates a new queue, and `recover` rebuilds it."""
+"""If the queue is lost, commands report the loss and create no new queue, and `recover` rebuilds the queue."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_every_command_says_what_is_lost_and_changes_nothing(
     except QueueLost as error:
         is_refused, told = True, str(error)
     except MbqueueError:
-        pass  # some commands fail for other reasons, such as missing results
+        pass  # some commands fail for a different reason, such as missing results
     assert is_refused is refuses(command, state), told
     told += caplog.text
     assert said in told

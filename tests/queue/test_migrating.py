@@ -161,7 +161,7 @@ def test_a_file_that_is_there_is_not_overwritten(used, url, make_spec, monkeypat
         Project(used.root).migrate_queue("sqlite")
     assert used.queue_db.read_bytes() == before
     with open_on_server(url, read_only=True) as queue:
-        assert queue.experiments()  # nothing was moved
+        assert queue.experiments()  # the queue is still on the server
 
 
 def test_a_moved_queue_names_its_new_address_and_refuses_work(used, url, monkeypatch):
@@ -192,7 +192,7 @@ def test_a_moved_queue_is_replaced_only_with_force(used, url):
     Project(used.root).migrate_queue(url)
     with pytest.raises(QueueMoved, match="recover --force"):
         Project(used.root).recover()
-    with pytest.raises(QueueError, match="nothing to rebuild"):  # this project has no checkpoints
+    with pytest.raises(QueueError, match="nothing to rebuild"):  # because the project has no checkpoints
         Project(used.root).recover(force=True)
     assert list(used.queue_db.parent.glob("queue.db.replaced-*"))
 
@@ -401,7 +401,7 @@ def test_on_a_clusters_file_system_the_commits_and_results_come_along_both_ways(
 
 
 def test_every_table_of_a_queue_is_copied(world):
-    """The copy must include tables that later schemas add."""
+    """This test fails if a future schema adds a table that the copy leaves out."""
     of_sqlite = "SELECT name FROM sqlite_master WHERE type = 'table'"
     of_postgresql = (
         "SELECT table_name AS name FROM information_schema.tables "

@@ -51,7 +51,7 @@ class Mix:
         self._troubles: list[BaseException] = []
 
     def run(self) -> None:
-        """Run all threads; only a lost lease may fail."""
+        """Run all threads, and check that they raised no errors except for lost leases."""
         actions = [(self._work, seed) for seed in range(WORKERS)] + [(self._steer, seed) for seed in range(STEERERS)]
         threads = [threading.Thread(target=self._noting_trouble, args=action) for action in actions]
         for thread in threads:
@@ -79,7 +79,7 @@ class Mix:
             if lease is None:
                 try:
                     lease = queue.claim(session, now=time.time(), lease_seconds=seconds, loaded=loaded)
-                except QueueError:  # another thread has ended this session
+                except QueueError:  # a different thread has ended this session
                     assert self._ending_others
                     session = self._session(queue)
                 if lease is None:

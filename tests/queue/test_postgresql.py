@@ -1,4 +1,4 @@
-"""What only a queue on PostgreSQL has: a dialect, one clock, wake-up, roles, secrets and a versioned schema."""
+"""Features of a queue on PostgreSQL only: its dialect, single clock, wake-ups, roles, secrets and versioned schema."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_block_without_statements_opens_no_transaction(queue, url, postgres_se
 
 def test_a_waiting_worker_is_woken_when_there_is_something_to_claim(queue, url, make_spec, monkeypatch):
     monkeypatch.setattr(listening, "LONGEST_WAIT_SECONDS", 60.0)
-    # On a slow machine, the check that notifications arrive must not time out.
+    # Allow enough time for the check that notifications arrive, even on a slow machine.
     monkeypatch.setattr(listening, "_PROOF_SECONDS", 60.0)
     over = threading.Event()
     queue.database.wait(60.0, over.wait)  # the first wait on a connection returns immediately
@@ -236,7 +236,7 @@ def test_a_newer_schema_is_refused(queue, url, postgres_server, read_only):
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
-#: A query that lists a schema's definitions, without the columns of the table `receipts`.
+#: A query that lists all definitions in a schema, except for the columns of the table `receipts`.
 DEFINITIONS = """
     SELECT 'column', table_name || '.' || column_name, data_type || is_nullable || coalesce(column_default, '')
     FROM information_schema.columns WHERE table_schema = '{schema}' AND table_name <> 'receipts'
@@ -257,7 +257,7 @@ def definitions(postgres_server, url):
 
 
 def make_old(postgres_server, url, version, source):
-    """Create a queue with an earlier version's schema, and fill it with the rows of another queue."""
+    """Create a queue with an earlier version's schema, and copy the rows of the queue ``source`` into it."""
     place = parse_address(url).schema
     made = [(FIXTURES / f"postgresql_{number}.sql").read_text(encoding="utf-8") for number in range(1, version + 1)]
     script = "\n".join(made).replace("{schema}", place).replace("{channel}", "mbqueue")

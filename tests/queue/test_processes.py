@@ -84,7 +84,7 @@ def test_sigkill_during_commits_leaves_no_partial_commit_and_loses_none(world, t
         until(lambda: postgres_server.sql(_TRANSACTIONS) == [(0,)])
     jobs = {job.id: job for job in world.queue.jobs()}
     committed = {job_id for job_id, job in jobs.items() if job.state is State.COMMITTED}
-    # Every acknowledged commit is in the queue, and at most one commit was not acknowledged.
+    # The queue contains every commit that a worker reported, and at most one that no worker reported.
     assert {int(line) for line in said} <= committed
     assert len(committed) - len(said) <= 1
     published = {tuple(int(part) for part in path.name.split("-")) for path in files.iterdir()}
@@ -92,7 +92,7 @@ def test_sigkill_during_commits_leaves_no_partial_commit_and_loses_none(world, t
     assert {(job_id, jobs[job_id].fence) for job_id in committed} <= published
     (orphan, *more) = published - {(job_id, jobs[job_id].fence) for job_id in committed} or [None]
     assert more == []
-    if orphan is not None:  # the worker died after it had published a file and before its transaction committed
+    if orphan is not None:  # the worker died after publishing this file and before committing its transaction
         assert jobs[orphan[0]].state is State.LEASED
     for job in committed:
         kinds = {event.to_state for event in world.queue.events(limit=100_000) if event.job_id == job}

@@ -24,7 +24,7 @@ def _filled(path, spec, n_experiments) -> Queue:
             priority=number % 3,
         )
     session = queue.start_session(device="cpu", now=1.0, alive_seconds=1e9)
-    with queue.writing() as db:  # reach this state without thousands of commits
+    with queue.writing() as db:  # write the rows directly, because thousands of commits would take too long
         for claims in ("kind = 'prepare'", *(f"epoch = {epoch}" for epoch in range(1, 6))):
             half = f"{claims} AND experiment_id % 2 = 0"
             db.execute(f"UPDATE jobs SET state = 'ready' WHERE state = 'waiting' AND {half}")
@@ -82,7 +82,7 @@ def test_the_overview_of_102_000_jobs_takes_as_many_steps_a_job_as_that_of_204(s
 
 
 def _worker(queue):
-    """Start a session; return name → action of a worker. Each action leaves the queue as it was."""
+    """Start a session, and return a worker's actions by name; each action restores the queue's previous state."""
     session = queue.start_session(device="cpu", now=2.0, alive_seconds=1e9)
     claim = partial(queue.claim, session, now=2.0, lease_seconds=60)
     loaded = (2, 0)  # fold 0 of experiment 2, with five committed epochs

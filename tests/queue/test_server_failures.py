@@ -30,7 +30,7 @@ from mbqueue.queue.postgresql.server import PostgresServer, exists
 
 @pytest.fixture(autouse=True)
 def _no_grace(monkeypatch) -> None:
-    """Let leases expire as soon as the server is up."""
+    """Let leases expire as soon as the server has started."""
     monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.0)
 
 
@@ -271,7 +271,7 @@ def test_a_server_that_stays_down_is_an_error(queue, postgres_server, monkeypatc
 
 @contextmanager
 def _frozen(pid: int, *, seconds: float) -> Iterator[None]:
-    """Freeze a process, at most this long."""
+    """Freeze a process within a ``with`` block, for at most this many seconds."""
     os.kill(pid, signal.SIGSTOP)
     wakes = threading.Timer(seconds, os.kill, [pid, signal.SIGCONT])
     wakes.start()
@@ -450,7 +450,7 @@ def test_concurrent_commits_of_two_folds_make_the_dependent_job_ready(queue, url
     end = PostgresServer._commit
 
     def end_together(self, client) -> None:
-        with suppress(threading.BrokenBarrierError):  # the barrier times out if one thread waits for a lock
+        with suppress(threading.BrokenBarrierError):  # the wait times out if the other thread is waiting for a lock
             both_done.wait(2.0)
         end(self, client)
 

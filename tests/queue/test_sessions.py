@@ -74,7 +74,7 @@ def test_a_killed_process_that_is_still_a_zombie_counts_as_dead():
     identity = ProcessIdentity("here", boot_id(), process.pid, None)
     assert not is_known_dead(identity)
     process.kill()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # the process is a zombie now
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # from here on, the process is a zombie
     assert is_known_dead(identity)
     process.communicate()
 

@@ -1,4 +1,4 @@
-"""A SQLite file may be old, new, damaged or read-only."""
+"""Queue files that are old, too new, damaged or read-only."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_database_of_every_version_opens_and_works(tmp_path, version):
 
 @pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION + 1))
 def test_the_definitions_of_every_version_are_known(tmp_path, version):
-    """A snapshot on a drive may come from an older mbqueue, and must have exactly these definitions."""
+    """mbqueue accepts a snapshot from an earlier version only if its definitions are exactly those of that version."""
     with closing(sqlite3.connect(tmp_path / "queue.db")) as connection:
         connection.executescript((FIXTURES / f"schema_{version}.sql").read_text(encoding="utf-8"))
         assert sqlite_schema.definitions(connection) == sqlite_schema.expected_definitions(version)

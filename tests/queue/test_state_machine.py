@@ -1,8 +1,8 @@
 """Run random commands on the queue and on a simple model of it, and compare the two.
 
-The queue must also keep these invariants. Each epoch of a fold is committed once, unless it is rewound. Epochs of a
-fold are committed in order. A session with an old fence changes nothing. No acknowledged commit is lost. Attempts are
-bounded, and so are rewinds of a job between two commits.
+The tests also check invariants. Each epoch of a fold is committed once, unless it is rewound. Epochs of a fold are
+committed in order. A session with an outdated fence changes nothing. No acknowledged commit is lost. A job's attempts
+are limited, and so are its rewinds between two commits.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ Key = tuple[str, Kind, int | None, int | None]
 
 
 def result_of(epoch: int | None) -> dict[str, Any]:
-    """The result of a job, which is the same whichever session trains the epoch."""
+    """The result of a job, which does not depend on the session that runs the job."""
     return {"dataset_hash": "d"} if epoch is None else {"dataset_hash": "d", "epoch": epoch, "val_mae": 1 / epoch}
 
 
 def skipping(*, stops: bool, prunes: bool) -> dict[str, Any]:
-    """The options of a commit that ends its fold, or prunes the whole trial."""
+    """The options of a commit that stops its fold early, prunes its trial, or does neither."""
     why = f"{PRUNED}machine" if prunes else "machine"
     return {"skip_rest": why if stops else None, "prunes": stops and prunes}
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Runs commands on one queue. `given` contains all leases so far, most of which are no longer valid."""
+    """Runs commands on one queue, and keeps all leases in `given`, including those that are no longer valid."""
 
     open_queue: Callable[[Path], Queue]
     make_model: Callable[[], Any]
@@ -148,7 +148,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), jobs=st.integers(1, 6))
     def work(self, data, jobs):
-        """Let a healthy session do some jobs."""
+        """Let a session run some jobs without any failure."""
         lease = self.claim(data.draw(st.sampled_from(self.sessions)), None)
         for _ in range(jobs):
             if lease is None:
@@ -183,11 +183,11 @@ class QueueMachine(RuleBasedStateMachine):
         self.given.append(lease)
         return lease
 
-    # Random commands seldom reach the difficult states, so some commands lead there directly.
+    # Random commands seldom reach the difficult states, so the following commands lead to them directly.
 
     @rule(data=st.data(), fold=FOLDS)
     def finish_a_fold(self, data, fold):
-        """Let a healthy session finish a fold."""
+        """Let a session finish a fold without any failure."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         session = self.living_session()
         for _ in range(EPOCHS + 3):
@@ -408,7 +408,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), gives_up=st.booleans(), retried=st.booleans())
     def prune(self, data, gives_up, retried):
-        """Prune a trial, unless a session holds one of its jobs; then perhaps give up its checkpoints, or retry it."""
+        """Prune a trial, unless a session holds one of its jobs; then maybe discard its checkpoints or retry it."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         jobs = self.model.of(name)
         is_held = any(job.state is State.LEASED for job in jobs)
@@ -507,7 +507,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), fold=FOLDS, whys=st.sampled_from(["same", "another"]), commits=st.booleans())
     def find_damage_again_and_again(self, data, fold, whys, commits):
-        """Train a fold up to its prediction, let the session find damage and rewind, and repeat."""
+        """Several times: train a fold up to its prediction, then let the session find damage and rewind the fold."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         for time in range(MAX_REWINDS + 2):
             session = self.living_session()
@@ -534,7 +534,7 @@ class QueueMachine(RuleBasedStateMachine):
         skip_rest=st.booleans(),
     )
     def adopt(self, data, fold, epochs, differs_from, fence, is_within, skip_rest):
-        """Adopt another machine's chain of commits, which differs from some epoch on."""
+        """Adopt a chain of commits from a different machine, whose results may differ from some epoch on."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         jobs = [job for job in self.model.of(name, fold) if job.key[1] is Kind.TRAIN]
         prepare = self.model.jobs[(name, Kind.PREPARE, None, None)]
@@ -670,7 +670,7 @@ class QueueMachine(RuleBasedStateMachine):
         return job if job.state is State.LEASED and job.fence == lease.fence else None
 
     def attempt(self, lease: Lease, write: Callable[[], object]) -> Any:
-        """Write under a lease: this must work if the lease is valid, and raise LeaseLost if not."""
+        """Check that a write under a lease works if the lease is valid, and raises LeaseLost if not."""
         job = self.held(lease)
         if job is None:
             with pytest.raises(LeaseLost):
@@ -680,7 +680,7 @@ class QueueMachine(RuleBasedStateMachine):
         return job
 
     def some_lease(self, data: st.DataObject) -> Lease:
-        """Draw a lease that was ever given; most draws are valid leases."""
+        """Draw one of all leases so far, usually one that is still valid."""
         good = [lease for lease in self.given if self.held(lease)]
         return data.draw(st.sampled_from(good if good and data.draw(st.integers(0, 3)) else self.given))
 
@@ -712,6 +712,6 @@ def test_any_order_of_commands_agrees_with_the_model(open_queue_in, make_model):
             max_examples=50,
             stateful_step_count=40,
             deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],  # disks may be slow and CPUs busy
+            suppress_health_check=[HealthCheck.too_slow],  # the test machine may have a slow disk or a busy CPU
         ),
     )

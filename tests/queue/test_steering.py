@@ -9,7 +9,7 @@ from mbqueue.queue.steering import MAX_REWINDS
 
 
 def _trained(world, *, epochs=3, folds=(0,)):
-    """Do all jobs; return the session."""
+    """Enqueue an experiment, and run all its jobs; return the session that ran them."""
     session = world.session(alive_seconds=1e9)
     world.enqueue(folds=folds, epochs=epochs)
     world.finish(session)
@@ -211,7 +211,7 @@ def test_rewinding_restores_epochs_skipped_by_early_stopping(world):
 
 
 def find_damage(world, session, why):
-    """Let the fold's predict find the last epoch damaged; then train that epoch again."""
+    """Train a fold, and rewind it from its predict job as if the last epoch were damaged; return the job's lease."""
     lease = world.take(session)
     while lease.job.kind != "predict":
         world.commit(lease)

@@ -35,7 +35,7 @@ ENQUEUE += ("--set", "data.limit=24", "--set", "train.batch_size=8")
 WORK = ("work", "--device", "cpu", "--session", "none")
 #: Settings that write a checkpoint after every step.
 SETTINGS = "checkpoint_minutes = 1e-6\nlease_seconds = 60.0\n"
-#: Settings for a project folder that stands in for a mount. The live folder is next to the project folder.
+#: Settings for a project folder that stands in for a mount, with the live folder next to the project folder.
 ON_A_DRIVE = SETTINGS + 'live_dir = "../live"\n'
 
 
@@ -46,12 +46,12 @@ def tell(text: str) -> None:
 
 
 def share_of(points: Sequence[int]) -> list[int]:
-    """The points in the share that MBQUEUE_SHARE selects."""
+    """The part of ``points`` that MBQUEUE_SHARE selects."""
     return list(points[SHARE - 1 :: SHARES])
 
 
 def points_of(name: str, n_operations: int, *, sample: int) -> list[int]:
-    """The operations to try: all of this share, or a sample spread over the whole run."""
+    """The operations at which to kill: all that MBQUEUE_SHARE selects, or a sample spread over the whole run."""
     if LONG:
         return share_of(range(1, n_operations + 1))
     chance = random.Random(f"{SEED} {name}")
@@ -94,16 +94,16 @@ class Lab:
 
     @property
     def commands(self) -> tuple[tuple[str, ...], ...]:
-        """The commands from `init` to the last session; each can be repeated."""
+        """The commands that run an experiment, from `init` to `work`; each command can be repeated."""
         return ("init", str(self.root)), self.enqueue, WORK
 
     def make(self) -> None:
-        """Create the empty folder with its settings, as a person would."""
+        """Create a folder that contains only the settings file."""
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "mbqueue.toml").write_text(self.settings)
 
     def live(self, fault: Fault | None = None, **options: Any) -> int:
-        """Run `init`, `enqueue` and `work` on whatever exists."""
+        """Run `init`, `enqueue` and `work`, in whatever state the project is."""
         return self.warm.run(self.root, *self.commands, log=self.log, fault=fault, watched=self.folder, **options)
 
     def work(self, fault: Fault | None = None, command: Sequence[str] = WORK, **options: Any) -> int:
@@ -129,7 +129,7 @@ class Lab:
             assert {job.state for job in queue.jobs()} == {State.COMMITTED}
 
     def check_queue(self, *, preemptions: int | None = None, may_fail: bool = False, may_rewind: bool = False) -> None:
-        """Check the database, that every job was committed once, and that no attempt failed unless allowed."""
+        """Check that the database is intact, every job was committed once, and no attempt failed unless allowed."""
         self.check_database()
         with Queue(self.project().queue_db, read_only=True) as queue:
             jobs, events = queue.jobs(), queue.events(limit=10**6)
@@ -142,7 +142,7 @@ class Lab:
             assert sum(job.preemptions for job in jobs) <= preemptions
 
     def age_left_overs(self) -> None:
-        """Make leftovers of dead processes an hour old: younger ones might belong to a live process."""
+        """Make leftover files an hour old, because newer files might belong to a live process."""
         for path in self.left_over():
             os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600))
 

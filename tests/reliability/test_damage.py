@@ -24,8 +24,8 @@ class Target:
 
     Attributes:
         name: glob pattern of the files, relative to the project.
-        is_checked: whether a checksum covers every byte. Otherwise damage to unused bytes (blanks, padding, free pages)
-            may go unnoticed if the results are the same.
+        is_checked: whether a checksum covers every byte. Without one, damage to unused bytes (blanks, padding, free
+            pages) may go unnoticed if the results are the same.
     """
 
     name: str
@@ -147,7 +147,7 @@ def damage_in_many_places(warm: Warm, tmp_path: Path, straight: Straight, base: 
 
 
 def damages(whole: bytes, chance: random.Random) -> list[tuple[str, bytes]]:
-    """Yield damaged contents as (description, content): flipped bits, at first near the start, and cut-off files."""
+    """Damage a file's content in several ways; return (description, content) with flipped bits or a lost end."""
     found = []
     for number in range(FLIPS):
         place = chance.randrange(min(100, len(whole)) if number % 4 == 0 else len(whole))
@@ -165,7 +165,7 @@ def survive(lab: Lab, straight: Straight, path: Path, whole: bytes, target: Targ
     """Resume, follow the error message if there is one, and compare; return the outcome."""
     lab.log.unlink()
     if path.name == f"{EXPERIMENT}.toml":
-        # Only a second `enqueue` reads the experiment file again, and it refuses a damaged file.
+        # Only `enqueue` reads the experiment file, and refuses it if it is damaged.
         code = lab.warm.run(lab.root, ENQUEUE, log=lab.log)
         assert code in {0, 1, 2}
         assert (code == 0) == ("already in the queue with this spec" in lab.said)

@@ -19,7 +19,7 @@ ARCHIVE = "kept.tar"
 
 
 def jobs(number: int) -> tuple[str, ...]:
-    """The arguments for a session of this many jobs."""
+    """The arguments of a session that runs this many jobs."""
     return (*WORK, "--max-jobs", str(number))
 
 
@@ -43,13 +43,13 @@ def leave(_lab: Lab) -> None:
 
 @dataclass(frozen=True)
 class Keeping:
-    """A command to kill, and the state of the project before the command.
+    """A command to kill, and what happens to the project before the command runs.
 
     Attributes:
-        sample: number of deaths in a short test run.
+        sample: number of kills in a short test run.
         happened: a function that damages the project before the command runs.
         names: if the next session cannot resume, its error must contain one of these words.
-        is_enough: part of the command's output when it is repeated although nothing was left to do.
+        is_enough: part of the command's output when it runs again with nothing left to do.
     """
 
     name: str
@@ -82,7 +82,7 @@ KEEPINGS = [
 
 
 class Templates:
-    """Half-trained projects to copy, each made once, and next to each an archive that is one job older."""
+    """Half-trained projects for copying, each created once, with an archive that is one job older."""
 
     def __init__(self, warm: Warm, base: Path) -> None:
         self._warm, self._base = warm, base
@@ -101,7 +101,7 @@ class Templates:
         return lab
 
     def copy(self, keeping: Keeping, folder: Path) -> Lab:
-        """A copy of the project in the state that the command finds."""
+        """Copy the project, and put the copy into the state in which the command starts."""
         template = self.of(keeping.on_a_drive)
         shutil.copytree(template.folder, folder)
         lab = Lab(self._warm, folder, settings=keeping.settings)
@@ -152,7 +152,7 @@ def die_and_go_on(lab: Lab, straight: Straight, keeping: Keeping, point: int) ->
     code = lab.work(Fault(at=point), command=command)
     assert code in {0, -signal.SIGKILL}, code
     lab.age_left_overs()
-    # At every second operation, run a session before repeating the command.
+    # For every second point, run a session before repeating the command.
     if point % 2 and keeping.names and lab.work() == 0:
         check(lab, straight)
         return int(code != 0)

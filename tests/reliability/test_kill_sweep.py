@@ -39,8 +39,8 @@ from .conftest import (
     tell,
 )
 
-#: Runs differ by up to this many operations, because heartbeats depend on the clock. On a drive, runs differ more,
-#: because a thread publishes during training and its timing varies.
+#: By how many operations two runs may differ, because heartbeats depend on the clock. On a drive, two runs may differ
+#: by more operations, because a thread publishes during training and its timing varies.
 CLOCKED, CLOCKED_ON_A_DRIVE = 30, 150
 
 
@@ -89,11 +89,11 @@ def test_an_experiment_that_dies_at_an_operation_and_again_recovering_equals_an_
 
 
 def sweep(straight: Straight, death: Death, operations: list[str], lab_at: Callable[[str], Lab]) -> None:
-    """For each point, kill an experiment in a new folder at that operation, and again while it recovers."""
+    """For each point, start an experiment in a new folder, kill it at that operation, and again while it recovers."""
     reached, deaths, wrong = 0, 0, []
     points = points_of(death.name, len(operations), sample=death.sample)
     for tried, point in enumerate(points, start=1):
-        # Seed the second kill with the first, so that a repeated or split run kills at the same operations.
+        # The first kill determines the second, so that a repeated or split run kills at the same operations.
         chance = random.Random(f"{SEED} {death.name} {point}")
         lab = lab_at(str(point))
         # If `again` is beyond the last operation, the recovery finishes without a second kill.
@@ -157,7 +157,7 @@ class MadeLab(Lab):
             shutil.copytree(self.members, self.root)
 
     def results(self, fold: int = 0) -> Any:
-        """The experiment's files without times: predictions, the model if it has one, scores and weights."""
+        """All results except times: the predictions, the scores, and the model and weights if there are any."""
         with Queue(self.project().queue_db, read_only=True) as queue:
             folder = self.root / queue.experiment("made").results_dir
         content = read_recorded(folder).content
@@ -201,7 +201,7 @@ def test_an_experiment_made_from_others_that_dies_twice_equals_an_uninterrupted_
 
 
 def die_twice(lab: Lab, straight: Straight, death: Death, point: int, again: int, n_operations: int) -> int:
-    """Die, perhaps die again, then finish; return the number of deaths."""
+    """Kill an experiment once or twice, then let it finish; return the number of kills."""
     lab.make()
     code = lab.live(Fault(at=point, action=death.action))
     if code == 0:

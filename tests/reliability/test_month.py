@@ -1,4 +1,4 @@
-"""Rehearse a month: five folds of a full finetune in many sessions that all end badly."""
+"""Simulate a month of training: five folds of a full finetune, in many sessions that all end badly."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ CODES = {
 #: machine performs about 100 operations before training starts.
 SHORTEST, LONGEST = 8, 60 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
-#: End the first `LEAST_SESSIONS` sessions within this many operations, so that the run does not finish before each way
-#: to end a session has occurred.
+#: The maximum number of operations in the first `LEAST_SESSIONS` sessions. With longer sessions, the run might finish
+#: before each way to end a session has occurred.
 LONGEST_AT_FIRST_ON_A_DRIVE = 330 if LONG else 170
 
 
@@ -108,7 +108,7 @@ def report(where: str, endings: list[str], timing: Timing, straight: Timing) -> 
 
 
 def next_ending(chance: random.Random, before: list[str]) -> str:
-    """Choose how the next session ends: first each ending once, then a random one."""
+    """Choose how the next session ends: at first, use each way once, then choose at random."""
     if len(before) < len(ENDINGS):
         return list(ENDINGS)[len(before)]
     assert len(before) < 40 * LEAST_SESSIONS, f"MBQUEUE_TEST_SEED={SEED}: it does not come to its end"
@@ -136,7 +136,7 @@ def test_a_month_of_sessions_that_all_end_badly_equals_one_uninterrupted_run(
             "deadline": None,
             "SIGTERM": Fault(at=at, action="end"),
             "SIGKILL": Fault(at=at),
-            # This project has no live folder, so a lost mount makes all its files unreadable.
+            # The project has no live folder, so a lost mount makes all the project's files unreadable.
             "lost mount": Fault(at=at, action="fail", number=errno.ENOTCONN, for_good=True),
         }[ending]
         trace, began = month.folder / f"trace{len(endings)}", time.monotonic()
@@ -160,10 +160,10 @@ class MonthOnADrive:
         self.machines = 0
         self._new_machine()
         assert warm.run(self.lab.root, *self.lab.commands[:2], log=self.lab.log, watched=folder) == 0, self.lab.said
-        self.drive.settle()  # let the drive upload the enqueued experiment
+        self.drive.settle()  # wait until the drive has uploaded the enqueued experiment
 
     def _new_machine(self) -> None:
-        """Start a new machine that sees a part of the drive; the previous machine's disk is lost."""
+        """Replace the machine: the new machine sees part of the drive, and the previous machine's disk is lost."""
         self.client: Client = self.drive.connect()
         self.machines += 1
         settings = SETTINGS + 'live_dir = "../../live"\n'
@@ -177,7 +177,7 @@ class MonthOnADrive:
         return not self.client.is_mounted
 
     def go_on(self, ending: str) -> None:
-        """Upload some of the written files; then lose the machine, or bring its mount back."""
+        """Let the drive upload some files; then replace the machine, or mount the drive again."""
         if ending in {"SIGTERM", "deadline"} and self._chance.random() < 0.7:
             self.drive.settle()  # a session's `end_command` may wait until the drive has uploaded everything
         for _ in range(self._chance.randrange(1, 4)):

@@ -66,7 +66,7 @@ class Searched:
 
     @property
     def shown(self) -> list[Any]:
-        """The numbers, settings, states and learning curves of all trials, which deaths must not change."""
+        """All trials' numbers, settings, states and learning curves, which must not depend on kills."""
         return [(one.number, dict(one.settings), one.state, dict(one.curves)) for one in self.trials]
 
     @property
@@ -123,7 +123,7 @@ def by_themselves(warm: Warm, folder: Path, found: dict[str, dict[str, Any]]) ->
 
 
 def work_and_die(lab: Lab, chance: random.Random, seconds: float, *, workers: int, deaths: int) -> int:
-    """Run sessions until nothing is left; kill them at random moments while ``deaths`` are left."""
+    """Run sessions until no jobs are left; kill sessions at random moments until ``deaths`` have been killed."""
     died = 0
     while True:
         started = [lab.warm.start(lab.root, WORK, log=lab.log, patience=550) for _ in range(workers)]
@@ -140,7 +140,7 @@ def work_and_die(lab: Lab, chance: random.Random, seconds: float, *, workers: in
 
 @pytest.fixture(scope="module")
 def undisturbed(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Searched, float]]:
-    """Sampler → the search of one undisturbed worker, and its duration in seconds."""
+    """For each sampler, a search by one uninterrupted worker, and the search's duration in seconds."""
     found = {}
     for sampler in (TPE, RANDOM):
         lab = make(warm, tmp_path_factory.mktemp("undisturbed"), sampler)
