@@ -79,7 +79,7 @@ class LaunchedSession:
         return max(1.0, end - self.margin_seconds - now)
 
     def is_to_be_continued(self, outcome: SessionOutcome) -> bool:
-        """Whether the job must run again, because its session ran out of time, was preempted or lost its GPU.
+        """Whether the session ran out of time, was preempted or lost its GPU, so that the job must run again.
 
         A new process may be able to use a GPU that this process has lost. If the GPU is broken, the new process fails
         on startup.
