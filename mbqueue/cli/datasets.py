@@ -208,7 +208,7 @@ def _progress_line(what: str) -> Callable[[int, int], None]:
     from mbqueue.session.narration import amount_of
 
     said = float("-inf")
-    begin: tuple[float, int] | None = None  # time, and work done, at the first call with progress
+    begin: tuple[float, int] | None = None  # when progress was first reported, and the work done by then
 
     def advanced(done: int, total: int) -> None:
         nonlocal said, begin

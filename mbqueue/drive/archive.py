@@ -217,7 +217,7 @@ def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, byt
 
 
 def _commits(folder: Path) -> dict[str, bytes]:
-    """Read a fold's newest commit and the commit of its best epoch; no commit is made between the two reads."""
+    """Read a fold's newest commit and the commit of its best epoch, both from the same moment."""
     wrong: dict[str, str] = {}
     commits = Commits(in_folder(folder), named_after(folder), wrong.__setitem__)
     for _ in range(_TRIES):

@@ -33,7 +33,7 @@ def enqueued_facts(experiment: Experiment, jobs: Iterable[Job] = ()) -> dict[str
     """Make a record for manifests and listings, from which an experiment can be enqueued again.
 
     Args:
-        jobs: the experiment's jobs, for the result of its `prepare` job.
+        jobs: the experiment's jobs. The result of its `prepare` job becomes part of the record.
     """
     return {
         "spec": experiment.spec,

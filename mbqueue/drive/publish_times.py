@@ -29,7 +29,8 @@ class Rounds:
             queue.note(published_note(seconds), by=self._session, now=ended_at)
 
 
-#: Writing a file with fewer bytes measures the fixed time per file; writing a larger file measures the time per byte.
+#: A file with fewer bytes counts as small: mbqueue measures the fixed time per file with small files, and the time per
+#: byte with larger ones.
 SMALL_FILE = 1_000_000
 
 

@@ -1,9 +1,9 @@
 """Resume a project on a mount from where its last session stopped.
 
 A new live folder starts with the newest intact snapshot of the queue. At the start, and while other sessions are
-running, mbqueue compares everything published with the live state. Experiments that exist only in another database are
-enqueued. Folds that have advanced further on the mount are adopted, with their verified files and results. Recorded
-work is queued again if its files are missing.
+running, mbqueue compares everything published with the live state. mbqueue enqueues experiments that exist only in
+another database. If a fold is further along on the mount, mbqueue adopts the fold's verified files and results. If the
+files of a recorded job are missing, mbqueue queues the job again.
 """
 
 from __future__ import annotations
