@@ -19,12 +19,12 @@ class Dialect(ABC):
         row_id: the type of an auto-incrementing primary key.
         integer, bigint, real, text: types of columns; PostgreSQL stores an ``integer`` in 32 bits.
         table: the text at the end of a table's definition.
-        keyed_table: the same for a table in which every column belongs to the key.
-        often_changed: the same for a table whose rows change often.
+        keyed_table: the text at the end of the definition of a table in which every column belongs to the key.
+        often_changed: the text at the end of the definition of a table whose rows change often.
         lock, skip_locked: text that ends a SELECT and locks the selected rows; ``skip_locked`` also skips rows that are
             locked already.
         or_else: the SQL function that returns its first argument that is not NULL, as used in the index jobs_identity.
-        claim_covers: extra columns for the index that is searched by each claim.
+        claim_covers: extra columns for the index that each claim searches.
         board_index: text in the dashboard's query, after the table's name, that forces the use of one index.
     """
 

@@ -105,12 +105,12 @@ class Job:
         started: whether a session has worked on this job, or on an earlier job of its fold.
         fence: the number of times that the job has been claimed; a write with an older fence changes nothing.
         session: the session that holds the lease, or None.
-        affinity: the session that last worked on this fold; while that session is live and idle, others do not claim
-            the job.
+        affinity: the session that last worked on this fold; other sessions do not claim the job while that session is
+            live and idle.
         failures: the number of attempts that ended with an error.
         preemptions: the number of attempts that were preempted.
-        lost_in_a_row: how many times, since work was last saved, the lease expired or the session that held it died.
-        not_before: earliest time of the next attempt (seconds since the epoch), 0 for immediately.
+        lost_in_a_row: how many times the lease expired or its holder died since work was last saved.
+        not_before: earliest time of the next attempt, in seconds since the epoch; 0 if the job need not wait.
         progress: the progress of an unfinished job that a worker last saved; None once the job is finished.
         error: traceback of the last failure.
     """

@@ -52,7 +52,7 @@ class Lost:
     Attributes:
         fold: the missing fold, or None if the whole experiment is missing.
         is_of_other_spec: whether the queue has an experiment with the same name and a different spec.
-        is_of_known_search: whether a search in the queue would reuse this name for a new trial.
+        is_of_known_search: whether a search in the queue would reuse the experiment's name for a new trial.
         ahead: how many finished epochs the queue does not count as done.
     """
 

@@ -1,7 +1,7 @@
 """Define the tables of the queue, and the rules that the database enforces, once for both databases.
 
-Each database has a module that creates and upgrades the tables: `mbqueue.queue.sqlite_schema` and
-`mbqueue.queue.postgresql.schema`. `tests/queue/fixtures` contains a queue of every schema version.
+The modules `mbqueue.queue.sqlite_schema` and `mbqueue.queue.postgresql.schema` create and upgrade the tables.
+`tests/queue/fixtures` contains a queue of every schema version.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Rule:
         event: the statements to which the rule applies.
         breaks: takes the prefix of table names, and returns the condition under which a row breaks the rule; None if
             every row breaks the rule.
-        says: the text of the error, after "forbidden transition: ".
+        says: the part of the error message after the words "forbidden transition".
     """
 
     name: str

@@ -30,9 +30,9 @@ class PairedDifference:
     unit.
 
     Attributes:
-        mae_a, mae_b: each experiment's MAE on these crystals.
+        mae_a, mae_b: each experiment's MAE on the shared crystals.
         mean, low, high: mean of |error b| − |error a|, and its 95 % interval; None for fewer than two crystals.
-        share_better: fraction of these crystals on which b's error is smaller.
+        share_better: fraction of the shared crystals on which b's error is smaller.
         per_fold: fold → mean difference, for folds with the same crystals in both experiments.
     """
 

@@ -40,7 +40,7 @@ def write_matbench_file(
         parameters: plain values that matbench stores with each fold.
 
     Returns:
-        matbench's scores: {mae: {mean, max, min, std}, rmse: …, …}.
+        matbench's scores, as score → {mean, max, min, std}.
 
     Raises:
         ResultsError: if matbench is missing, the official folds have different ids, or matbench's validation fails.

@@ -1,27 +1,27 @@
 """Record an experiment: write results.json, RESULTS.md and the matbench file from the tables of its folds.
 
 A folder is complete if and only if it has a results.json. So `record_experiment` removes results.json first and writes
-a new one last. The file results.json contains the size and SHA-256 of every other file, and its own checksum. Its
-format (``"format": 1``):
+a new one last. The file results.json contains the size and SHA-256 of every other file, and its own checksum. The
+format of results.json (``"format": 1``):
 
     format           1
     experiment       name in the queue
     spec, spec_hash  the whole spec (see mbqueue.experiment) and the hash of what changes a fold's result
     dataset          name, source, hash, n (crystals used), official, dropped ([{id, reason}]),
                      widened_cutoffs (crystals whose cut-off was widened so that no atom is isolated)
-    folds            {"0": {n_test, scores (see mbqueue.results.scores),
+    folds            fold ("0" to "4") → {n_test, scores (see mbqueue.results.scores),
                      epochs, best_epoch, best_val_mae (both null if nothing was trained),
                      absent_elements (missing from its training set);
                      took_part_in_choice (true; only if the settings were chosen on this fold);
-                     blend {weights {member: weight}, n_validation (crystals on which they were fitted; 0 for a
-                     mean), made_from {member: SHA-256 of its predictions}} (only for a blend)}, …}
-    summary          {score: {mean, std}, …} over the recorded folds; null if a fold has no such score
+                     blend {weights {member → weight}, n_validation (crystals on which they were fitted; 0 for a
+                     mean), made_from {member → SHA-256 of its predictions}} (only for a blend)}
+    summary          score → {mean, std} over the recorded folds; null if a fold has no such score
     leaderboard      comparable (bool), reasons_against (list of str), rows ([{name, mae}];
                      balanced_accuracy instead of mae for a class)
     notes            pretraining_overlap, choice (only if the settings were chosen on a fold)
     run              everything that may differ between repeated runs: recorded_at, enqueued_on, versions, devices,
                      sessions ([{id, device, seconds}]), hours, fold_seconds, fingerprint_changes ([{fold, epoch,
-                     step, changes}]), files ({name: {size, sha256}}), checksum (SHA-256 of results.json without
+                     step, changes}]), files (name → {size, sha256}), checksum (SHA-256 of results.json without
                      this key, as canonical JSON; missing from files of earlier versions)
 """
 
@@ -88,7 +88,8 @@ class RecordInputs:
 
     Attributes:
         experiment: name in the queue.
-        spec: ``Spec.to_json()``; spec_hash: ``Spec.hash``.
+        spec: the whole spec, as ``Spec.to_json()`` returns it.
+        spec_hash: the value of ``Spec.hash``.
         folds: folds to record; the folder must contain the history, predictions and model of each.
         versions: library name → version.
         sessions: the sessions that worked on the experiment, in order.

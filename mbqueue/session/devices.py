@@ -81,7 +81,7 @@ class DevicesOutcome:
     """The combined outcome of all sessions.
 
     Attributes:
-        ending: DONE or BLOCKED if a session found no job left to run, otherwise STOPPED.
+        ending: the combined ending, which is DONE or BLOCKED if a session found no job left to run, else STOPPED.
         sessions: the outcomes that sessions reported.
         failures: the sessions that reported no outcome, in the order in which they ended.
     """

@@ -38,7 +38,7 @@ class EnsembleTable:
         target: what the models predict.
         dropped: (id, reason) of each crystal left out.
         is_compared: whether the crystals' targets are the property that the models predict.
-        is_known_data: whether an experiment used this dataset, so that its models were trained on most of the crystals.
+        is_known_data: whether an experiment used this dataset. If so, its models were trained on most of the crystals.
         made_from: the files of the dataset and of the models.
     """
 

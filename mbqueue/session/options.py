@@ -32,12 +32,11 @@ class WorkOptions:
         session_seconds: length of the session; None for no deadline.
         max_jobs: stop after this many jobs; None for no limit.
         forever: wait for new jobs when none is left.
-        idle_seconds: end after this long without a job to claim while other sessions are working; None to wait for
-            those sessions.
-        device: "cpu", "cuda" or "cuda:1"; None for the first GPU, or the CPU if there is no GPU.
+        idle_seconds: how long to wait for a job while other sessions are working; None for no limit.
+        device: name of the device, such as "cuda:1"; None for the first GPU, or the CPU if there is no GPU.
         devices: run a session on each of these devices instead (`mbqueue.session.devices.parse_devices`).
         tensorboard: write event files for TensorBoard.
-        end_command: whether to run the end command of mbqueue.toml. A process that starts several sessions runs the
+        end_command: whether to run the end command of mbqueue.toml. A process that starts several sessions runs the end
             command once, after all sessions have ended.
     """
 

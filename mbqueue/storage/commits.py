@@ -77,7 +77,7 @@ class Commits:
     """Reads the commits of one fold, and checks every file.
 
     Args:
-        on_wrong: called once for each commit that is skipped because it is damaged or belongs to another fold.
+        on_wrong: called once for each commit that is skipped because it is damaged or belongs to a different fold.
     """
 
     def __init__(self, place: Place, identity: Identity, on_wrong: OnWrong = lambda _base, _why: None) -> None:

@@ -51,7 +51,7 @@ class Manifest:
         parent_sha256: hash of the checkpoint that this commit continues. The name of the checkpoint is not enough,
             because two sessions that cannot see each other's commits may choose the same name for different commits.
         enqueued: the experiment's entry in the queue, so that `mbqueue recover` can enqueue the experiment again.
-        absent_elements: atomic numbers missing from the fit of the element references.
+        absent_elements: atomic numbers of elements that are missing from the fit of the element references.
     """
 
     experiment: str
@@ -140,7 +140,7 @@ class Identity:
         """Check that a commit belongs to the expected fold, spec and dataset.
 
         Raises:
-            ForeignCommit: if the commit belongs to another fold.
+            ForeignCommit: if the commit belongs to a different fold.
         """
         why = None
         if (manifest.experiment, manifest.fold) != (self.experiment, self.fold):
@@ -170,8 +170,8 @@ def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity
     """Parse the manifest of the commit named ``stem``.
 
     Raises:
-        Damaged: if the content is not a manifest, or is the manifest of another commit.
-        ForeignCommit: if the commit belongs to another experiment, spec, dataset or fold.
+        Damaged: if the content is not a manifest, or is the manifest of a different commit.
+        ForeignCommit: if the commit belongs to a different experiment, spec, dataset or fold.
         CheckpointMisfit: if a newer mbqueue wrote the manifest.
     """
     manifest = manifest_of(content, source=source)

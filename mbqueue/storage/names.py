@@ -36,7 +36,7 @@ class CommitFile:
     Attributes:
         stem: the part of the name that all files of the commit share.
         digits: the first hexadecimal digits of a hash; empty if the name contains no hash.
-        suffix: "json" for the manifest, "pt" for the checkpoint.
+        suffix: either "json" (the manifest) or "pt" (the checkpoint).
     """
 
     stem: str

@@ -55,7 +55,7 @@ class ObjectStore:
         on_answer: called each time the store answers.
         known_away: returns the reason if another process has just noticed that the store is not answering; otherwise
             None.
-        requests: number of operations, by kind.
+        requests: number of requests, by kind of operation.
         put_seconds: duration of the last `put`, in seconds.
         id: identifies the store even if its address changes; empty until the store has been checked.
     """

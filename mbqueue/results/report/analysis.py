@@ -109,7 +109,7 @@ def _times(ratio: float) -> str:
 
 
 def _by(ratio: float) -> str:
-    """Describe how much an MAE rose: ``by 12%`` or, from a factor of ten, ``to 17.0 times that value``."""
+    """Describe how much an MAE rose, as ``by 12%`` or, from a factor of ten, as ``to 17.0 times that value``."""
     return f"by {ratio - 1:.0%}" if ratio < 10 else f"to {_times(ratio)} that value"
 
 
@@ -127,8 +127,10 @@ def _since(epochs: int) -> str:
 
 @dataclass(frozen=True)
 class Density:
-    """Counts on a square grid: ``counts[i, j]`` is the number of crystals with target in bin j and prediction in bin
-    i."""
+    """Counts of crystals on a square grid.
+
+    ``counts[i, j]`` is the number of crystals with target in bin j and prediction in bin i.
+    """
 
     edges: NDArray[np.float64]
     counts: NDArray[np.int64]
