@@ -32,8 +32,8 @@ __all__ = ["Project", "Status", "status", "watch"]
 class Project(Blending, Working, Launching, Data, Keeping):
     """One project: its queue, its sessions, its results.
 
-    `Project` objects are cheap and keep no files open. You can open the same folder several times, also in different
-    processes. Errors are subclasses of `mbqueue.errors.MbqueueError`, and their messages explain what to do.
+    `Project` objects are cheap and keep no files open. Several objects and processes can use the same folder at the
+    same time. Errors are subclasses of `mbqueue.errors.MbqueueError`, and their messages explain what to do.
 
     Args:
         path: the project's folder; by default $MBQUEUE_PROJECT, else the nearest project above the working folder.

@@ -131,7 +131,7 @@ class Gatherer:
             if self.targets_required:
                 raise Unusable("the target is missing")
             return math.nan
-        # Where targets are required, an empty cell is refused too.
+        # Do not suggest an empty cell if targets are required.
         hint = "" if self.targets_required else "; leave the cell empty if there is no target"
         if self._kind == "class":
             return _class_of(target, hint)
