@@ -123,10 +123,10 @@ class Database(ABC):
 def repeatable(method: Method) -> Method:
     """Mark a public method of the queue as one transaction, which is repeated if it was interrupted.
 
-    A repeated transaction sees the changes of other sessions, and refuses an outdated fence. `publish` is called only
-    once, even if the transaction is repeated. During `publish`, the session holds the lease, and the job's row is
-    locked. So the files that `publish` moves stay valid, even if another session claims the job between two attempts of
-    the transaction.
+    A repeated transaction sees the changes that other sessions made in the meantime, and refuses an outdated fence.
+    `publish` is called only once, even if the transaction is repeated. During `publish`, the session holds the lease,
+    and the job's row is locked. So the files that `publish` moves stay valid, even if another session claims the job
+    between two attempts of the transaction.
     """
 
     @wraps(method)

@@ -304,8 +304,8 @@ class Leases(Claims):
         job = lease.job
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
-        # Without an exclusive lock, two jobs that a third job needs could be committed at the same time. The third job
-        # would then stay waiting, because neither transaction would see the other's commit.
+        # An exclusive lock prevents two simultaneous commits that do not see each other. Otherwise, a job that needs
+        # both committed jobs could stay waiting.
         is_alone = skip_rest is None and job.kind not in {Kind.PREPARE, Kind.PREDICT}
         hold = self.database.holding(job.experiment_id, shared=is_alone)
         values = {"result": _as_json(result), "now": now, "session": lease.session, "id": job.id, "fence": lease.fence}

@@ -131,5 +131,6 @@ def _stat(pid: int) -> list[str] | None:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # In /proc/PID/stat, the second field is the program's name in brackets. The name may contain spaces and brackets.
+    # In /proc/PID/stat, the second field is the program's name in brackets, which may itself contain spaces and
+    # brackets.
     return stat.rpartition(")")[2].split()

@@ -135,7 +135,7 @@ def _quiet_matbench() -> Iterator[Any]:
     On import, matbench attaches a log handler to ``sys.stdout``, and every call logs something.
     """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # matbench 0.6 and matminer use calls that newer Pythons deprecate
+        warnings.simplefilter("ignore")  # matbench 0.6 and matminer use deprecated calls
         try:
             from matbench.bench import MatbenchBenchmark  # noqa: PLC0415 - heavy, and optional
         except ImportError as error:

@@ -185,8 +185,8 @@ def checksum_of(content: Mapping[str, Any]) -> str:
 def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
     """Compute the content of results.json for the finished folds without writing it.
 
-    ``folds`` contains the folds with predictions, ``run.fold_seconds`` the folds with a history; ``run.files`` is
-    empty.
+    ``folds`` contains the folds with predictions, ``run.fold_seconds`` contains the folds with a history, and
+    ``run.files`` is empty.
 
     Raises:
         ResultsError: if a table is damaged.

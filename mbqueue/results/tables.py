@@ -38,7 +38,7 @@ HISTORY_TYPES: dict[str, type] = {
 HISTORY_COLUMNS = tuple(HISTORY_TYPES)
 #: The only columns that may differ if you run an experiment twice.
 TIMING_COLUMNS = ("seconds", "structures_per_second", "session", "device")
-#: Beginning of a result file's name → how RESULTS.md describes the file.
+#: Maps the beginning of a result file's name to the file's description in RESULTS.md.
 FILE_NOTES = {
     "history": "one row per epoch: losses, MAEs, learning rate, gradient norm, time, session, device",
     "preds": "one row per test crystal: target, prediction, error",

@@ -156,8 +156,7 @@ def stop(
         One entry per session; empty if none of the requested sessions is running on this machine.
     """
     found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
-    # The parent process of several sessions also gets the request and forwards it to the sessions. The result leaves
-    # the parent out.
+    # The parent process of several sessions also gets the request and forwards it, but is not part of the result.
     parents = {parent_of(identity.pid) for identity, session in found if session is not None}
     refused = {identity for identity, _ in found if not _is_asked(identity)}
     asked = [identity for identity, _ in found if identity not in refused]

@@ -78,7 +78,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
         def publish() -> None:
             for path in sorted(fold_files(staging, fold, spec), key=lambda path: path.name.startswith("preds")):
                 path.replace(folder / path.name)
-            staging.rmdir()  # remove the folder now, because a crash right after the commit would leave it
+            staging.rmdir()  # remove the folder now, because a crash after the commit would leave it behind
             fsync_dir(folder)
 
         target = target_of(spec)

@@ -102,8 +102,8 @@ class Notifier(Report):
                 try:
                     send(hook, message)
                 except Exception as error:  # noqa: BLE001 - a notification must never harm the work
-                    # Commands and webhook addresses often contain secrets. An OSError's message contains neither, but
-                    # Python's error about an invalid address may contain the address.
+                    # Commands and webhook addresses often contain secrets. An OSError's message contains no command and
+                    # no address, but Python's error about an invalid address may contain the address.
                     why = error if isinstance(error, OSError) else type(error).__name__
                     self._on_trouble(f"The notification of '{message['event']}' could not be sent by {name}: {why}")
 

@@ -113,7 +113,7 @@ class ObjectStore:
         """Whether the store has the id ``known``; if so, set `id`.
 
         This method writes nothing, because the address may lead to the wrong store, for example an empty folder where a
-        network drive is not mounted. The caller does not need permission to write.
+        network drive is not mounted. The caller needs no write permission for the store.
 
         Raises:
             StoreError: if the store does not answer, or denies access.
