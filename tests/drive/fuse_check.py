@@ -64,13 +64,13 @@ class Mount:
 
 
 def status(root: Path) -> dict[str, Any]:
-    """``publishing`` of `mbqueue status --json`."""
+    """Return the entry ``publishing`` in the output of `mbqueue status --json`."""
     done = run(root, "status", "--json")
     return json.loads(done.stdout)["publishing"] if done.returncode == 0 else {"state": done.stderr}
 
 
 def check_away(root: Path) -> None:
-    """`status` answers without the mount, and another command says what to do."""
+    """Check that without the mount, `status` still works and `pause` says what to do."""
     told = status(root)
     assert told["state"] == "degraded", told
     other = run(root, "pause", "full_finetune").stderr
@@ -119,7 +119,7 @@ def check(base: Path) -> None:
     check_away(project.root)
     mount.unmount()
     check_away(project.root)
-    assert run(base, "init", str(project.root)).returncode == 0  # a user's mistake: the drive is not mounted
+    assert run(base, "init", str(project.root)).returncode == 0  # a user runs `init` without mounting the drive
     check_away(project.root)
     back = said("The mount is back")
     until(lambda: "another folder" in status(project.root)["why"], session)
@@ -127,7 +127,7 @@ def check(base: Path) -> None:
     shutil.rmtree(project.root)
     mount.mount()
     assert session.wait() == 0, log.read_text()
-    # The next session publishes the work that this session could not publish.
+    # The next session publishes what the previous session could not.
     assert run(project.root, "work", "--device", "cpu").returncode == 0
     told = status(project.root)
     assert told["state"] == "published", told

@@ -1,4 +1,4 @@
-"""Which sessions on a mount count as alive, whatever the machines' clocks say."""
+"""Which sessions on a mount count as alive, regardless of differences between the machines' clocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THEIRS, OURS = "20260101T000000Z-aaaaaa", "20260101T000000Z-bbbbbb"
 
 
 class Two:
-    """A session whose clock is ahead or behind, and another one that sees its announcements."""
+    """Two sessions: one sends announcements with a wrong clock, and the other reads the announcements."""
 
     def __init__(self, root: Path, ahead: float) -> None:
         self.clock, self._their_clock = ManualClock(), ManualClock()

@@ -64,7 +64,7 @@ def test_status_answers_from_the_live_folder_degraded(folder: ProjectFolder, los
 def test_a_live_folder_named_only_in_the_project_is_found_while_the_drive_is_away(
     folder: ProjectFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(LIVE_VARIABLE)  # now only the note in the user's cache folder shows where the live folder is
+    monkeypatch.delenv(LIVE_VARIABLE)  # from here on, only the note in the user's cache folder names the live folder
     _unmounted(folder.root)
     assert find_project(folder.root, while_away=True).live == folder.live
     (note,) = Path(os.environ["XDG_CACHE_HOME"]).glob("mbqueue/live/project-*.json")
@@ -132,7 +132,7 @@ def test_a_mount_that_hangs_is_not_waited_for(folder: ProjectFolder, hanging: No
 def test_a_folder_inside_a_project_that_is_away_is_recognised(
     folder: ProjectFolder,
 ) -> None:
-    init_project(folder.root.parent.parent)  # `find_project` must not return this project, which is above the mount
+    init_project(folder.root.parent.parent)  # a project above the mount, which `find_project` must not return
     _unmounted(folder.root)
     found = find_project(start=folder.root / "jobs", while_away=True)
     assert (found.root, found.away) == (folder.root, "the folder contains no project")

@@ -18,7 +18,7 @@ from mbqueue.topology import LIVE_VARIABLE, QUEUE_VARIABLE
 
 @pytest.fixture
 def shared(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> LocalProject:
-    """A project on NFS with commits of sessions whose queue was on a server, which is gone."""
+    """A project on NFS with commits, whose queue was on a server that no longer exists."""
     shared = LocalProject(tmp_path / "project", clock)
     session = shared.train(5)
     session.end()

@@ -20,7 +20,7 @@ from mbqueue.storage.places import in_folder
 
 @pytest.fixture
 def session(tmp_path: Path, clock: ManualClock) -> SteppedSession:
-    """A session on a mount with a published commit."""
+    """A session of a project on a mount; the session has published one commit."""
     project = ProjectFolder(init_project(tmp_path / "mount")[0].root, Settings(), tmp_path / "live")
     project.live_dir.mkdir()
     with Queue(project.queue_db) as queue:

@@ -25,7 +25,7 @@ SOURCE = "mine.jsonl"
 
 @pytest.fixture
 def split(tmp_path: Path) -> ProjectFolder:
-    """A split project with its own dataset next to it."""
+    """A split project, with a dataset in the project's folder."""
     root = make_project(tmp_path / "mount").root
     lines = gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines(keepends=True)
     (root / SOURCE).write_bytes(b"".join(lines[:12]))
@@ -87,7 +87,7 @@ def test_prepare_on_a_new_machine_takes_the_crystals_that_an_experiment_was_prep
     assert "not on this machine" in caplog.text
     with pytest.raises(UsageError, match="There is no dataset"):
         project.prepare(DataSpec(dataset=SOURCE, limit=8))
-    # Shorten the dataset, so the count of crystals shows that `prepare` read the new file.
+    # Shorten the dataset, so that the number of crystals shows whether `prepare` reads the new file.
     (split.root / SOURCE).write_bytes(b"".join(source.splitlines(keepends=True)[:10]))
     assert len(project.prepare(DataSpec(dataset=SOURCE)).crystals) == 10
 
@@ -144,7 +144,7 @@ def test_a_lost_mount_only_causes_a_note(split: ProjectFolder) -> None:
     source = (split.root / SOURCE).read_bytes()
     shutil.rmtree(split.root)
     split.root.mkdir()
-    (split.root / SOURCE).write_bytes(source)  # the drive has only the dataset, not the project's folders
+    (split.root / SOURCE).write_bytes(source)  # put only the dataset on the drive, without the project's folders
     notes: list[str] = []
     assert len(load(split, None, notes).crystals) == 12
     assert any("could not be copied" in note for note in notes)

@@ -1,4 +1,4 @@
-"""A mount that starts to hang during a read stops neither training nor the end of a session."""
+"""If a mount starts to hang during a read, sessions still train and end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOR_EVER = 120.0
 
 
 class HangingDrive(Drive):
-    """A drive that hangs from the read number `hangs_at` on, if set, until the test sets `back`."""
+    """A drive that hangs from read number `hangs_at`, unless it is None, until the test sets `back`."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -77,7 +77,7 @@ class Two:
             assert session.step()
 
     def look(self) -> list[tuple[int, int]]:
-        """Let the second machine read what the first has published since its last look."""
+        """Let the second machine read what the first has newly published."""
         self.clock.advance(publishing.RECONCILE_SECONDS)
         return self.second.publisher.reconcile(self.second.queue, now=self.clock.monotonic())
 
@@ -93,13 +93,13 @@ def test_training_continues_and_later_converges_wherever_reading_the_mount_hangs
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "READ_SECONDS", 1.0)
-    # If the clock advanced, the first session would count as dead, so nothing may wait for the clock.
+    # If the clock advanced, the first session would count as dead. So set all waits to zero.
     monkeypatch.setattr(publishing, "LONGEST_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(publishing, "RECONCILE_SECONDS", 0.0)
     for n_hung in range(20):
         two.drive.back.clear()
         two.drive.hangs.clear()
-        two.drive.hangs_at = two.drive.reads + 1  # let the next read hang; earlier reads are cached
+        two.drive.hangs_at = two.drive.reads + 1  # make the next read hang; the results of earlier reads are cached
         began = time.monotonic()
         taken = two.look()
         assert time.monotonic() - began < FOR_EVER / 2
@@ -128,7 +128,7 @@ def test_training_continues_and_later_converges_wherever_reading_the_mount_hangs
 
 
 def test_a_fold_adopted_before_the_mount_hung_is_reported(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the report, the session would keep an outdated model loaded."""
+    """If the adopted fold were not reported, the session would keep an outdated model loaded."""
 
     def hang(*_arguments: object) -> None:
         raise TimeoutError("it has not answered")

@@ -30,7 +30,7 @@ from mbqueue.queue.store import Queue
 
 
 def note(_text: str) -> None:
-    """Ignore a note."""
+    """Do nothing."""
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class Schedule:
         self.steps_trained = self.deaths = 0
 
     def run(self) -> None:
-        """Enqueue; let sessions start, work, die and lose their mounts; then let one finish undisturbed."""
+        """Enqueue; start sessions, kill them and unmount their drives at random; then let one session finish."""
         first = self._machine()
         session = self.running[first][0] if first in self.running else None
         assert session is None
@@ -88,7 +88,7 @@ class Schedule:
             self._die(number)
 
     def _machine(self) -> int:
-        """A new machine on the drive, with a session if the queue has jobs."""
+        """Connect a new machine to the drive, and start a session on it if the queue has jobs."""
         self.machines += 1
         number = self.machines
         client = self.drive.connect()
@@ -105,7 +105,7 @@ class Schedule:
         except UsageError as error:
             if "Nothing is enqueued" not in str(error):
                 raise
-            # This machine is lost before it has seen a snapshot.
+            # The new machine is lost before it has seen a snapshot.
             self.drive.kill(client)
             shutil.rmtree(live)
         return -1 if number == 1 else number
@@ -124,10 +124,10 @@ class Schedule:
         shutil.rmtree(session.project.live_dir)
 
     def check_that_no_line_was_lost(self) -> None:
-        """Check that the cloud still has the training of every earlier commit, or another line of equal progress.
+        """Check that for every earlier commit, the cloud has its line of commits or a line with as much progress.
 
-        If two lines contain different commits of one epoch, one commit may replace the other. The other line may then
-        lack its best epoch.
+        If two lines contain different commits of one epoch, one commit may replace the other. The line whose commit was
+        replaced may then lack its best epoch.
         """
         whole = whole_commits(self.drive.cloud)
         self.held |= whole
@@ -139,7 +139,7 @@ class Schedule:
             assert survives, f"{path} was uploaded, and nothing is left of its line, nor anything as far"
 
     def finish(self) -> SteppedSession:
-        """Let an undisturbed session do the remaining jobs."""
+        """Let one session run all remaining jobs, without any failure."""
         self.clock.advance(10_000.0)
         self.machines += 1
         client = self.drive.connect()
@@ -187,7 +187,7 @@ def check_chain(schedule: Schedule, folder: Path, fold: int) -> None:
     assert len(lineage) == EPOCHS * STEPS
     for number, row in enumerate(newest.history):
         trained = dict.fromkeys(schedule.sessions[one] for one in lineage[number * STEPS : (number + 1) * STEPS])
-        # The row also names sessions that only validated.
+        # A history row also names sessions that only validated, so leave them out.
         named = [session for session in row["session"].split("+") if session in trained]
         assert named == list(trained), "the history is of another line than the checkpoint"
     assert newest.best is not None

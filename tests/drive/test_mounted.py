@@ -110,7 +110,7 @@ def test_files_of_the_drive_program_are_ignored(root: Path, tmp_path: Path, cloc
 
 
 class NoRoomForManifests(FullDrive):
-    """A drive without room for the manifest of a snapshot."""
+    """A drive that has no room for a snapshot's manifest."""
 
     def is_about(self, path: str) -> bool:
         return path.startswith("state/snapshots/") and path.endswith(".json")
@@ -150,17 +150,17 @@ def test_a_partial_snapshot_of_a_dead_session_is_removed_with_snapshots_of_the_s
             assert publisher.round()
             if not left:
                 whole = next((root / "state/snapshots").glob("*.db"))
-                # A snapshot whose session died before it wrote the manifest:
+                # A snapshot whose session died before it wrote the manifest.
                 left.append(whole.with_name(whole.name[:18] + "000000000000.db"))
-                # A duplicate file that the drive created:
+                # A duplicate file that the drive created.
                 left.append(whole.with_name(whole.stem + " (1).db"))
-                # A snapshot of a different database, which a session must not remove:
+                # A snapshot of a different database, which a session must not remove.
                 other = whole.with_name("00000001-00000000-000000000000.db")
                 for path in (*left, other):
                     path.write_bytes(whole.read_bytes()[:100])
     assert not any(path.exists() for path in left)
     assert other.exists()
-    # Three snapshots that count as uploaded, plus the newest one.
+    # The session keeps three snapshots that count as uploaded, and the newest one.
     assert len(list((root / "state/snapshots").glob("*.json"))) == 4
 
 

@@ -38,7 +38,7 @@ def _one_thread() -> Any:
 def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # All sessions run in this process, so none looks dead. Later sessions must not wait for earlier sessions.
+    # All sessions run in this process, so killed sessions seem to be alive. Later sessions must not wait for them.
     monkeypatch.setattr("mbqueue.drive.announce.ALIVE_SECONDS", 0.1)
     straight = make_project(tmp_path / "straight", checkpoint_minutes=60.0)
     expected = enqueue(straight, small_spec(straight))
@@ -83,7 +83,7 @@ def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_uninterru
             assert told["state"] == "degraded"
             assert any("DEGRADED" in line for line in report.lines)
         if number % 2 or number > 4:
-            drive.settle()  # finish all uploads; otherwise, `kill` may lose or truncate files
+            drive.settle()  # complete all uploads, because `kill` may lose or truncate files that are not uploaded
         drive.kill(client)
     else:
         pytest.fail(f"it was never done: {report.lines}")

@@ -1,4 +1,4 @@
-"""Which files sessions publish to a mount and when, even while the mount fails; the tests advance sessions in steps."""
+"""Which files sessions publish to a mount and when, even while the mount fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mbqueue.storage.mounted import Drive
 
 
 class Mount:
-    """A project on an honest drive, and machines that see it."""
+    """A project on a drive that works correctly, and machines that use the project."""
 
     def __init__(self, base: Path) -> None:
         self.base, self.clock, self.machines = base, ManualClock(), 0
@@ -116,7 +116,7 @@ class SlowDrive(Drive):
 
 @pytest.fixture
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no session see another one."""
+    """Prevent sessions from seeing each other's announcements."""
     monkeypatch.setattr(Announcements, "others", lambda _self: [])
 
 
@@ -127,7 +127,7 @@ def test_a_session_publishes_everything_at_its_end_and_the_next_machine_resumes(
     told = publishing_status(first.project)
     assert told is not None
     assert (told["state"], told["folds"][0]["seconds_at_risk"]) == ("published", 0.0)
-    shutil.rmtree(first.project.live_dir)  # lose the first machine's disk
+    shutil.rmtree(first.project.live_dir)  # the first machine's disk is lost
     second = mount.session()
     mount.work(second, 20)
     assert is_done(second.queue)

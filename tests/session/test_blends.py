@@ -307,7 +307,7 @@ def test_fitted_weights_minimise_the_error_on_the_validation_part(fitted):
 
 
 def test_weights_are_fitted_without_the_test_part(fitted, tmp_path):
-    """Different targets in the test set change no bit of the members and the weights."""
+    """Different targets in the test set must not change any bit of the members or the weights."""
     spoiled = with_fitted_blend(tmp_path / "spoiled", spoil_test_targets=True)
     ours, theirs = (one.results("fitted").predictions[0] for one in (fitted, spoiled))
     assert not np.array_equal(ours.y_true, theirs.y_true)

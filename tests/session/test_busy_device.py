@@ -1,4 +1,4 @@
-"""If other processes fill a GPU's memory, the job keeps its attempts. A session prints a device's note only once."""
+"""If other processes fill a GPU's memory, the job keeps its attempts. A session prints each note on a device once."""
 
 from __future__ import annotations
 

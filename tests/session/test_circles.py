@@ -1,4 +1,4 @@
-"""If every output of a job is damaged as it is written, the job fails with the reason instead of repeating forever."""
+"""If each new output of a job is damaged too, the job fails with the reason instead of repeating forever."""
 
 from __future__ import annotations
 

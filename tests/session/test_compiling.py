@@ -1,4 +1,4 @@
-"""The GPU kernels compile while the session loads its data. If that fails, the session reports it and continues."""
+"""The GPU kernels compile while a session loads its data. A session reports a failed compilation, and continues."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Model(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A process whose GPU has checked no kernel, and the folder for kernels, which does not exist yet."""
+    """Pretend that no kernel has been checked on this GPU; return the kernels' folder, which does not exist."""
     monkeypatch.setattr(gpu_path, "_verdicts", {})
     monkeypatch.setattr(gpu_path, "device_name", lambda _device: "NVIDIA L4")
     monkeypatch.setattr(Compiling, "_tried_on", lambda *_: (Model(), torch.tensor([1.0, 3.0])))
@@ -196,7 +196,7 @@ def test_compiling_begins_before_a_fold_is_loaded_and_ends_before_it_is_put_on_t
             return Anything()
 
     class Waited:
-        """A stand-in that reports when a caller waits for it."""
+        """A stand-in for `Compiling` that records when a caller waits for it."""
 
         def also(self, precision: Any, pretrained: Any) -> None:
             happened.append("begun")

@@ -23,7 +23,7 @@ from mbqueue.topology import LIVE_VARIABLE
 
 
 class Pair:
-    """The original with a session in the background, and a copy made meanwhile."""
+    """A project with a session in the background, and a copy of the project made during the session."""
 
     def __init__(self, base: Path) -> None:
         folder = make_project(base / "original", checkpoint_minutes=60.0, lease_seconds=3600.0)
@@ -78,7 +78,7 @@ def test_the_copy_has_a_background_session_of_its_own_and_says_whose_log_it_show
     assert f"{pair.copy.folder.root} was copied or moved, and this log is from the original folder" in caplog.text
     caplog.clear()
 
-    pair.copy.pause("full_finetune")  # the session then finds nothing to do, and ends
+    pair.copy.pause("full_finetune")  # the next session then finds nothing to do, and ends
     started = pair.copy.work_in_background(device="cpu", session="none")
     assert started.session is not None
     assert started.session != pair.session.session

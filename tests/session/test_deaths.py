@@ -36,7 +36,7 @@ def commits(project: ProjectFolder) -> int:
 
 
 def files_being_written(project: ProjectFolder) -> int:
-    """The temporary files of a commit of fold 0 that is being staged."""
+    """The number of temporary files of the commit of fold 0 that is being staged."""
     return len(list(project.checkpoints_dir("full_finetune", 0).glob(f"{TEMP_PREFIX}*")))
 
 
@@ -60,7 +60,7 @@ def test_a_fold_killed_at_random_moments_equals_an_uninterrupted_one_byte_for_by
         process = start(project.root, "work", "--device", "cpu", log=log)
         before = commits(project)
         if death == 1:
-            # Halfway through a checkpoint, its files exist under temporary names.
+            # While a checkpoint is being written, its files have temporary names.
             until(lambda: files_being_written(project) > 0, process)
         else:
             until_a_new_commit(project, process)

@@ -142,7 +142,7 @@ Together = Callable[..., DevicesOutcome]
 
 @pytest.fixture
 def together(project: ProjectFolder, report: RememberedReport, monkeypatch: pytest.MonkeyPatch) -> Together:
-    """Run a shell script instead of each session, with its device in $CUDA_VISIBLE_DEVICES."""
+    """A function that runs sessions on several devices, with a shell script in place of each session."""
     with Queue(project.queue_db):
         pass
 

@@ -214,7 +214,7 @@ def test_a_spec_of_another_version_fails_at_once_and_the_advice_names_no_file(
 def _worked_with_another_spec(
     root: Path, change: str, capsys: pytest.CaptureFixture[str], *, is_damage: bool = True
 ) -> str:
-    """Change the spec in the queue; return what `mbqueue work` prints, and check that it tried the job once."""
+    """Change a spec in the queue, run `mbqueue work`, check that it tries the job only once, and return its output."""
     make_project(root)
     project = Project(root)
     project.enqueue("pretrained_infer", dataset="sample", settings={"data.limit": 40})

@@ -59,7 +59,7 @@ def test_compiling_on_a_new_machine_is_noted_once(tmp_path: Path) -> None:
 
 
 def increment_of(package: str, folder: Path) -> Callable[[float], float]:
-    """A kernel in a new module of the package, without compiled code on disk."""
+    """Create a module of the package with a kernel that has never been compiled, and return the kernel."""
     folder.mkdir()
     (folder / "kernel.py").write_text(
         "from mbqueue.data.machine_code import compiled\n@compiled\ndef increment(x):\n    return x + 1\n"

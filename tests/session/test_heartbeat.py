@@ -15,7 +15,7 @@ LEASE_SECONDS = 100.0
 
 @pytest.fixture
 def held(project: ProjectFolder, clock: ManualClock) -> tuple[Queue, Lease, Heartbeat, list[str]]:
-    """A queue, a lease, the heartbeat that renews it, and its messages. Tests call the heartbeat; no thread runs it."""
+    """A queue, a lease, the heartbeat that renews the lease when a test calls `beat`, and the heartbeat's messages."""
     enqueue(project, small_spec(project))
     queue = Queue(project.queue_db)
     session = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
@@ -28,7 +28,7 @@ def held(project: ProjectFolder, clock: ManualClock) -> tuple[Queue, Lease, Hear
 
 
 def lease_of_another(queue: Queue, project: ProjectFolder, clock: ManualClock) -> Lease:
-    """The lease of a second session on a job of a second experiment."""
+    """Enqueue a second experiment, and lease its job to a second session."""
     enqueue(project, small_spec(project, "pretrained_infer"))
     session = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
     lease = queue.claim(session, now=clock.now(), lease_seconds=LEASE_SECONDS)

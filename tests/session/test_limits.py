@@ -1,4 +1,4 @@
-"""If a session reaches a limit of the machine or the shell, it ends with an error that names the limit."""
+"""A session that reaches a limit of the machine or the shell ends with an error that names the limit."""
 
 from __future__ import annotations
 

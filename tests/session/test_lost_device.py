@@ -30,7 +30,7 @@ Broken = Callable[[Kind], None]
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
-    """Let jobs of one kind fail as if the GPU's context were lost, after which every call fails."""
+    """A function that makes jobs of one kind fail as if the GPU's context were lost, after which every call fails."""
     lost: list[bool] = []
 
     def fail(*_arguments: Any) -> str:

@@ -15,7 +15,7 @@ from mbqueue.settings import NotifySettings, Settings
 
 
 def send(settings: NotifySettings, reason: str = "done") -> list[str]:
-    """Send one notification; return the notes about it."""
+    """Send one notification; return the error messages about it."""
     notes: list[str] = []
     with Notifier(settings, project="p", on_trouble=notes.append) as notifier:
         cause = StopCause(StopKind.ASKED, reason)

@@ -16,7 +16,7 @@ from mbqueue.session.outcome import Ending, SessionOutcome, StopCause, StopKind
 
 @pytest.fixture
 def given(monkeypatch):
-    """The options of the sessions that are begun; no session runs."""
+    """Replace sessions with a function that only records their options; return the list of recorded options."""
     options: list[WorkOptions] = []
 
     def work(_project, got, **_others):

@@ -61,7 +61,7 @@ def calls_into_other_files(codes: list[CodeType]) -> list[str]:
 
 
 def noting(function: Callable[..., Any], stacks: list[list[str]]) -> Callable[..., Any]:
-    """The function, which also adds the stack of each call to a list."""
+    """Wrap a function so that each call also appends its call stack to ``stacks``."""
 
     def noted(*given: Any, **options: Any) -> Any:
         frame: FrameType | None = sys._getframe(1)
@@ -88,7 +88,7 @@ def test_the_list_of_calls_from_enqueue_to_a_model_is_short_and_complete(
             main(["--project", str(project.root), *command])
         assert not ended.value.code
     assert list(project.root.glob("results/daily/*/*/model_fold_0.pth"))
-    # Computing a hash also calls `model_bytes`, but with a longer call stack.
+    # Take the shortest stack, because computing a hash also calls `model_bytes`, with a longer stack.
     path = [call for station in STATIONS for call in min(stacks[station], key=len)]
     assert list(dict.fromkeys(path)) == listed_calls()
     assert len(listed_calls()) <= 20

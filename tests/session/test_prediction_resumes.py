@@ -67,7 +67,7 @@ def test_a_killed_prediction_resumes_with_the_same_bytes(tmp_path: Path, monkeyp
         progress=lambda what: lambda done, total: told.append((done, total)) if what == "predicting" else None,
     )
     assert told[0] == (0, 120)
-    assert told[1] == (40, 120)  # all 40 predictions without strain were stored
+    assert told[1] == (40, 120)  # the 40 predictions without strain had been stored before the kill
     assert 40 < told[2][0] < 80
     assert sum(sizes) == 120 - told[2][0]
     assert told[-1] == (120, 120)

@@ -1,4 +1,4 @@
-"""The reader of a session may disappear at any moment: the session keeps running and ends normally."""
+"""If the program that reads a session's output exits, the session keeps running and ends normally."""
 
 from __future__ import annotations
 

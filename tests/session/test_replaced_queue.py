@@ -1,4 +1,4 @@
-"""A queue is replaced only when no session uses it; a session that still uses the old one writes nothing more."""
+"""A queue is replaced only while no session is using it. A session that still has the old queue writes nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_silent_live_session_keeps_its_queue_and_one_that_lost_it_writes_nothi
         refused = run(project.root, "recover", "--force")
         assert refused.returncode == 2
         assert "End it first: mbqueue stop" in refused.stderr
-        # Pretend that the session runs in a different container, where `recover` cannot see the session.
+        # Pretend that the session is running in a different container, where `recover` cannot see it.
         with closing(sqlite3.connect(project.queue_db)) as connection, connection:
             connection.execute("UPDATE sessions SET boot_id = 'another'")
         replaced = run(project.root, "recover", "--force")

@@ -33,7 +33,7 @@ def own(tmp_path: Path) -> ProjectFolder:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The sources that were read, in order."""
+    """Record which dataset sources are read, in order."""
     told: list[str] = []
     real: Callable[..., Any] = datasets.load
 

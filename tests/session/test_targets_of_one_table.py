@@ -1,4 +1,4 @@
-"""For several columns of a table, its crystals are converted once and pass through the backbone once."""
+"""Experiments on different columns of a table share the converted crystals and the backbone's outputs."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def exchanged(request: pytest.FixtureRequest, done: Path, tmp_path: Path) -> tup
 
 
 def predictions(root: Path) -> dict[str, bytes]:
-    """The predictions of every fold, by results folder and name."""
+    """The content of every fold's predictions file, by path."""
     return {
         str(path.relative_to(root / RESULTS)): path.read_bytes()
         for path in sorted((root / RESULTS).glob("*/preds_fold_*.csv"))
@@ -116,7 +116,7 @@ def test_backup_refuses_commits_in_the_wrong_folder(exchanged: tuple[ProjectFold
 def test_restore_refuses_an_archive_with_commits_in_the_wrong_folder(
     exchanged: tuple[ProjectFolder, list[Path]], done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Earlier versions made such archives, because they did not check whose commits they took."""
+    """Earlier versions created such archives, because they did not check which fold a commit belongs to."""
     project, _ = exchanged
     archive = project.root.parent / "kept.tar"
     monkeypatch.setattr("mbqueue.drive.archive._commits", _every_file)

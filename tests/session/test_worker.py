@@ -233,7 +233,7 @@ def test_damaged_checkpoints_are_set_aside_and_their_epochs_trained_again(
 ) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
     folder = enqueue(project, small_spec(project))
-    work(project, WorkOptions(device="cpu", max_jobs=3), report=report)  # `prepare` and both epochs
+    work(project, WorkOptions(device="cpu", max_jobs=3), report=report)  # run `prepare` and both epochs
     checkpoints = project.checkpoints_dir("full_finetune", 0)
     written = list(checkpoints.glob("*.pt"))
     assert len(written) == 2
