@@ -60,7 +60,7 @@ class Heartbeat:
         """Whether this session may take over expired leases.
 
         If this session has been silent for longer than a lease (asleep, offline, or after a clock change), other
-        sessions may have been silent too. After such a silence, the session waits for one lease length before it takes
+        sessions may have been silent too. After a long silence, a session waits for one lease length before it takes
         over leases, so that other sessions can renew theirs.
         """
         now = self._clock.now()

@@ -1,8 +1,8 @@
 """Refuse a copy of a project (`cp -r`) that shares only the queue or only the store with its original.
 
-Sessions of the copy would retrain or overwrite the original's work. A copy that shares both the queue and the store
-counts as another machine of the same project. This module does not check projects on a drive, because a session must
-start even while the drive hangs. `mbqueue.belonging` compares the ids of projects that are on a drive.
+The copied project's sessions would retrain or overwrite the original's work. A copy that shares both the queue and the
+store counts as another machine of the same project. This module does not check projects on a drive, because a session
+must start even while the drive hangs. `mbqueue.belonging` compares the ids of projects that are on a drive.
 """
 
 from __future__ import annotations

@@ -209,7 +209,10 @@ class Commits:
     # -- copies --------------------------------------------------------------------------------------------------
 
     def put(self, commit: Commit, checkpoint: bytes) -> None:
-        """Copy a commit from another place, and write the manifest last. Write the files even if they already exist."""
+        """Copy a commit from a different place, and write the manifest last.
+
+        Write the files even if they already exist.
+        """
         base = self.place.base(commit.manifest, commit.content)
         self.put_checkpoint(commit, checkpoint)
         self.place.blobs.put(self.place.path(f"{base}.json"), commit.content)

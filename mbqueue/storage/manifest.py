@@ -182,7 +182,7 @@ def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity
 
 
 def manifest_of(content: bytes, *, source: str) -> Manifest:
-    """Parse a manifest and check every field, so that no value leads to another folder or crashes a reader.
+    """Parse a manifest and check every field, so that no value leads to a different folder or crashes a reader.
 
     Raises:
         Damaged: if the content is not a manifest.

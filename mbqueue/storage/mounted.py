@@ -176,7 +176,10 @@ class Drive:
             self.write_new(path, content, before_piece=before_piece)
 
     def create(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> bool:
-        """Write a file unless its name is visible on this machine. Return False if the existing file differs."""
+        """Write a file unless a file with the same name is already visible on this machine.
+
+        Return False if the existing file differs.
+        """
         try:
             self.write_new(path, content, before_piece=before_piece)
         except FileExistsError:
