@@ -19,7 +19,7 @@ from mbqueue.project import ProjectFolder, init_project
 
 @pytest.fixture(scope="session", autouse=True)
 def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let commands write their caches and notes below a temporary folder instead of `~/.cache`."""
+    """Make commands write their caches and notes below a temporary folder instead of `~/.cache`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
         yield
@@ -27,7 +27,7 @@ def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 @pytest.fixture(autouse=True)
 def _no_session_is_left() -> Iterator[None]:
-    """End the sessions that a test has left paused. Most tests have none, and do not import PyTorch."""
+    """End any stepped sessions that a test has left paused, without importing PyTorch if there are none."""
     yield
     if "stepped_session" in sys.modules:
         sys.modules["stepped_session"].end_all()
@@ -35,7 +35,7 @@ def _no_session_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny_models(request: pytest.FixtureRequest) -> Iterator[None]:
-    """In modules with stepped sessions, let specs name the weights of the tiny model that these sessions train."""
+    """In modules with stepped sessions, allow specs to use the tiny model, which such sessions train."""
     with ExitStack() as stack:
         if any(getattr(value, "__module__", "") == "stepped_session" for value in vars(request.module).values()):
             known = (*families.FAMILIES, sys.modules["tiny_family"].FAMILY)

@@ -53,7 +53,7 @@ def trees(folder: Path = PACKAGE) -> Iterator[tuple[Path, ast.Module]]:
 
 
 def imports(folder: Path = PACKAGE) -> list[tuple[str, str, str]]:
-    """(file, importing room, imported name) for every import below a folder of mbqueue."""
+    """Return (file, importing room, imported name) for every import below a folder of mbqueue."""
     found = []
     for path, tree in trees(folder):
         parts = path.relative_to(PACKAGE).with_suffix("").parts

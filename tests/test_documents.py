@@ -31,9 +31,9 @@ from mbqueue.settings import parse_settings
 from mbqueue.topology import QUEUE_VARIABLE
 
 ROOT = Path(__file__).parent.parent
-#: The page whose code blocks show the output of each command.
+#: The page on which every command is followed by its output.
 TUTORIAL = "docs/tutorials/first-run.md"
-#: Pages whose commands a reader runs in this order, in the same project.
+#: Pages that a reader works through in this order, running their commands in the same project.
 RUN_IN_ORDER = (
     TUTORIAL,
     "README.md",
@@ -57,7 +57,7 @@ SERVER, BUCKET = "postgresql://me@server/mbqueue", "s3://my-bucket/chgnet"
 COMMAND_PAGES = sorted(ROOT.glob("docs/reference/commands/*.md"))
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {*COMMAND_PAGES})
 
-#: Command that is in the documents but not in any test → the reason.
+#: Each command that is in the documents but that no test runs → the reason.
 LEFT_OUT = {
     "python3 -m venv .venv": "`make` does the same before it runs the tests",
     "source .venv/bin/activate": "the same",
@@ -239,7 +239,7 @@ def check_shown(block: Block, command: str, printed: str) -> None:
 def run(
     arguments: list[str], error: str, block: Block, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
-    """Run a command of a document as its reader would; return what was printed."""
+    """Run a command from a document as a reader would, and return its output."""
     if arguments[0] == "cd":
         monkeypatch.chdir(arguments[1])
         return ""

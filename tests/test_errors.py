@@ -1,4 +1,4 @@
-"""The chain of an error's causes, which may have a cycle."""
+"""The chain of an error's causes, which may be circular."""
 
 from __future__ import annotations
 

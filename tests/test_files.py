@@ -87,7 +87,7 @@ def test_leftovers_of_dead_processes_are_removed_and_files_of_live_ones_are_not(
 def test_a_sweep_removes_the_probe_that_an_interrupted_sweep_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".tmp-aa-f.json").write_text("half")  # without temp files, a sweep needs no probe
+    (tmp_path / ".tmp-aa-f.json").write_text("half")  # a sweep writes a probe only if there are temp files
     with monkeypatch.context() as patched:
         probes: list[str] = []
         patched.setattr(files, "_sweep", lambda probe, _pattern: probes.append(probe.name))

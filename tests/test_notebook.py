@@ -37,7 +37,7 @@ def test_the_notebook_has_under_ten_cells_and_no_outputs() -> None:
 
 
 class Colab:
-    """Runs cells as Colab does: Python lines, and shell lines with {variables}."""
+    """Runs cells of Python and shell lines as Colab does, replacing {variables} in shell lines."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = root
@@ -101,7 +101,7 @@ class Colab:
 
 
 def put_checkout(root: Path) -> None:
-    """Create the files of a checkout in My Drive that the install cell checks."""
+    """Create a checkout in My Drive that has only the files for which the install cell looks."""
     folder = root / "content" / "drive" / "MyDrive" / "mbqueue-main"
     for name in (".git", "results", "mbqueue/results"):
         (folder / name).mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_the_install_cell_takes_a_wheel_then_a_checkout_then_github(
 
 
 def make_small(project: Path) -> None:
-    """Shrink the full training to a few crystals, after the cell that creates the project."""
+    """Shrink the experiment full_finetune to a few crystals, once a cell has created the project."""
     path = project / "jobs" / "full_finetune.toml"
     text = path.read_text()
     for old, new in {
@@ -150,7 +150,7 @@ def make_small(project: Path) -> None:
 
 def test_the_cells_run_from_the_mount_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
-    # Only a project on a mount gets a live folder. This folder is not a mount, so the test sets the live folder itself.
+    # Only a project on a mount gets a live folder by default, so the test chooses a live folder for its project.
     live = tmp_path / "live"
     monkeypatch.setenv(LIVE_VARIABLE, str(live))
     sleep = time.sleep
@@ -174,7 +174,7 @@ def test_the_cells_run_from_the_mount_to_the_report(tmp_path: Path, monkeypatch:
     assert seen.experiments.loc["full_finetune", "state"] == "done"
     assert "Plotly" in colab.run(report)
     colab.run(stop)
-    # By now, the session is ending or has ended.
+    # When the cell runs `stop`, the session may be ending or may have ended.
     assert "No session" in colab.said[-1] or "nothing is left to do" in colab.said[-1]
     assert len(colab.not_run) == 1
     # The next session runs the same cells on a different machine.

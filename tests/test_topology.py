@@ -1,4 +1,4 @@
-"""Settings, environment and mounts decide where the parts of a project are."""
+"""Settings, environment variables and mounts decide where the parts of a project are."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_several_machines_cannot_share_a_queue_file_or_a_local_folder(find, monk
     with pytest.raises(UsageError, match="Several machines cannot share"):
         find("nfs4").topology.require_launchable(2)
     with pytest.raises(UsageError, match="is also on a network mount"):
-        find("nfs4").topology.require_launchable(1)  # in this test, every path appears to be on NFS
+        find("nfs4").topology.require_launchable(1)  # `find` makes every path appear to be on NFS
     assert "is on a local disk" in (find("ext4").topology.require_launchable(2) or "")
     assert find("nfs4", queue=SERVER).topology.require_launchable(2) is None
 

@@ -23,7 +23,7 @@ def lower_bounds() -> dict[str, str]:
 
 
 def pinned(name: str) -> dict[str, str]:
-    """Package → version in a constraints file."""
+    """Return the version of each package in a constraints file."""
     lines = (ROOT / name).read_text().splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 

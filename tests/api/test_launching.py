@@ -105,7 +105,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
         (Ending.STOPPED, StopCause.by_signal(signal.SIGUSR2), "", True),
         (Ending.STOPPED, TIME_IS_UP, "", True),
         (Ending.STOPPED, StopCause.by_lost_device("an illegal access"), "", True),
-        # Slurm reports RUNNING for a preempted job, and COMPLETING for a job that a user cancelled.
+        # After SIGTERM, Slurm reports RUNNING for a preempted job, and COMPLETING for a job that a user cancelled.
         (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "echo RUNNING", True),
         (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "echo COMPLETING", False),
         (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "exit 1", False),

@@ -87,7 +87,7 @@ def worked(tmp_path_factory: pytest.TempPathFactory, web_hook: WebHook) -> Worke
         with pytest.raises(ResultsError) as raised:
             getattr(project, what)("head_finetune")
         refused[what] = str(raised.value)
-    # Prepare the data, and train and predict fold 0.
+    # Run the jobs that prepare the data, and train and predict fold 0.
     project.work(session="none", device="cpu", max_jobs=4, tensorboard=True)
     half = project.history("head_finetune")
     (page,) = project.report("head_finetune", output=root / "half.html")
@@ -175,7 +175,7 @@ def test_a_report_of_an_unfinished_experiment_shows_resumes_under_other_conditio
     worked: Worked, tmp_path: Path
 ) -> None:
     shutil.copytree(worked.project.folder.root, tmp_path / "project")
-    (tmp_path / "project" / "mbqueue.toml").unlink()  # run without a notify command
+    (tmp_path / "project" / "mbqueue.toml").unlink()  # these settings contain a notify command
     project = Project(tmp_path / "project")
     project.enqueue("head_finetune", dataset="sample", epochs=3, folds=[0], settings=SMALL, name="moved")
     before = torch.get_num_threads()
@@ -234,7 +234,7 @@ def test_tensorboard_files_hold_every_epoch_and_step(worked: Worked) -> None:
     from tensorboard.backend.event_processing import event_accumulator as accumulator
 
     folder = worked.project.folder.logs_dir / "tensorboard" / "head_finetune"
-    assert {path.name for path in folder.iterdir()} == {"fold_0"}  # only the first session wrote event files
+    assert {path.name for path in folder.iterdir()} == {"fold_0"}  # only one of the two sessions wrote event files
     epochs = accumulator.EventAccumulator(str(folder / "fold_0" / "epochs")).Reload()
     assert [event.step for event in epochs.Scalars("epoch/val_mae")] == [1, 2]
     steps = accumulator.EventAccumulator(str(folder / "fold_0")).Reload()

@@ -157,7 +157,7 @@ def test_predict_gives_the_mean_and_the_spread_of_its_models(
     for number, shift in enumerate((0.0, 0.5)):
         model = load_pretrained("0.3.0")
         with torch.no_grad():
-            model.composition_model.fc.weight += shift  # adds `shift` to every prediction
+            model.composition_model.fc.weight += shift  # shift every prediction by `shift`
         models.append(tmp_path / f"model_fold_{number}.pth")
         write_bytes(models[-1], model_bytes(model))
     few = gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines(keepends=True)[:30]

@@ -26,7 +26,7 @@ def test_a_backup_made_beside_a_session_is_restored_elsewhere_and_ends_in_the_sa
     expected = enqueue(straight, small_spec(straight))
     assert run(straight.root, "work", "--device", "cpu").returncode == 0
 
-    project = make_project(tmp_path / "here")  # this project commits after every step
+    project = make_project(tmp_path / "here")  # by default, a session of this project commits after every step
     folder = enqueue(project, small_spec(project)).relative_to(project.root)
     checkpoints = project.checkpoints_dir("full_finetune", 0)
     session = start(project.root, "work", "--device", "cpu")

@@ -266,7 +266,7 @@ def test_export_without_matbench_says_how_to_install_it(
 
 def test_make_with_an_old_python_says_which_version_it_needs(tmp_path: Path) -> None:
     old = tmp_path / "python3.8"
-    old.write_text("#!/bin/sh\nexit 1\n")  # this Python fails the Makefile's version check
+    old.write_text("#!/bin/sh\nexit 1\n")  # a fake Python that fails the Makefile's version check
     old.chmod(0o755)
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()

@@ -1,4 +1,4 @@
-"""What `status --watch` prints without a terminal, and what it refuses."""
+"""The output of `status --watch` without a terminal, and the options that it refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Command = Callable[..., Any]
 
 
 def looks(monkeypatch: pytest.MonkeyPatch, *between: Callable[[], object]) -> None:
-    """Replace the waits of --watch by the given calls, in order, then by an interrupt."""
+    """Instead of waiting, let --watch make the given calls, one per wait; then interrupt it."""
     left = iter(between)
 
     def wait(_seconds: float) -> None:

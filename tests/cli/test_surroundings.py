@@ -1,4 +1,4 @@
-"""In environments unlike a developer's, mbqueue works or says clearly why not."""
+"""In unusual environments, mbqueue works, or an error says clearly what is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mbqueue.session.tensorboard import TensorBoardReport
 def run(
     folder: Path, *arguments: str, remove: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a working folder that is removed before the command begins."""
+    """Run a command in a working folder, and remove the folder ``remove`` just before the command starts."""
     gone = f"rmdir {remove};" if remove else ""
     return subprocess.run(
         ["/bin/sh", "-c", f'cd {folder}; {gone} exec {sys.executable} -m mbqueue "$@"', "sh", *arguments],

@@ -60,7 +60,7 @@ def test_bonds_lengths_and_angles_are_those_of_chgnet(some_crystals, some_graphs
 
 
 def assert_sound(batch: Batch) -> None:
-    """Check what `batch.py` promises of every batch."""
+    """Check everything that `batch.py` guarantees about a batch."""
     n_atoms, n_bonds, n_short = len(batch.atomic_numbers), len(batch.bond_center), len(batch.short_bond)
     assert batch.n_atoms.sum() == n_atoms
     assert torch.equal(batch.atom_crystal, torch.repeat_interleave(torch.arange(len(batch)), batch.n_atoms))

@@ -48,7 +48,7 @@ def test_any_cell_gives_the_graph_of_chgnet(structure):
         # CHGNet fails if rounding removes the reverse of a bond; a different test covers that case.
         assume("isolated" in str(error))
     except IndexError:
-        pass  # CHGNet fails without bonds; `assert_equals_chgnet` uses the cut-off that `convert` widened
+        pass  # CHGNet fails without bonds, so `assert_equals_chgnet` uses the wider cut-off of `convert`
     assert_equals_chgnet(structure)
 
 

@@ -35,7 +35,7 @@ class FakeClock:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT, but cuts each connection after ``cut`` bytes; remembers the first byte of each request."""
+    """Serves CONTENT, but cuts each connection after `cut` bytes; records at which byte each request begins."""
 
     cut = len(CONTENT)
     content = CONTENT
@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(self.server.content[begin : begin + self.server.cut])
 
     def log_message(self, *args: object) -> None:
-        """Keep requests out of the output."""
+        """Do not print requests."""
 
 
 @pytest.fixture

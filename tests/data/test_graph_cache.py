@@ -1,4 +1,4 @@
-"""The cache survives damage, full disks and killed or concurrent sessions."""
+"""The graph cache survives damage, full disks, and killed or concurrent sessions."""
 
 from __future__ import annotations
 

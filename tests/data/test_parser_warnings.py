@@ -1,4 +1,4 @@
-"""The lists below contain every warning of the installed parsers, and mbqueue refuses entries by these lists."""
+"""Every warning of the installed parsers is in the lists below, which say whether mbqueue refuses the entry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard, is_harmless
 
 REFUSED, HARMLESS = "refused", "harmless"
-#: The tables below list this effect for a warning that never occurs in mbqueue.
+#: The effect in the tables below of a warning that never occurs in mbqueue.
 NOT_GIVEN = "not given"
 
 #: The start of each warning of pymatgen's CIF reader (2026.10) → its effect; … stands for a part that varies. Warnings

@@ -16,7 +16,7 @@ ROWS = (0, 101, 202, 303, 404, 505, 606, 698)
 
 
 def read_one(folder, name: str, text: str, suffix: str):
-    """The only crystal in a folder of structure files."""
+    """Write a folder with one structure file, and read its crystal."""
     (folder / f"{name}{suffix}").write_bytes(text.encode())
     (folder / "id_prop.csv").write_text(f"{name}{suffix},-1.5\n")
     return load(str(folder)).crystals

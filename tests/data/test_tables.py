@@ -630,7 +630,7 @@ def test_a_frame_of_xyz_that_gives_one_key_twice_is_refused(tmp_path):
 
 XYZ_FRAME = '1\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3 {}\nFe 0 0 0\n'
 
-#: The value of `id` in the comment line → the id that mbqueue reads.
+#: The text after `id=` in the comment line → the id that mbqueue reads.
 XYZ_IDS = {
     "007": "007",
     "1e5": "1e5",

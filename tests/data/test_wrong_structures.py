@@ -1,4 +1,4 @@
-"""A file that a parser would misread as a different crystal is rejected with the reason."""
+"""mbqueue rejects a file, with the reason, if a parser would read a different crystal from it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def without(text: str, *tags: str) -> str:
 
 
 def operations(*listed: str) -> str:
-    """Rock salt with these operations and no space group symbol."""
+    """Return a CIF of rock salt with these symmetry operations instead of the space group's symbol."""
     return NO_Z.replace(SYMBOL, LISTED + "".join(f"'{operation}'\n" for operation in listed))
 
 
 def one_site(group: str, *, z: int, beta: float) -> str:
-    """Return a CIF with one atom in a general position and a space group without operations; ``z`` adds the formula."""
+    """Return a CIF with one atom and a space group without operations; if ``z`` is not 0, add the formula and Z."""
     lengths = "_cell_length_a 7.0\n_cell_length_b 7.0\n_cell_length_c 9.0\n"
     angles = f"_cell_angle_alpha 90\n_cell_angle_beta {beta}\n_cell_angle_gamma 90\n"
     formula = f"_chemical_formula_sum As\n{Z4.replace('4', str(z))}" if z else ""

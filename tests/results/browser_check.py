@@ -1,6 +1,7 @@
 """Open a report and a comparison of 132,752 artificial crystals in a real headless browser, and check for errors.
 
-Not collected by pytest, because not every machine has a browser. Continuous integration installs one and runs
+pytest does not collect this file, because not every machine has a browser. Continuous integration installs a browser
+and runs the check:
 
     python tests/results/browser_check.py [--screenshots DIR]
 
@@ -44,7 +45,7 @@ PHONE_WIDTH = 500
 #: The minimum size, in bytes, of a screenshot that shows plots. A screenshot without plots is much smaller.
 SMALLEST_SCREENSHOT = 40_000
 FOLDS = range(5)
-#: The parts of each session, as (kind, minutes). `publish` overlaps the part before it.
+#: The parts of each session, as (kind, minutes). The part `publish` overlaps the previous part.
 SESSION = (
     ("idle", 1), ("load", 2), ("train", 50), ("checkpoint", 1), ("publish", 3), ("train", 40), ("predict", 6),
     ("repeated", 4),

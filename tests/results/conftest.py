@@ -1,4 +1,4 @@
-"""A small artificial recorded experiment: five folds of a few crystals."""
+"""A small recorded experiment with made-up results: five folds of a few crystals."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def made_up_history(epochs: int, *, seed: int = 0, session: str = "s1", device: 
 
 
 def made_up_predictions(n: int, *, fold: int = 0, seed: int = 0, spread: float = 0.02) -> Predictions:
-    """Draw predictions. Targets depend only on the fold, so two seeds are like two models on the same crystals."""
+    """Draw predictions; the targets depend only on ``fold``, so two seeds imitate two models on the same crystals."""
     crystals = np.random.default_rng([fold, 7])
     y_true = crystals.normal(-1.5, 1.0, n)
     noise = np.random.default_rng([fold, seed, 8])
@@ -62,7 +62,7 @@ def made_up_predictions(n: int, *, fold: int = 0, seed: int = 0, spread: float =
 
 
 def made_up_inputs() -> RecordInputs:
-    """Return inputs of `record` for two folds of a user's own dataset."""
+    """Return the inputs of `record` for two folds of a user's own dataset."""
     spec = Spec(name="small")
     return RecordInputs(
         experiment="small",
@@ -99,7 +99,7 @@ def inputs() -> RecordInputs:
 
 @pytest.fixture
 def fill() -> Callable[..., Path]:
-    """Write the files of some folds as train and predict jobs do."""
+    """A function that writes the files of some folds, as train and predict jobs do."""
 
     def write(folder: Path, *, folds: tuple[int, ...] = (0, 1), n: int = 40, epochs: int = 3, seed: int = 0) -> Path:
         for fold in folds:

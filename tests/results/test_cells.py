@@ -1,4 +1,4 @@
-"""CSV cells read back exactly, and no spreadsheet runs them as formulas. Markdown shows text unchanged."""
+"""CSV cells can be read back exactly, and no spreadsheet runs them as formulas. Markdown cells show text unchanged."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_an_export_that_fails_leaves_the_earlier_one_and_nothing_else(official, 
     def full(path, _content):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(files, "write_json", full)  # `export` uses write_json only for info.json, its last file
+    monkeypatch.setattr(files, "write_json", full)  # `export` calls write_json only for its last file, info.json
     with pytest.raises(OSError, match="No space"):
         export_submission([official], tmp_path, authors="B", force=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -52,7 +52,7 @@ def test_two_files_of_the_same_numbers_differ_only_in_date_stamp_and_hash(tmp_pa
     for name in ("a.json.gz", "b.json.gz"):
         write_matbench_file(tmp_path / name, official_predictions, FORMATION_ENERGY, parameters={"seed": 0})
         contents.append(json.loads(gzip.decompress((tmp_path / name).read_bytes())))
-        assert (tmp_path / name).read_bytes()[4:8] == bytes(4)  # the time in the gzip header is 0
+        assert (tmp_path / name).read_bytes()[4:8] == bytes(4)  # the gzip header's time is 0
     for content in contents:
         del content["datestamp"], content["hash"]
     assert json.dumps(contents[0]) == json.dumps(contents[1])

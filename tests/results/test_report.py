@@ -231,10 +231,10 @@ def test_elements_are_read_from_formulas(formula, elements):
         (rows(0.3, 0.2, 0.1), "improving"),
         (rows(0.3, 0.1, 0.101, 0.1005), "settled"),
         (rows(0.3, 0.1, 0.12, 0.15, train=(0.3, 0.1, 0.05, 0.02)), "overfits"),
-        (rows(0.3, 0.1, 0.12, 0.15, train=(0.3, 0.1, 0.2, 0.3)), "unsettled"),  # both errors rise
+        (rows(0.3, 0.1, 0.12, 0.15, train=(0.3, 0.1, 0.2, 0.3)), "unsettled"),  # training and validation errors rise
         (rows(0.02, 0.05, 0.2, 1.0, 5.0, train=(0.02, 0.06, 0.3, 1.1, 5.0)), "diverged"),
         (late_rise(0.021), "unsettled"),
-        (late_rise(0.06), "overfits"),  # the error rises for only 3 of 20 epochs, but more than doubles
+        (late_rise(0.06), "overfits"),  # the error rises in only 3 of 20 epochs, but more than doubles
     ],
 )
 def test_the_verdict_follows_gap_and_epochs_since_the_best(history, kind):

@@ -1,4 +1,4 @@
-"""Scores equal matbench's."""
+"""mbqueue's scores are equal to matbench's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search files behind the measurements in docs/, and how tests shrink their base experiment."""
+"""The search files that `benchmarks.search` uses for the measurements in docs/."""
 
 from __future__ import annotations
 

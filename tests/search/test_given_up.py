@@ -1,4 +1,4 @@
-"""Checkpoints of pruned trials are removed everywhere, and stay removed after any later loss."""
+"""Checkpoints of pruned trials are removed everywhere, and stay removed after any kind of loss."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def committed(queue: Queue, name: str) -> list[int | None]:
 
 
 def give_up(project: ProjectFolder, queue: Queue, clock: ManualClock, store: ObjectStore | None = None) -> None:
-    """Do what a session does an hour after the trial was pruned, if checkpoints are kept for an hour."""
+    """Advance the clock by an hour, and remove the pruned trial's checkpoints as a session does by then."""
     clock.advance(3600.0)
     names = steps.release_pruned(queue, after_seconds=3600.0, now=clock.now(), by="test")
     assert names == NAMES[:1]

@@ -81,7 +81,7 @@ class Pair:
                 session.publish()
 
     def work_unseen_until(self, *states: TrialState) -> None:
-        """Let both sessions work without seeing each other until the trial has these states on the two machines."""
+        """Let both sessions work, unaware of each other, until the trial has these states on the two machines."""
         with self.patch.context() as unseen:
             unseen.setattr(Announcements, "others", lambda _self: [])
             for _ in range(60):
@@ -91,7 +91,7 @@ class Pair:
         raise AssertionError(self.states())
 
     def recorded(self) -> Any:
-        """The spec in the results that the drive has."""
+        """The trial's spec in the results on the drive."""
         (path,) = self.drive.glob(f"results/daily/*/{TRIAL}/results.json")
         return json.loads(path.read_bytes())["spec"]
 

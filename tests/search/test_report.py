@@ -24,7 +24,7 @@ NOW = 1_800_000_000.0
 
 @pytest.fixture
 def searched(project: ProjectFolder):
-    """Do this many jobs of a search in the project's queue; return its trials."""
+    """A function that runs ``jobs`` jobs of a search in the project's queue, and returns the search's trials."""
 
     def searched(search: Search, jobs: int | None = None) -> list[Trial]:
         with open_queue(project) as queue:

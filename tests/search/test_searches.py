@@ -1,4 +1,4 @@
-"""On both databases, trials start and are judged exactly once, despite crashes and commands."""
+"""On both databases, each trial is started and judged exactly once, despite crashes and users' commands."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def now() -> float:
 
 @pytest.fixture(params=["postgresql", "sqlite"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of this test's queue."""
+    """The path or URL of a queue for one test."""
     if request.param == "sqlite":
         return str(tmp_path / "queue.db")
     return str(request.getfixturevalue("postgres_server").url())
@@ -137,7 +137,7 @@ def test_if_two_sessions_draw_the_next_trial_at_once_only_one_begins_it(queue, a
     drawn = steps.next_settings
 
     def meanwhile(search, known):
-        """Let the other session draw and enqueue between this session's read and its write."""
+        """After the first session has read the queue, let the second enqueue a trial with different settings."""
         monkeypatch.setattr(steps, "next_settings", lambda search, known: {"train.lr": 1e-3})
         assert steps.begin_trials(open_at(address), results_dir=str, now=NOW, by=two) == ["hunt.001"]
         return drawn(search, known)
@@ -288,7 +288,7 @@ def test_the_best_settings_become_an_experiment_on_all_folds_that_says_how_it_wa
 def test_trials_of_a_rebuilt_queue_are_pruned_again(queue):
     found = searched(queue, make_search())
     pruned = [trial for trial in found if trial.state is TrialState.PRUNED]
-    # Put the queue into the state after `recover`: the epochs are committed, but none is skipped.
+    # Bring the queue into the state that `recover` leaves: epochs are committed, but none is skipped.
     for trial in pruned:
         queue.rewind(trial.experiment, {0: "test"}, to_epoch=trial.epochs_done, now=NOW)
     kept = pruned[0].experiment
@@ -299,7 +299,7 @@ def test_trials_of_a_rebuilt_queue_are_pruned_again(queue):
     assert kept not in again, "a trial is pruned under the hands of who works on it"
     queue.end_session(session, reason="test", now=NOW)
     again += steps.judge_again(queue, now=NOW, by="recover")
-    # The search has more results now than when it pruned these trials, so a few of them would no longer be pruned.
+    # The search now has more results than when it pruned the trials, so a few trials would no longer be pruned.
     assert set(again) <= {trial.experiment for trial in pruned}
     assert len(again) > len(pruned) / 2
     assert lease.job.epoch == pruned[0].epochs_done + 1
@@ -331,7 +331,7 @@ def test_a_search_killed_at_20_random_moments_ends_as_an_uninterrupted_one(queue
     enqueue(queue, make_search())
     chance = random.Random(5)
     deaths = 0
-    # Between two trials, no job is open, so also count the trials. The next session begins the next trial.
+    # Also count the trials, because no job is open between the end of a trial and the next session.
     while not queue.outlook(now=NOW).is_exhausted or len(queue.trials()) < 12:
         worker = start(address)
         if deaths < 20:
@@ -365,7 +365,7 @@ def pruned_trial(queue: Queue) -> Trial:
 
 
 def released(queue: Queue, *, seconds: float) -> list[str]:
-    """Give up checkpoints an hour after pruning; return the trials affected ``seconds`` after the last pruning."""
+    """Discard checkpoints of trials pruned an hour ago, at ``seconds`` after the last pruning; return those trials."""
     # If the queue is on a server, `changed_at` comes from the server's clock.
     last = max(job.changed_at for job in queue.jobs(state=State.SKIPPED))
     return steps.release_pruned(queue, after_seconds=3600.0, now=last + seconds, by="test")

@@ -58,7 +58,7 @@ def make_machine(root: Path) -> ProjectFolder:
 
 
 def found(folder: ProjectFolder) -> dict[str, Any]:
-    """Trial → state, settings, curve and, if it was trained to its end, the bytes of its results."""
+    """Trial → state, settings, learning curve and, if the trial was trained to its end, the bytes of its results."""
     project = Project(folder.root)
     trials = project.status("rates").overview["experiments"]
     return {

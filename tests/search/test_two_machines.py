@@ -63,7 +63,7 @@ def epochs(found: dict[str, Any]) -> dict[str, int]:
 
 
 def work_by_turns(clock: ManualClock, sessions: list[SteppedSession], turns: int = 200) -> None:
-    """Let the sessions take turns, at most this many times, until each knows that all trials have ended."""
+    """Let the sessions take turns until each knows that all trials have ended, for at most ``turns`` turns."""
     over = {TrialState.DONE, TrialState.PRUNED}
     for _ in range(turns):
         for session in sessions:
@@ -98,7 +98,7 @@ def test_two_machines_with_one_drive_share_a_search_and_neither_lose_nor_repeat_
     assert {name for name, (_, state, _) in ours.items() if state is TrialState.PRUNED} == PRUNED_TRIALS
     assert min(first.commits, second.commits) > 0
     assert begun == {first.id}, "the second could have drawn other settings for the same number"
-    # Until the two sessions see each other through the drive, both may train the same epoch.
+    # Until the two sessions see each other on the drive, both may train the same epoch.
     assert first.steps_trained + second.steps_trained < 1.5 * sum(ENDED.values()) * STEPS
     for session in (first, second):
         session.end()

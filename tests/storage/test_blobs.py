@@ -1,4 +1,4 @@
-"""One suite for the guarantees of blobs (`mbqueue.storage.blobs`), which runs on every place."""
+"""The guarantees in `mbqueue.storage.blobs`, tested on every kind of store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Make = Callable[[], Blobs]
 
 @pytest.fixture(params=KINDS)
 def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Functions that create a new place of each kind."""
+    """For each kind of store, a function that creates a new, empty store."""
     numbers = itertools.count()
     s3: S3Server | None = request.getfixturevalue("s3") if request.param == "s3" else None
     if request.param == "folder without links":
@@ -48,7 +48,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def blobs(make: Make) -> Blobs:
-    """An empty place of each kind."""
+    """An empty store of each kind."""
     return make()
 
 
@@ -201,7 +201,7 @@ def test_any_mix_of_operations_behaves_like_a_dictionary(make: Make) -> None:
 
 @pytest.fixture
 def died_while_writing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Leave files as if this process died at the next rename or link."""
+    """Leave the files that exist when a process dies at its next rename or link."""
 
     class Death(BaseException):
         pass
@@ -234,7 +234,7 @@ def test_half_written_files_are_not_listed_and_are_removed(tmp_path: Path) -> No
 
 
 def test_a_truncated_file_on_a_mount_blocks_no_writer(tmp_path: Path) -> None:
-    """A truncated file stays, since its upload may not be finished. Readers also try the file `NAME (1)`."""
+    """The truncated file is kept, because its upload may not have finished. Readers also try the file `NAME (1)`."""
     drive = Drive(init_project(tmp_path / "drive")[0].root)
     drive.put("state/a-0123456789ab.pt", b"content")
     (drive.root / "state/a-0123456789ab.pt").write_bytes(b"con")

@@ -1,4 +1,4 @@
-"""Two sessions write the same commit, and some copies of commits cannot be stored."""
+"""Commits that two sessions write at the same time, and commits whose copies cannot be stored."""
 
 from __future__ import annotations
 

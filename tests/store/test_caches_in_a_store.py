@@ -101,7 +101,7 @@ def test_a_machine_that_computed_its_own_before_it_knew_of_the_store_uses_what_a
     store: ObjectStore, tmp_path: Path
 ) -> None:
     one, two = made(tmp_path / "one", value=1.0), made(tmp_path / "two", value=1.5)
-    two.features(np.arange(5))  # map the file into memory before `fetch` replaces it
+    two.features(np.arange(5))  # memory-map the file before `fetch` replaces it
     send(store, one)
     fetch(store, two)
     assert np.array_equal(two.energies(), one.energies())

@@ -275,7 +275,7 @@ def test_a_manifest_of_another_commit_under_a_name_is_set_aside(store: ObjectSto
 def test_an_unmounted_shared_folder_neither_reports_missing_objects_nor_accepts_any(
     s3: S3Server, tmp_path: Path
 ) -> None:
-    """The folder under a mount point is empty, so every commit would seem lost."""
+    """An unmounted folder is empty, so without this check every commit would seem lost."""
     store = new_store("shared folder", s3, tmp_path / "share")
     commits = machine(store, tmp_path / "copies")
     commits.stage(b"state", facts()).publish()

@@ -1,4 +1,4 @@
-"""Sessions that share only the queue and the object store."""
+"""Sessions that share nothing except the queue and the object store."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def shared(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> tup
 def test_a_fold_that_moves_between_machines_after_every_job_gives_the_same_bytes(
     shared: tuple[Path, str], plain: tuple[ProjectFolder, Path], tmp_path: Path
 ) -> None:
-    """A machine that trained nothing can read the results."""
+    """At the end, a machine that has trained nothing reads the results."""
     queue_db, url = shared
     for number in range(5):
         machine = Machine(tmp_path / f"machine-{number}", queue_db)
@@ -151,7 +151,7 @@ def test_the_results_of_a_fold_in_training_are_seen_from_another_machine(
 def machine_with_a_faulty_store(
     shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Machine, ObjectStore, Any]:
-    """A machine, its store, and the switch that takes the store away."""
+    """A machine, its store, and the backend that can make the store unavailable."""
     store, backend = faulty(shared[1])
     monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
     return Machine(tmp_path / "one", shared[0]), store, backend
@@ -178,7 +178,7 @@ def test_training_continues_while_the_store_is_away_and_commits_once_it_is_back(
     class Back(StoreWatch):
         def pause(self, error: StoreError) -> float:
             waits.append(str(error))
-            backend.away = len(waits) < 3  # the store is back while the epoch's commit is still waiting
+            backend.away = len(waits) < 3  # the store returns while the epoch's commit is still waiting
             return super().pause(error)
 
     monkeypatch.setattr("mbqueue.session.worker.StoreWatch", Back)
@@ -358,7 +358,7 @@ def test_checkpoints_from_before_the_store_was_set_are_sent_to_it(
     there, here = elsewhere.checkpoints_dir("full_finetune", 0), project.checkpoints_dir("full_finetune", 0)
     newest = manifest_of((here / "e0002-done-f0001.json").read_bytes(), source="here")
     assert newest.best is not None
-    kept = {newest.stem, newest.best["commit"]}  # which epoch is best depends on the CPU
+    kept = {newest.stem, newest.best["commit"]}  # on different CPUs, different epochs may be the best
     assert {path.name for path in there.iterdir()} == {
         f"{stem}{suffix}" for stem in kept for suffix in (".json", ".pt")
     }
@@ -410,7 +410,7 @@ def test_a_missing_obstore_is_reported_with_what_to_install(
 
 
 class _Refusing(BaseHTTPRequestHandler):
-    """Answers as S3 does to a wrong key, and repeats the key."""
+    """Answers like S3 when a request has a wrong key; the answer contains the key."""
 
     def _refuse(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))

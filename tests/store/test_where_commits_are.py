@@ -47,7 +47,7 @@ def done(project: ProjectFolder, *, jobs: int, **result: Any) -> None:
 
 
 def session(project: ProjectFolder) -> str:
-    """The messages of a session that begins, finds everything in order, and does nothing."""
+    """Run a session that may do no jobs; return why the session ended."""
     report = RememberedReport()
     return work(find_project(project.root), WorkOptions(device="cpu", max_jobs=0), report=report).reason
 
@@ -72,7 +72,7 @@ def share(tmp_path: Path) -> ObjectStore:
 
 @pytest.fixture
 def project(share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectFolder:
-    """A queue whose commits are in the share, with one finished epoch."""
+    """A project with one finished epoch, whose commits are in the shared folder."""
     monkeypatch.setenv(STORE_VARIABLE, share.url)
     project = make_project(tmp_path / "project")
     enqueue(project, small_spec(project))
@@ -114,7 +114,7 @@ def test_a_session_with_another_store_is_refused_and_changes_nothing_there(
 def test_an_unmounted_share_is_not_mistaken_for_a_new_store(
     project: ProjectFolder, share: ObjectStore, tmp_path: Path
 ) -> None:
-    """After a reboot, the mount point is an empty folder."""
+    """After a reboot, the share's mount point is an empty folder until the share is mounted."""
     (tmp_path / "share").rename(tmp_path / "unmounted")
     (tmp_path / "share").mkdir()
     with pytest.raises(StoreError, match=rf"are in {share.url} .*If the store is on a share, mount the share"):
@@ -143,7 +143,7 @@ def test_another_store_at_the_same_address_is_refused(share: ObjectStore) -> Non
 def test_commands_look_for_results_only_in_the_queues_place(
     project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If commands looked in a different place, `retry` would treat the files as lost and predict again."""
+    """If commands looked for results in a different store, `retry` would consider them lost and predict again."""
     done(project, jobs=2, files={"predictions_fold_0.csv": {"size": 1, "sha256": "0" * 64}})
     (tmp_path / "other").mkdir()
     for address in ("", (tmp_path / "other").as_uri()):
@@ -188,7 +188,7 @@ def test_an_old_queue_without_a_place_records_only_one_that_has_its_epochs(
 def test_sessions_that_begin_at_once_with_a_new_store_agree_on_it_and_one_with_another_is_refused(
     share: ObjectStore, tmp_path: Path
 ) -> None:
-    """All sessions read the place before the first one records it."""
+    """All sessions read that no place of the commits is recorded, before the first session records one."""
     project, clock = make_project(tmp_path / "project"), ManualClock()
     enqueue(project, small_spec(project))
     (tmp_path / "other").mkdir()
@@ -210,7 +210,7 @@ def test_sessions_that_begin_at_once_with_a_new_store_agree_on_it_and_one_with_a
 def test_machines_that_share_only_a_queue_cannot_both_work_with_it(
     postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A single machine with its own server needs no store."""
+    """A single machine with a queue on a server needs no store."""
     monkeypatch.setenv(QUEUE_VARIABLE, postgres_server.url())
     one, two = make_project(tmp_path / "one"), make_project(tmp_path / "two")
     enqueue(one, small_spec(one))
@@ -267,7 +267,7 @@ def test_a_folder_asked_by_two_machines_at_once_for_its_id_has_one(
     project = make_project(tmp_path)
     first = commits_binding.folder_place(project)
     seen = iter(["", first.id])
-    # When the second machine first looks, there is no id yet.
+    # The second machine looks for an id before the first machine has written one.
     monkeypatch.setattr(commits_binding, "folder_id", lambda _project: next(seen))
     assert commits_binding.folder_place(project) == first
 

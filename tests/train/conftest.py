@@ -34,7 +34,7 @@ DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 @pytest.fixture(params=DEVICES, ids=str)
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device of this machine."""
+    """The CPU and, if there is one, the GPU."""
     found: torch.device = request.param
     return found
 
@@ -49,7 +49,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def convert(structures: list[Structure]) -> list[CrystalGraph]:
-    """Stock graphs of structures, by CHGNet's own converter."""
+    """Convert structures to stock CHGNet's graphs."""
     converter = CrystalGraphConverter(
         atom_graph_cutoff=6, bond_graph_cutoff=3, algorithm="fast", on_isolated_atoms="ignore"
     )
@@ -269,7 +269,7 @@ def sample_bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="session")
 def bench_of(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
-    """The crystals of ``bench`` with targets of a given kind."""
+    """A function that returns the crystals of `bench` with targets of a given kind."""
 
     @cache_results
     def make(kind: str) -> Bench:
@@ -291,7 +291,7 @@ def bench_of(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 @pytest.fixture(scope="session")
 def helpers() -> Any:
-    """This module's functions, for the test modules (which cannot import it)."""
+    """The functions of this module, for test modules, which cannot import a conftest.py."""
     return Helpers
 
 

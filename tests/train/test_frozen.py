@@ -285,7 +285,7 @@ def test_one_pass_gives_energies_and_features_if_the_disk_has_room(
 def test_features_are_computed_only_if_an_experiment_needs_them(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An experiment that needs only energies uses those of another machine."""
+    """An experiment that needs only energies can use a different machine's energies."""
     pretrained = helpers.small_spec(trainable="none", epochs=0)
     frozen = open_frozen(pretrained, bench.crystals, tmp_path)
     assert prepare_frozen(pretrained, bench.cache, frozen, device=CPU)

@@ -21,7 +21,7 @@ WAYS = ("stock", "plain", "fused")
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> dict[str, Any]:
-    """The output of the benchmark."""
+    """Run `benchmarks.gpu` on the CPU, and return its results."""
     file = tmp_path_factory.mktemp("benchmark") / "gpu.json"
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--out", str(file)],

@@ -1,4 +1,4 @@
-"""Run each file of ``interpreted/`` in a process where Triton interprets kernels on the CPU."""
+"""Run each file in ``interpreted/`` in a process where Triton's interpreter runs kernels on the CPU."""
 
 from __future__ import annotations
 

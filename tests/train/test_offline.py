@@ -1,7 +1,7 @@
 """Registers, spills and shared memory of the GPU kernels, compiled for GPUs that this machine lacks.
 
-``make test-kernels`` compiles every kernel for every chip and precision. ``make test`` compiles every kernel of an L4
-in float32, and a few of every other kind, which change daily.
+``make test-kernels`` compiles every kernel for every chip and precision. ``make test`` compiles every kernel for an L4
+in float32. For every other chip or precision, ``make test`` compiles a few kernels, which change every day.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 
 
 def chosen(capability: int, precision: str) -> list[int]:
-    """Return the numbers of the kernels to compile; each day selects others, unless ``ALL`` is set."""
+    """Return the numbers of the kernels to compile: all if ``ALL`` is set, otherwise a selection that changes daily."""
     numbers = range(len(offline.kernels_of(capability, precision)))
     if ALL or (capability, precision) == (89, "float32"):
         return list(numbers)

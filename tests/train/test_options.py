@@ -54,7 +54,7 @@ def test_without_warm_up_the_first_rate_is_the_peak() -> None:
 
 
 def one_step(bench: Any, rows: np.ndarray, batches: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A model after one step over ``rows`` in this many parts, and the result of the step."""
+    """Take one step over ``rows`` in ``batches`` batches; return the model and the result of the step."""
     spec = TrainSpec(**{"lr": 1e-3, "batch_size": 16, **options})
     model = load_pretrained("0.3.0")
     trained = trained_parameters(model, "all")
@@ -201,7 +201,7 @@ def test_a_soup_is_the_mean_of_the_weights_at_the_ends_of_the_last_epochs() -> N
     for weight in (1.0, 2.0, 6.0, 10.0):
         live["w"].data.fill_(weight)
         soup.stir()
-        soup.stir()  # a session that repeats an interrupted validation calls `stir` twice
+        soup.stir()  # if a validation was interrupted, the session that repeats it calls `stir` again
         with soup.applied():
             found.append(float(live["w"].detach()))
         assert float(live["w"].detach()) == weight

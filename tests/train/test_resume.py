@@ -45,8 +45,8 @@ def straight(bench: Any, helpers: Any, folder: Path, **options: Any) -> Any:
 def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any) -> Any:
     """Train each step in a new FoldRun that resumes from the files of the previous one.
 
-    With a soup of the best epochs, each epoch is validated twice. A run that stops after one validation would repeat it
-    forever, so each run then does two things.
+    With a soup of the best epochs, each epoch is validated twice. A run that stops after one validation would repeat
+    that validation forever, so each run then does two steps or validations.
     """
     fence, at_once = 0, 2 if options.get("soup_of") == "best" else 1
     for epoch in (1, 2):

@@ -1,4 +1,4 @@
-"""Steps whose numbers are not finite, or that run out of memory."""
+"""Training steps that run out of memory, or whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mbqueue.train.memory import DeviceMemory, Shortage, is_out_of_memory
 
 
 def shrink_device(monkeypatch: pytest.MonkeyPatch, bears: int) -> None:
-    """Let the device run out of memory with more than this many crystals at once."""
+    """Make the device run out of memory if a batch has more than ``bears`` crystals."""
     whole = GraphFeed.predict
 
     def predict(self: GraphFeed, model: Any, batch: Any) -> torch.Tensor:

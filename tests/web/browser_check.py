@@ -1,11 +1,12 @@
 """Open the board in a real headless browser during a training, click its buttons, and check for errors.
 
-Not collected by pytest, because not every machine has a browser. Continuous integration installs one and runs
+pytest does not collect this file, because not every machine has a browser. Continuous integration installs a browser
+and runs the check:
 
     python tests/web/browser_check.py [--screenshots DIR]
 
-Each claim is a function below; the first false one ends the check with its reason and exit code 1. Exit code 2 means
-that there is no Chromium or Chrome.
+Each function below checks one claim. The first false claim ends the check with exit code 1. Exit code 2 means that
+there is no Chromium or Chrome.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def made_project(root: Path) -> Project:
     project.enqueue("full_finetune", dataset="sample", folds=[0], name="learner", settings=small | {"train.epochs": 6})
     project.enqueue("head_finetune", dataset="sample", folds=[0], name="other", settings=small | {"train.epochs": 2})
     project.enqueue("full_finetune", dataset="sample", folds=[1], name="failing", settings=small | {"train.epochs": 2})
-    project.set_priority("failing", 1)  # the claim below must get this job
+    project.set_priority("failing", 1)  # so that the claim below gets a job of this experiment
     now = time.time()
     with open_queue(project.folder) as queue:
         session = queue.start_session(device="cpu", now=now, alive_seconds=60)
@@ -229,7 +230,7 @@ def check_reconnecting(page: Page, project: Project, port: int, stop: Callable[[
     expect(page.locator("#pulse")).to_contain_text("no answer from the board")
     with serving(project, port):
         expect(page.locator("#pulse")).to_have_text("live")
-        # The restarted board has a new secret. The page's buttons fail until the page has fetched it.
+        # The restarted board has a new secret, and the page's buttons fail until the page has fetched the secret.
         page.locator("#experiment-other").get_by_label("Priority").fill("3")
         page.keyboard.press("Enter")
         expect(page.locator("#said")).to_contain_text("priority 3")

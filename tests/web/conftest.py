@@ -1,4 +1,4 @@
-"""Boards of a fresh project."""
+"""Boards that show a new project."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mbqueue.web.serving import listening_server
 
 @pytest.fixture
 def make_board(project: ProjectFolder) -> Iterator[MakeBoard]:
-    """Start a board of the fresh project."""
+    """A function that starts a board of the new project."""
     stopping = []
 
     def make(*, host: str = "127.0.0.1", read_only: bool = False, is_embedded: bool = False) -> Board:

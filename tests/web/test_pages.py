@@ -213,7 +213,7 @@ def test_while_one_read_hangs_other_pages_show_the_last_known_state(clock: Manua
 
 
 class _Looking:
-    """A project that calls a function before each status."""
+    """A stand-in for a project that calls a function before each status."""
 
     def __init__(self, first: Any) -> None:
         self.first = first

@@ -1,7 +1,7 @@
 """The costs of message kernels in `benchmarks.gpu_model` equal counts in Triton's interpreter. See `test_interpreted`.
 
-Triton's interpreter counts every multiplication, and every byte that kernels load or store in rows. Kernels load
-matrices and vectors of weights as a whole and a cache keeps them, so neither side counts them.
+Triton's interpreter counts every multiplication, and every byte that kernels load or store in rows. Matrices and
+vectors of weights stay in a cache, so neither the interpreter nor the model counts them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The cost model, restricted to products."""
+    """The cost model, counting only matrix products."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
     made = importlib.import_module("benchmarks.gpu_model")
     monkeypatch.setattr(made, "ELEMENTWISE", 0)
@@ -108,9 +108,9 @@ ATOMS, BONDS, SHORTS, ANGLES = 4, len(BATCH.bond_length), len(BATCH.short_bond),
 
 
 def require(counted: Counted, said: Any, layers: int, but: int = 0) -> None:
-    """Compare the cost model with the counts since the last check, less ``but`` bytes that the model counts as cached.
+    """Compare the cost model with the counts since the last check, except for ``but`` bytes that a cache would save.
 
-    Bytes may differ by 6 %, because the model leaves out indices in backward kernels and sums stored as a whole.
+    Bytes may differ by 6 %, because the model leaves out some transfers, such as indices in backward kernels.
     """
     assert counted.flops == said.flops / layers
     assert counted.bytes - but == pytest.approx(said.bytes / layers, rel=0.06)
@@ -120,7 +120,7 @@ def require(counted: Counted, said: Any, layers: int, but: int = 0) -> None:
 def test_messages_of_bonds(model: Any, counted: Counted) -> None:
     plan, inputs = Plan.of(BATCH), (drawn(ATOMS, 256), drawn(BONDS, 128), drawn(BONDS, 64), gate())
     shorts, said = drawn(SHORTS, 128), works(model)
-    # The bonds of a centre atom are adjacent, so the cost model counts one read of the atom for all its bonds.
+    # The bonds around an atom are adjacent in memory, so the cost model counts only one read of the atom for all bonds.
     again = 4 * 128 * (2 * BONDS - ATOMS)
     triton_bonds.bonds_forward(plan, *inputs, shorts)
     require(counted, said["bond messages"], 4, again)

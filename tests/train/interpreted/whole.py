@@ -160,7 +160,7 @@ def test_a_step_takes_few_launches_of_kernels_that_are_compiled_offline(
     for kernel in {k for m in list(sys.modules.values()) for k in vars(m).values() if _is_kernel(k)}:
         monkeypatch.setattr(kernel, "run", _outside(kernel.run))
     with gpu_path.using(kernels=True):
-        step()  # in this step, the optimizer allocates its moments
+        step()  # in its first step, the optimizer allocates its moments
         launching.launches.clear()
         with Launches() as launches:
             step()
