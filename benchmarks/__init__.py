@@ -1,1 +1,1 @@
-"""The measurements behind the numbers in the documents. Run `python -m benchmarks.NAME` in the repository's root."""
+"""The measurements behind the numbers in the documentation. In the repository's root, run python -m benchmarks.NAME."""

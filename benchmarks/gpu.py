@@ -103,7 +103,7 @@ class Bench:
         return _both(calculating(self.device, precision), gpu_path.using(kernels=name == "fused"))
 
     def batches(self, size: int) -> list[np.ndarray]:
-        """The rows of full batches of this size, or one smaller batch of all crystals."""
+        """Divide the crystals into full batches of this size or, if there are too few, one smaller batch."""
         whole = len(self) // size
         return list(np.arange(whole * size).reshape(whole, size)) or [np.arange(len(self))]
 
@@ -235,7 +235,7 @@ def determinism(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def resume(bench: Bench, _options: argparse.Namespace) -> dict[str, Any]:
-    """Check whether a training that stops after every step ends with the same bytes as an uninterrupted one."""
+    """Check whether a training run that stops after every step ends with the same bytes as an uninterrupted run."""
     size = max(2, len(bench) // 4)
     ways = {}
     for way in WAYS:
@@ -296,7 +296,7 @@ def speed(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 def _in_turn(
     bench: Bench, ways: dict[str, Callable[[np.ndarray], object]], batches: list[np.ndarray], repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Measure each way in turn; a way that does not fit the device's memory gets no figures."""
+    """Measure each way in turn, and leave out the ways that do not fit the device's memory."""
 
     def within(way: str) -> AbstractContextManager[None]:
         return _torchs_own() if way == "stock" else bench.way(way)
@@ -400,7 +400,7 @@ def kernels(bench: Bench, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def prediction(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Predict the ms of a fused step at each batch size, for this GPU, or for an L4 if this GPU is unknown."""
+    """Predict the time of a fused step at each batch size, for this GPU, or for an L4 if this GPU is unknown."""
     name = device_name(bench.device)
     gpu = _known_gpu(name)
     is_known = gpu is not None

@@ -147,7 +147,7 @@ class Counting(TorchDispatchMode):
         return out
 
     def found(self) -> list[Work]:
-        """Return the counted work of each operation, sorted by bytes, the most first."""
+        """Return the counted work of each operation, in descending order of bytes."""
         return sorted((Work(name, *numbers) for name, numbers in self.works.items()), key=lambda work: -work.bytes)
 
 
@@ -216,7 +216,7 @@ def counted_steps(folder: Path | None, n: int, wanted: Sizes) -> dict[str, list[
 
 
 def gathered(rows: int, table: int, width: int, l2: float) -> float:
-    """Predict the bytes read to gather rows from a float32 table; a table in half the L2 cache is read only once."""
+    """Predict the bytes read to gather rows from a float32 table; a table that fits half the L2 cache is read once."""
     fits = 4.0 * table * width <= l2 * 1e6 / 2
     return 4.0 * width * (min(rows, table) if fits else rows)
 
@@ -329,7 +329,7 @@ def _products(s: Sizes, *, backward: bool) -> Work:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Crystals per second in training, and the hours and the sessions of 1 h 50 min that a full finetune takes."""
+    """The training speed in crystals per second, and how many hours and sessions a full finetune takes."""
 
     rate: float
     hours: float

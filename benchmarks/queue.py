@@ -341,7 +341,7 @@ def drain(
     barrier: multiprocessing.synchronize.Barrier,
     end: multiprocessing.connection.Connection,
 ) -> None:
-    """Do jobs of the table, and send the number of finished jobs and the seconds that they took."""
+    """Run jobs from the table, and send the number of finished jobs and the seconds that they took."""
     step = SYSTEMS[position].open(place)
     for _ in range(warm_up):
         step()

@@ -1,4 +1,4 @@
-"""Check the science with the three shipped experiments, on few enough matbench crystals for a CPU.
+"""Check the science: run the three shipped experiments on real matbench crystals, few enough for a CPU.
 
     python -m benchmarks.science --data FOLDER
 
@@ -27,7 +27,7 @@ EXPERIMENTS = {
 
 
 def mbqueue(root: Path, *arguments: str) -> str:
-    """Run a command of mbqueue in the project, and return its standard output."""
+    """Run an mbqueue command in the project, and return its standard output."""
     command = [sys.executable, "-m", "mbqueue", "--project", str(root), *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 

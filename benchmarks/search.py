@@ -41,7 +41,7 @@ Recipes = dict[str, Mapping[str, Any]]
 
 
 def mbqueue(root: Path, *arguments: str) -> str:
-    """Run a command of mbqueue in the project, and return its standard output."""
+    """Run an mbqueue command in the project, and return its standard output."""
     command = [sys.executable, "-m", "mbqueue", "--project", str(root), *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 

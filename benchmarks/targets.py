@@ -6,8 +6,8 @@ FOLDER contains matminer_elastic.jsonl.gz (log10_K_VRH, log10_G_VRH) and matmine
 band_gap_eV). In a temporary project, one session runs five folds of three experiments: `pretrained_infer` (the
 composition alone), `scalar_head` or `class_head`, and `full_finetune` for one epoch with the settings in FULL. All
 these crystals have a band gap, so the class is whether the band gap is above 1.5 eV. The benchmark prints the mean and
-standard deviation of each experiment over the folds. For comparison, it prints the score of predicting the training
-part's mean. These scores are not leaderboard scores.
+standard deviation of each experiment over the folds. For comparison, the benchmark prints the score of predicting the
+training part's mean. The scores are not leaderboard scores.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FULL = {
 
 
 def mbqueue(root: Path, *arguments: str) -> str:
-    """Run a command of mbqueue in the project, and return its standard output."""
+    """Run an mbqueue command in the project, and return its standard output."""
     command = [sys.executable, "-m", "mbqueue", "--project", str(root), *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 

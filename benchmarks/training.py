@@ -93,7 +93,7 @@ class Side:
 def sides(
     stock: list[Callable[[], object]], ours: list[Callable[[], object]], device: torch.device, precision: str
 ) -> list[Side]:
-    """Return the sides to compare: stock, on a GPU also stock with deterministic algorithms, and mbqueue."""
+    """Return the sides to compare: stock CHGNet, mbqueue and, on a GPU, stock CHGNet with deterministic algorithms."""
     found = [Side("stock", stock)]
     if device.type == "cuda":
         found.append(Side("stock, deterministic", stock, partial(calculating, device, "float32")))
@@ -160,7 +160,7 @@ class Stock:
 
 
 class Ours:
-    """mbqueue's step and inference as in a fold, including making the batch."""
+    """mbqueue's training step and inference, as in a fold; both include making the batch."""
 
     def __init__(self, spec: Spec, feed: Feed, ids: list[str], device: torch.device) -> None:
         self.spec, self.feed, self.ids, self.device = spec, feed, ids, device

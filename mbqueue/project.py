@@ -206,7 +206,7 @@ class ProjectFolder:
 
     @property
     def notes_dir(self) -> Path:
-        """The folder of the notes from which `mbqueue recover` can rebuild the queue, one for each experiment."""
+        """The folder of notes, one per enqueued experiment, from which `mbqueue recover` can rebuild the queue."""
         return self.live_dir / "wanted"
 
     @property

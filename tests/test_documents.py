@@ -1,4 +1,4 @@
-"""In the documents every command runs, every link has a target, and every quoted error text exists."""
+"""Every command in the documents runs, every link has a target, and every quoted error text exists."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def test_every_command_that_is_not_run_is_named_with_its_reason() -> None:
 
 
 def named_in_text() -> Iterator[str]:
-    """Every command with an argument between backticks; an ellipsis stands for the last pytest file."""
+    """Yield every command with an argument between backticks; replace an ellipsis with the last pytest file."""
     subcommands = {*_subcommands(typer.main.get_command(app))}
     for path in DOCUMENTS:
         before = ""

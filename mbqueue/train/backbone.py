@@ -78,8 +78,8 @@ def prepare_frozen(
     has room, features are stored together with energies, because one pass computes both.
 
     Two devices of the same model, with the same library versions and number of CPU threads, write the same bytes for
-    the same crystals and weights. If a device runs out of memory, it computes the remaining crystals of the shard in
-    smaller batches, which may change the last digits and so `FrozenBackbone.digest`.
+    the same crystals and weights. If a device runs out of memory, the remaining crystals of the shard are computed in
+    smaller batches. Smaller batches may change the last digits, and so `FrozenBackbone.digest`.
 
     Raises:
         DeviceTooSmall: if a single crystal does not fit on the device.

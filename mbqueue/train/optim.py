@@ -131,7 +131,7 @@ class WeightAverage:
 
 
 class WeightSoup:
-    """Mean of the trained parameters after each of the last, or the best, ``epochs`` epochs, or after fewer epochs.
+    """Mean of the trained parameters at the ends of the last or the best ``epochs`` epochs, or of fewer at first.
 
     A mean over the last epochs is "latest weight averaging" (Kaddour, arXiv 2209.14981). A mean over the best epochs is
     a uniform soup (Wortsman et al., arXiv 2203.05482), made from epochs of a single training run.

@@ -24,7 +24,10 @@ class FoldRows:
 
 
 def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
-    """Split a dataset into a fold's training, validation and test rows; with ``train.epochs`` = 0, do not validate."""
+    """Split a dataset's rows into a fold's training, validation and test set.
+
+    If ``train.epochs`` is 0, the validation set is empty.
+    """
     n, classes = len(targets), targets if spec.predicts.is_class else None
     outer = train_rows(n, fold, classes=classes)
     train, validation = outer, outer[:0]

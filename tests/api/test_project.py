@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {"data.limit": 40, "train.batch_size": 8}
 
 @dataclass
 class WebHook:
-    """A web server on this machine that keeps what is posted to it."""
+    """A web server on this machine that stores all messages that it receives."""
 
     url: str = ""
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -175,7 +175,7 @@ def test_a_report_of_an_unfinished_experiment_shows_resumes_under_other_conditio
     worked: Worked, tmp_path: Path
 ) -> None:
     shutil.copytree(worked.project.folder.root, tmp_path / "project")
-    (tmp_path / "project" / "mbqueue.toml").unlink()  # these settings contain a notify command
+    (tmp_path / "project" / "mbqueue.toml").unlink()  # remove the settings, which contain a notify command
     project = Project(tmp_path / "project")
     project.enqueue("head_finetune", dataset="sample", epochs=3, folds=[0], settings=SMALL, name="moved")
     before = torch.get_num_threads()

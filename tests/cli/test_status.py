@@ -1,4 +1,4 @@
-"""The output of `status --watch` without a terminal, and the options that it refuses."""
+"""The output of `status --watch` without a terminal, and the options that `status` refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Command = Callable[..., Any]
 
 
 def looks(monkeypatch: pytest.MonkeyPatch, *between: Callable[[], object]) -> None:
-    """Instead of waiting, let --watch make the given calls, one per wait; then interrupt it."""
+    """Replace each wait of --watch with one of the given calls, and the wait after the last call with an interrupt."""
     left = iter(between)
 
     def wait(_seconds: float) -> None:

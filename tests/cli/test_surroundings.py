@@ -128,7 +128,7 @@ def test_repeated_steps_replace_those_of_a_killed_session(tmp_path: Path) -> Non
 def test_a_rewind_leaves_each_step_and_each_epoch_once_in_tensorboard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_one_session: bool
 ) -> None:
-    """Train epochs 1 to 3 (4 steps each), then repeat 2 and 3 in the same session or in another one."""
+    """Train epochs 1 to 3 (4 steps each), then repeat epochs 2 and 3 in the same session or in a second session."""
     # TensorBoard reads event files in the order of their names, which begin with the creation time in seconds.
     seconds = itertools.count(1_800_000_000)
     monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", lambda: next(seconds))

@@ -84,7 +84,10 @@ def vasp_6_contcar(crystal: Structure) -> Written:
 
 
 def _symmetrized(crystal: Structure) -> tuple[Structure, str, int, list[str], list[tuple[str, np.ndarray, int]]]:
-    """Conventional cell, symbol and number of its group, operations, and (symbol, coordinates, multiplicity)."""
+    """Return the conventional cell, its space group's symbol and number, its operations, and its sites.
+
+    Each site is (element, coordinates, multiplicity).
+    """
     refined = SpacegroupAnalyzer(crystal, 0.01).get_refined_structure()
     analyzer = SpacegroupAnalyzer(refined, 0.01)
     operations = [operation.as_xyz_str() for operation in analyzer.get_symmetry_operations()]

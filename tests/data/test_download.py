@@ -1,4 +1,4 @@
-"""Over a breaking connection, the official file arrives whole or not at all."""
+"""Over an unreliable connection, the official file arrives whole or not at all."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def equality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch):
-    """Replace the reader by one whose targets have the given error."""
+    """A function that makes the reader add ``offset`` to every target."""
     real = datasets.load
 
     def put(offset: float) -> None:

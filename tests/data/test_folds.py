@@ -30,7 +30,7 @@ def test_folds_of_a_regression_task_are_those_that_matbench_ships(splits, task):
 
 
 def test_folds_of_the_class_task_are_dealt_out_class_by_class_as_matbench_ships_them(splits):
-    """Check that matbench's folds interleave the folds that our rule gives to each class.
+    """Check that matbench's folds interleave the folds that mbqueue's rule gives to each class.
 
     The tests do not have the real classes, but wrong folds would pass this check only by an impossible coincidence.
     """

@@ -17,7 +17,7 @@ from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard, is_harmless
 
 REFUSED, HARMLESS = "refused", "harmless"
-#: The effect in the tables below of a warning that never occurs in mbqueue.
+#: The tables below give this effect to a warning that never occurs in mbqueue.
 NOT_GIVEN = "not given"
 
 #: The start of each warning of pymatgen's CIF reader (2026.10) → its effect; … stands for a part that varies. Warnings

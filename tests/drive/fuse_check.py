@@ -1,11 +1,11 @@
 """Train on a real FUSE mount that fails, is lost with ENOTCONN and comes back, and compare with a local disk.
 
-Not collected by pytest, because not every machine allows mounts. The check needs Linux with /dev/fuse, root (or
-fusermount), the package mfusepy, and libfuse (FUSE_LIBRARY_PATH where it is not installed):
+pytest does not collect this file, because not every machine allows mounts. The check needs Linux with /dev/fuse, root
+(or fusermount), the package mfusepy, and libfuse (set FUSE_LIBRARY_PATH if libfuse is not installed):
 
     pip install mfusepy && python tests/drive/fuse_check.py
 
-Exit code 1 means that a claim does not hold; exit code 2, that mounts are impossible here.
+Exit code 1 means that a check failed. Exit code 2 means that this machine does not allow mounts.
 """
 
 from __future__ import annotations

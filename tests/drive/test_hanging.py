@@ -46,7 +46,7 @@ class HangingDrive(Drive):
 
 
 class Two:
-    """Two machines that know each other and share a project of two folds; the first has trained its fold further."""
+    """Two machines that see each other and share a project of two folds; the first has trained its fold further."""
 
     def __init__(self, base: Path) -> None:
         self.clock, self.stop = ManualClock(), StopRequest()

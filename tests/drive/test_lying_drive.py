@@ -1,6 +1,7 @@
 """Up to four real sessions on a drive that lies, in random schedules of delays, deaths and lost mounts.
 
-A schedule depends only on its seed. Run more with MBQUEUE_SCHEDULES=2000, or repeat one with MBQUEUE_SCHEDULE_SEED=77.
+A schedule depends only on its seed. To run more schedules, set MBQUEUE_SCHEDULES=2000. To repeat a schedule, set
+MBQUEUE_SCHEDULE_SEED=77.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ def check_chain(schedule: Schedule, folder: Path, fold: int) -> None:
 
 @pytest.fixture
 def fast_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory if possible, because this test does not need thousands of fsyncs."""
+    """A folder in memory if possible, to avoid waiting for thousands of fsync calls that the test does not need."""
     memory = Path("/dev/shm")
     if not memory.is_dir():
         yield tmp_path

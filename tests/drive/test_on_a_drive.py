@@ -1,4 +1,4 @@
-"""Real training on a drive that lies, and on a full disk."""
+"""Real training on an unreliable drive, and on a full disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _one_thread() -> Any:
 def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # All sessions run in this process, so killed sessions seem to be alive. Later sessions must not wait for them.
+    # All sessions run in this process, so killed sessions seem to be alive, but later sessions must not wait for them.
     monkeypatch.setattr("mbqueue.drive.announce.ALIVE_SECONDS", 0.1)
     straight = make_project(tmp_path / "straight", checkpoint_minutes=60.0)
     expected = enqueue(straight, small_spec(straight))

@@ -103,7 +103,7 @@ class FailingDrive(Drive):
 
 
 class SlowDrive(Drive):
-    """A drive on which every file takes 50 seconds."""
+    """A drive that takes 50 seconds to write a file."""
 
     def __init__(self, root: Path, clock: ManualClock) -> None:
         super().__init__(root)

@@ -6,7 +6,7 @@ from mbqueue.drive.retention import NEWEST, SETTLED_SECONDS, SPACED, positions_t
 
 
 def after(seen_at: list[float], now: float, *, steady_since: float = 0.0) -> list[float]:
-    """Return the elements of ``seen_at``, when files were first seen, for the files that are kept at ``now``."""
+    """Return when the files that are kept at ``now`` were first seen; ``seen_at`` lists these times for all files."""
     places = positions_to_keep(seen_at, now, kept=2, steady_since=steady_since)
     return [seen_at[place] for place in sorted(places)]
 

@@ -87,7 +87,7 @@ class World:
         return self.queue.claim(session, now=self.now, lease_seconds=seconds, loaded=loaded)
 
     def take(self, session: str, *, loaded: tuple[int, int] | None = None, seconds: float = LEASE) -> Lease:
-        """Claim a job, which must exist."""
+        """Claim a job, and check that there was one."""
         lease = self.claim(session, loaded=loaded, seconds=seconds)
         assert lease is not None
         return lease

@@ -1,4 +1,4 @@
-"""A queue adopts commits and sessions of the project's other databases, or is a copy of one."""
+"""A queue that adopts commits and sessions from other databases of the same project, or that is a copy of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lost parts of a queue are found on disks, drives, stores and servers; `recover` returns or names them."""
+"""mbqueue finds lost parts of a queue on disks, drives, stores and servers; `recover` restores or names the parts."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ FOLDS, EPOCHS = (0, 1), 3
 
 @pytest.fixture(autouse=True)
 def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let leases expire as soon as the server is up."""
+    """Let leases expire as soon as the server has started."""
     monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.0)
 
 

@@ -187,7 +187,7 @@ def test_a_commit_that_keeps_its_fold_wakes_no_session(queue, url, make_spec, mo
 
 
 def documented_rights(place: str) -> str:
-    """The GRANTs of docs/how-to/many-machines.md for one schema."""
+    """Return the GRANT statements in docs/how-to/many-machines.md, changed to the given schema."""
     text = (Path(__file__).parents[2] / "docs" / "how-to" / "many-machines.md").read_text(encoding="utf-8")
     grants = re.findall(r"GRANT [^;]* TO worker;", text)
     assert len(grants) >= 5

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server or its connection vanishes, returns, or is cut during a commit."""
+"""A real PostgreSQL server stops or restarts, and connections to it are lost, even during a commit."""
 
 from __future__ import annotations
 

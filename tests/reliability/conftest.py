@@ -114,7 +114,7 @@ class Lab:
         return find_project(self.root)
 
     def results(self, fold: int = 0) -> tuple[bytes, bytes, list[dict[str, object]]]:
-        """The parts of a fold's results that must be equal in equal runs."""
+        """The parts of a fold's results that must be identical in identical runs."""
         with Queue(self.project().queue_db, read_only=True) as queue:
             (experiment,) = queue.experiments()
         return outcome(self.root / experiment.results_dir, fold)

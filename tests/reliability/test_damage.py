@@ -24,8 +24,8 @@ class Target:
 
     Attributes:
         name: glob pattern of the files, relative to the project.
-        is_checked: whether a checksum covers every byte. Without one, damage to unused bytes (blanks, padding, free
-            pages) may go unnoticed if the results are the same.
+        is_checked: whether a checksum covers every byte. Without a checksum, damage to unused bytes (blanks, padding,
+            free pages) may go unnoticed if the results are the same.
     """
 
     name: str
@@ -128,7 +128,7 @@ def test_damage_on_a_mount_whose_machine_was_lost_changes_no_result(
 
 
 def damage_in_many_places(warm: Warm, tmp_path: Path, straight: Straight, base: Path, target: Target) -> list[str]:
-    """Damage a file in many places, one at a time; return the failures, each with its place."""
+    """Damage a file in many places, one at a time; return a description of each failure."""
     (original,) = (base / "project").glob(target.name)
     whole = original.read_bytes()
     counts, wrong = Counter(), []
@@ -147,7 +147,7 @@ def damage_in_many_places(warm: Warm, tmp_path: Path, straight: Straight, base: 
 
 
 def damages(whole: bytes, chance: random.Random) -> list[tuple[str, bytes]]:
-    """Damage a file's content in several ways; return (description, content) with flipped bits or a lost end."""
+    """Damage a file's content by flipping a bit or cutting off the end; return a list of (description, content)."""
     found = []
     for number in range(FLIPS):
         place = chance.randrange(min(100, len(whole)) if number % 4 == 0 else len(whole))

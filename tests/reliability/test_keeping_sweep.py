@@ -146,7 +146,7 @@ def absolute(lab: Lab, command: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def die_and_go_on(lab: Lab, straight: Straight, keeping: Keeping, point: int) -> int:
-    """Kill the command at an operation, resume, and compare the results; return the number of deaths."""
+    """Kill the command at an operation, resume, and compare the results; return the number of kills."""
     lab.log.unlink(missing_ok=True)
     command = absolute(lab, keeping.command)
     code = lab.work(Fault(at=point), command=command)

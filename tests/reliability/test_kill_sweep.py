@@ -50,7 +50,7 @@ class Death:
 
     Attributes:
         action: see `Fault`.
-        sample: number of deaths in a short test run.
+        sample: number of kills in a short test run.
         on_a_drive: whether the project is on a mount, with its live folder on the machine's own disk.
         with_machine: whether everything that is not on the mount is lost too.
     """

@@ -51,7 +51,7 @@ class Timing:
 
     Attributes:
         seconds: total duration of the processes.
-        starting: seconds of each session until its first step, or until its end if it made no step.
+        starting: seconds of each session until its first step, or until its end if it took no step.
         publishing: seconds spent in completed rounds of publishing, during and after training.
     """
 
@@ -93,7 +93,7 @@ def straight(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab,
 
 
 def check(endings: list[str], month: Lab, straight: Lab) -> None:
-    """Check that every kind of ending occurred, and that results equal those of an uninterrupted run."""
+    """Check that sessions ended in every possible way, and that results equal those of an uninterrupted run."""
     counted = Counter(endings)
     assert len(endings) >= LEAST_SESSIONS, counted
     assert set(counted) == set(ENDINGS), counted
@@ -116,7 +116,7 @@ def next_ending(chance: random.Random, before: list[str]) -> str:
 
 
 def command_for(ending: str, chance: random.Random) -> tuple[str, ...]:
-    """The arguments of a session without a deadline, or with a short one."""
+    """The arguments of a session, which has a short time limit if ``ending`` is "deadline"."""
     # A session this short trains for about 1 s: two reserves take a tenth of its time each, and no step starts in the
     # last 5 s.
     return (*WORK[:-1], f"{chance.uniform(7.0, 8.0):.1f}s") if ending == "deadline" else WORK

@@ -87,7 +87,7 @@ def make(warm: Warm, folder: Path, sampler: str, *, server: str = "") -> Lab:
 
 
 def searched(lab: Lab) -> Searched:
-    """The search so far; check that every epoch was committed once, in order."""
+    """Check that every epoch was committed once, in order; return the trials."""
     project = find_project(lab.root)
     with open_queue(project, read_only=True) as queue:
         trials = trials_of(queue.overview(now=time.time()), "hunt")

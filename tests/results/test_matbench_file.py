@@ -1,4 +1,4 @@
-"""The matbench submission, with the official ids and artificial numbers."""
+"""The matbench submission, with the official ids and made-up numbers."""
 
 from __future__ import annotations
 

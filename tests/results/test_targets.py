@@ -33,7 +33,7 @@ TARGETS = {
 
 
 def as_class(table: Predictions, seed: int) -> Predictions:
-    """The shared made-up crystals with classes and probabilities."""
+    """Turn made-up predictions of energies into classes and probabilities for the same crystals."""
     y_true = (table.y_true > np.median(table.y_true)).astype(float)
     noise = np.random.default_rng(seed).normal(0, 0.25, len(table))
     return dataclasses.replace(table, y_true=y_true, y_pred=np.clip(0.3 + 0.4 * y_true + noise, 0.01, 0.99))

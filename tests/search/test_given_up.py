@@ -66,7 +66,7 @@ def committed(queue: Queue, name: str) -> list[int | None]:
 
 
 def give_up(project: ProjectFolder, queue: Queue, clock: ManualClock, store: ObjectStore | None = None) -> None:
-    """Advance the clock by an hour, and remove the pruned trial's checkpoints as a session does by then."""
+    """An hour after the trial was pruned, remove its checkpoints as a session does."""
     clock.advance(3600.0)
     names = steps.release_pruned(queue, after_seconds=3600.0, now=clock.now(), by="test")
     assert names == NAMES[:1]

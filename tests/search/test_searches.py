@@ -365,7 +365,7 @@ def pruned_trial(queue: Queue) -> Trial:
 
 
 def released(queue: Queue, *, seconds: float) -> list[str]:
-    """Discard checkpoints of trials pruned an hour ago, at ``seconds`` after the last pruning; return those trials."""
+    """Return the trials that lose their checkpoints ``seconds`` after the last pruning, after an hour's delay."""
     # If the queue is on a server, `changed_at` comes from the server's clock.
     last = max(job.changed_at for job in queue.jobs(state=State.SKIPPED))
     return steps.release_pruned(queue, after_seconds=3600.0, now=last + seconds, by="test")

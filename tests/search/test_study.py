@@ -29,7 +29,7 @@ def trial(number: int, settings: dict[str, Any], *, epochs: int = 8, done: int =
 
 
 def suggested(search: Search, n: int) -> list[Trial]:
-    """The trials of a search that trains each one to its end."""
+    """Return the first ``n`` trials of a search without pruning."""
     trials: list[Trial] = []
     for number in range(n):
         settings = next_settings(search, trials)

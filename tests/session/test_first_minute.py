@@ -1,4 +1,4 @@
-"""On a new machine, a session reports that it loads and compiles everything once."""
+"""On a new machine, a session reports what it loads and compiles once per machine."""
 
 from __future__ import annotations
 

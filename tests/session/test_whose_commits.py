@@ -1,4 +1,4 @@
-"""No reader accepts the commits of another fold or experiment."""
+"""No reader accepts the commits of a different fold or experiment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A proxy answers for a store that restarts, or a store hangs while sessions wait."""
+"""Sessions wait while a proxy answers for a store that is restarting, or while a store hangs."""
 
 from __future__ import annotations
 

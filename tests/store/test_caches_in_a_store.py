@@ -121,7 +121,7 @@ def test_two_sessions_of_one_machine_fetch_each_shard_once(store: ObjectStore, t
 
 
 def test_preparing_writes_only_what_was_missing(tmp_path: Path) -> None:
-    """This machine computes features and energies, and keeps the energies that another machine stored."""
+    """The machine computes features and energies, but keeps the energies that are already stored."""
     frozen = made(tmp_path, value=1.0)
     for path in frozen.folder.glob("features-*"):
         path.unlink()

@@ -62,7 +62,7 @@ def facts(*, epoch: int = 1, fence: int = 1, session: str = "a", **other: Any) -
 
 
 def machine(store: ObjectStore, folder: Path) -> OwnCommits:
-    """The commits of the fold, as one machine opens them."""
+    """The fold's commits on a new machine, which keeps its copies in ``folder``."""
     return OwnCommits(in_store(store, SMALL), SMALL, near=folder)
 
 

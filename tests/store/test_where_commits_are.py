@@ -58,7 +58,7 @@ def place_of(project: ProjectFolder) -> CommitsPlace | None:
 
 
 def with_an_epoch(store: ObjectStore) -> None:
-    """Add a commit with dummy content, since a session that starts checks only names."""
+    """Add a commit with dummy content, because a starting session checks only the names of commits."""
     store.put(f"checkpoints/{EPOCH}-0123456789ab.pt", b"state")
     store.put(f"checkpoints/{EPOCH}.json", b"{}")
 

@@ -21,7 +21,7 @@ def spec_of(project: Project, experiment: str = "head_finetune", **overrides: An
 
 
 def begin_second(project: Project, *specs: Spec) -> None:
-    """Replace the queue by a new one, as earlier versions did after a loss."""
+    """Replace the queue with a new one, as earlier versions did after a loss."""
     project.folder.queue_db.unlink(missing_ok=True)
     with Queue(project.folder.queue_db) as queue:
         for spec in specs:

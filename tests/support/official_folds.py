@@ -51,7 +51,7 @@ def dealt(count: int, n: int, after: int = 0) -> list[int]:
 def mixture(whole: list[int], a: list[int], b: list[int]) -> NDArray[np.bool_] | None:
     """Split ``whole`` into the lists ``a`` and ``b``, each in its order; return a mask of the items from ``b``.
 
-    Return None if no such split exists. If several splits exist, choose the split that takes items from ``b`` last.
+    Return None if no such split exists. If several splits exist, take items from ``b`` as late as possible.
     """
     taken = [{0}]  # taken[n]: how many of the first n items of `whole` may come from `a`
     for place, fold in enumerate(whole):
@@ -72,7 +72,7 @@ def mixture(whole: list[int], a: list[int], b: list[int]) -> NDArray[np.bool_] |
 
 
 def made_classes(task: Task) -> NDArray[np.bool_]:
-    """A class for each crystal of a class task, for which the rule gives matbench's real folds."""
+    """Make up a class for each crystal, so that mbqueue's rule for classes gives matbench's real folds."""
     official = official_folds(task, matbench_splits())
     ones = round(SHARE_OF_METALS * task.n)
     for first in (ones, task.n - ones):

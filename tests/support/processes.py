@@ -33,7 +33,7 @@ def start(root: Path, *arguments: str, log: Path | None = None) -> subprocess.Po
 
 
 def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of mbqueue, and wait until it ends."""
+    """Run an mbqueue command, and wait until it ends."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "80"}
     environment.pop("MBQUEUE_PROJECT", None)
     return subprocess.run(

@@ -1,7 +1,7 @@
 """A `ModelFamily` with one linear layer, so that a real training step takes only a millisecond.
 
-The model records which worker took each training step, so a checkpoint shows its own history. The last digits of its
-weights depend on the worker, as on different GPUs, so two lines of commits always differ.
+The model records which worker took each training step, so a checkpoint shows its own history. The last digits of the
+model's weights depend on the worker, as on different GPUs, so two lines of commits always differ.
 """
 
 from __future__ import annotations

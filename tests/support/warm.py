@@ -1,7 +1,7 @@
 """Start real `mbqueue` processes within a fraction of a second, by forking one that has imported everything.
 
-A child process does what the command line does, and tests can kill, freeze and signal it. Only the waits of workers are
-shortened.
+A child process does what the command line does, and tests can kill, freeze and signal it. The only difference is that
+workers wait for a shorter time.
 """
 
 from __future__ import annotations

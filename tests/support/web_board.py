@@ -38,11 +38,11 @@ class Board:
     token: str | None
 
     def get(self, path: str, **headers: str) -> Answer:
-        """Request a path; write header names with underscores."""
+        """Request a path, with ``headers`` whose names have underscores instead of hyphens."""
         return self._ask("GET", path, None, headers)
 
     def act(self, given: Any, **headers: str) -> Answer:
-        """Send an act as the board's own page does."""
+        """Post an action as the board's own page does."""
         csrf = self.get("/part?part=overview").json["csrf"]
         own = {"Content-Type": "application/json", CSRF_HEADER: csrf, "Sec-Fetch-Site": "same-origin"}
         return self._ask(

@@ -38,7 +38,7 @@ class Model(torch.nn.Module):
 
 
 def predict(wrong: float = 0.0) -> Any:
-    """The model's predictions, with kernels that are off by ``wrong``."""
+    """A function that predicts with a model; with GPU kernels, predictions have a relative error of ``wrong``."""
 
     def values(model: Model, batch: Any) -> torch.Tensor:
         assert isinstance(batch, torch.Tensor)

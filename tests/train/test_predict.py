@@ -1,4 +1,4 @@
-"""CHGNet itself predicts the same from model files; ensembles and averages over strains work."""
+"""Model files, and predictions with one model, with an ensemble, and as averages over strains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fold that is stopped or killed anywhere ends with the same bytes as an uninterrupted one."""
+"""A fold that is stopped or killed at any point ends with the same bytes as an uninterrupted fold."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TIMING = {"seconds", "structures_per_second", "session"}
 
 
 def essence(folder: Path) -> dict[str, Any]:
-    """The parts of a fold that must be equal bit for bit in every run."""
+    """The parts of a fold that must be identical in every run."""
     newest = small_commits(folder).manifests()[-1]
     rows = [{key: value for key, value in row.items() if key not in _TIMING} for row in newest.history]
     weights = hashlib.sha256((folder / f"{newest.stem}.pt").read_bytes()).hexdigest()

@@ -45,7 +45,7 @@ EXPECTED = ("net::ERR_CONNECTION_REFUSED", "Failed to load resource: the server 
 
 @dataclass
 class Watched:
-    """The requests and errors of pages."""
+    """Watches the requests and errors of the board's pages."""
 
     port: int
     complaints: list[str] = field(default_factory=list)
@@ -103,7 +103,7 @@ def made_project(root: Path) -> Project:
 
 
 def working(project: Project) -> threading.Thread:
-    """Run a real session as a process, which ends with code 1, since a job has failed."""
+    """Start a real session in a process, which will exit with code 1, because one of its jobs has failed."""
     command = [sys.executable, "-m", "mbqueue", "--project", str(project.folder.root), "work", "--session", "none"]
     thread = threading.Thread(target=lambda: subprocess.run(command, check=False, capture_output=True))
     thread.start()
@@ -153,7 +153,7 @@ def the_form_enqueues(page: Page, project: Project) -> None:
     form.get_by_label("Dataset").fill("sample")
     form.get_by_label("Name").fill("typed")
     form.get_by_label("Changed settings").fill("train.lr=-1")
-    page.wait_for_timeout(5000)  # the page updates twice in this time and must keep the typed text
+    page.wait_for_timeout(5000)  # meanwhile, the page updates twice and must keep the typed text
     expect(form.get_by_label("Name")).to_have_value("typed")
     form.get_by_role("button", name="Enqueue").click()
     expect(page.locator("#said.bad")).to_contain_text("train.lr")
