@@ -1,4 +1,4 @@
-"""Open the object store that `store` in mbqueue.toml names: S3, GCS, Azure, or a shared folder, through obstore.
+"""Use obstore to open the object store that `store` in mbqueue.toml names, on S3, GCS, Azure or a shared folder.
 
 Credentials come from the environment or the machine's credential chain, never from the address
 (docs/how-to/many-machines.md).

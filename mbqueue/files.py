@@ -1,8 +1,8 @@
 """Write files so that a crash at any instant leaves the old content or the new, never a mixture.
 
-A durable write writes a temp file in the same folder, syncs it, renames it, and syncs the folder. So a file under its
-final name is always complete. The names of temp files start with ``.tmp-``, so that later writes can remove abandoned
-temp files.
+A durable write creates a temp file in the same folder, syncs it, renames it, and syncs the folder. A file under its
+final name is therefore always complete. The names of temp files start with ``.tmp-``, so that later writes can remove
+abandoned temp files.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The settings in mbqueue.toml: how sessions behave. No setting changes a result.
 
 Each setting is one field with a name, type, default, bounds and description. docs/reference/experiment-file.md is
-generated from these fields. Every command reads the settings, and importing pydantic takes longer than everything else
-that `mbqueue status` does. So settings are plain dataclasses, checked in this module. `mbqueue.experiment` can afford
-pydantic, because few commands read experiments.
+generated from these fields. Settings are plain dataclasses, which this module checks, because every command reads the
+settings, and importing pydantic takes longer than everything else that `mbqueue status` does. `mbqueue.experiment` can
+afford pydantic, because few commands read experiments.
 """
 
 from __future__ import annotations

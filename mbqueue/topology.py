@@ -34,8 +34,8 @@ class Topology:
     Attributes:
         root: the project's folder.
         live: the live folder, on a local disk, for files that change; None if these files are in state/.
-        queue_url: URL of the queue on a server; empty if the queue is a file. Never show this URL: it may contain a
-            password.
+        queue_url: the queue's URL on a server; empty if the queue is a file. Never show this URL, because it may
+            contain a password.
         store: address of the object store for commits, results and caches; empty if there is none.
     """
 

@@ -79,7 +79,7 @@ def prepare_frozen(
 
     Two devices of the same model, with the same library versions and number of CPU threads, write the same bytes for
     the same crystals and weights. If a device runs out of memory, the remaining crystals of the shard are computed in
-    smaller batches. Smaller batches may change the last digits, and so `FrozenBackbone.digest`.
+    smaller batches. Smaller batches may change the last digits, which also changes `FrozenBackbone.digest`.
 
     Raises:
         DeviceTooSmall: if a single crystal does not fit on the device.

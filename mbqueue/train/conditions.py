@@ -18,7 +18,7 @@ class Conditions:
     """The precision, memory limits and fingerprint of a fold's computations on one device.
 
     Args:
-        memory_file: JSON file that records how many crystals fit on each device; None for no file.
+        memory_file: a JSON file that records how many crystals fit on each device; None for no file.
         extra: additional entries of the fingerprint.
         on_note: called with a sentence when the conditions differ from what the experiment requests.
 

@@ -1,6 +1,6 @@
 """`ModelFamily`, the interface that each kind of model implements for training.
 
-`mbqueue.train.chgnet` is the first implementation.
+`mbqueue.train.chgnet` is the first module that implements `ModelFamily`.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class FeatureBatch:
         rows: dataset row of each crystal, int64 [B].
         targets: float32 [B].
         n_atoms: atoms per crystal, int64 [B].
-        atomic_numbers: Z of each atom, int64 [A].
+        atomic_numbers: atomic number of each atom, int64 [A].
         atom_crystal: crystal of each atom, ascending, int64 [A].
         features: atom features after the last convolution, float32 [A, 64].
     """

@@ -56,7 +56,7 @@ class FoldRun:
         cache: the dataset's packed graphs; may be None for a head experiment.
         frozen: the pretrained backbone's outputs for the dataset, already prepared.
         checkpoints: the fold's commits.
-        memory_file: JSON file that records how many crystals fit on each device; None for no file.
+        memory_file: a JSON file that records how many crystals fit on each device; None for no file.
         fingerprint_extra: additional entries of the fingerprint (the graph converter's version).
         on_note: called with a message for the user (a changed fingerprint, less memory than expected).
     """

@@ -64,7 +64,7 @@ class DeviceMemory:
     `begin` discards it.
 
     Args:
-        path: JSON file that stores the limit for all experiments; None for no file.
+        path: a JSON file that stores the limit for all experiments; None for no file.
         key: the device and the kind of work, such as ``NVIDIA L4|train|all|float32``.
         on_note: called with a sentence whenever the limit shrinks.
     """

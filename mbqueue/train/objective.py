@@ -24,8 +24,8 @@ class Objective:
     """The loss and the metrics of one fold's training.
 
     Attributes:
-        scale: factor from outputs to predictions, a power of two so that scaling is exact. The factor is 1 unless the
-            target is a scalar.
+        scale: the factor by which predictions differ from outputs: 1 unless the target is a scalar. The factor is a
+            power of two, so that scaling is exact.
     """
 
     spec: TrainSpec

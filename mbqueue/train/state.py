@@ -36,7 +36,7 @@ class TrainState:
         steps_done: optimizer steps done over all epochs.
         sums: running sums over the epoch's structures (loss, abs_error, structures) or its steps (grad_norm).
         best: epoch and val_mae of the best finished epoch, or None.
-        optimizer: AdamW's tensors by parameter name.
+        optimizer: tensors of AdamW by parameter name.
         average: averaged weights by parameter name; empty when averaging is off.
         random: states of the random generators of torch, the GPU, NumPy and Python. Training draws no random numbers,
             but code that draws them would still resume exactly.

@@ -113,7 +113,7 @@ def begin_step(
         batches: the micro-batches, whose gradients add up to the gradient of the whole batch.
 
     Raises:
-        OutOfMemory: if a batch does not fit in the device's memory. The weights are unchanged.
+        OutOfMemory: if a batch does not fit in the device's memory, in which case no weight changes.
     """
     rows = [row for arrived in batches for row in arrived.rows]
     optimizer.zero_grad(set_to_none=True)

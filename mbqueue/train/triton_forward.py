@@ -134,7 +134,7 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
     """Arrange the parameters ``p`` in pieces, in the order and shapes that the code uses.
 
     ``p`` contains each parameter's positions in the concatenation of all parameters. In every piece, core's parameters
-    precede gate's. Pieces that are adjacent in a kernel's partial sums are also adjacent here.
+    precede gate's. Pieces that are adjacent in a kernel's partial sums are also adjacent in the result.
     """
 
     def padded(x: Tensor) -> Tensor:

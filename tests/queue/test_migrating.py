@@ -192,7 +192,7 @@ def test_a_moved_queue_is_replaced_only_with_force(used, url):
     Project(used.root).migrate_queue(url)
     with pytest.raises(QueueMoved, match="recover --force"):
         Project(used.root).recover()
-    with pytest.raises(QueueError, match="nothing to rebuild"):  # because the project has no checkpoints
+    with pytest.raises(QueueError, match="nothing to rebuild"):  # the project has no checkpoints
         Project(used.root).recover(force=True)
     assert list(used.queue_db.parent.glob("queue.db.replaced-*"))
 

@@ -65,7 +65,7 @@ def weight_gradients_kernel(table, dtype: tl.constexpr, rows: tl.constexpr, prec
 class Later:
     """Deferred sums over rows, recorded during the backward pass and computed together at its end.
 
-    Deferring the sums replaces about forty launches with two. Do not change the tensors to be summed before `run`.
+    Deferring the sums replaces about forty launches with two. Until you call `run`, do not change the tensors to sum.
     """
 
     def __init__(self) -> None:
