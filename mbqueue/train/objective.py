@@ -24,8 +24,8 @@ class Objective:
     """The loss and the metrics of one fold's training.
 
     Attributes:
-        scale: the factor by which predictions differ from outputs: 1 unless the target is a scalar. The factor is a
-            power of two, so that scaling is exact.
+        scale: the factor that turns outputs into predictions; 1 unless the target is a scalar. The factor is a power of
+            two, so that scaling is exact.
     """
 
     spec: TrainSpec
