@@ -1,13 +1,13 @@
-# make demo   a real five-fold finetune, killed and carried on, in a throw-away project
-# make test   the whole test suite
-# make test-oldest, test-colab  the tests that meet other packages, with the oldest versions that pyproject.toml admits
-#             and with those that Colab has
-# make sample-oldest, sample-colab  a sample of these tests, for CI
-# make test-kernels  every GPU kernel compiled for every chip and precision, with a table; no GPU is needed
-# make check  style, types, spelling and tests, as CI does
-# make site   the documents as a site, in site/
+# make demo          run a real five-fold finetune in a temporary project, kill it and resume it
+# make test          run the whole test suite
+# make test-oldest   run the tests that depend on other packages, with the oldest versions that pyproject.toml accepts
+# make test-colab    run the same tests with Colab's versions
+# make sample-oldest, make sample-colab   run a sample of these tests, as CI does
+# make test-kernels  compile every GPU kernel for every chip and precision, and print a table; needs no GPU
+# make check         check style, types and spelling, and run the tests
+# make site          build the documentation as a website, in site/
 #
-# All of them make the environment in .venv first, and make it again only when its inputs change.
+# Each target first creates the environment in .venv, unless it exists and its inputs have not changed.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -30,7 +30,7 @@ test: $(READY)
 test-kernels: $(READY)
 	MBQUEUE_TEST_KERNELS=all $(BIN)/python -m pytest -q -s tests/train/test_offline.py
 
-# Warnings of old packages are theirs.
+# Do not treat warnings as errors, because old packages give warnings of their own.
 test-oldest test-colab: test-%: .venv-%/.ready
 	.venv-$*/bin/python -m pytest -q -n 2 --dist worksteal -o filterwarnings=default \
 	  tests/data tests/train tests/results tests/cli tests/web
@@ -42,7 +42,7 @@ sample-oldest sample-colab: sample-%: .venv-%/.ready
 	  tests/results/test_tables.py tests/results/test_matbench_file.py \
 	  tests/cli/test_data_commands.py tests/cli/test_status.py
 
-# Laid over .venv: only the packages that differ are installed.
+# Install only the packages whose versions differ, and take all other packages from .venv.
 $(OTHERS:%=%/.ready): .venv-%/.ready: constraints-%.txt $(READY)
 	$(PYTHON) -m venv .venv-$*
 	echo "import site; site.addsitedir('$(CURDIR)/'+'$$(echo $(VENV)/lib/python3*/site-packages)')" \
@@ -62,13 +62,13 @@ site: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-# The marker is written last: an installation that was cut off is done again.
+# Create the marker file last, so that make repeats an interrupted installation.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "mbqueue needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-# If mbqueue was installed here without -e, its compiled code remains, and this folder would hide the editable package.
+# An earlier installation without -e leaves this folder behind, which would hide the editable package.
 	rm -rf $(VENV)/lib/python3*/site-packages/mbqueue
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps matbench
 	@touch $(READY)

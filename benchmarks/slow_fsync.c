@@ -1,5 +1,5 @@
-/* Makes fsync and fdatasync FSYNC_MS milliseconds slower for the processes that preload this library, to simulate a slow
- * disk: queues differ in how often they wait for the disk. benchmarks.queue --fsync-ms uses this file.
+/* Makes fsync and fdatasync FSYNC_MS milliseconds slower in every process that preloads this library. benchmarks.queue
+ * --fsync-ms uses this library to simulate a slow disk, because queues differ in how often they wait for the disk.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -12,7 +12,7 @@ static int slowly(const char *name, int file) {
     const long microseconds = given ? (long)(1000.0 * atof(given)) : 0;
     struct timespec wait = {microseconds / 1000000, microseconds % 1000000 * 1000};
     while (nanosleep(&wait, &wait) && errno == EINTR) {
-        /* Continue the wait after a signal: PostgreSQL's processes send each other many. */
+        /* Keep waiting after a signal, because PostgreSQL's processes send each other many signals. */
     }
     return ((int (*)(int))dlsym(RTLD_NEXT, name))(file);
 }
