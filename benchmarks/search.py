@@ -87,7 +87,7 @@ def run_search(root: Path, search: Path, *, pruner: str | None) -> dict[str, Any
 
 
 def as_searched(search: Path) -> Search:
-    """Read the search in a file, without the base's spec."""
+    """Read a search from its file, without the spec of its base experiment."""
     return Search.model_validate({"name": search.stem, **tomllib.loads(search.read_text(encoding="utf-8"))["search"]})
 
 

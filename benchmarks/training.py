@@ -83,7 +83,7 @@ def _peak_on_cpu(work: Callable[[], object]) -> int:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: a call for each batch, made within the context manager ``within``."""
+    """One side of a comparison: a function for each batch, called within the context manager ``within``."""
 
     name: str
     work: list[Callable[[], object]]

@@ -1,4 +1,4 @@
-"""Each mistake of a new user gets a message that says what is wrong, where, and what to do."""
+"""If a new user makes a mistake, the message says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_a_session_that_ends_at_once_counts_as_started_whatever_the_clocks_say(
         "from pathlib import Path\n"
         "from mbqueue.queue.store import Queue\n"
         f"with Queue(Path({str(project.folder.queue_db)!r})) as queue:\n"
-        "    session = queue.start_session(device='cpu', now=1.0, alive_seconds=60.0)\n"  # its clock is far behind
+        "    session = queue.start_session(device='cpu', now=1.0, alive_seconds=60.0)\n"  # the clock is far behind
         "    queue.end_session(session, reason='done', now=2.0)\n"
     )
     quick.chmod(0o755)

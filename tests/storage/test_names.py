@@ -1,4 +1,4 @@
-"""Names of commits' files are formatted and parsed in one module, and round-trip."""
+"""One module formats and parses the names of commits' files, and each name survives a round trip."""
 
 from __future__ import annotations
 

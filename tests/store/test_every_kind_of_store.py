@@ -1,4 +1,4 @@
-"""The addresses of each kind of store, and its requests for a commit."""
+"""For each kind of store, its addresses, and the requests that a commit makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Count the file and database operations of a process, and kill the process or raise an error at a chosen one.
+"""Count a process's file and database operations, and kill the process or raise an error at a chosen operation.
 
 Below one folder, these operations count: opening a file to write, write(2), fsync, rename, link, unlink, rmdir and
 mkdir. SQLite's BEGIN IMMEDIATE, changes and COMMIT also count, but not the file operations within a COMMIT.

@@ -226,7 +226,7 @@ def test_products_in_bfloat16_stay_close_and_their_gradients_come_from_any_threa
     assert 0.0 < float((rough - exact).abs().max()) < 0.1
     exact_gradients = gradients(model, exact)
     found: list[dict[str, torch.Tensor]] = []
-    # On CUDA, torch also runs the backward pass in another thread.
+    # On a GPU, torch runs the backward pass in its own thread, so use a thread here too.
     thread = threading.Thread(target=lambda: found.append(gradients(model, rough)))
     thread.start()
     thread.join()
