@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -83,12 +84,17 @@ class Session:
         """The exception that ends a job early, with the reason for stopping."""
         return Stopped(self.stop_reason() or "asked to stop")
 
+    @property
+    def jobs_left(self) -> float:
+        """How many more jobs the session may run, including the current job; infinity without a limit."""
+        return math.inf if self.max_jobs is None else self.max_jobs - self.jobs_done
+
     def may_go_on(self) -> bool:
         """Whether the session would claim another job now."""
         return not (
             self.stop
             or not self.deadline.allows(SHORTEST_JOB_SECONDS)
-            or (self.max_jobs is not None and self.max_jobs - self.jobs_done <= 1)
+            or self.jobs_left <= 1  # the current job
             # Do not claim a job yet if this session may first have to adopt other sessions' commits or wait for the
             # store.
             or (self.publisher is not None and self.publisher.others)

@@ -251,7 +251,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
         if stop.cause is not None:
             session.give_back_next(stop.cause.reason)
             return Ending.STOPPED, stop.cause
-        if options.max_jobs is not None and session.jobs_done >= options.max_jobs:
+        if session.jobs_left <= 0:
             left = not queue.outlook(now=clock.now()).is_exhausted
             done = StopCause(StopKind.LIMIT, f"reached the limit of {counted(session.jobs_done, 'job')}")
             return (Ending.STOPPED if left else _idle_ending(session, searching)[0]), done
