@@ -106,8 +106,8 @@ def run(root: Path, url: str, minutes: float, epochs: int) -> PerJob:
     seconds: dict[str, list[float]] = {}
     opened = ObjectStore.open
 
-    def counting(address: str) -> ObjectStore:
-        store = opened(address)
+    def counting(*given: Any) -> ObjectStore:
+        store = opened(*given)
         store.bulk, store.brisk = Counted(store.bulk, seen, seconds), Counted(store.brisk, seen, seconds)
         return store
 

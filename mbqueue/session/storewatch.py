@@ -14,6 +14,7 @@ from mbqueue.clock import Clock, backoff, format_duration
 from mbqueue.drive.livestate import store_trouble
 from mbqueue.errors import StoreAway, StoreError
 from mbqueue.project import ProjectFolder
+from mbqueue.storage.objects import Watch
 
 #: The initial and maximum pause between attempts to commit while the store is failing. The pause doubles after each
 #: failure.
@@ -25,10 +26,8 @@ PATIENCE_SECONDS = 3600.0
 HEARSAY_SECONDS = 60.0
 
 
-class StoreWatch:
+class StoreWatch(Watch):
     """Tracks outages of the store for one session.
-
-    `mbqueue.storage.objects` reports the store's failures and answers to this object, from any thread.
 
     Args:
         note: called with a sentence when the store stops answering and when it answers again.

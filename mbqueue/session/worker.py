@@ -55,7 +55,7 @@ from mbqueue.session.searching import Searching
 from mbqueue.session.session import SHORTEST_JOB_SECONDS, STORE_AWAY, Rewound, Session, Stopped
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
-from mbqueue.storage.objects import ObjectStore, store_of
+from mbqueue.storage.objects import store_of
 from mbqueue.train.arithmetic import device_name
 
 _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: predict.run, Kind.RECORD: record.run}
@@ -149,7 +149,8 @@ def _begin(
     # Remove temp files of dead processes now; otherwise they would stay until the same note is written again.
     with suppress(OSError):
         files.sweep(project.notes_dir)
-    store, watch = _store(project, clock, report)
+    watch = StoreWatch(project, clock=clock, note=report.note)
+    store = store_of(project.topology, watch)
     commits_place = enter_place(project, queue, store, note=report.note, clock=clock)
     session_id = queue.start_session(
         device=device_name(device), now=clock.now(), alive_seconds=settings.lease_seconds, deadline_at=deadline.at
@@ -173,7 +174,7 @@ def _begin(
         report=report,
         publisher=_publisher(project, session_id, clock, report, deadline, stop),
         store=store,
-        watch=watch,
+        watch=None if store is None else watch,
         max_jobs=options.max_jobs,
     )
 
@@ -198,15 +199,6 @@ def _work_and_end(
         raise
     queue.end_session(session.id, reason=cause.reason, now=clock.now())
     return ending, cause, None
-
-
-def _store(project: ProjectFolder, clock: Clock, report: Report) -> tuple[ObjectStore, StoreWatch] | tuple[None, None]:
-    store = store_of(project.topology)
-    if store is None:
-        return None, None
-    watch = StoreWatch(project, clock=clock, note=report.note)
-    store.on_trouble, store.on_answer, store.known_away = watch.trouble, watch.answered, watch.heard
-    return store, watch
 
 
 def _publisher(

@@ -43,6 +43,23 @@ _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 Result = TypeVar("Result")
 
 
+class Watch:
+    """Receives a store's outages and answers, from any thread. This class ignores them."""
+
+    def trouble(self, why: str) -> None:
+        """The store does not answer, or refuses a request."""
+
+    def answered(self) -> None:
+        """The store has answered."""
+
+    def heard(self) -> str | None:
+        """Why the store does not answer, if another process has just noticed an outage; otherwise None."""
+        return None
+
+
+UNWATCHED = Watch()
+
+
 @dataclass
 class ObjectStore:
     """An object store. Paths are relative to the store's prefix and use slashes.
@@ -51,10 +68,7 @@ class ObjectStore:
 
     Attributes:
         url: the store's address, without secrets.
-        on_trouble: called from any thread, with the reason, if the store does not answer or refuses a request.
-        on_answer: called each time the store answers.
-        known_away: returns the reason if another process has just noticed that the store is not answering; otherwise
-            None.
+        watch: receives outages and answers.
         requests: number of requests, by kind of operation.
         put_seconds: duration of the last `put`, in seconds.
         id: identifies the store even if its address changes; empty until the store has been checked.
@@ -63,16 +77,14 @@ class ObjectStore:
     url: str
     bulk: Any = field(repr=False)
     brisk: Any = field(repr=False)
-    on_trouble: Callable[[str], None] = field(default=lambda _why: None, repr=False)
-    on_answer: Callable[[], None] = field(default=lambda: None, repr=False)
-    known_away: Callable[[], str | None] = field(default=lambda: None, repr=False)
+    watch: Watch = field(default=UNWATCHED, repr=False)
     requests: dict[str, int] = field(default_factory=dict, repr=False)
     put_seconds: float = field(default=0.0, repr=False)
     large: Any = field(default=None, repr=False)
     id: str = ""
 
     @classmethod
-    def open(cls, url: str) -> ObjectStore:
+    def open(cls, url: str, watch: Watch = UNWATCHED) -> ObjectStore:
         """Open the store at an address.
 
         Raises:
@@ -84,6 +96,7 @@ class ObjectStore:
             bulk=backend_of(url, PATIENT),
             brisk=backend_of(url, BRISK),
             large=backend_of(url, LASTING),
+            watch=watch,
         )
 
     def _for(self, size: int) -> Any:
@@ -203,7 +216,7 @@ class ObjectStore:
         has just found that the store is not answering, `create` does not send a request. After a failure, the caller
         tries again with the same bytes, outside the transaction.
         """
-        if why := self.known_away():
+        if why := self.watch.heard():
             raise StoreAway(why)
         return self._created(path, content)
 
@@ -259,7 +272,7 @@ class ObjectStore:
         except (BaseError, OSError) as error:
             text = str(error).partition("\n\nDebug source")[0]
             if may_be_taken and isinstance(error, AlreadyExistsError | PreconditionError):
-                self.on_answer()
+                self.watch.answered()
                 return None
             if _NO_BUCKET.search(text):
                 where = "folder" if self._is_folder else "bucket"
@@ -268,7 +281,7 @@ class ObjectStore:
                 ) from None
             is_missing = isinstance(error, FileNotFoundError) and (self._is_folder or _NO_OBJECT.search(text))
             if may_lack and is_missing:
-                self.on_answer()
+                self.watch.answered()
                 return None
             if _NO_CREDENTIALS.search(text):
                 raise self._trouble(
@@ -287,7 +300,7 @@ class ObjectStore:
             raise self._trouble(
                 StoreAway(f"{self.url} is not responding, or reports an error ({said(error)}).")
             ) from None
-        self.on_answer()
+        self.watch.answered()
         return answer
 
     @property
@@ -295,14 +308,14 @@ class ObjectStore:
         return self.url.startswith("file:")
 
     def _trouble(self, error: StoreError) -> StoreError:
-        self.on_trouble(str(error))
+        self.watch.trouble(str(error))
         return error
 
 
-def store_of(topology: Topology) -> ObjectStore | None:
+def store_of(topology: Topology, watch: Watch = UNWATCHED) -> ObjectStore | None:
     """Open the store with a project's commits; None if the commits are in folders.
 
     Raises:
         UsageError: as for `ObjectStore.open`.
     """
-    return ObjectStore.open(topology.store) if topology.store else None
+    return ObjectStore.open(topology.store, watch) if topology.store else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +20,7 @@ from mbqueue.errors import StoreAway
 from mbqueue.queue.sqlite import BUSY_SECONDS
 from mbqueue.session.storewatch import StoreWatch
 from mbqueue.storage import objects
-from mbqueue.storage.objects import ObjectStore
+from mbqueue.storage.objects import ObjectStore, Watch
 from mbqueue.storage.own_commits import OwnCommits
 from mbqueue.storage.places import in_store
 
@@ -109,7 +110,12 @@ def test_no_operation_believes_a_proxy_that_something_is_missing_or_done(operati
     proxied.put("a", b"1")
     proxied.create(MARKER, b"{}")
     told: list[str] = []
-    proxied.on_answer = lambda: told.append("answered")
+
+    class Listening(Watch):
+        def answered(self) -> None:
+            told.append("answered")
+
+    proxied = replace(proxied, watch=Listening())
     _Proxied.away = True
     calls: dict[str, Any] = {
         "put": lambda: proxied.put("b", b"2"),
@@ -123,6 +129,9 @@ def test_no_operation_believes_a_proxy_that_something_is_missing_or_done(operati
     with pytest.raises(StoreAway):
         calls[operation]()
     assert told == []
+    _Proxied.away = False
+    proxied.ping()
+    assert told == ["answered"]
 
 
 def test_what_the_store_itself_says_is_missing_is_believed(proxied: ObjectStore) -> None:
@@ -157,9 +166,7 @@ def test_of_sessions_that_wait_for_the_queue_only_the_first_finds_the_store_away
     ObjectStore.open(url).check()
     sessions = []
     for _ in range(3):
-        store, backend = faulty(url)
-        watch = StoreWatch(project, clock=clock, note=notes.append)
-        store.on_trouble, store.on_answer, store.known_away = watch.trouble, watch.answered, watch.heard
+        store, backend = faulty(url, watch=StoreWatch(project, clock=clock, note=notes.append))
         store.ping()
         backend.calls.clear()
         backend.away = True

@@ -16,7 +16,7 @@ import pytest
 import torch
 from postgres_server import PostgresServer
 from processes import kill, outcome, start, until
-from s3_server import S3Server, faulty
+from s3_server import S3Server, faulty, open_always
 from small_project import RememberedReport, enqueue, make_project, small_spec
 from typer.testing import CliRunner
 
@@ -153,7 +153,7 @@ def machine_with_a_faulty_store(
 ) -> tuple[Machine, ObjectStore, Any]:
     """A machine, its store, and the backend that can make the store unavailable."""
     store, backend = faulty(shared[1])
-    monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
+    open_always(store, monkeypatch)
     return Machine(tmp_path / "one", shared[0]), store, backend
 
 
@@ -309,7 +309,7 @@ def test_a_store_that_stays_away_ends_the_session_with_advice_and_commits_are_sa
     shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, backend = faulty(shared[1])
-    monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
+    open_always(store, monkeypatch)
     monkeypatch.setattr(storewatch, "PATIENCE_SECONDS", -1.0)
     machine = Machine(tmp_path / "one", shared[0])
 

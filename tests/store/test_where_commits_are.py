@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from postgres_server import PostgresServer
-from s3_server import S3Server, faulty
+from s3_server import S3Server, faulty, open_always
 from small_project import ManualClock, RememberedReport, enqueue, make_project, small_spec
 from typer.testing import CliRunner
 
@@ -381,17 +381,17 @@ def test_a_retry_while_the_store_is_away_is_done_and_remembered(
 ) -> None:
     store, backend = faulty(s3.new_store())
     monkeypatch.setenv(STORE_VARIABLE, store.url)
-    monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
+    open_always(store, monkeypatch)
     project = Project(make_project(tmp_path).root)
     done(project.folder, jobs=4, files={"predictions_fold_0.csv": {"size": 1, "sha256": "0" * 64}})
     assert project.cancel("full_finetune") == 1
-    wanted = project.folder.notes_dir / "full_finetune.json"
-    assert json.loads(wanted.read_text())["cancelled"]
+    note = project.folder.notes_dir / "full_finetune.json"
+    assert json.loads(note.read_text())["cancelled"]
     backend.away = True
     with caplog.at_level(logging.WARNING):
         assert project.retry("full_finetune") == 1, "what was predicted is not predicted again"
     assert "could not be checked" in caplog.text
-    assert not json.loads(wanted.read_text())["cancelled"], "a queue that is rebuilt would not forget it"
+    assert not json.loads(note.read_text())["cancelled"], "a queue that is rebuilt would not forget it"
 
 
 @pytest.mark.parametrize("shares", ["store", "queue"])

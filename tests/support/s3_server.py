@@ -6,13 +6,13 @@ import logging
 import os
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mbqueue.storage.objects import ObjectStore
+from mbqueue.storage.objects import UNWATCHED, ObjectStore, Watch
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test-key",
@@ -92,11 +92,16 @@ class FaultyBackend:
         return call
 
 
-def faulty(url: str, **faults: Any) -> tuple[ObjectStore, FaultyBackend]:
+def faulty(url: str, *, watch: Watch = UNWATCHED, **faults: Any) -> tuple[ObjectStore, FaultyBackend]:
     """Open a store with the given ``faults``; return the store and its backend."""
     store = ObjectStore.open(url)
     backend = FaultyBackend(store.bulk, **faults)
-    return ObjectStore(store.url, bulk=backend, brisk=backend), backend
+    return ObjectStore(store.url, bulk=backend, brisk=backend, watch=watch), backend
+
+
+def open_always(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every address lead to ``store``."""
+    monkeypatch.setattr(ObjectStore, "open", lambda _url, watch=UNWATCHED: replace(store, watch=watch))
 
 
 def new_store(kind: str, s3: S3Server, folder: Path) -> ObjectStore:
