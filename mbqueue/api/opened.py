@@ -60,7 +60,7 @@ class OpenedProject:
         self._publish()
 
     def _keep_note(self, queue: Queue, experiment: str) -> None:
-        """Save the user's requests for an experiment, so that `recover` can restore them.
+        """Update an experiment's note, so that `recover` can restore the user's requests.
 
         If the file cannot be written, mbqueue only logs a message.
         """

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from mbqueue import __version__, files
 from mbqueue.clock import Clock, utc_text
-from mbqueue.drive.notes import requests_of, write_note
+from mbqueue.drive.notes import note_of, write_note
 from mbqueue.drive.rebuilding import trained_by
 from mbqueue.drive.recover import move_queue_aside
 from mbqueue.drive.snapshots import check, take
@@ -321,11 +321,12 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
             replaced.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(settings, replaced / settings.name)
         files.write_bytes(settings, (staging / SETTINGS_FILE).read_bytes())
-    (staging / "wanted").mkdir()
+    notes = staging / project.notes_dir.name
+    notes.mkdir()
     with Queue(staging / "queue.db", read_only=True) as queue:
         for experiment in queue.experiments():
-            write_note(staging / "wanted", requests_of(queue, experiment.name))
-    put(staging / "wanted", project.notes_dir, "wanted")
+            write_note(notes, note_of(queue, experiment.name))
+    put(notes, project.notes_dir, notes.name)
     # Put the queue in place last, so that you can simply repeat an interrupted restore.
     (staging / "queue.db").replace(project.queue_db)
     files.fsync_dir(project.live_dir)

@@ -23,7 +23,7 @@ from mbqueue.storage.places import in_folder, named_after
 
 
 def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Callable[[str], None]) -> None:
-    """Copy commits and users' requests from one live folder to another without replacing files.
+    """Copy commits and notes from one live folder to another without replacing files.
 
     Args:
         differs: called with a message for each commit that differs from its copy in the target.

@@ -28,11 +28,11 @@ _OVER = {State.COMMITTED, State.SKIPPED, State.CANCELLED}
 
 def keep_note(project: ProjectFolder, queue: Queue, name: str) -> None:
     """Copy the user's requests for an experiment from the queue to the experiment's note."""
-    write_note(project.notes_dir, requests_of(queue, name))
+    write_note(project.notes_dir, note_of(queue, name))
 
 
-def requests_of(queue: Queue, name: str) -> dict[str, Any]:
-    """Read the user's requests for an experiment (pauses, cancellations, priorities) from the queue."""
+def note_of(queue: Queue, name: str) -> dict[str, Any]:
+    """Make an experiment's note: the user's requests (pauses, cancellations, priorities) in the queue."""
     experiment, jobs = queue.experiment(name), queue.jobs(experiment=name)
     folds = {}
     for fold in experiment.spec["folds"]:
@@ -55,7 +55,7 @@ def requests_of(queue: Queue, name: str) -> dict[str, Any]:
 
 
 def merged(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two queues' requests for one experiment: all of ``first``, and the folds that only ``later`` contains."""
+    """Merge two queues' notes of one experiment: all of ``first``, and the folds that only ``later`` contains."""
     folds = dict(later["folds"]) | dict(first.get("folds", {}))
     adds = sorted(set(folds) - set(first.get("folds", folds)))
     is_over = first.get("cancelled", later["cancelled"])

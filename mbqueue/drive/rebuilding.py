@@ -1,4 +1,4 @@
-"""Rebuild a queue from commits and users' requests.
+"""Rebuild a queue from commits and notes.
 
 A rebuild starts from a snapshot or an empty database. The rebuilt queue gets every known experiment (`enqueue_again`),
 and every fold advances to its newest commit (`trained_by`). `restore` uses `trained_by` too, but starts from the

@@ -13,7 +13,7 @@ from filelock import FileLock
 from mbqueue import files
 from mbqueue.clock import Clock, local_day, utc_text
 from mbqueue.drive.moving import take_commits
-from mbqueue.drive.notes import keep_note, merged, note_files, read_notes, requests_of, steer_as_noted, write_note
+from mbqueue.drive.notes import keep_note, merged, note_files, note_of, read_notes, steer_as_noted, write_note
 from mbqueue.drive.rebuilding import enqueue_again, rebuild_queue, record_in, trained_by
 from mbqueue.drive.reentry import Reentry
 from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
@@ -75,7 +75,7 @@ def recover(project: ProjectFolder, *, force: bool, note: Callable[[str], None],
         if not force:
             require_no_cut_off_restore(project)
         replaced = move_queue_aside(
-            project, force=force, clock=clock, beforehand=lambda _project: _keep_requests(project, note)
+            project, force=force, clock=clock, beforehand=lambda _project: _keep_notes(project, note)
         )
         if project.topology.is_split:
             take_commits(project.unsplit, project, differs=note)
@@ -168,13 +168,13 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
         return sessions, False
 
 
-def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
-    """Save users' requests before their queue is replaced: copy them to files, or report why this is not possible."""
+def _keep_notes(project: ProjectFolder, note: Callable[[str], None]) -> None:
+    """Write the notes of a queue before it is replaced, or report why this is not possible."""
     noted, trained = {one["spec"]["name"]: one for one in read_notes(project, lambda _text: None)}, _trained(project)
     try:
         with Queue(project.queue_db, read_only=True) as queue:
             queue.verify()  # copy nothing from a damaged queue
-            found = [requests_of(queue, experiment.name) for experiment in queue.experiments()]
+            found = [note_of(queue, experiment.name) for experiment in queue.experiments()]
     except QueueMoved:
         return
     except QueueError as error:
