@@ -135,7 +135,7 @@ class TrainSpec(Section):
         0.1,
         gt=0,
         description="Error above which the Huber loss becomes linear. For an energy, the value is in eV/atom. For a "
-        "scalar, it is a fraction of the spread of the composition model's residuals.",
+        "scalar, the value is a fraction of the spread of the composition model's residuals.",
     )
     warmup: float = Field(
         0.05, ge=0, lt=1, description="Fraction of all steps during which the learning rate rises linearly."

@@ -29,10 +29,11 @@ _HEAD = """\
 
 <!-- Made by tools/experiment_page.py from the definitions in mbqueue; change the definitions, not this page. -->
 
-An experiment is a TOML file in `jobs/`. Its name is the name of the file without `.toml`. All keys are optional.
+An experiment is a TOML file in `jobs/`. The experiment's name is the file's name without `.toml`. All keys are
+optional, except two in `[target]`.
 
 `mbqueue enqueue` freezes the file as the experiment's *spec*, so later edits do not affect the queue. To enqueue a
-changed file, give it another name:
+changed file, give the experiment a different name:
 
 ```console
 $ mbqueue enqueue full_finetune --set train.lr=1e-4 --name slower
@@ -48,7 +49,7 @@ one hash never continues under another. You can add folds to an experiment later
 _SETTINGS_HEAD = """\
 # mbqueue.toml
 
-These settings of the project and its sessions do not change results. Each session reads them when it starts.
+These settings of the project and its sessions do not change results. A session reads the file when it starts.
 """
 
 

@@ -88,7 +88,7 @@ class Blending(Queueing, Results):
         from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 
         if test_strains < 1:
-            raise UsageError("Without strains the predictions would not change. Give, for example, --test-strains 8.")
+            raise UsageError("Without strains, the predictions would not change. Give, for example, --test-strains 8.")
         found = self._recorded_member(experiment)
         theirs = found.content["spec"]
         spec = {
@@ -123,7 +123,7 @@ class Blending(Queueing, Results):
         if not is_recorded:
             raise ResultsError(f"{name} has not been recorded yet. To see what is missing: mbqueue status {name}")
         if is_pruned:
-            raise ResultsError(f"{name} was pruned, so it has no results. To train it to the end: mbqueue retry {name}")
+            raise ResultsError(f"{name} was pruned, so it has no results. To finish training: mbqueue retry {name}")
         return self.results(name)
 
 

@@ -86,7 +86,7 @@ class OpenedProject:
             raise QueueLost(
                 f"{store.url} contains commits of {names[0]}{' and others' * (len(names) > 1)}, and this queue is new, "
                 "so a previous queue was lost. Nothing was changed. First rebuild the previous queue: "
-                f"{how_to_recover(self.folder)}. For a new project, set another prefix as `store`."
+                f"{how_to_recover(self.folder)}. For a new project, set a different prefix in `store`."
             )
 
     def _publish(self) -> None:

@@ -100,7 +100,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Run very long CHGNet trainings on short GPU sessions.\n\n"
+    help="Run very long CHGNet training runs on short GPU sessions.\n\n"
     "To try it, run: mbqueue demo. To start your own project, run: mbqueue init DIR. In DIR, run mbqueue enqueue "
     "full_finetune, then repeat mbqueue work until all jobs are done. mbqueue status shows the progress. `mbqueue "
     "COMMAND --help` has examples.",

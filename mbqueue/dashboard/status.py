@@ -213,7 +213,7 @@ def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[Re
         yield Text(f"DEGRADED for {since}: {publishing['why']}", "bold red")
     if at_risk or (publishing["folds"] and publishing["state"] != "published"):
         yield Text(
-            f"not published yet: {format_duration(at_risk)} of training. You lose it if this machine dies now",
+            f"not published yet: {format_duration(at_risk)} of training, which you lose if this machine dies now",
             "yellow",
         )
     else:

@@ -21,7 +21,7 @@ SAMPLE_FILE = Path(__file__).parent / "sample" / "flla_sample.jsonl.gz"
 _SUFFIXES = (".json", ".json.gz", ".json.bz2", ".jsonl", ".jsonl.gz", ".jsonl.bz2", ".csv", ".extxyz", ".xyz", ".db")
 _FORMS = (
     ".json, .json.gz or .json.bz2 (a table that matminer, pandas or monty wrote), .jsonl or .jsonl.gz (id, structure, "
-    "target), .csv with a column of structures, .extxyz or .db of ase, or a folder with id_prop.csv and CIFs or POSCARs"
+    "target), .csv with a column of structures, .extxyz, an ase .db, or a folder with id_prop.csv and CIFs or POSCARs"
 )
 
 

@@ -185,7 +185,7 @@ class Publisher:
         except Timeout:
             return False  # another session on this machine is publishing
         except NoTime as error:
-            self._trouble(f"there was no time left: {error}")
+            self._trouble(f"the session has no time left: {error}")
             return False
         except (OSError, QueueError) as error:
             self._trouble(str(error))
@@ -380,7 +380,7 @@ class Publisher:
             self._note(f"{self._project.publishing_file} cannot be written: {error}")
             return
         if first:
-            self._note(f"DEGRADED: {why}. Training continues. Its work will be published when the mount is back.")
+            self._note(f"DEGRADED: {why}. Training continues, and mbqueue publishes the work when the mount is back.")
 
 
 def _last_event(queue: Queue) -> int:

@@ -224,7 +224,7 @@ def _is_other(before: Mapping[str, Any] | None, one: Mapping[str, Any]) -> bool:
 
 
 def _differences(before: Mapping[str, Any], one: Mapping[str, Any]) -> str:
-    return ", ".join(different_keys(before["spec"], one["spec"])[:_MOST_KEYS]) or "its place in a search"
+    return ", ".join(different_keys(before["spec"], one["spec"])[:_MOST_KEYS]) or "the search or the trial's number"
 
 
 def _leave_aside(
@@ -258,7 +258,7 @@ def _leave_aside(
             elif lost.is_of_other_spec:
                 take(path, f"{trace.experiment} was restored with different settings")
             else:
-                take(path, f"{trace.experiment} could not be enqueued from it")
+                take(path, f"{trace.experiment} could not be enqueued from this file")
         for name in known:
             keep_note(project, queue, name)
 

@@ -145,7 +145,7 @@ def _take_back(target: Queue, old: Statements, new: Statements) -> None:
     if version != SCHEMA_VERSION:
         raise UsageError(
             f"{target.database.name} still contains tables left over from a queue that another version of mbqueue "
-            f"moved. The tables have schema version {version}, and this mbqueue uses {SCHEMA_VERSION}. Name a "
+            f"moved. The tables have schema version {version}, but this mbqueue uses {SCHEMA_VERSION}. Name a "
             "different schema with schema=NAME in the URL."
         )
     if not _goes_on(old, after=new):

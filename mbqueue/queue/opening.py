@@ -200,8 +200,8 @@ def _require_whole(
     if not lost:
         return
     lacking = (
-        f"The queue lacks {described(lost)}. A previous queue was lost or replaced: {project.live_dir} still has its "
-        "checkpoints or notes."
+        f"The queue lacks {described(lost)}. A previous queue was lost or replaced, but {project.live_dir} still has "
+        "its checkpoints or notes."
     )
     if any(map(refuses, lost)):
         raise QueueLost(f"{lacking} Nothing was changed. First rebuild the missing parts: {how_to_recover(project)}")

@@ -38,8 +38,8 @@ def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
     folds = _folds(chosen_on(spec))
     return (
         f"{mark} These settings were chosen on {folds}. {said} The lowest of many validation "
-        f"MAEs is too optimistic. The choice did not use the test crystals of {folds}. The trials were trained and "
-        "validated on crystals that include the test crystals of the other folds."
+        f"MAEs is too optimistic. The search did not use the test crystals of {folds}. The crystals for training and "
+        "validation in the search include the test crystals of the other folds."
     )
 
 

@@ -51,7 +51,7 @@ class PairedDifference:
     def verdict(self) -> str:
         """A phrase that says which experiment is better, at the 95 % level."""
         if self.low is None or self.high is None:
-            return "too few common crystals to tell"
+            return "too few crystals in common to tell"
         if self.high < 0:
             return f"{self.b} is better"
         if self.low > 0:
@@ -109,7 +109,7 @@ def _labels(recorded: Sequence[Recorded]) -> tuple[str, ...]:
 def _pair(a: Recorded, b: Recorded, label_a: str, label_b: str) -> PairedDifference:
     rows_a, rows_b = _common_rows(a.all_predictions, b.all_predictions)
     if not len(rows_a):
-        raise ResultsError(f"{label_a} and {label_b} have no test crystal in common, so they cannot be compared.")
+        raise ResultsError(f"{label_a} and {label_b} have no test crystals in common, so they cannot be compared.")
     all_a, all_b = a.all_predictions, b.all_predictions
     unequal = np.flatnonzero(all_a.y_true[rows_a] != all_b.y_true[rows_b])
     if unequal.size:

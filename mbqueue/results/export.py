@@ -188,7 +188,7 @@ def _info(experiments: Sequence[Recorded], *, authors: str, algorithm: str, note
         "authors": authors.strip(),
         "algorithm": algorithm,
         "algorithm_long": f"{description}CHGNet {spec['model']['pretrained']}, a graph neural network potential "
-        f"pretrained on MPtrj. {what} The best epoch of each fold is chosen on a part of its training data.",
+        f"pretrained on MPtrj. {what} The best epoch of each fold is chosen on a held-out part of its training set.",
         "bibtex_refs": _BIBTEX,
         "notes": " ".join(filter(None, [notes.strip(), *overlaps])),
         "requirements": {

@@ -31,7 +31,7 @@ _ADVANTAGE = (
 _OWN_ENERGY_NOTE = f"{_MAY_HAVE_SEEN}. These energies may be closely related to the target. {_ADVANTAGE}"
 _OTHER_NOTE = f"{_MAY_HAVE_SEEN}, but never with this target. {_ADVANTAGE}"
 _COMPOSITION_NOTE = (
-    "This model uses only the composition of a crystal. It was fitted on the fold's training set alone, without "
+    "This model uses only the composition of a crystal. The model was fitted on the fold's training set, without "
     "CHGNet's pretrained weights."
 )
 

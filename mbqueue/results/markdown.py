@@ -17,8 +17,8 @@ from mbqueue.task import Target, target_of
 
 _CLASS_SCORES = (
     "Targets are 0 or 1, and predictions are probabilities of class 1. A crystal counts as class 1 if its probability "
-    "is above 0.5. The MAE compares the probability with the target. The rocauc of matbench 0.6 is the balanced "
-    "accuracy here, because matbench turns probabilities into classes first."
+    "is above 0.5. The MAE compares the probability with the target. matbench 0.6 turns probabilities into classes "
+    "first, so its rocauc equals the balanced accuracy in this table."
 )
 #: The maximum number of dropped entries on the page; results.json lists all dropped entries.
 _DROPPED_LISTED = 20
@@ -46,7 +46,7 @@ def results_markdown(
         "",
         _CLASS_SCORES
         if target.is_class
-        else f"The errors are those of the predicted {target.axis}. As in matbench, MAPE is a fraction, and excludes "
+        else f"All errors refer to the predicted {target.axis}. As in matbench, MAPE is a fraction, and excludes "
         "targets within ±1e-5 of 0.",
         "The spread is the population standard deviation over folds.",
         "",

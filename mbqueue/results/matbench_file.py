@@ -161,7 +161,7 @@ def _in_order(predictions: Mapping[int, Predictions], fold: int, official_ids: l
     if by_id.keys() != set(official_ids):
         odd = sorted(by_id.keys() ^ set(official_ids))
         raise ResultsError(
-            f"The test set of fold {fold} is not the official one: {len(odd)} ids differ, the first is {odd[0]}. "
+            f"The test set of fold {fold} is not the official one: {len(odd)} ids differ, such as {odd[0]}. "
             f"A matbench file needs the whole official file of {task.dataset}."
         )
     return [by_id[crystal_id] for crystal_id in official_ids]

@@ -218,7 +218,7 @@ def _read(path: Path, columns: Sequence[str]) -> Iterable[tuple[int, list[str]]]
     try:
         text = path.read_bytes().decode()  # text mode would treat a carriage return as a line end
     except FileNotFoundError as error:
-        raise ResultsError(f"There is no file {path}. `mbqueue status` shows the progress of its fold.") from error
+        raise ResultsError(f"There is no file {path}. `mbqueue status` shows the fold's progress.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ResultsError(f"{path} cannot be read: {error}.") from error
     if not text.endswith("\n"):

@@ -95,8 +95,8 @@ def _said(name: str, search: Search) -> str:
         "parallel-coordinates": "Each line is a trial. If a trial does not vary a setting, its line shows the value "
         f"from {escape(search.base)}. Drag along an axis to select trials.",
         "importance": "Optuna's PED-ANOVA compares how a setting's values are distributed in the best tenth of the "
-        "trials and in all trials. For a pruned trial, it uses the best validation MAE "
-        "before pruning. With few trials, the result is only a hint."
+        "trials and in all trials. Pruned trials count with their best validation MAE before pruning. With few trials, "
+        "the result is only a hint."
         + (
             f" Settings that only some trials vary are left out: {escape(', '.join(conditional))}."
             if conditional

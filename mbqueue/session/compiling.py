@@ -83,7 +83,7 @@ class Compiling:
             kept = keep_gpu_code()
             if kept is None or not (kept.is_dir() and any(kept.iterdir())):
                 self._note(
-                    "Compiling the GPU kernels while the data load. Compiling takes up to a minute"
+                    "Compiling the GPU kernels while the data loads. Compiling takes up to a minute"
                     + ("." if kept is None else ", once per machine.")
                 )
             return self._tried_on(family)

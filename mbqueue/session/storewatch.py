@@ -60,9 +60,7 @@ class StoreWatch(Watch):
                 self._away_since = self._clock.monotonic()
                 self._write({"why": why, "since": self._clock.now()})
         if first:
-            self._note(
-                f"DEGRADED: {why} Training continues while it can, and new commits wait until the store responds."
-            )
+            self._note(f"DEGRADED: {why} Training continues for now, but new commits wait until the store responds.")
 
     def answered(self) -> None:
         self._answered_at = self._clock.now()

@@ -325,7 +325,7 @@ def _idle_ending(session: Session, searching: Searching) -> tuple[Ending, str]:
         "jobs are paused": counts["ready"],
         "a search cannot begin a trial": searching.is_stuck,
     }
-    why = ", and ".join(text for text, is_true in causes.items() if is_true) or "jobs wait for cancelled jobs"
+    why = ", and ".join(text for text, is_true in causes.items() if is_true) or "jobs depend on cancelled jobs"
     return Ending.BLOCKED, f"{Ending.BLOCKED.value}: {why}"
 
 

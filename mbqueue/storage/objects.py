@@ -116,8 +116,8 @@ class ObjectStore:
         if is_new and self._put_new(MARKER, mine):
             raise StoreError(
                 f"{self.url} overwrites objects although the request forbids this (If-None-Match: *). Two machines "
-                "could overwrite each other's commits. Use a store that honours this condition: AWS S3, Cloudflare "
-                "R2, MinIO, GCS or Azure."
+                "could overwrite each other's commits. Use a store that supports conditional writes: AWS S3, "
+                "Cloudflare R2, MinIO, GCS or Azure."
             )
         self.id = self._id_in(mine if is_new else self.read(MARKER, at_most=LARGEST_MARKER))
         return is_new

@@ -131,7 +131,7 @@ def prepare_frozen(
     if preparing.n_found:
         on_note(
             f"The cache already had the backbone's outputs for {preparing.n_found:,} crystals. The backbone ran on "
-            f"{preparing.n_computed:,} other crystals."
+            f"{preparing.n_computed:,} more crystals."
         )
     if preparing.n_computed and "features" not in preparing.kinds:
         on_note(why)

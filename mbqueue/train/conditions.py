@@ -41,8 +41,8 @@ class Conditions:
         self.precision = usable_precision(device, train.precision)
         if self.precision != train.precision:
             on_note(
-                f"{name} has no {train.precision} arithmetic, so it computes matrix products in float32, "
-                "which is more exact and not slower."
+                f"{name} does not support {train.precision}, so it computes matrix products in float32, which is "
+                "more accurate and not slower."
                 if device.type == "cuda"
                 else f"{train.precision} is only for GPUs, so {name} computes matrix products in float32."
             )

@@ -95,8 +95,8 @@ def leave_out(device: torch.device, reason: str, note: Callable[[str], None]) ->
         return
     _verdicts[str(device)] = _Verdict(frozenset(), reason)
     note(
-        f"mbqueue does not use the fused GPU kernels on {device_name(device)}: {reason}. It trains with plain torch "
-        "operations instead. They are slower but just as exact. README.md lists the versions of Triton that work."
+        f"mbqueue does not use the fused GPU kernels on {device_name(device)}: {reason}. Training uses plain torch "
+        "operations instead, which are slower but just as exact. README.md lists the versions of Triton that work."
     )
 
 

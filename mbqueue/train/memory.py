@@ -118,8 +118,8 @@ class DeviceMemory:
             + (
                 ""
                 if is_free
-                else f" Other processes are using the GPU's memory ({held}). They may end soon, so the next "
-                "job will try larger batches again."
+                else f" Other processes are using the GPU's memory ({held}). The next job will try larger batches "
+                "again, in case these processes have ended."
             )
         )
 

@@ -99,7 +99,7 @@ def test_a_comparison_on_own_crystals_does_not_mention_the_leaderboard(compariso
 def test_too_few_crystals_for_an_interval_are_reported(comparison):
     few = dataclasses.replace(comparison.pairs[0], n=1, low=None, high=None)
     drawn = draw(dataclasses.replace(comparison, pairs=(few,)))
-    assert "too few common crystals to tell" in drawn
+    assert "too few crystals in common to tell" in drawn
     assert "interval" not in drawn
 
 

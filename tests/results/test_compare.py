@@ -91,7 +91,7 @@ def test_only_common_crystals_are_compared(make):
 
 
 def test_experiments_without_common_crystals_are_refused(make):
-    with pytest.raises(ResultsError, match="no test crystal in common"):
+    with pytest.raises(ResultsError, match="no test crystals in common"):
         compare([make("a", folds=(0,)), make("b", folds=(1,))])
 
 

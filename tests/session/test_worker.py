@@ -225,7 +225,7 @@ def test_a_session_whose_remaining_work_waits_names_only_the_true_reasons(
             queue.cancel(name, fold=fold, now=0.0)
     outcome = work(project, WorkOptions(device="cpu"), report=report)
     assert outcome.ending is Ending.BLOCKED
-    assert outcome.reason == "the remaining work needs your attention: jobs wait for cancelled jobs"
+    assert outcome.reason == "the remaining work needs your attention: jobs depend on cancelled jobs"
 
 
 def test_damaged_checkpoints_are_set_aside_and_their_epochs_trained_again(

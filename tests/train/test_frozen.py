@@ -228,7 +228,7 @@ def test_the_same_crystals_with_other_ids_targets_or_companions_are_not_computed
         assert prepare_frozen(spec, cache, frozen, device=CPU, on_note=notes.append)
         assert notes == [
             f"The cache already had the backbone's outputs for {len(rows)} crystals. "
-            "The backbone ran on 0 other crystals."
+            "The backbone ran on 0 more crystals."
         ]
         assert np.array_equal(frozen.energies(), first.energies()[rows])
         assert np.array_equal(frozen.features(np.arange(len(rows))), first.features(rows))

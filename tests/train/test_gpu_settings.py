@@ -121,7 +121,7 @@ def test_a_missing_precision_is_noted_and_the_used_one_is_recorded(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
     older = on(7)
     assert len(told) == 1
-    assert told[0].startswith("Tesla T4 has no bf16 arithmetic, so it computes matrix products in float32")
+    assert told[0].startswith("Tesla T4 does not support bf16, so it computes matrix products in float32")
     newer = on(8)
     assert len(told) == 1
     assert differences(older.fingerprint(), newer.fingerprint()) == {"precision": ["float32", "bf16"]}

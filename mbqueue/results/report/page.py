@@ -77,7 +77,7 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
             f'<div class="row three">{"".join(plots[name] for name in _FAILS_ON if name in plots)}</div>',
             "<h2>Error by element</h2>",
             f"<p>Mean absolute error{target.fine[1].in_unit} over the test crystals that contain the element. The "
-            "number in italics counts these crystals. The colour scale ignores the highest and lowest 5 % of the "
+            "number of crystals is in italics. The colour scale ignores the highest and lowest 5 % of the "
             "elements.</p>",
             plots["periodic-table"],
             "<h2>The 50 worst crystals</h2>",
@@ -221,7 +221,7 @@ def _scores(recorded: Recorded) -> str:
     told = (
         "Predictions are probabilities of class 1. A crystal counts as class 1 if its probability is above 0.5."
         if target.is_class
-        else f"The errors are those of the predicted {escape(target.axis)}. MAPE is a fraction, and excludes targets "
+        else f"All errors refer to the predicted {escape(target.axis)}. MAPE is a fraction, and excludes targets "
         "within ±1e-5 of 0."
     )
     absent = "".join(
