@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent.parent / "docs" / "reference" / "commands"
 _MADE = "<!-- Made by tools/command_pages.py from the commands in mbqueue/cli; change those, not this page. -->"
 _INDEX_HEAD = """\
 `mbqueue COMMAND --help` prints the text of a command's page. The options in this table go before the command:
-`mbqueue --debug work`. [Exit codes](../status-json.md#exit-codes) are explained with the format of `status --json`.
+`mbqueue --debug work`. See also the [exit codes](../status-json.md#exit-codes).
 """
 
 

@@ -28,12 +28,12 @@ def blend(
     name: Annotated[str, typer.Option(help="Name of the blend.")],
     weights: Annotated[
         BlendWeights,
-        typer.Option(help="mean uses equal weights; fitted fits the weights on the validation sets of each fold."),
+        typer.Option(help="mean: equal weights; fitted: weights fitted on the validation sets of each fold."),
     ] = BlendWeights.MEAN,
     priority: Annotated[int, typer.Option(help="Experiments with a higher priority run first.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an experiment that averages the predictions of recorded experiments.
+    """Add an experiment that averages the predictions of recorded experiments.
 
     All members must have the same crystals, target and folds. The next session computes the blend in seconds, without
     the dataset.

@@ -33,7 +33,7 @@ def recover(context: typer.Context, force: ForceOption = False) -> None:
 def backup(context: typer.Context, file: Annotated[Path, typer.Argument(help="The .tar file to write.")]) -> None:
     """Write the project's queue, checkpoints, results, experiment files and settings to one archive.
 
-    Sessions may keep running.
+    You can make a backup while sessions are running.
 
     Example: mbqueue backup monday.tar
     """
@@ -46,7 +46,7 @@ def restore(
     file: Annotated[Path, typer.Argument(help="An archive from `mbqueue backup`.")],
     force: ForceOption = False,
 ) -> None:
-    """Check a whole archive, then replace the project's state with the archive's.
+    """Check a whole archive, then replace the project's state with its contents.
 
     On a new machine, run `mbqueue init` first to create a project.
 

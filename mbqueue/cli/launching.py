@@ -20,11 +20,11 @@ launch = typer.Typer(
     no_args_is_help=True,
 )
 
-GpusOption = Annotated[int | None, typer.Option(help="Number of sessions, one GPU each.", min=1)]
-WorkersOption = Annotated[int | None, typer.Option(help="Number of sessions without a GPU.", min=1)]
+GpusOption = Annotated[int | None, typer.Option(help="Number of sessions, each with one GPU.", min=1)]
+WorkersOption = Annotated[int | None, typer.Option(help="Number of sessions that run without a GPU.", min=1)]
 TimeOption = Annotated[str, typer.Option(help="Time limit of a job, for example 2h.")]
 IdleOption = Annotated[
-    str, typer.Option(help="End a job that has had no work for this long, for example 10m; `none` means no limit.")
+    str, typer.Option(help="End a job after this long without work, for example 10m; `none` means no limit.")
 ]
 
 
@@ -82,7 +82,7 @@ def local(
     workers: WorkersOption = None,
     max_idle: IdleOption = "10m",
 ) -> None:
-    """Try the jobs of `launch slurm` on this machine. A job that reaches its time limit runs again, at most five times.
+    """Run the jobs of `launch slurm` on this machine. A job that reaches its time limit runs again, at most five times.
 
     For a workstation, `mbqueue work --devices` is simpler.
 

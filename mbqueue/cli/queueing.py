@@ -139,7 +139,7 @@ def promote(
 def events(
     context: typer.Context,
     experiment: Annotated[str | None, typer.Argument(help="Only this experiment.")] = None,
-    since: Annotated[str | None, typer.Option(help="Show only events newer than this, for example 2h.")] = None,
+    since: Annotated[str | None, typer.Option(help="Age of the oldest event to show, for example 2h.")] = None,
     limit: Annotated[int, typer.Option(help="Show at most this many events, the newest ones.", min=1, max=10**9)] = 50,
     as_json: JsonOption = False,
 ) -> None:

@@ -36,7 +36,7 @@ def work(
     max_idle: Annotated[
         str | None,
         typer.Option(
-            help="End the session when it has waited this long for a job, for example 10m; no limit by default."
+            help="End the session after it has waited this long for a job, for example 10m; no limit by default."
         ),
     ] = None,
     device: DeviceOption = None,
@@ -55,11 +55,11 @@ def work(
         bool, typer.Option("--end-command/--no-end-command", help="Whether to run the end_command in mbqueue.toml.")
     ] = True,
 ) -> None:
-    """Run one session, which does the jobs in the queue until all are done or the session's time is up.
+    """Run one session, which works on jobs in the queue until all are done or the session's time is up.
 
     The session waits while other sessions are running the last jobs, or while failed jobs are waiting for a retry.
 
-    You can kill a session at any instant; the next session resumes. On SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 or
+    You can kill a session at any time; the next session resumes. On SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 or
     SIGUSR2, the session finishes the step, writes a checkpoint and ends. A second Ctrl-C ends the session immediately.
     Exit code 75 means that work is left, so run the command again.
 

@@ -28,7 +28,7 @@ from mbqueue.train.fold import FoldRun
 #: A job starts only if at least this much time is left.
 SHORTEST_JOB_SECONDS = 5.0
 #: Why a session releases a job whose work it cannot save.
-STORE_AWAY = "the object store does not answer"
+STORE_AWAY = "the object store is not responding"
 
 
 class Stopped(Exception):
