@@ -160,7 +160,13 @@ class ProjectFolder:
 
     @property
     def queue_db(self) -> Path:
+        """The queue's file, which may not exist, and is out of use if the queue is on a server."""
         return self.live_dir / "queue.db"
+
+    @property
+    def queue_name(self) -> str:
+        """The place of the queue, for messages."""
+        return "the configured server" if self.topology.queue_url else str(self.queue_db)
 
     @property
     def cache_dir(self) -> Path:

@@ -70,6 +70,15 @@ class Topology:
         return self.is_split and not self.store and not self.queue_url
 
     @property
+    def how_to_recover(self) -> str:
+        """The commands that rebuild the queue from the project's files, for messages."""
+        if not self.queue_url:
+            return "mbqueue recover"
+        return (
+            "MBQUEUE_QUEUE=sqlite mbqueue recover, then move the queue to an empty schema: mbqueue migrate-queue --help"
+        )
+
+    @property
     def publishes_to(self) -> str:
         """The drive or store to which sessions publish commits; empty if commits stay in the project's folder."""
         return self.store or (str(self.root) if self.is_mirrored else "")

@@ -12,7 +12,7 @@ from mbqueue.clock import SystemClock
 from mbqueue.errors import QueueLost, ResultsError, StoreError
 from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.jobs import Kind, State
-from mbqueue.queue.opening import anything, how_to_recover, nothing, open_queue
+from mbqueue.queue.opening import anything, nothing, open_queue
 from mbqueue.queue.store import Queue
 from mbqueue.search.trials import experiments_of
 
@@ -86,7 +86,7 @@ class OpenedProject:
             raise QueueLost(
                 f"{store.url} contains commits of {names[0]}{' and others' * (len(names) > 1)}, and this queue is new, "
                 "so a previous queue was lost. Nothing was changed. First rebuild the previous queue: "
-                f"{how_to_recover(self.folder)}. For a new project, set a different prefix in `store`."
+                f"{self.folder.topology.how_to_recover}. For a new project, set a different prefix in `store`."
             )
 
     def _publish(self) -> None:

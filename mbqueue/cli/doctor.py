@@ -236,9 +236,7 @@ def _queue(project: ProjectFolder) -> Finding:
     lost: list[str] = []
     try:
         if not queue_exists(project):
-            return Finding(
-                "queue", "ok", f"nothing is enqueued yet{'; the server answers' * bool(project.topology.queue_url)}"
-            )
+            return Finding("queue", "ok", f"there is no queue at {project.queue_name} yet")
         with open_queue(project, read_only=True, note=lost.append) as queue:
             queue.verify()
             found = queue.database.name

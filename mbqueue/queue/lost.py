@@ -103,7 +103,7 @@ def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, Lost]
 def lost_parts(project: ProjectFolder, queue: Queue) -> list[Lost]:
     """Find the parts of experiments that exist in the project's files but not in the queue."""
     lost = {lost for _, lost in lost_traces(project, queue)}
-    if not lost or _is_in_file(project, lost):
+    if not lost or _is_in_file(project, queue, lost):
         return []
     return sorted(lost, key=lambda one: (one.experiment, -1 if one.fold is None else one.fold, one.ahead))
 
@@ -149,12 +149,12 @@ def _part(one: Lost, folds: dict[str, list[int]]) -> str:
     return f"{one.experiment} fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
-def _is_in_file(project: ProjectFolder, lost: Iterable[Lost]) -> bool:
-    """Whether the project's SQLite file still contains the experiments that the queue on the server has lost."""
-    if not project.topology.queue_url or not project.queue_db.exists():
+def _is_in_file(project: ProjectFolder, queue: Queue, lost: Iterable[Lost]) -> bool:
+    """Whether the project's SQLite file still contains the experiments that a queue on a server has lost."""
+    if queue.database.file is not None or not project.queue_db.exists():
         return False
-    with suppress(QueueError), Queue(project.queue_db, read_only=True) as queue:  # the queue is damaged or was moved
-        return {one.experiment for one in lost} <= {experiment.name for experiment in queue.experiments()}
+    with suppress(QueueError), Queue(project.queue_db, read_only=True) as old:  # the old queue is damaged or was moved
+        return {one.experiment for one in lost} <= {experiment.name for experiment in old.experiments()}
     return False
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 from mbqueue.errors import QueueLost, QueueMissing, UsageError
 from mbqueue.project import ProjectFolder
@@ -20,6 +21,10 @@ from mbqueue.storage.places import manifests_below
 RESTORING = "restoring"
 
 _log = logging.getLogger("mbqueue")
+
+
+class RestoreCutOff(UsageError):
+    """A restore was interrupted, so the project's files are half replaced."""
 
 
 @cache
@@ -64,14 +69,14 @@ def open_queue(
         UsageError: if psycopg is not installed, or the URL cannot be parsed.
     """
     if not read_only:
-        _require_not_lost(project, wait=wait)
+        queue_exists(project, wait=wait)  # raises an error if the queue was lost
     try:
-        if project.topology.queue_url:
-            queue = open_on_server(project.topology.queue_url, read_only=read_only, wait=wait)
+        if url := project.topology.queue_url:
+            queue = open_on_server(url, read_only=read_only, wait=wait)
         else:
             queue = Queue(project.queue_db, read_only=read_only)
     except QueueMissing:
-        _require_not_lost(project, wait=wait)
+        queue_exists(project, wait=wait)
         raise
     try:
         require_content(project, queue)
@@ -88,21 +93,28 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
     Raises:
         QueueError: if the queue's server cannot be reached.
         QueueLost: if the project had a queue that was lost.
-        UsageError: if psycopg is not installed, the URL cannot be parsed, or a restore was interrupted.
+        RestoreCutOff: if a restore was interrupted.
+        UsageError: if psycopg is not installed, or the URL cannot be parsed.
     """
-    is_there = _is_there(project, wait=wait)
-    if not is_there:
-        _require_not_lost(project, wait=wait)
-    return is_there
+    if _is_there(project, wait=wait):
+        return True
+    require_no_cut_off_restore(project)
+    if not traces(project):
+        return False
+    if _is_there(project, wait=wait):  # another process created the queue, and then wrote the first note
+        return True
+    raise QueueLost(
+        f"There is no queue at {project.queue_name}, but there are checkpoints or notes of experiments in "
+        f"{project.live_dir}. The queue was lost{_or_elsewhere(project)}. Rebuild the queue from these files: "
+        f"{project.topology.how_to_recover}"
+    )
 
 
 def is_queue_there(project: ProjectFolder) -> bool:
     """Whether a queue exists. If the queue was lost, log a note instead of raising an error."""
     try:
         return queue_exists(project)
-    except (QueueLost, UsageError) as error:
-        if isinstance(error, UsageError) and project.topology.queue_url:
-            raise
+    except (QueueLost, RestoreCutOff) as error:
         note_once(str(error))
         return False
 
@@ -124,16 +136,16 @@ def require_no_cut_off_restore(project: ProjectFolder) -> None:
     """Make sure that no restore of the project was interrupted.
 
     Raises:
-        UsageError: if a restore of the project was interrupted.
+        RestoreCutOff: if a restore of the project was interrupted.
     """
     archive = cut_off_restore(project)
     if archive is not None:
-        raise UsageError(f"Restoring {project.root} was interrupted. Restore it again: mbqueue restore {archive}")
+        raise RestoreCutOff(f"Restoring {project.root} was interrupted. Restore it again: mbqueue restore {archive}")
 
 
 def cut_off_restore(project: ProjectFolder) -> str | None:
     """The archive whose restore was interrupted; None if no restore was interrupted."""
-    if project.topology.queue_url or project.queue_db.exists():
+    if project.queue_db.exists():
         return None  # a restore writes the queue's file last
     try:
         return (project.live_dir / RESTORING).read_text(encoding="utf-8")
@@ -142,26 +154,12 @@ def cut_off_restore(project: ProjectFolder) -> str | None:
 
 
 def _is_there(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> bool:
-    if not project.topology.queue_url:
+    if not (url := project.topology.queue_url):
         return project.queue_db.exists()
     _require_psycopg()
     from mbqueue.queue.postgresql.server import exists  # noqa: PLC0415 - optional package
 
-    return exists(project.topology.queue_url, wait=wait)
-
-
-def _require_not_lost(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> None:
-    on_server = bool(project.topology.queue_url)
-    if not on_server and project.queue_db.exists():
-        return
-    if not on_server:
-        require_no_cut_off_restore(project)
-    if traces(project) and not _is_there(project, wait=wait):
-        name = "the configured server" if on_server else project.queue_db
-        raise QueueLost(
-            f"There is no queue at {name}, but there are checkpoints or notes of experiments in {project.live_dir}. "
-            f"The queue was lost{_or_elsewhere(project)}. Rebuild the queue from these files: {how_to_recover(project)}"
-        )
+    return exists(url, wait=wait)
 
 
 def has_lost_content(project: ProjectFolder, queue: Queue) -> bool:
@@ -178,8 +176,8 @@ def require_content(project: ProjectFolder, queue: Queue) -> None:
     if has_lost_content(project, queue):
         raise QueueLost(
             f"{queue.database.name} is empty, but there are checkpoints or notes of experiments in "
-            f"{project.live_dir}. The queue's content was lost{_or_elsewhere(project)}. Rebuild the queue from these "
-            f"files: {how_to_recover(project)}"
+            f"{project.live_dir}. The queue's content was lost{_or_elsewhere(project, queue.database.file)}. Rebuild "
+            f"the queue from these files: {project.topology.how_to_recover}"
         )
 
 
@@ -204,20 +202,16 @@ def _require_whole(
         "its checkpoints or notes."
     )
     if any(map(refuses, lost)):
-        raise QueueLost(f"{lacking} Nothing was changed. First rebuild the missing parts: {how_to_recover(project)}")
-    note(f"{lacking} When no session is running, rebuild the missing parts: {how_to_recover(project)}")
+        raise QueueLost(
+            f"{lacking} Nothing was changed. First rebuild the missing parts: {project.topology.how_to_recover}"
+        )
+    note(f"{lacking} When no session is running, rebuild the missing parts: {project.topology.how_to_recover}")
 
 
-def _or_elsewhere(project: ProjectFolder) -> str:
-    is_there = project.topology.queue_url and project.queue_db.exists()
-    return f" or is still in {project.queue_db} (mbqueue migrate-queue --help)" if is_there else ""
-
-
-def how_to_recover(project: ProjectFolder) -> str:
-    """The commands that rebuild the queue from the project's files, for messages."""
-    if not project.topology.queue_url:
-        return "mbqueue recover"
-    return "MBQUEUE_QUEUE=sqlite mbqueue recover, then move the queue to an empty schema: mbqueue migrate-queue --help"
+def _or_elsewhere(project: ProjectFolder, opened: Path | None = None) -> str:
+    file = project.queue_db
+    is_there = file != opened and file.exists()
+    return f" or is still in {file} (mbqueue migrate-queue --help)" if is_there else ""
 
 
 def open_on_server(

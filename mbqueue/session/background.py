@@ -227,7 +227,8 @@ def _wait_until_at_work(
     found: tuple[str, ...] = ()
     while clock.monotonic() < deadline:
         code = child.poll()
-        found = tuple(row.id for row in _unended(project) if _belongs(row, started.process))
+        unended = [row for row in _sessions(project) if row.ended_at is None]
+        found = tuple(row.id for row in unended if _belongs(row, started.process))
         # If a session could not start on one of several devices, its process is no longer among the child processes.
         if found and (len(found) == sessions or len(found) >= len(_children(child.pid))):
             break
@@ -285,8 +286,11 @@ def _children(pid: int) -> list[str]:
 def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str | None]]:
     """Yield (process, session id) for each session of this project that runs in a different process on this machine."""
     here = this_process()
-    queue_file = None if project.topology.queue_url else project.queue_db
-    found = {row.identity: row.id for row in _unended(project) if not is_gone(row.identity, queue_file)}
+    found: dict[ProcessIdentity, str] = {}
+    if is_queue_there(project):
+        with open_queue(project, read_only=True) as queue:
+            unended = [row for row in queue.sessions() if row.ended_at is None]
+            found = {row.identity: row.id for row in unended if not is_gone(row.identity, queue.database.file)}
     background = current(project)
     sessions: dict[ProcessIdentity, str | None] = {**found}
     if background is not None:
@@ -309,10 +313,6 @@ def _folder_id(project: ProjectFolder) -> list[int]:
     """The device and inode of the live folder, which are the same for all paths to the folder, but not for a copy."""
     there = project.live_dir.stat()
     return [there.st_dev, there.st_ino]
-
-
-def _unended(project: ProjectFolder) -> list[SessionRow]:
-    return [row for row in _sessions(project) if row.ended_at is None]
 
 
 def _sessions(project: ProjectFolder) -> tuple[SessionRow, ...]:

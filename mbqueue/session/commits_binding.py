@@ -107,7 +107,7 @@ def opened_store(project: ProjectFolder, queue: Queue) -> ObjectStore | None:
             require_store(place, store)
         elif place.kind == "store":
             raise elsewhere(place, "this project has no store")
-        elif project.topology.queue_url and place.id != folder_id(project):
+        elif queue.database.file is None and place.id != folder_id(project):
             raise elsewhere(place, f"this project uses a different folder, {project.live_dir}")
     return store
 
@@ -220,7 +220,7 @@ def local_epochs(project: ProjectFolder) -> dict[tuple[str, int], int]:
 def _enter_folder(
     project: ProjectFolder, queue: Queue, before: CommitsPlace | None, *, clock: Clock
 ) -> CommitsPlace | None:
-    if before is None and not project.topology.queue_url:
+    if before is None and queue.database.file is not None:
         return None
     if before is not None and before.kind == "store":
         raise elsewhere(before, f"this session has no store: its commits would be in {project.live_dir}")

@@ -172,7 +172,7 @@ def test_doctor_fails_and_says_what_to_do_when_a_package_is_missing(
 
 
 def test_doctor_reports_a_damaged_queue(mbqueue: Command, project: ProjectFolder) -> None:
-    assert "nothing is enqueued yet" in mbqueue("doctor").out
+    assert f"there is no queue at {project.queue_db} yet" in mbqueue("doctor").out
     mbqueue("enqueue", "head_finetune", "--dataset", "sample")
     assert str(project.queue_db) in mbqueue("doctor").out
     project.queue_db.write_bytes(b"garbage" * 5000)

@@ -16,14 +16,14 @@ import pytest
 from postgres_server import PostgresServer
 from small_project import make_project
 
-from mbqueue import Project
+from mbqueue import Project, files
 from mbqueue.errors import QueueError, SchemaTooNew, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue import Queue, claiming, edges, leases, schema
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.dialect import POSTGRESQL
 from mbqueue.queue.migrating import rows_of
-from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
+from mbqueue.queue.opening import RESTORING, is_queue_there, open_on_server, open_queue, queue_exists
 from mbqueue.queue.postgresql import client, listening, patience
 from mbqueue.queue.postgresql import server as server_module
 from mbqueue.queue.postgresql.address import parse_address
@@ -514,6 +514,16 @@ def test_the_environment_counts_before_the_settings(postgres_server, tmp_path, m
         queue_exists(folder())
 
 
+def test_an_interrupted_restore_is_reported_before_a_queue_begins_on_a_server(postgres_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MBQUEUE_QUEUE", postgres_server.url())
+    folder = Project(make_project(tmp_path / "project").root).folder
+    files.write_text(folder.live_dir / RESTORING, "a.tar")
+    for opening in (queue_exists, open_queue):
+        with pytest.raises(UsageError, match=r"mbqueue restore a\.tar"):
+            opening(folder)
+    assert not is_queue_there(folder)
+
+
 def test_without_psycopg_the_error_says_what_to_install(tmp_path, monkeypatch):
     def without(name, *arguments, **options):
         if name.partition(".")[0] == "psycopg":
@@ -550,7 +560,7 @@ def test_the_doctor_says_whether_the_queues_server_can_be_used(postgres_server, 
     root = make_project(tmp_path / "project").root
     monkeypatch.setenv("MBQUEUE_QUEUE", postgres_server.url())
     folder = Project(root).folder
-    assert (_queue(folder).state, _queue(folder).found) == ("ok", "nothing is enqueued yet; the server answers")
+    assert (_queue(folder).state, _queue(folder).found) == ("ok", "there is no queue at the configured server yet")
     open_queue(folder).close()
     assert _queue(folder).state == "ok"
     assert _queue(ProjectFolder(root, live=tmp_path / "live")).state == "problem"
