@@ -60,14 +60,9 @@ class Topology:
         return cls(root=root, live=live, queue_url=_queue_url(settings), store=store)
 
     @property
-    def is_split(self) -> bool:
-        """Whether the live state is outside state/, which then contains only published files."""
-        return self.live is not None
-
-    @property
     def is_mirrored(self) -> bool:
         """Whether sessions publish the queue and its commits to the project's drive."""
-        return self.is_split and not self.store and not self.queue_url
+        return self.live is not None and not self.store and not self.queue_url
 
     @property
     def how_to_recover(self) -> str:
@@ -90,7 +85,7 @@ class Topology:
         Empty if a copy would share neither the queue nor the store, or both of them. Also empty if the project is on a
         drive, where `mbqueue.belonging` distinguishes the live folders.
         """
-        if self.is_split or bool(self.queue_url) == bool(self.store):
+        if self.live is not None or bool(self.queue_url) == bool(self.store):
             return ""
         if self.queue_url:
             return "queue on the server, with different checkpoints"
@@ -99,9 +94,19 @@ class Topology:
     # -- combinations of settings that cannot work -----------------------------------------------------------------
 
     @property
+    def why_not_safe(self) -> str | None:
+        """Explain why the queue's file in state/ may be damaged; None if it is safe, or the queue is elsewhere."""
+        if self.live is not None or self.queue_url or not mount_of(self.root).is_remote:
+            return None
+        return (
+            "A live database is not safe on a network mount. Remove live_dir from mbqueue.toml and unset "
+            f"{LIVE_VARIABLE}, or set them to a local folder."
+        )
+
+    @property
     def why_not_shared(self) -> str | None:
         """Explain why other machines with this queue would not see this machine's commits; None if they would."""
-        if self.store or not (self.queue_url and self.is_split):
+        if self.store or self.live is None or not self.queue_url:
             return None
         return (
             f"Other machines share this queue, but only this machine can read the checkpoints in {self.live}. "
@@ -126,7 +131,7 @@ class Topology:
         Raises:
             UsageError: if the sessions cannot share the queue, or the live folder is not on a local disk.
         """
-        if self.is_split and not self.queue_url and n_sessions > 1:
+        if self.live is not None and not self.queue_url and n_sessions > 1:
             raise UsageError(
                 f"Several machines cannot share the queue of {self.root}, which is a SQLite file on a network mount. "
                 'Set queue = "postgresql://…" in mbqueue.toml (docs/how-to/many-machines.md), or launch one job.'

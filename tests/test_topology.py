@@ -8,6 +8,7 @@ import pytest
 from small_project import make_project
 
 from mbqueue import topology
+from mbqueue.cli import doctor
 from mbqueue.errors import UsageError
 from mbqueue.mounts import Mount
 from mbqueue.project import ProjectFolder, find_project
@@ -31,7 +32,7 @@ def find(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("fstype", "queue", "is_split", "is_mirrored"),
+    ("fstype", "queue", "has_live_folder", "is_mirrored"),
     [
         ("ext4", "sqlite", False, False),
         ("ext4", SERVER, False, False),
@@ -41,14 +42,13 @@ def find(tmp_path, monkeypatch):
         ("fuse.drive", SERVER, True, False),
     ],
 )
-def test_the_topology_follows_from_the_mount_and_the_queue(find, fstype, queue, is_split, is_mirrored):
+def test_the_topology_follows_from_the_mount_and_the_queue(find, fstype, queue, has_live_folder, is_mirrored):
     found = find(fstype, queue=queue).topology
-    assert (found.is_split, found.is_mirrored) == (is_split, is_mirrored)
+    assert (found.live is not None, found.is_mirrored) == (has_live_folder, is_mirrored)
 
 
 def test_with_a_store_nothing_is_published_to_the_drive() -> None:
-    with_store = Topology(root=Path("p"), live=Path("live"), queue_url="", store=STORE)
-    assert (with_store.is_split, with_store.is_mirrored) == (True, False)
+    assert not Topology(root=Path("p"), live=Path("live"), queue_url="", store=STORE).is_mirrored
 
 
 def test_the_environment_names_the_live_folder_and_state_itself_means_none(find, tmp_path, monkeypatch):
@@ -56,6 +56,23 @@ def test_the_environment_names_the_live_folder_and_state_itself_means_none(find,
     assert find("ext4").live == tmp_path / "live"
     monkeypatch.setenv(LIVE_VARIABLE, "state")
     assert find("fuse.drive").live is None
+
+
+@pytest.mark.parametrize(
+    ("fstype", "queue", "live", "is_safe"),
+    [
+        ("nfs4", "sqlite", "state", False),
+        ("nfs4", "sqlite", "", True),
+        ("nfs4", SERVER, "state", True),
+        ("ext4", "sqlite", "state", True),
+    ],
+)
+def test_the_doctor_warns_of_a_queue_file_on_a_mount(find, monkeypatch, fstype, queue, live, is_safe):
+    monkeypatch.setenv(LIVE_VARIABLE, live)
+    monkeypatch.setattr(doctor, "mount_of", lambda path: Mount(point=path, fstype=fstype, source="x"))
+    found = doctor._file_system(find(fstype, queue=queue))
+    assert found.state == ("ok" if is_safe else "warning")
+    assert (LIVE_VARIABLE in found.remedy) is not is_safe
 
 
 @pytest.mark.parametrize(

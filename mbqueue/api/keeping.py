@@ -142,7 +142,7 @@ class Keeping(OpenedProject):
 
             take_commits(self.folder, there, differs=_refuse)
             take_results(self.folder, there)
-            if there.topology.is_split:
+            if to == "sqlite":
                 follow_snapshots(there)
         return there
 

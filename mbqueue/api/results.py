@@ -174,7 +174,7 @@ class Results(Searches):
         with open_queue(self.folder, read_only=True) as queue:
             sessions = queue.sessions(experiment=experiment)
             events = [*queue.events(experiment=experiment, limit=10**6)]
-            if self.folder.topology.is_split:  # add publishing events, which do not belong to any experiment
+            if self.folder.topology.is_mirrored:  # add publishing events, which do not belong to any experiment
                 events += [e for row in sessions for e in queue.events(by=row.id, limit=10**6) if not e.job_id]
             results = {job.id: job.result or {} for job in queue.jobs(experiment=experiment)}
         return timeline(sessions, events, now=self._clock.now(), results=results)

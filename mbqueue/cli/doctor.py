@@ -181,15 +181,9 @@ def _file_system(project: ProjectFolder) -> Finding:
     if not mount.is_remote:
         return Finding("file system", "ok", f"{mount.fstype} at {mount.point}")
     where = f"{mount.fstype} at {mount.point}, a drive or network mount"
-    if project.topology.is_split:
-        return Finding("file system", "ok", f"{where}; the live state is in {project.live_dir}")
-    return Finding(
-        "file system",
-        "warning",
-        where,
-        "A live database is not safe on a network mount. Remove live_dir from mbqueue.toml and unset "
-        "MBQUEUE_LIVE_DIR, or set them to a local folder.",
-    )
+    if (why := project.topology.why_not_safe) is not None:
+        return Finding("file system", "warning", where, why)
+    return Finding("file system", "ok", f"{where}; the live state is in {project.live_dir}")
 
 
 def _store(url: str, place: CommitsPlace | None) -> Finding:

@@ -42,7 +42,7 @@ def shared_crystals_of(project: ProjectFolder, store: ObjectStore | None = None)
     store = store or store_of(project.topology)
     if store is not None:
         return SharedCrystals(store, STORED_CRYSTALS)
-    if not project.topology.is_split:
+    if not project.topology.is_mirrored:
         return None
     return SharedCrystals(Drive(project.root, Belonging.of(project.live_dir)), PUBLISHED_CRYSTALS)
 

@@ -23,11 +23,13 @@ from mbqueue.storage.places import in_folder, named_after
 
 
 def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Callable[[str], None]) -> None:
-    """Copy commits and notes from one live folder to another without replacing files.
+    """Copy commits and notes from one live folder to another without replacing files. Both may be the same folder.
 
     Args:
         differs: called with a message for each commit that differs from its copy in the target.
     """
+    if source.live_dir == target.live_dir:
+        return
     for folder in source.fold_dirs():
         identity = named_after(folder)
         here = Commits(in_folder(folder), identity)

@@ -77,8 +77,7 @@ def recover(project: ProjectFolder, *, force: bool, note: Callable[[str], None],
         replaced = move_queue_aside(
             project, force=force, clock=clock, beforehand=lambda _project: _keep_notes(project, note)
         )
-        if project.topology.is_split:
-            take_commits(project.unsplit, project, differs=note)
+        take_commits(project.unsplit, project, differs=note)
         noted, trained = read_notes(project, note), _trained(project)
         asked = [one for one in noted if not _is_other(trained.get(one["spec"]["name"]), one)]
 

@@ -91,7 +91,7 @@ def check(base: Path) -> None:
     mount = Mount(base)
     os.environ["XDG_CACHE_HOME"] = str(base / "cache")
     project = make_project(mount.point / "project")
-    assert project.topology.is_split, "the mount was not recognised"
+    assert project.topology.is_mirrored, "the mount was not recognised"
     say(f"{mount_of(project.root).fstype} mount recognised; live folder {project.live_dir.name} on the local disk")
     results = enqueue(project, small_spec(project, train__epochs=EPOCHS)).relative_to(project.root)
     log = base / "log"

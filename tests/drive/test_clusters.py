@@ -40,7 +40,7 @@ def test_recovering_without_the_server_finds_the_commits_of_its_sessions(
     if with_wanted:
         (shared.project.notes_dir).mkdir()
     project = Project(shared.project.root)
-    assert project.folder.topology.is_split
+    assert project.folder.live
     assert "mbqueue recover" in caplog.text
     found = project.recover()
     assert sum(epochs for _, _, epochs in found.folds) >= 2

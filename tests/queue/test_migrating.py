@@ -388,7 +388,7 @@ def test_on_a_clusters_file_system_the_commits_and_results_come_along_both_ways(
     assert any(name.endswith(".csv") for name in before)
     Project(root).migrate_queue(url)
     monkeypatch.setenv("MBQUEUE_QUEUE", url)
-    assert not Project(root).folder.topology.is_split
+    assert Project(root).folder.live is None
     assert commits_and_results(Project(root).folder) == before
 
     rmtree(tmp_path / "caches")

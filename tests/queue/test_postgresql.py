@@ -544,11 +544,11 @@ def test_a_cluster_shares_the_commits_in_the_project_and_other_mounts_need_a_sto
 
     root = make_project(tmp_path / "project").root
     monkeypatch.setenv("MBQUEUE_QUEUE", "postgresql://me@127.0.0.1:1/db")
-    for fstype, is_split in (("ext4", False), ("nfs4", False), ("lustre", False), ("fuse.drive", True)):
+    for fstype, has_live_folder in (("ext4", False), ("nfs4", False), ("lustre", False), ("fuse.drive", True)):
         mount = mounts.Mount(point=root, fstype=fstype, source="x")
         monkeypatch.setattr(topology, "mount_of", lambda _, mount=mount: mount)
         folder = project.find_project(root)
-        assert (folder.topology.is_split, folder.topology.is_mirrored) == (is_split, False)
+        assert (folder.live is not None, folder.topology.is_mirrored) == (has_live_folder, False)
     monkeypatch.setattr("mbqueue.queue.opening.queue_exists", lambda _, **options: True)
     with pytest.raises(UsageError, match=r"only this machine can read the checkpoints in .*\. Set store"):
         work(ProjectFolder(root, live=tmp_path / "live"), WorkOptions(), report=Report())
