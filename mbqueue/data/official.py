@@ -85,8 +85,8 @@ def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock 
     if file.path.exists():
         if not is_whole(file):
             raise DataError(
-                f"{file.path} is not matbench's file: its SHA-256 is different. Move the file, so that mbqueue "
-                "downloads matbench's. To use your file, give its new path as the dataset."
+                f"{file.path} is not matbench's file: its SHA-256 is different. Move your file away. mbqueue "
+                "then downloads matbench's file. To use your own file, give its new path as the dataset."
             )
         return file.path
     try:

@@ -203,7 +203,7 @@ def load_search(path: Path, *, base: Any, name: str | None = None) -> Search:
             path, [f"{wrong}: besides the table [search], a search file may contain only name and description"]
         )
     if "base_spec" in search:
-        raise wrong_search(path, ["base_spec: there is no such key. Name the experiment to vary in the key base"])
+        raise wrong_search(path, ['base_spec: there is no such key. Use the key "base" to name the experiment to vary'])
     try:
         found = Search.model_validate({"name": path.stem, **top, **search} | ({"name": name} if name else {}))
     except ValidationError as error:
