@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_an_unknown_model_is_refused_as_by_a_list_of_literals(value: Any) -> Non
 
 
 def test_a_spec_accepts_the_weights_of_every_registered_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = families.Family(name="Other", module="other", pretrained={"large": "", "small": ""})
+    other = replace(families.CHGNET, name="Other", module="other", pretrained={"large": "", "small": ""})
     monkeypatch.setattr(families, "FAMILIES", (families.CHGNET, other))
     assert spec(model={"pretrained": "large"}).to_json()["model"]["pretrained"] == "large"
     with pytest.raises(SpecError, match=r"'0\.3\.0', 'r2scan', 'large' or 'small'"):

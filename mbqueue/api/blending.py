@@ -42,7 +42,7 @@ class Blending(Queueing, Results):
             ExperimentExists: if an experiment with a different spec has this name.
         """
         from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
-        from mbqueue.results.blending import enumerated  # noqa: PLC0415
+        from mbqueue.results.members import enumerated  # noqa: PLC0415
 
         if len(experiments) < 2:
             raise UsageError("A blend needs at least two experiments. Name them: mbqueue blend A B --name AB")

@@ -110,7 +110,7 @@ class Results(Searches):
             ProjectNotFound: if the working folder no longer exists.
         """
         working_folder()
-        from mbqueue.results.blending import enumerated, members_of  # noqa: PLC0415
+        from mbqueue.results.members import enumerated, members_of  # noqa: PLC0415
         from mbqueue.results.tables import is_blend, model_file  # noqa: PLC0415
         from mbqueue.train.family import family_of  # noqa: PLC0415
 

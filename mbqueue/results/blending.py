@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -51,13 +50,3 @@ def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> 
     for name, table in tables.items():
         y_pred += weights[name] * table.y_pred
     return Predictions(reference.ids, reference.compositions, reference.n_atoms, reference.y_true, y_pred)
-
-
-def members_of(spec: Mapping[str, Any]) -> list[str]:
-    """The names of the experiments that an experiment was made from; empty if it was made from none."""
-    return [member["experiment"] for member in spec.get("made_from", {}).get("members", ())]
-
-
-def enumerated(names: Sequence[str]) -> str:
-    """Join names with commas and a final "and", for example ``A, B and C``."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

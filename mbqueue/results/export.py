@@ -18,18 +18,11 @@ from typing import Any
 from mbqueue import files
 from mbqueue.errors import ResultsError, UsageError
 from mbqueue.outputs import replacing_folder, require_folder
-from mbqueue.results.blending import enumerated, members_of
 from mbqueue.results.folder import Recorded
 from mbqueue.results.matbench_file import merge_matbench_files, read_matbench_scores
+from mbqueue.results.members import enumerated, families_of, family_names, members_of
 from mbqueue.results.record import MATBENCH_FILE
 from mbqueue.results.tables import is_blend
-
-_BIBTEX = (
-    "@article{deng2023chgnet, title={CHGNet as a pretrained universal neural network potential for charge-informed "
-    "atomistic modelling}, author={Deng, Bowen and Zhong, Peichen and Jun, KyuJung and Riebesell, Janosh and "
-    "Han, Kevin and Bartel, Christopher J. and Ceder, Gerbrand}, journal={Nature Machine Intelligence}, volume={5}, "
-    "pages={1031--1041}, year={2023}, doi={10.1038/s42256-023-00716-3}}"
-)
 
 _SCRIPT = '''\
 """Run this submission's experiments again. If a session ends early, start the script again.
@@ -109,7 +102,11 @@ def _write(folder: Path, recorded: Sequence[Recorded], info: Mapping[str, Any]) 
     if len(recorded) == 1:
         files.write_bytes(folder / "results.json.gz", (recorded[0].folder / MATBENCH_FILE).read_bytes())
     else:
-        merge_matbench_files(folder / "results.json.gz", [one.folder / MATBENCH_FILE for one in recorded])
+        merge_matbench_files(
+            folder / "results.json.gz",
+            [one.folder / MATBENCH_FILE for one in recorded],
+            models=family_names(*(one.content["spec"] for one in recorded)),
+        )
     enqueued: dict[str, Mapping[str, Any]] = {}
     made: list[list[str]] = []
     for one in recorded:
@@ -182,14 +179,23 @@ def _info(experiments: Sequence[Recorded], *, authors: str, algorithm: str, note
         "head": "The read-out layers are finetuned on the frozen atom features of the pretrained backbone.",
         "all": "All weights are finetuned, starting from the pretrained ones.",
     }
+    family, *others = families_of(spec)
+    models = enumerated(
+        [
+            f"{family.name} {spec['model']['pretrained']}, {family.description}",
+            *(f"{other.name}, {other.description}" for other in others),
+        ]
+    )
     what = f"Made from {enumerated(members)}." if members else trained[spec["model"]["trainable"]]
     description = f"{spec['description']}. " if spec["description"] else ""
     return {
         "authors": authors.strip(),
         "algorithm": algorithm,
-        "algorithm_long": f"{description}CHGNet {spec['model']['pretrained']}, a graph neural network potential "
-        f"pretrained on MPtrj. {what} The best epoch of each fold is chosen on a held-out part of its training set.",
-        "bibtex_refs": _BIBTEX,
+        "algorithm_long": f"{description}{models}. {what} The best epoch of each fold is chosen on a held-out part of "
+        "its training set.",
+        "bibtex_refs": "\n".join(
+            family.citation for family in families_of(*(one.content["spec"] for one in experiments))
+        ),
         "notes": " ".join(filter(None, [notes.strip(), *overlaps])),
         "requirements": {
             "python": [f"{name}=={version}" for name, version in run["versions"].items() if name != "python"]

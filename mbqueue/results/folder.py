@@ -50,7 +50,7 @@ class Recorded:
 
     @property
     def overlap(self) -> str:
-        """Which crystals and targets CHGNet saw in its pretraining.
+        """Which crystals and targets the models saw in their pretraining.
 
         The text is from this version of mbqueue, even if an earlier version recorded the results.
         """

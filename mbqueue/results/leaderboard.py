@@ -9,40 +9,47 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mbqueue.task import FORMATION_ENERGY, N_FOLDS, TASKS, Target
+from mbqueue.families import Family
+from mbqueue.results.members import families_of
+from mbqueue.task import N_FOLDS, TASKS, Target
 
 #: The published scores and their source, in a file that you can update.
 FILE = Path(__file__).with_name("leaderboards.toml")
 
-_ENERGY_NOTE = (
-    "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project. So CHGNet has seen most "
-    "crystals of this benchmark, including the test sets, with DFT energies closely related to the target. The other "
-    "models on the leaderboard were trained only on the fold's training set. A better score from pretrained weights is "
-    "therefore not evidence of better generalisation. Mention the pretraining wherever you show a score."
-)
-_MAY_HAVE_SEEN = (
-    "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project. It may have seen many of "
-    "these crystals, including test crystals, with their energies, forces, stresses and magnetic moments"
+_SEEN = (
+    "The other models on the leaderboard were trained only on the fold's training set. A better score from pretrained "
+    "weights is therefore not evidence of better generalisation. Mention the pretraining wherever you show a score."
 )
 _ADVANTAGE = (
     "Models trained only on the fold's training set did not have this advantage. Mention the pretraining wherever you "
     "show a score."
 )
-_OWN_ENERGY_NOTE = f"{_MAY_HAVE_SEEN}. These energies may be closely related to the target. {_ADVANTAGE}"
-_OTHER_NOTE = f"{_MAY_HAVE_SEEN}, but never with this target. {_ADVANTAGE}"
-_COMPOSITION_NOTE = (
-    "This model uses only the composition of a crystal. The model was fitted on the fold's training set, without "
-    "CHGNet's pretrained weights."
-)
 
 
 def overlap_note(target: Target, spec: Mapping[str, Any], *, dataset: str) -> str:
-    """Describe which of a dataset's crystals and targets CHGNet saw in pretraining, judging by the dataset's name."""
+    """Describe which of a dataset's crystals and targets the models saw in pretraining, judging by the dataset's name.
+
+    For a blend of several families, the note describes each family.
+    """
+    return " ".join(_overlap_note(family, target, spec, dataset) for family in families_of(spec))
+
+
+def _overlap_note(family: Family, target: Target, spec: Mapping[str, Any], dataset: str) -> str:
+    may_have_seen = (
+        f"{family.pretraining} It may have seen many of these crystals, including test crystals, {family.labels}"
+    )
     if target.kind == "energy":
-        return _ENERGY_NOTE if dataset == FORMATION_ENERGY.dataset else _OWN_ENERGY_NOTE
+        if dataset in family.seen:
+            return f"{family.pretraining} {family.seen[dataset]} {_SEEN}"
+        return f"{may_have_seen}. These energies may be closely related to the target. {_ADVANTAGE}"
     members = (spec.get("made_from") or {}).get("members", ())
     trainables = {one["model"]["trainable"] for one in ([member["spec"] for member in members] or [spec])}
-    return _COMPOSITION_NOTE if trainables == {"none"} else _OTHER_NOTE
+    if trainables == {"none"}:
+        return (
+            "This model uses only the composition of a crystal. The model was fitted on the fold's training set, "
+            f"without {family.name}'s pretrained weights."
+        )
+    return f"{may_have_seen}, but never with this target. {_ADVANTAGE}"
 
 
 @dataclass(frozen=True)

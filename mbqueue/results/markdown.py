@@ -8,9 +8,9 @@ from typing import Any
 from mbqueue.clock import format_duration
 from mbqueue.errors import counted
 from mbqueue.results.absences import absences
-from mbqueue.results.blending import enumerated, members_of
 from mbqueue.results.cells import markdown, markdown_code, number, spread
 from mbqueue.results.choice import choice_note, marked
+from mbqueue.results.members import enumerated, families_of, family_names, members_of
 from mbqueue.results.scores import leaderboard_measure, measures_of
 from mbqueue.results.tables import FILE_NOTES, Predictions, is_blend
 from mbqueue.task import Target, target_of
@@ -62,8 +62,8 @@ def results_markdown(
     lines += [f"{name} ({official}): {dataset['n']:,} crystals. Source: {source}.", ""]
     if dataset["widened_cutoffs"]:
         lines += [
-            f"In {dataset['widened_cutoffs']:,} crystals, an atom had no neighbour within CHGNet's cut-off. mbqueue "
-            "widened the cut-off for these crystals, and left none of them out.",
+            f"In {dataset['widened_cutoffs']:,} crystals, an atom had no neighbour within {family_names(spec)}'s "
+            "cut-off. mbqueue widened the cut-off for these crystals, and left none of them out.",
             "",
         ]
     for said in absences(content["folds"], predictions, target):
@@ -80,7 +80,7 @@ def results_markdown(
     lines += ["## Method", ""]
     lines += _how(content, target)
     lines += ["", "## Files", ""]
-    lines += _files(file_names)
+    lines += _files(file_names, spec)
     lines += [
         "",
         f"Recorded {run['recorded_at']}; spec hash `{content['spec_hash'][:16]}`, data hash `{dataset['hash'][:16]}`.",
@@ -170,7 +170,7 @@ def _trained(spec: dict[str, Any], target: Target) -> list[str]:
         "head": "the read-out on frozen atom features",
         "all": "all weights",
     }.get(model.get("trainable"), "")
-    lines = [f"- CHGNet {model.get('pretrained')}, trained: {trained}; seed {spec.get('seed')}"]
+    lines = [f"- {family_names(spec)} {model['pretrained']}, trained: {trained}; seed {spec.get('seed')}"]
     loss = "binary cross-entropy" if target.is_class else f"{train.get('loss')} loss"
     if train.get("epochs"):
         lines.append(
@@ -181,8 +181,9 @@ def _trained(spec: dict[str, Any], target: Target) -> list[str]:
     return lines
 
 
-def _files(names: Sequence[str]) -> list[str]:
+def _files(names: Sequence[str], spec: Mapping[str, Any]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(name.split("_")[0].split(".")[0], []).append(f"`{name}`")
-    return [f"- {', '.join(sorted(group))}: {FILE_NOTES[kind]}" for kind, group in kinds.items()]
+    loader = families_of(spec)[0].loader  # a blend has no model files
+    return [f"- {', '.join(sorted(group))}: {FILE_NOTES[kind].format(loader=loader)}" for kind, group in kinds.items()]

@@ -27,7 +27,7 @@ _SILENT = logging.CRITICAL + 1
 
 
 def write_matbench_file(
-    path: Path, predictions: Mapping[int, Predictions], task: Task, *, parameters: Mapping[str, Any]
+    path: Path, predictions: Mapping[int, Predictions], task: Task, *, models: str, parameters: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
     """Validate all five official folds with matbench, and write them gzipped, as ``MatbenchBenchmark.to_file`` does.
 
@@ -37,6 +37,7 @@ def write_matbench_file(
         path: the .json.gz file.
         predictions: fold → predictions of its test set, with rows in any order.
         task: the matbench task of the folds.
+        models: the names of the models' families, for example ``CHGNet``.
         parameters: plain values that matbench stores with each fold.
 
     Returns:
@@ -58,7 +59,7 @@ def write_matbench_file(
         for fold, key in theirs.folds_map.items():
             official_ids = theirs.validation[key].test
             theirs.record(fold, _in_order(predictions, fold, official_ids, task), params=dict(parameters))
-        benchmark.add_metadata({"algorithm": "CHGNet through mbqueue"})
+        benchmark.add_metadata({"algorithm": f"{models} through mbqueue"})
         if errors := benchmark.validate():
             raise ResultsError(f"matbench rejected the results for {path}:\n{errors[task.dataset]}")
         scores = _plain_scores(theirs)
@@ -66,8 +67,11 @@ def write_matbench_file(
     return scores
 
 
-def merge_matbench_files(path: Path, parts: Sequence[Path]) -> None:
+def merge_matbench_files(path: Path, parts: Sequence[Path], *, models: str) -> None:
     """Validate several files of ``write_matbench_file`` with matbench, and merge them into one.
+
+    Args:
+        models: the names of the models' families in all files.
 
     Raises:
         ResultsError: if a file is missing or damaged, two files have the same task, or matbench rejects a file.
@@ -83,7 +87,7 @@ def merge_matbench_files(path: Path, parts: Sequence[Path]) -> None:
                 tasks[task.dataset_name] = task
         merged = benchmark_class(autoload=False, subset=list(tasks))
         merged.tasks_map.update(tasks)
-        merged.add_metadata({"algorithm": "CHGNet through mbqueue"})
+        merged.add_metadata({"algorithm": f"{models} through mbqueue"})
         if errors := merged.validate():
             raise ResultsError(f"matbench rejected the results for {path}:\n" + "\n".join(errors.values()))
         _write(path, merged)

@@ -43,6 +43,7 @@ from mbqueue.results.choice import choice_note, chosen_on
 from mbqueue.results.leaderboard import leaderboard, overlap_note, reasons_against
 from mbqueue.results.markdown import results_markdown
 from mbqueue.results.matbench_file import write_matbench_file
+from mbqueue.results.members import family_names
 from mbqueue.results.scores import leaderboard_measure, over_folds, score
 from mbqueue.results.tables import (
     RESTORE,
@@ -150,7 +151,13 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
         staging, made = Path(temporary), []
         if content["leaderboard"]["comparable"]:
             task = TASKS[inputs.dataset.name]
-            write_matbench_file(staging / MATBENCH_FILE, predictions, task, parameters=_parameters(inputs))
+            write_matbench_file(
+                staging / MATBENCH_FILE,
+                predictions,
+                task,
+                models=family_names(inputs.spec),
+                parameters=_parameters(inputs),
+            )
             made.append(staging / MATBENCH_FILE)
         names = [path.name for path in [*tables, *made]]
         files.write_text(

@@ -38,11 +38,12 @@ HISTORY_TYPES: dict[str, type] = {
 HISTORY_COLUMNS = tuple(HISTORY_TYPES)
 #: The only columns that may differ if you run an experiment twice.
 TIMING_COLUMNS = ("seconds", "structures_per_second", "session", "device")
-#: Maps the beginning of a result file's name to the file's description in RESULTS.md.
+#: Maps the beginning of a result file's name to the file's description in RESULTS.md. ``{loader}`` is the loader of the
+#: model's family.
 FILE_NOTES = {
     "history": "one row per epoch: losses, MAEs, learning rate, gradient norm, time, session, device",
     "preds": "one row per test crystal: target, prediction, error",
-    "model": "weights of the best epoch; `CHGNet.from_file` loads them",
+    "model": "weights of the best epoch; {loader} loads them",
     "matbench": "the submission file of matbench, validated by matbench 0.6",
     "results": "everything on this page and more, as JSON",
 }
@@ -67,7 +68,7 @@ def predictions_file(folder: Path, fold: int) -> Path:
 
 
 def model_file(folder: Path, fold: int) -> Path:
-    """The path of model_fold_{fold}.pth in a results folder; ``CHGNet.from_file`` loads this file."""
+    """The path of model_fold_{fold}.pth in a results folder. The family's library can load this file."""
     return folder / f"model_fold_{fold}.pth"
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from mbqueue.data.folds import check_folds
 from mbqueue.queue.jobs import Lease
-from mbqueue.results.blending import enumerated, members_of
+from mbqueue.results.members import enumerated, members_of
 from mbqueue.session import made_from
 from mbqueue.session.loaded import Loaded
 from mbqueue.session.session import Session

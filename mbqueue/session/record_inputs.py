@@ -12,10 +12,9 @@ from mbqueue.data.elements import symbol_of
 from mbqueue.errors import ResultsError
 from mbqueue.queue.jobs import Experiment, Job, Kind, SessionRow, State
 from mbqueue.queue.store import Queue
+from mbqueue.results.members import families_of
 from mbqueue.results.record import DatasetFacts, RecordInputs, SessionFacts
 from mbqueue.storage.commits import Commits
-
-LIBRARIES = ("mbqueue", "chgnet", "torch", "numpy", "pymatgen", "numba")
 
 
 def record_inputs(
@@ -42,6 +41,8 @@ def record_inputs(
             )
         raise ResultsError(f"The data of {name} have not been prepared yet. Start a session with: mbqueue work")
     predicted = {job.fold: job.result for job in jobs if job.kind is Kind.PREDICT and job.fold is not None}
+    packages = [family.package for family in families_of(experiment.spec)]
+    libraries = ["mbqueue", *packages, "torch", "numpy", "pymatgen", "numba"]
     return RecordInputs(
         experiment=experiment.name,
         spec=experiment.spec,
@@ -56,7 +57,7 @@ def record_inputs(
             widened_cutoffs=prepared["widened"],
         ),
         folds=experiment.spec["folds"],
-        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        versions={"python": platform.python_version(), **{name: version(name) for name in libraries}},
         sessions=[_session(row, now) for row in queue.sessions(experiment=experiment.name)],
         enqueued_on=local_day(experiment.enqueued_at),
         recorded_at=now,

@@ -18,7 +18,7 @@ from mbqueue.results.folder import Recorded
 def recorded(name, maes, reasons=(), *, official=True, dataset="matbench_mp_e_form"):
     content = {
         "experiment": name,
-        "spec": {},
+        "spec": {"model": {"pretrained": "0.3.0", "trainable": "all"}},
         "dataset": {"official": official, "name": dataset},
         "folds": {str(fold): {"scores": {"mae": mae}} for fold, mae in maes.items()},
         "summary": {"mae": {"mean": float(np.mean(list(maes.values()))), "std": 0.0004}},

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from mbqueue import files
+from mbqueue import families, files
 from mbqueue.errors import ResultsError, UsageError
 from mbqueue.experiment import Spec, load_spec
 from mbqueue.results import export
@@ -59,6 +59,37 @@ def test_the_export_of_a_blend_makes_its_members_and_then_the_blend(official, tm
     assert steps in script
     compile(script, "run_experiment.py", "exec")
     assert "Made from seed0 and strained" in json.loads((folder / "info.json").read_text())["algorithm_long"]
+
+
+def test_an_export_describes_and_cites_every_family_of_models(official, tmp_path, monkeypatch):
+    other = dataclasses.replace(
+        families.CHGNET,
+        name="Other",
+        pretrained={"large": ""},
+        description="a tree",
+        citation="@article{other}",
+        seen={},
+    )
+    monkeypatch.setattr(families, "FAMILIES", (families.CHGNET, other))
+    first = official.content["spec"]
+    second = {**first, "name": "second", "model": {**first["model"], "pretrained": "large"}}
+    members = [{"experiment": one["name"], "spec": one} for one in (first, second)]
+    blend = {**first, "name": "both", "made_from": {"weights": "mean", "members": members}}
+
+    def info(spec):
+        one = dataclasses.replace(official, content={**official.content, "spec": spec})
+        folder = export_submission([one], tmp_path, authors="A", force=True, algorithm="x")
+        return json.loads((folder / "info.json").read_text())
+
+    chgnet = "CHGNet 0.3.0, a graph neural network potential pretrained on MPtrj"
+    assert chgnet in info(first)["algorithm_long"]
+    assert info(first)["bibtex_refs"] == families.CHGNET.citation
+    assert "Other large, a tree. " in info(second)["algorithm_long"]
+    assert info(second)["bibtex_refs"] == "@article{other}"
+    assert "has seen most crystals" not in info(second)["notes"]
+    assert f"{chgnet} and Other, a tree. Made from" in info(blend)["algorithm_long"]
+    assert info(blend)["bibtex_refs"] == f"{families.CHGNET.citation}\n@article{{other}}"
+    assert "has seen most crystals" in info(blend)["notes"]
 
 
 def test_an_earlier_export_is_replaced_when_asked_for_and_no_other_folder_ever_is(official, tmp_path):

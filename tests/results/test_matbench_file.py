@@ -50,7 +50,9 @@ def test_the_official_task_is_recorded_and_valid_by_matbench_itself(
 def test_two_files_of_the_same_numbers_differ_only_in_date_stamp_and_hash(tmp_path, official_predictions):
     contents = []
     for name in ("a.json.gz", "b.json.gz"):
-        write_matbench_file(tmp_path / name, official_predictions, FORMATION_ENERGY, parameters={"seed": 0})
+        write_matbench_file(
+            tmp_path / name, official_predictions, FORMATION_ENERGY, models="CHGNet", parameters={"seed": 0}
+        )
         contents.append(json.loads(gzip.decompress((tmp_path / name).read_bytes())))
         assert (tmp_path / name).read_bytes()[4:8] == bytes(4)  # the gzip header's time is 0
     for content in contents:
@@ -76,7 +78,11 @@ def test_ids_of_other_crystals_are_refused(tmp_path, official_predictions):
     foreign = dataclasses.replace(first, ids=["mine", *first.ids[1:]])
     with pytest.raises(ResultsError, match="fold 0 is not the official one: 2 ids differ"):
         write_matbench_file(
-            tmp_path / "m.json.gz", {**official_predictions, 0: foreign}, FORMATION_ENERGY, parameters={}
+            tmp_path / "m.json.gz",
+            {**official_predictions, 0: foreign},
+            FORMATION_ENERGY,
+            models="CHGNet",
+            parameters={},
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -84,7 +90,7 @@ def test_ids_of_other_crystals_are_refused(tmp_path, official_predictions):
 def test_a_missing_fold_is_refused(tmp_path, official_predictions):
     four = {fold: table for fold, table in official_predictions.items() if fold != 2}
     with pytest.raises(ResultsError, match="Fold 2 is missing"):
-        write_matbench_file(tmp_path / "m.json.gz", four, FORMATION_ENERGY, parameters={})
+        write_matbench_file(tmp_path / "m.json.gz", four, FORMATION_ENERGY, models="CHGNet", parameters={})
 
 
 def test_without_matbench_the_error_says_how_to_install_it(tmp_path, official_predictions, monkeypatch):
@@ -97,7 +103,9 @@ def test_without_matbench_the_error_says_how_to_install_it(tmp_path, official_pr
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ResultsError, match=r"pip install --no-deps matbench==0\.6"):
-        write_matbench_file(tmp_path / "m.json.gz", official_predictions, FORMATION_ENERGY, parameters={})
+        write_matbench_file(
+            tmp_path / "m.json.gz", official_predictions, FORMATION_ENERGY, models="CHGNet", parameters={}
+        )
 
 
 def test_a_damaged_matbench_file_is_refused(tmp_path):

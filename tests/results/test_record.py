@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 
+from mbqueue import families
 from mbqueue.errors import ResultsError
 from mbqueue.history import best_epoch
 from mbqueue.results.folder import newest_folder, read_recorded
@@ -240,3 +241,25 @@ def test_elements_that_a_training_part_lacks_are_reported(tmp_path, fill, inputs
     content = record_experiment(fill(tmp_path), dataclasses.replace(inputs, absent_elements={1: ["Xe", "Ac"]}))
     assert content["folds"]["0"]["absent_elements"] == []
     assert content["folds"]["1"]["absent_elements"] == ["Ac", "Xe"]
+
+
+def test_results_name_the_family_of_the_models(tmp_path, fill, inputs, monkeypatch):
+    other = dataclasses.replace(
+        families.CHGNET,
+        name="Other",
+        pretrained={"large": ""},
+        loader="`Other.load`",
+        pretraining="Other was pretrained on dice.",
+    )
+    monkeypatch.setattr(families, "FAMILIES", (families.CHGNET, other))
+    pages = {}
+    for weights in ("0.3.0", "large"):
+        spec = {**inputs.spec, "model": {**inputs.spec["model"], "pretrained": weights}}
+        folder = fill(tmp_path / weights)
+        content = record_experiment(folder, dataclasses.replace(inputs, spec=spec))
+        pages[weights] = (folder / "RESULTS.md").read_text()
+        assert content["notes"]["pretraining_overlap"] in pages[weights]
+    assert "Other" not in pages["0.3.0"]
+    assert "CHGNet" not in pages["large"]
+    for text in ("- Other large, trained: ", "within Other's cut-off", "`Other.load` loads them", "pretrained on dice"):
+        assert text in pages["large"]

@@ -140,9 +140,10 @@ def test_small_differences_take_a_thousandth_only_of_a_unit_that_is_linear_in_ev
 
 @pytest.mark.parametrize("trainable", ["none", "head"])
 def test_only_models_with_pretrained_weights_are_said_to_have_seen_the_pretraining_data(trainable: str) -> None:
-    spec = {"model": {"trainable": trainable}}
+    spec = {"model": {"pretrained": "0.3.0", "trainable": trainable}}
     gap = Target(name="gap", unit="eV", kind="scalar")
-    for one in (spec, {"model": {"trainable": "all"}, "made_from": {"members": [{"spec": spec}, {"spec": spec}]}}):
+    blend = {"model": {**spec["model"], "trainable": "all"}, "made_from": {"members": [{"spec": spec}, {"spec": spec}]}}
+    for one in (spec, blend):
         assert ("MPtrj" in overlap_note(gap, one, dataset="own.csv")) is (trainable == "head")
     told = overlap_note(FORMATION_ENERGY.target, spec, dataset="own.csv")
     assert "MPtrj" in told, "energies start from CHGNet's own, untrained too"
@@ -150,7 +151,8 @@ def test_only_models_with_pretrained_weights_are_said_to_have_seen_the_pretraini
 
 @pytest.mark.parametrize(("dataset", "is_known"), [("matbench_mp_e_form", True), ("sample", False), ("own.csv", False)])
 def test_only_matbench_crystals_are_known_to_be_in_the_pretraining_data(dataset: str, is_known: bool) -> None:
-    told = overlap_note(FORMATION_ENERGY.target, {"model": {"trainable": "head"}}, dataset=dataset)
+    spec = {"model": {"pretrained": "0.3.0", "trainable": "head"}}
+    told = overlap_note(FORMATION_ENERGY.target, spec, dataset=dataset)
     assert ("has seen most crystals" in told) is is_known
     assert ("may have seen many of these crystals" in told) is not is_known
     assert "MPtrj" in told

@@ -7,6 +7,7 @@ model's weights depend on the worker, as on different GPUs, so two lines of comm
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import make_batch
-from mbqueue.families import Family
+from mbqueue.families import CHGNET
 from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train.references import References
 
-FAMILY = Family(name="Tiny", module=__name__, pretrained={"tiny": ""})
+FAMILY = replace(CHGNET, name="Tiny", module=__name__, pretrained={"tiny": ""})
 WEIGHTS_HASH = "7" * 64
 #: F, the number of features per atom that the frozen backbone computes.
 FEATURES = 64

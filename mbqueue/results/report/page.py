@@ -15,10 +15,10 @@ from mbqueue import files
 from mbqueue.clock import format_duration
 from mbqueue.errors import counted
 from mbqueue.results.absences import absences
-from mbqueue.results.blending import enumerated, members_of
 from mbqueue.results.cells import number, spread
 from mbqueue.results.choice import choice_note, marked
 from mbqueue.results.folder import Recorded
+from mbqueue.results.members import enumerated, members_of
 from mbqueue.results.report import analysis, class_figures, figures, sessions
 from mbqueue.results.report.markup import page, plot, table
 from mbqueue.results.scores import measures_of

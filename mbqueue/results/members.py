@@ -1,0 +1,37 @@
+"""The experiments whose models made an experiment's predictions, and the families of these models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mbqueue.families import Family, family_with
+
+
+def members_of(spec: Mapping[str, Any]) -> list[str]:
+    """The names of the experiments that an experiment was made from; empty if it was made from none."""
+    return [member["experiment"] for member in spec.get("made_from", {}).get("members", ())]
+
+
+def families_of(*specs: Mapping[str, Any]) -> list[Family]:
+    """The families of the models that made the predictions of these experiments, each family once.
+
+    Args:
+        specs: the experiments' specs, as plain JSON values.
+
+    Raises:
+        UsageError: if a spec names pretrained weights that this version of mbqueue does not know.
+    """
+    members = [member["spec"] for spec in specs for member in (spec.get("made_from") or {}).get("members", ())]
+    found = [family_with(spec["model"]["pretrained"]) for spec in [*specs, *members]]
+    return [family for position, family in enumerate(found) if family not in found[:position]]
+
+
+def family_names(*specs: Mapping[str, Any]) -> str:
+    """The names of the models' families, for example ``CHGNet``."""
+    return enumerated([family.name for family in families_of(*specs)])
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Join names with commas and a final "and", for example ``A, B and C``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
