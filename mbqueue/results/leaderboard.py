@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mbqueue.families import Family
-from mbqueue.results.members import families_of
+from mbqueue.results.members import families_of, trained_specs
 from mbqueue.task import N_FOLDS, TASKS, Target
 
 #: The published scores and their source, in a file that you can update.
@@ -42,9 +42,7 @@ def _overlap_note(family: Family, target: Target, spec: Mapping[str, Any], datas
         if dataset in family.seen:
             return f"{family.pretraining} {family.seen[dataset]} {_SEEN}"
         return f"{may_have_seen}. These energies may be closely related to the target. {_ADVANTAGE}"
-    members = (spec.get("made_from") or {}).get("members", ())
-    trainables = {one["model"]["trainable"] for one in ([member["spec"] for member in members] or [spec])}
-    if trainables == {"none"}:
+    if all(trained["model"]["trainable"] == "none" for trained in trained_specs(spec)):
         return (
             "This model uses only the composition of a crystal. The model was fitted on the fold's training set, "
             f"without {family.name}'s pretrained weights."

@@ -13,6 +13,12 @@ def members_of(spec: Mapping[str, Any]) -> list[str]:
     return [member["experiment"] for member in spec.get("made_from", {}).get("members", ())]
 
 
+def trained_specs(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The specs of the experiments that trained the models: the spec itself, or those of its members' experiments."""
+    members = (spec.get("made_from") or {}).get("members", ())
+    return [trained for member in members for trained in trained_specs(member["spec"])] or [spec]
+
+
 def families_of(*specs: Mapping[str, Any]) -> list[Family]:
     """The families of the models that made the predictions of these experiments, each family once.
 
@@ -22,8 +28,8 @@ def families_of(*specs: Mapping[str, Any]) -> list[Family]:
     Raises:
         UsageError: if a spec names pretrained weights that this version of mbqueue does not know.
     """
-    members = [member["spec"] for spec in specs for member in (spec.get("made_from") or {}).get("members", ())]
-    found = [family_with(spec["model"]["pretrained"]) for spec in [*specs, *members]]
+    trained = [one for spec in specs for one in trained_specs(spec)]
+    found = [family_with(one["model"]["pretrained"]) for one in trained]
     return [family for position, family in enumerate(found) if family not in found[:position]]
 
 

@@ -143,7 +143,9 @@ def test_only_models_with_pretrained_weights_are_said_to_have_seen_the_pretraini
     spec = {"model": {"pretrained": "0.3.0", "trainable": trainable}}
     gap = Target(name="gap", unit="eV", kind="scalar")
     blend = {"model": {**spec["model"], "trainable": "all"}, "made_from": {"members": [{"spec": spec}, {"spec": spec}]}}
-    for one in (spec, blend):
+    again = {"model": {**spec["model"], "trainable": "none"}, "made_from": {"members": [{"spec": spec}]}}
+    blend_of_again = {**blend, "made_from": {"members": [{"spec": again}, {"spec": again}]}}
+    for one in (spec, blend, again, blend_of_again):
         assert ("MPtrj" in overlap_note(gap, one, dataset="own.csv")) is (trainable == "head")
     told = overlap_note(FORMATION_ENERGY.target, spec, dataset="own.csv")
     assert "MPtrj" in told, "energies start from CHGNet's own, untrained too"
