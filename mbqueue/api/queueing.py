@@ -298,7 +298,12 @@ class Queueing(OpenedProject):
             from mbqueue.drive.livestate import publishing_status  # noqa: PLC0415 - others need not wait for it
 
             overview["publishing"] = publishing_status(self.folder)
-        return Status(overview=overview, session_seconds=self.folder.settings.session_seconds, search=opened)
+        return Status(
+            overview=overview,
+            session_seconds=self.folder.settings.session_seconds,
+            search=opened,
+            is_of_one=experiment is not None,
+        )
 
     def events(
         self, experiment: str | None = None, *, since: float = 0.0, after: int = 0, limit: int = 50

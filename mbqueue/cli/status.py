@@ -26,7 +26,9 @@ def status(
     as_json: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds until Ctrl-C.")] = False,
 ) -> None:
-    """Show experiments, folds, sessions and errors. The format of --json is stable (docs/reference/status-json.md).
+    """Show experiments, folds, sessions and errors. With a name, errors are shown in full.
+
+    The format of --json is stable (docs/reference/status-json.md).
 
     Example: mbqueue status full_finetune --watch
     """

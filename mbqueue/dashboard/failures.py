@@ -16,29 +16,37 @@ from mbqueue.errors import next_step
 #: without the name of the class.
 _OWN_CLASS = re.compile(r"^mbqueue\.errors\.\w+: ")
 _MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*(?::|$))")
+_INDENT = "    "
 
 
 def last_errors(
-    errors: Sequence[Mapping[str, Any]], now: float, width: int, plain: bool, *, at_most: int, lines: int
+    errors: Sequence[Mapping[str, Any]], now: float, width: int, plain: bool, *, at_most: int, lines: int | None
 ) -> Iterable[Text]:
-    """Render up to ``at_most`` errors, on up to ``lines`` lines each. The same error in several folds counts once."""
+    """Render up to ``at_most`` errors, on up to ``lines`` lines each. The same error in several folds counts once.
+
+    Without ``lines``, each error is shown in full. An error that does not fit ends with the command that shows it.
+    """
     if not errors:
         return
     yield Text("")
     yield Text("Last errors", "bold red")
     alike = _alike(errors, now)
     for group in alike[:at_most]:
+        dots, in_full = "..." if plain else "…", f"(in full: mbqueue status {group[0]['experiment']})"
+        fits = len(f"{_INDENT}{dots} {in_full}") <= width
         told = textwrap.wrap(
             f"{_where(group)}: {_said(group[0])}",
             width,
             initial_indent="  ",
-            subsequent_indent="    ",
+            subsequent_indent=_INDENT,
             max_lines=lines,
-            placeholder=" ..." if plain else " …",
+            placeholder=f" {dots} {in_full}" if fits else f" {dots}",
             break_on_hyphens=False,
         )
         yield from map(Text, told)
-        yield Text(f"    {_what_next(group, now)}", "dim")
+        if not fits and told[-1].endswith(dots):
+            yield Text(f"{_INDENT}{in_full}")
+        yield Text(f"{_INDENT}{_what_next(group, now)}", "dim")
     if len(alike) > at_most:
         yield Text(f"  and {len(alike) - at_most} more; list them with: mbqueue events", "dim")
 

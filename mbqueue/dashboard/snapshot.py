@@ -64,11 +64,13 @@ class Status:
         overview: the whole status as one dictionary (see `mbqueue.queue.overview`).
         session_seconds: the usual length of a session, to estimate how many sessions are left.
         search: name of the search whose trials are shown, or None.
+        is_of_one: whether this is the status of one experiment or search, which shows errors in full.
     """
 
     overview: Mapping[str, Any]
     session_seconds: float
     search: str | None = None
+    is_of_one: bool = False
 
     @property
     def is_active(self) -> bool:
@@ -124,6 +126,7 @@ class Status:
             session_seconds=self.session_seconds,
             fits_height=fits_height,
             opened=self.search is not None,
+            errors_in_full=self.is_of_one,
         )
 
     def says_more_than(self, earlier: Status) -> bool:

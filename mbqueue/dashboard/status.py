@@ -35,9 +35,11 @@ Height = Callable[[Iterable[RenderableType]], int]
 class _Limits(NamedTuple):
     sessions: int
     errors: int
-    error_lines: int
+    error_lines: int | None
 
 
+#: Limits for `mbqueue status NAME`, which shows every error in full.
+_IN_FULL = _Limits(1000, 1000, None)
 #: Limits that are tried in this order until the view fits the console's height.
 _LIMITS = (_Limits(1000, 5, 6), _Limits(8, 3, 2), _Limits(3, 2, 2), _Limits(1, 1, 1))
 
@@ -121,12 +123,14 @@ class Dashboard:
         fits_height: limit the view to the console's height. Shorten experiments to one line each, beginning with done
             and cancelled experiments. If the view is still too long, leave out some sessions and errors.
         opened: show all trials of searches.
+        errors_in_full: show every error in full, unless the view must fit the console's height.
     """
 
     overview: Mapping[str, Any]
     session_seconds: float
     fits_height: bool = False
     opened: bool = False
+    errors_in_full: bool = False
 
     @property
     def _shown(self) -> list[Mapping[str, Any]]:
@@ -135,8 +139,9 @@ class Dashboard:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, plain = options.max_width, options.ascii_only
         if not self.fits_height:
+            limits = _IN_FULL if self.errors_in_full else _LIMITS[0]
             all_of_it = self._experiments(_EXPERIMENTS_SHOWN, _EXPERIMENTS_SHOWN, width, plain)
-            yield Group(*all_of_it, *self._rest(_LIMITS[0], width, plain))
+            yield Group(*all_of_it, *self._rest(limits, width, plain))
             return
 
         def height(parts: Iterable[RenderableType]) -> int:

@@ -22,6 +22,8 @@ MAX_FAILURES: Final = 5
 #: The delay after the first failure. Each later delay is four times the previous delay, up to `LONGEST_RETRY_SECONDS`.
 RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
+#: The maximum number of characters of an error's message in an event.
+_EVENT_LENGTH = 500
 Publish = Callable[[], None]
 
 #: One encoder for all calls, because json.dumps creates a new encoder on every call with non-default options.
@@ -260,8 +262,8 @@ class Leases(Claims):
         """Record a failed attempt. A job is retried after a growing delay, and becomes `failed` at the fifth failure.
 
         With `final`, the job becomes `failed` immediately, because another attempt would fail in the same way. `error`
-        is a traceback, which is stored with the job; the event contains only its message. A failed job blocks only the
-        jobs that need it.
+        is a traceback, which is stored with the job; the event contains only the beginning of its message. A failed job
+        blocks only the jobs that need it.
 
         Returns:
             The job in its new state.
@@ -271,7 +273,8 @@ class Leases(Claims):
         """
         with self.writing() as db:
             failures = lease.job.failures + 1
-            summary = error_message(error)[:500] or "no message"
+            message = error_message(error) or "no message"
+            summary = message if len(message) <= _EVENT_LENGTH else f"{message[:_EVENT_LENGTH]} …"
             attempt = "final" if final else f"{failures} of {MAX_FAILURES}"
             self._fenced(
                 db,

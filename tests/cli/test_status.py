@@ -1,7 +1,8 @@
-"""The output of `status --watch` without a terminal, and the options that `status` refuses."""
+"""The output of `status` for one experiment and of `status --watch`, and the options that `status` refuses."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from mbqueue import Project
 from mbqueue.cli import status
 from mbqueue.project import ProjectFolder
+from mbqueue.queue.opening import open_queue
 
 Command = Callable[..., Any]
 
@@ -25,6 +27,28 @@ def looks(monkeypatch: pytest.MonkeyPatch, *between: Callable[[], object]) -> No
         call()
 
     monkeypatch.setattr(status.time, "sleep", wait)
+
+
+def fail_next_job(project: ProjectFolder, message: str) -> None:
+    now = time.time()
+    with open_queue(project) as queue:
+        session = queue.start_session(device="cpu", now=now, alive_seconds=60)
+        lease = queue.claim(session, now=now, lease_seconds=60)
+        assert lease is not None
+        queue.fail(lease, error=f"Traceback\nValueError: {message}", now=now, final=True)
+        queue.end_session(session, reason="a job has failed", now=now)
+
+
+def test_the_command_at_the_end_of_a_cut_error_shows_the_error_in_full(
+    mbqueue: Command, project: ProjectFolder
+) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+    message = " ".join(f"word{number}" for number in range(200))
+    fail_next_job(project, message)
+    assert "(in full: mbqueue status full_finetune)" in mbqueue("status").out
+    assert message in " ".join(mbqueue("status", "full_finetune").out.split())
+    told = mbqueue("events", "full_finetune").out
+    assert " …  [" in told, "an event contains only the beginning of a long message"
 
 
 def test_watching_in_a_pipe_prints_the_view_again_when_something_is_new(

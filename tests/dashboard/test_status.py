@@ -300,6 +300,25 @@ def test_a_long_error_is_shown_whole_without_the_path_of_its_class():
     assert f"third fold 0 epoch 1: {said.removeprefix('torch.cuda.')}" in " ".join(drawn.split())
 
 
+def test_an_error_that_does_not_fit_ends_with_the_command_that_shows_it_in_full():
+    said = " ".join(f"word{i:03d}" for i in range(200))
+    overview = {**busy_overview(), "errors": [error_entry(error=said)]}
+    for plain, dots in ((False, "…"), (True, "...")):
+        drawn = draw(overview, encoding="ascii" if plain else "utf-8")
+        assert f" {dots} (in full: mbqueue status third)\n" in drawn
+        assert max(map(len, drawn.splitlines())) <= 80
+    assert " (in full: mbqueue status third)\n" in draw(overview, height=24, fits_height=True)
+    in_full = draw(overview, errors_in_full=True)
+    assert said in " ".join(in_full.split())
+    assert "in full" not in in_full
+
+
+def test_the_command_for_a_long_name_is_not_cut():
+    name = "n" * 64
+    drawn = draw({**busy_overview(), "errors": [error_entry(experiment=name, error="wrong " * 100)]})
+    assert f"(in full: mbqueue status {name})" in " ".join(drawn.split())
+
+
 def test_in_60_columns_the_test_error_is_still_there():
     drawn = draw(busy_overview(), width=60)
     assert max(map(len, drawn.splitlines())) <= 60
