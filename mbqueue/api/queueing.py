@@ -292,7 +292,10 @@ class Queueing(OpenedProject):
                 now=self._clock.now(), project=str(self.folder.root), experiment=None if opened else experiment
             )
         if opened is not None:
-            overview["experiments"] = [entry for entry in overview["experiments"] if entry["name"] in trials]
+            shown = [entry for entry in overview["experiments"] if entry["name"] in trials]
+            overview["experiments"] = shown
+            overview["jobs"] = {state: sum(entry["jobs"][state] for entry in shown) for state in overview["jobs"]}
+            overview["errors"] = [error for error in overview["errors"] if error["experiment"] in trials]
         overview["searches"] = summaries(overview)
         if self.folder.topology.publishes_to:
             from mbqueue.drive.livestate import publishing_status  # noqa: PLC0415 - others need not wait for it

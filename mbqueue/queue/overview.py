@@ -15,7 +15,7 @@ the unit of the target.
                              last_val_mae, val_mae[], test_mae, test_rocauc (of classes, else null), seconds,
                              epoch_seconds, jobs {state: count},
                              running {job, kind, epoch, session, progress, lease_expires_at} or null
-    jobs            {state: count}, over all experiments
+    jobs            {state: count}, over all experiments; for one experiment or search, only over its jobs
     sessions[]      id, state (live, lost, died), host, pid, device, started_at, heartbeat_at, deadline_at,
                     structures_per_second, job {id, experiment, kind, fold, epoch, progress} or null
     errors[]        job, experiment, kind, fold, epoch, state, failures, at, retry_at, error (one line); cancelled jobs

@@ -51,6 +51,20 @@ def test_the_command_at_the_end_of_a_cut_error_shows_the_error_in_full(
     assert " …  [" in told, "an event contains only the beginning of a long message"
 
 
+def test_the_status_of_a_search_counts_only_its_own_jobs_and_errors(mbqueue: Command, project: ProjectFolder) -> None:
+    search = '[search]\nbase = "full_finetune"\ntrials = 2\n[search.space]\n"train.lr" = { choices = [1e-2, 1e-3] }\n'
+    (project.jobs_dir / "rates.toml").write_text(search)
+    mbqueue("enqueue", "head_finetune", "--dataset", "sample")
+    fail_next_job(project, "of another experiment")
+    mbqueue("enqueue", "rates")
+    jobs = Project(project.root).status("rates.000").overview["jobs"]
+    overview = Project(project.root).status("rates").overview
+    assert overview["jobs"] == jobs
+    assert overview["errors"] == []
+    assert "of another experiment" not in mbqueue("status", "rates").out
+    assert "of another experiment" in mbqueue("status").out
+
+
 def test_watching_in_a_pipe_prints_the_view_again_when_something_is_new(
     mbqueue: Command, monkeypatch: pytest.MonkeyPatch, project: ProjectFolder
 ) -> None:
