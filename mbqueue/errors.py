@@ -83,12 +83,12 @@ def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseExcept
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """Combine a number with a noun, for example ``1 job`` or ``2 jobs``.
+    """Combine a number with a noun, for example ``1 job`` or ``1,200 jobs``.
 
     Args:
         plural: the plural of the noun; by default, the noun followed by an s.
     """
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 class MbqueueError(Exception):

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticKnownError
 
-from mbqueue.errors import SpecError
+from mbqueue.errors import SpecError, counted
 from mbqueue.experiment_file import laid_over, read_toml
 from mbqueue.families import pretrained_names
 from mbqueue.files import sha256_of_json
@@ -317,7 +317,7 @@ class Spec(Section):
                 'model.trainable = "head" uses stored atom features, so strain, jitter and test_strains must be 0'
             )
         if 0 < self.data.limit < N_FOLDS:
-            raise ValueError(f"data.limit = {self.data.limit} crystals cannot be split into {N_FOLDS} folds")
+            raise ValueError(f"data.limit = {counted(self.data.limit, 'crystal')} cannot be split into {N_FOLDS} folds")
         return self
 
     @property

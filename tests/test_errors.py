@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from mbqueue.cli import _tell
-from mbqueue.errors import InvalidCrystals, MbqueueError, causes, next_step
+from mbqueue.errors import InvalidCrystals, MbqueueError, causes, counted, next_step
 from mbqueue.session.worker import is_disk_full
 
 
@@ -21,6 +21,11 @@ def circle() -> MbqueueError:
     first, second, third = MbqueueError("first"), MbqueueError("second"), MbqueueError("third")
     first.__cause__, second.__cause__, third.__cause__ = second, third, second
     return first
+
+
+def test_a_counted_noun_agrees_with_its_number() -> None:
+    assert [counted(number, "job") for number in (0, 1, 1200)] == ["0 jobs", "1 job", "1,200 jobs"]
+    assert [counted(number, "entry", "entries") for number in (1, 2)] == ["1 entry", "2 entries"]
 
 
 def test_causes_are_told_once_each(capsys: pytest.CaptureFixture[str]) -> None:

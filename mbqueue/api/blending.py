@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mbqueue.api.queueing import Queueing
 from mbqueue.api.results import Results
-from mbqueue.errors import ResultsError, UsageError
+from mbqueue.errors import ResultsError, UsageError, counted
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.opening import anything, open_queue
 
@@ -93,7 +93,7 @@ class Blending(Queueing, Results):
         theirs = found.content["spec"]
         spec = {
             "name": name,
-            "description": f"{found.name} again, averaged over {test_strains} pairs of strains",
+            "description": f"{found.name} again, averaged over {counted(test_strains, 'pair')} of strains",
             "folds": list(found.folds),
             "seed": theirs["seed"],
             "data": theirs["data"],

@@ -20,7 +20,7 @@ from mbqueue.cli.options import (
     open_project,
 )
 from mbqueue.clock import format_duration, utc_text
-from mbqueue.errors import CacheError
+from mbqueue.errors import CacheError, counted
 from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def prepare(
     for crystal_id, reason in data.dropped:
         say(f"dropped {crystal_id}: {reason}")
     widened = data.graphs.widened()
-    print_line(f"{len(data.crystals)} crystals in {data.graphs.folder}")
+    print_line(f"{counted(len(data.crystals), 'crystal')} in {data.graphs.folder}")
     print_line(f"{len(data.dropped)} dropped, {len(widened)} with a larger cut-off so that no atom is isolated")
 
 
@@ -111,12 +111,12 @@ def cache_list(context: typer.Context, as_json: JsonOption = False) -> None:
         print_json([{**asdict(entry), "folder": str(entry.folder)} for entry in found])
         return
     for entry in found:
-        what = f"{entry.n_crystals} crystals of {entry.source}" if entry.n_crystals else entry.kind
+        what = f"{counted(entry.n_crystals, 'crystal')} of {entry.source}" if entry.n_crystals else entry.kind
         state = "" if entry.current else "  (unusable, from an older version)"
         if entry.is_unfinished:
             state = f"  ({entry.how_far})"
         print_line(f"{entry.folder.name:<34} {entry.size / 1e6:>9.1f} MB  {utc_text(entry.used_at)}  {what}{state}")
-    print_line(f"{len(found)} caches, {sum(entry.size for entry in found) / 1e6:.1f} MB in all")
+    print_line(f"{counted(len(found), 'cache')}, {sum(entry.size for entry in found) / 1e6:.1f} MB in all")
 
 
 @cache.command("verify")
@@ -167,7 +167,7 @@ def cache_prune(
     removed = open_project(context).prune_cache(everything=everything)
     for entry in removed:
         print_line(f"removed {entry.folder.name}, {entry.size / 1e6:.1f} MB")
-    print_line(f"{len(removed)} caches removed, {sum(entry.size for entry in removed) / 1e6:.1f} MB freed")
+    print_line(f"{counted(len(removed), 'cache')} removed, {sum(entry.size for entry in removed) / 1e6:.1f} MB freed")
 
 
 @contextmanager

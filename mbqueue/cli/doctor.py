@@ -18,7 +18,7 @@ import typer
 from mbqueue import __version__
 from mbqueue.cli.console import FAILURE, print_json, print_line
 from mbqueue.cli.options import JsonOption, current_project
-from mbqueue.errors import DataError, MbqueueError, ProjectNotFound, StoreError, UsageError
+from mbqueue.errors import DataError, MbqueueError, ProjectNotFound, StoreError, UsageError, counted
 from mbqueue.experiment import NEEDED_CAPABILITY, OFFICIAL_DATASET
 from mbqueue.mounts import mount_of
 from mbqueue.project import ProjectFolder
@@ -145,7 +145,7 @@ def _device() -> Finding:
     return Finding(
         "device",
         "warning",
-        f"no GPU; CPU with {os.cpu_count()} cores",
+        f"no GPU; CPU with {counted(os.cpu_count() or 1, 'core')}",
         "The CPU is fast enough for the sample. Use a GPU for the full dataset (in Colab: Runtime → Change runtime "
         "type → GPU).",
     )

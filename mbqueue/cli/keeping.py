@@ -97,6 +97,6 @@ def move_commits(
     Example: mbqueue move-commits
     """
     made = open_project(context).move_commits(lost=lost)
-    print_line(f"{made.source or 'unknown location'} → {made.target}: {made.copied} objects copied")
+    print_line(f"{made.source or 'unknown location'} → {made.target}: {counted(made.copied, 'object')} copied")
     if made.lost:
         say(f"The next sessions train these epochs again: {made.lost}")

@@ -8,6 +8,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from mbqueue.errors import counted
+from mbqueue.results.cells import spread
 from mbqueue.results.choice import ASCII_MARK, MARK, choice_note, chosen_on
 from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
@@ -51,7 +53,7 @@ def _scores(comparison: Comparison, sign: str, dash: str, mark: str, width: int)
             (one.spread(measure) or {"mean": 0.0})["mean"],
             Text(label, "bold"),
             [_fold(one, fold, measure, dash, mark) for fold in shown],
-            _spread(one.spread(measure), sign, dash),
+            spread(one.spread(measure), len(one.folds), sign=sign, none=dash),
         )
         for label, one in zip(comparison.labels, comparison.recorded, strict=True)
     ]
@@ -76,7 +78,9 @@ def _notes(comparison: Comparison, mark: str) -> Iterable[RenderableType]:
 
 
 def _pair(pair: PairedDifference, target: Target) -> Iterable[RenderableType]:
-    yield Text.assemble((f"{pair.b} against {pair.a}", "bold"), f" on {pair.n:,} crystals in common: {pair.verdict}")
+    yield Text.assemble(
+        (f"{pair.b} against {pair.a}", "bold"), f" on {counted(pair.n, 'crystal')} in common: {pair.verdict}"
+    )
     interval = "" if pair.low is None else f", 95% interval {pair.low:+.5f} to {pair.high:+.5f}"
     yield Text(f"  mean difference of |error| {target.with_unit(f'{pair.mean:+.5f}')}{interval}")
     yield Text(
@@ -85,10 +89,6 @@ def _pair(pair: PairedDifference, target: Target) -> Iterable[RenderableType]:
     if pair.per_fold:
         folds = ", ".join(f"{fold}: {value:+.5f}" for fold, value in pair.per_fold.items())
         yield Text(f"  by fold: {folds}")
-
-
-def _spread(score: dict[str, float] | None, sign: str, dash: str) -> str:
-    return dash if score is None else f"{score['mean']:.4f} {sign} {score['std']:.4f}"
 
 
 def _fold(one: Recorded, fold: int, measure: Measure, dash: str, mark: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from mbqueue.clock import format_duration
+from mbqueue.errors import counted
 from mbqueue.results.choice import ASCII_MARK, MARK, marked
 from mbqueue.task import FORMATION_ENERGY
 
@@ -50,7 +51,9 @@ def left_out(shown: Sequence[Mapping[str, Any]], drawn: Sequence[Mapping[str, An
     names = {entry["name"] for entry in drawn}
     states = Counter(entry["state"] for entry in shown if entry["name"] not in names)
     counts = ", ".join(f"{states[state]:,} {state}" for state in _BY_INTEREST if states[state])
-    return Text(f"and {len(shown) - len(drawn):,} more experiments: {counts}. To show one: mbqueue status NAME", "dim")
+    return Text(
+        f"and {counted(len(shown) - len(drawn), 'more experiment')}: {counts}. To show one: mbqueue status NAME", "dim"
+    )
 
 
 def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
@@ -72,7 +75,7 @@ def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Te
         yield Text(f"  {tested}", "bold")
     if chosen := entry.get("chosen"):
         told = f"{_mark(plain)} fold on which the search {chosen['search']} chose these settings"
-        yield cut(Text(f"  {told} (best of {chosen['trials']} trials)", "yellow"), width, plain)
+        yield cut(Text(f"  {told} (best of {counted(chosen['trials'], 'trial')})", "yellow"), width, plain)
     if entry["record"] == "committed":
         yield Text(f"  results: {entry['results_dir']}", "dim")
 
@@ -89,7 +92,8 @@ def _how_far(progress: Mapping[str, Any] | None) -> str:
 def one_line(entry: Mapping[str, Any], width: int, plain: bool) -> Text:
     """Render an experiment in one line: name, state, epochs, and then either the running folds or the scores."""
     folds = entry["folds"]
-    epochs = f"{sum(fold['epochs_done'] for fold in folds)}/{sum(fold['epochs_total'] for fold in folds)} epochs"
+    total = sum(fold["epochs_total"] for fold in folds)
+    epochs = f"{sum(fold['epochs_done'] for fold in folds)}/{counted(total, 'epoch')}"
     at_work = ", ".join(f"fold {fold['fold']} {_fold_state(fold)}" for fold in folds if fold["running"])
     told = [epochs, at_work or _tested(entry, plain)]
     rest = Text.assemble("  ", (entry["state"], STYLES.get(entry["state"], "")), f"  {', '.join(filter(None, told))}")

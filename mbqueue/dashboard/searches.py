@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mbqueue.clock import format_duration
 from mbqueue.dashboard.experiments import STYLES, cut
+from mbqueue.errors import counted
 
 
 def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: bool) -> Iterable[RenderableType]:
@@ -22,9 +23,10 @@ def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: 
     """
     trials = search["trials"]
     counts = ", ".join(f"{count} {state}" for state, count in trials.items() if count)
-    total = f" of {search['trials_wanted']}" if search["trials_wanted"] else ""
+    begun, wanted = sum(trials.values()), search["trials_wanted"]
+    told = f"{begun} of {counted(wanted, 'trial')}" if wanted else counted(begun, "trial")
     title = Text.assemble((search["name"], "bold"), "  ", (search["state"], STYLES.get(search["state"], "")))
-    title.append(f"  search: {sum(trials.values())}{total} trials ({counts})", "dim")
+    title.append(f"  search: {told} ({counts})", "dim")
     yield cut(title, width, plain)
     best = search["best"]
     if best is not None:
@@ -36,9 +38,8 @@ def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: 
             yield cut(Text(f"  {told}", "bold"), width, plain)
     spent = [f"{format_duration(search['seconds'])} used"]
     if search["epochs_saved"]:
-        spent.append(
-            f"{search['epochs_saved']} epochs (about {format_duration(search['seconds_saved'])}) saved by pruning"
-        )
+        saved = counted(search["epochs_saved"], "epoch")
+        spent.append(f"{saved} (about {format_duration(search['seconds_saved'])}) saved by pruning")
     if search["seconds_left"]:
         spent.append(f"about {format_duration(search['seconds_left'])} left")
     yield cut(Text(f"  {'; '.join(spent)}", "dim"), width, plain)

@@ -228,11 +228,12 @@ def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[Re
         yield Text(f"another session on this drive: {other['session']} on {other['host']}: {folds}", "cyan")
     if publishing["aside"]:
         yield Text(
-            f"{len(publishing['aside'])} published commits are kept but not used: two sessions trained the same fold",
+            f"{counted(len(publishing['aside']), 'published commit')} kept but not used: two sessions trained the same "
+            "fold",
             "yellow",
         )
     if publishing["damaged"]:
-        yield Text(f"{len(publishing['damaged'])} files on the drive are damaged or incomplete", "yellow")
+        yield Text(f"{counted(len(publishing['damaged']), 'damaged or incomplete file')} on the drive", "yellow")
 
 
 def _sessions(

@@ -15,7 +15,7 @@ from mbqueue.data.elements import SYMBOLS
 from mbqueue.data.entries import Gatherer, Unusable
 from mbqueue.data.parser_warnings import heard
 from mbqueue.data.source import Progress
-from mbqueue.errors import DataError
+from mbqueue.errors import DataError, counted
 
 #: Matches a part of a comment line that ase does not split: an escaped character, or text in quotes or brackets.
 _TOGETHER = r"""\\.?|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{(?:[^}\\]|\\.)*\}|\[(?:[^\]\\]|\\.)*\]"""
@@ -105,7 +105,7 @@ def _frames(path: Path) -> Iterator[_Frame]:
                 taken = [line, *(text for _, text in islice(lines, count + 1))]
                 if len(taken) < count + 2:
                     there = max(len(taken) - 2, 0)
-                    raise Unusable(f"the file ends after {there} of the {count} atoms announced in line {at}")
+                    raise Unusable(f"the file ends after {there} of {counted(count, 'atom')} announced in line {at}")
                 begin, vectors = at, []
                 at, line = next(lines, _END)
                 while line.lstrip().startswith("VEC"):
@@ -140,7 +140,10 @@ def _check_atoms(frame: _Frame, properties: str) -> None:
     for at, line in enumerate(frame.lines[2:], frame.line + 2):
         values = line.split()
         if len(values) != len(fields):
-            raise Unusable(f"line {at} has {len(values)} values, but {properties} defines {len(fields)} columns")
+            raise Unusable(
+                f"line {at} has {counted(len(values), 'value')}, but {properties} defines "
+                f"{counted(len(fields), 'column')}"
+            )
         symbol, number = (values[places[of]] if of in places else None for of in ("symbols", "numbers"))
         if symbol is not None and symbol not in SYMBOLS:
             raise Unusable(f"line {at} has the species {symbol[:40]!r}; write an element's symbol, such as Fe")

@@ -12,7 +12,7 @@ from mbqueue.data.cache_lock import building, removing
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.graph_cache import CRYSTALS_FILE, GraphCache, count_shards
 from mbqueue.data.graphs import CONVERTER_VERSION
-from mbqueue.errors import CacheError
+from mbqueue.errors import CacheError, counted
 
 _NAME = re.compile(r"(?P<frozen>frozen-)?(?P<dataset>[0-9a-f]{16})-(?P<version>\w+)")
 
@@ -52,7 +52,9 @@ class StoredCache:
 
     @property
     def how_far(self) -> str:
-        return f"unfinished, {self.n_shards} of {self.n_shards_needed} shards; run mbqueue prepare to continue"
+        return (
+            f"unfinished, {self.n_shards} of {counted(self.n_shards_needed, 'shard')}; run mbqueue prepare to continue"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

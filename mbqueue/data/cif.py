@@ -22,6 +22,7 @@ from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard
 from mbqueue.data.space_groups import space_group_of
 from mbqueue.data.symmetry import Sites, Symmetry, check_symmetry, check_taken, operations_of, parse_operation
+from mbqueue.errors import counted
 
 #: The largest accepted volume per atom, in Å³, for a CIF that does not state the number of atoms in its cell. A CIF
 #: with a larger volume per atom probably lists only the asymmetric unit. Among 37,248 crystals in the Materials
@@ -123,8 +124,8 @@ def _check_multiplicities(block: CifBlock, n_atoms: int) -> None:
         expected = sum(map(int, multiplicities))
         if expected != n_atoms:
             raise Unusable(
-                f"the cell has {n_atoms} atoms, but the values of _atom_site_symmetry_multiplicity add up to "
-                f"{expected}. Give all symmetry operations, or {_FORMULA} and _cell_formula_units_Z"
+                f"the cell has {counted(n_atoms, 'atom')}, but the values of _atom_site_symmetry_multiplicity add up "
+                f"to {expected}. Give all symmetry operations, or {_FORMULA} and _cell_formula_units_Z"
             )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mbqueue.data.entries import Unusable
+from mbqueue.errors import counted
 
 _TOKEN = re.compile(
     r"""^;(?P<text>.*?)\n;(?=\s|\Z)      # a text field, between lines that begin with a semicolon
@@ -138,7 +139,8 @@ def _read_loop(block: CifBlock, tokens: _Tokens) -> None:
         raise Unusable("a loop_ has no tags")
     if not values or len(values) % len(tags):
         raise Unusable(
-            f"the loop with {tags[0]} has {len(tags)} columns and {len(values)} values, so its last row is incomplete"
+            f"the loop with {tags[0]} has {counted(len(tags), 'column')} and {counted(len(values), 'value')}, so its "
+            "last row is incomplete"
         )
     for position, tag in enumerate(tags):
         block.columns[tag] = values[position :: len(tags)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbqueue.errors import UNDER_A_NEW_NAME, DataError
+from mbqueue.errors import UNDER_A_NEW_NAME, DataError, counted
 from mbqueue.task import ENERGY_COLUMNS, options_for
 
 ID_NAMES = ("id", "material_id", "mbid", "jid")
@@ -190,7 +190,7 @@ class Columns:
             text = f"target: {self.target or 'none'}, no values"
         else:
             span = f"from {_signed(known.min())} to {_signed(known.max())}"
-            text = f"target: {self.target}, {len(known):,} values {span}"
+            text = f"target: {self.target}, {counted(len(known), 'value')} {span}"
             if len(known) < len(targets):
                 text += f", {len(targets) - len(known):,} missing"
         if self.passed_over:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbqueue.data.source import Progress
-from mbqueue.errors import DataError, InvalidCrystals, UsageError
+from mbqueue.errors import DataError, InvalidCrystals, UsageError, counted
 from mbqueue.experiment import SAMPLE_DATASET
 from mbqueue.task import FORMATION_ENERGY, TASKS, Target, Task
 
@@ -187,7 +187,9 @@ def _read_official(gatherer: Gatherer, columns: Columns, task: Task, progress: P
     formats.read_official(gatherer, columns, path, progress, task)
     count = len(gatherer) + len(gatherer.offenders)
     if count != file.n:
-        raise DataError(f"{path} has {count} entries instead of {file.n}. Remove the file and try again.")
+        raise DataError(
+            f"{path} has {counted(count, 'entry', 'entries')} instead of {file.n}. Remove the file and try again."
+        )
     return path
 
 

@@ -18,6 +18,7 @@ from mbqueue.data.crystals import Crystals
 from mbqueue.data.density import density_of
 from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from mbqueue.data.geometry import count_neighbors, examine
+from mbqueue.errors import counted
 from mbqueue.task import FORMATION_ENERGY, Target
 
 #: Atoms closer together than this, in Å, count as overlapping. Overlapping atoms are often copies of one atom, because
@@ -219,7 +220,7 @@ def check_geometry(coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> 
     n_atoms = len(coords)
     volume, images, all_images, cubes, most, overlap = examine(coords, matrix, OVERLAP)
     if not volume >= MIN_VOLUME_PER_ATOM * n_atoms:
-        raise Unusable(f"the cell of {volume:.3g} Å³ is too small for {n_atoms} atoms")
+        raise Unusable(f"the cell of {volume:.3g} Å³ is too small for {counted(n_atoms, 'atom')}")
     if images > MAX_IMAGES:
         raise Unusable("the cell is too skewed or too thin; give the reduced (Niggli) cell")
     if not (all_images <= MAX_IMAGES and cubes <= MAX_CUBES):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mbqueue.errors import DataError
+from mbqueue.errors import DataError, counted
 from mbqueue.task import N_FOLDS
 
 #: Crystals are sorted by size within windows of this many batches. With small windows, each batch stays a random
@@ -27,7 +27,7 @@ def check_folds(targets: NDArray[np.float64], share: float, *, is_class: bool = 
         ones = int(np.count_nonzero(targets))
         if min(ones, n - ones) < N_FOLDS:
             raise DataError(
-                f"{ones} of the {n} crystals are in class 1 and {n - ones} in class 0, but {N_FOLDS} folds need at "
+                f"Class 1 has {counted(ones, 'crystal')} and class 0 has {n - ones}, but {N_FOLDS} folds need at "
                 f"least {N_FOLDS} crystals of each class. Add crystals of the rarer class, or check that the target "
                 "column is the right one."
             )
@@ -59,7 +59,9 @@ def test_rows(  # despite its name, this is not a pytest test
         DataError: if there are fewer crystals than folds.
     """
     if n < N_FOLDS:
-        raise DataError(f"{n} crystals cannot be split into {N_FOLDS} folds. Use at least {N_FOLDS} crystals.")
+        raise DataError(
+            f"{counted(n, 'crystal')} cannot be split into {N_FOLDS} folds. Use at least {N_FOLDS} crystals."
+        )
     if not 0 <= fold < N_FOLDS:
         raise ValueError(f"fold {fold} is not one of 0 to {N_FOLDS - 1}")
     if classes is not None:
@@ -105,7 +107,8 @@ def validation_split(
     """
     if len(rows) < 2:
         raise DataError(
-            f"A training set of {len(rows)} crystals is too small to split off a validation set. Use more crystals."
+            f"A training set of {counted(len(rows), 'crystal')} is too small to split off a validation set. Use more "
+            "crystals."
         )
     if classes is not None:
         of_class = [rows[classes[rows] == value] for value in np.unique(classes[rows])]

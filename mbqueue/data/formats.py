@@ -20,7 +20,7 @@ from mbqueue.data.json_tables import JsonTable
 from mbqueue.data.json_values import RepeatedKey, parse_json
 from mbqueue.data.poscar import read_poscar
 from mbqueue.data.source import Progress, Source, lines_of, opened
-from mbqueue.errors import DataError
+from mbqueue.errors import DataError, counted
 from mbqueue.task import Task
 
 Reader = Callable[[Gatherer, Columns, Path, Progress | None], None]
@@ -143,8 +143,8 @@ def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
 def uneven(found: int, expected: int, *, headless: bool = False) -> str:
     limit = "a file without a header may have only" if headless else "the header has"
     return (
-        f"the row has {found} cells, but {limit} {expected}; write numbers with a decimal point, and put quotation "
-        "marks around texts with commas"
+        f"the row has {counted(found, 'cell')}, but {limit} {expected}; write numbers with a decimal point, and put "
+        "quotation marks around texts with commas"
     )
 
 

@@ -13,7 +13,7 @@ from mbqueue.data.columns import STRUCTURE_NAMES, Columns, is_missing
 from mbqueue.data.json_stream import CutShort, JsonStream, NotJson
 from mbqueue.data.json_values import RepeatedKey
 from mbqueue.data.source import Progress, opened
-from mbqueue.errors import DataError
+from mbqueue.errors import DataError, counted
 
 SHAPES = (
     "a list of objects or structures; an object that maps ids to structures or rows; an object of columns, as in "
@@ -164,7 +164,8 @@ class JsonTable:
             count += 1
         if index is not None and count < len(index):
             raise DataError(
-                f"{self._path} has {count} rows, but its index has {len(index)}. Check which rows are missing."
+                f"{self._path} has {counted(count, 'row')}, but its index has {len(index)}. Check which rows are "
+                "missing."
             )
 
     def _column_wise(self, names: list[str]) -> Iterator[Entry]:
@@ -184,8 +185,8 @@ class JsonTable:
         for name, column in ((self._columns.id, ids), (self._columns.target, targets)):
             if column is not None and len(column) != count:
                 raise DataError(
-                    f"{self._path} has {count} cells in column {self._columns.structure}, but {len(column)} in {name}. "
-                    "Check which cells are missing."
+                    f"{self._path} has {counted(count, 'cell')} in column {self._columns.structure}, but {len(column)} "
+                    f"in {name}. Check which cells are missing."
                 )
 
     def _column(self, name: str | None) -> Mapping[Any, Any] | None:

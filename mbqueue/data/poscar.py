@@ -81,11 +81,13 @@ def _check_lines(lines: list[str]) -> None:
     atoms = lines[position + 1 : position + 1 + len(expected)]
     for number, (symbol, line) in enumerate(zip_longest(expected, atoms), 1):
         if line is None:
-            raise Unusable(f"the counts add up to {len(expected)} atoms, but the file lists {len(atoms)}")
+            raise Unusable(f"the counts add up to {counted(len(expected), 'atom')}, but the file lists {len(atoms)}")
         _check_atom(line.split(), symbol, flags, f"atom {number}")
     rest = lines[position + 1 + len(expected)] if position + 1 + len(expected) < len(lines) else ""
     if rest and not rest.lower().startswith("l"):
-        raise Unusable(f"the counts add up to {len(expected)} atoms, but another line follows: {rest[:40]!r}")
+        raise Unusable(
+            f"the counts add up to {counted(len(expected), 'atom')}, but another line follows: {rest[:40]!r}"
+        )
 
 
 def _species(lines: list[str]) -> tuple[list[str], list[int], int]:
@@ -110,7 +112,7 @@ def _species(lines: list[str]) -> tuple[list[str], list[int], int]:
             raise Unusable(f"{line[:40]!r} is not a line of atom counts")
         counts += [int(word) for word in line.split()]
     if len(symbols) != len(counts):
-        raise Unusable(f"{len(symbols)} elements are listed, but {len(counts)} atom counts")
+        raise Unusable(f"the file lists {counted(len(symbols), 'element')}, but {counted(len(counts), 'atom count')}")
     return symbols, counts, position + n_lines
 
 

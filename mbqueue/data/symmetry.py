@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbqueue.data.entries import Unusable
+from mbqueue.errors import counted
 
 #: The number of units per lattice vector: the least common multiple of 1 to 12. Any fraction with a denominator up to
 #: 12 is therefore a whole number of units.
@@ -90,8 +91,8 @@ def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Site
     n_point = len(np.unique(rotations.reshape(-1, 9), axis=0))
     if number is not None and n_point != (expected := point_group_order(number)):
         raise Unusable(
-            f"space group {number} has {expected} rotations and reflections, but the file's symmetry operations have "
-            f"{n_point}. {confirm}"
+            f"space group {number} has {counted(expected, 'rotation or reflection', 'rotations and reflections')}, but "
+            f"the file's symmetry operations have {n_point}. {confirm}"
         )
     n_points = int((rotations == np.eye(3, dtype=np.int64)).all(axis=(1, 2)).sum())
     for name in symmetry.names:
@@ -156,7 +157,8 @@ def check_taken(
 ) -> None:
     """Check that the parser applied the operations ``listed`` in the file."""
     if len(rotations) != len(listed):
-        raise Unusable(f"pymatgen applied {len(rotations)} symmetry operations, but the file lists {len(listed)}")
+        applied = counted(len(rotations), "symmetry operation")
+        raise Unusable(f"pymatgen applied {applied}, but the file lists {len(listed)}")
     for number, (rotation, translation) in enumerate(listed):
         if not (
             np.array_equal(rotation, rotations[number]) and np.allclose(translation, translations[number], atol=1e-6)
@@ -179,8 +181,8 @@ def _check_group(rotations: NDArray[np.int64], translations: NDArray[np.float64]
     missing = int((~np.isin(_keys(products, moved), known)).sum())
     if missing:
         raise Unusable(
-            f"the {len(rotations)} symmetry operations do not form a group ({missing:,} products of two operations are "
-            "not in the list); operations are missing or wrong"
+            f"the {len(rotations)} symmetry operations do not form a group ({counted(missing, 'product')} of two "
+            f"operations {'is' if missing == 1 else 'are'} not in the list); operations are missing or wrong"
         )
 
 

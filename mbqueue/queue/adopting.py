@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mbqueue.errors import QueueError
+from mbqueue.errors import QueueError, counted
 from mbqueue.history import best_epoch
 from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS
 from mbqueue.queue.database import Part, Row, repeatable
@@ -143,7 +143,7 @@ class Adopting(Part):
                 db.execute(_BACK_TO_WAITING, skip)
                 changed += db.execute(SKIP_LATER_EPOCHS, skip).rowcount
             if changed:
-                fold = f"fold {trained.fold}: {len(trained.history)} epochs {why}"
+                fold = f"fold {trained.fold}: {counted(len(trained.history), 'epoch')} {why}"
                 note(db, fold, by=by, now=now, experiment_id=experiment_id)
             settle(db, experiment_id, by=by, now=now)
             return True

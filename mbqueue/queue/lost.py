@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbqueue.errors import CheckpointError, QueueError
+from mbqueue.errors import CheckpointError, QueueError, counted
 from mbqueue.files import TEMP_PREFIX, sha256_of_json
 from mbqueue.project import ProjectFolder, fold_named
 from mbqueue.queue.jobs import Experiment
@@ -142,7 +142,7 @@ def _part(one: Lost, folds: dict[str, list[int]]) -> str:
     if one.is_of_other_spec:
         return f"{one.experiment} with its previous settings"
     if one.ahead:
-        return f"{one.ahead} finished epochs of {one.experiment} fold {one.fold}"
+        return f"{counted(one.ahead, 'finished epoch')} of {one.experiment} fold {one.fold}"
     if one.fold is None:
         return one.experiment
     numbers = folds[one.experiment]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mbqueue.errors import ResultsError
+from mbqueue.errors import ResultsError, counted
 from mbqueue.results.tables import Predictions
 
 #: The minimum number of crystals for fitting weights: in total, and for each member.
@@ -22,9 +22,9 @@ def require_enough(n: int, members: int, *, fold: int) -> None:
     fewest = max(FEWEST_CRYSTALS, FEWEST_PER_MEMBER * members)
     if n < fewest:
         raise ResultsError(
-            f"In fold {fold}, the members' validation sets share {n} crystals. Fitting the weights of {members} "
-            f"members needs at least {fewest} crystals. Blend with --weights mean, or train members that share "
-            "train.validation_seed and train.validation."
+            f"In fold {fold}, the members' validation sets share {counted(n, 'crystal')}. Fitting the weights of "
+            f"{members} members needs at least {fewest} crystals. Blend with --weights mean, or train members that "
+            "share train.validation_seed and train.validation."
         )
 
 

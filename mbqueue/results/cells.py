@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-](?:inf|nan)")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -65,5 +65,8 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def spread(value: dict[str, float] | None) -> str:
-    return "–" if value is None else f"{value['mean']:.4f} ± {value['std']:.4f}"
+def spread(value: Mapping[str, float] | None, folds: int, *, sign: str = "±", none: str = "–") -> str:
+    """Format a score's mean and, for more than one fold, its standard deviation, for example ``0.0300 ± 0.0012``."""
+    if value is None:
+        return none
+    return f"{value['mean']:.4f}" if folds == 1 else f"{value['mean']:.4f} {sign} {value['std']:.4f}"

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mbqueue.errors import counted
+
 #: The mark that follows a fold's number or score if the settings were chosen on this fold, and the same mark for ASCII
 #: terminals.
 MARK, ASCII_MARK = "†", "*"
@@ -32,7 +34,7 @@ def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
         return ""
     said = " ".join(
         f"Trial {choice['trial']} had the lowest validation MAE on {_folds(choice['folds'])} among the "
-        f"{choice['trials']} trials of the search {choice['search']}."
+        f"{counted(choice['trials'], 'trial')} of the search {choice['search']}."
         for choice in choices
     )
     folds = _folds(chosen_on(spec))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbqueue.errors import ResultsError, UsageError
+from mbqueue.errors import ResultsError, UsageError, counted
 from mbqueue.results.folder import Recorded
 from mbqueue.results.tables import Predictions
 
@@ -115,7 +115,7 @@ def _pair(a: Recorded, b: Recorded, label_a: str, label_b: str) -> PairedDiffere
     if unequal.size:
         first = rows_a[unequal[0]]
         raise ResultsError(
-            f"{label_a} and {label_b} have different targets for {unequal.size} crystals, such as "
+            f"{label_a} and {label_b} have different targets for {counted(unequal.size, 'crystal')}, such as "
             f"{all_a.ids[first]}. Compare experiments on the same dataset."
         )
     error_a, error_b = all_a.abs_error[rows_a], all_b.abs_error[rows_b]

@@ -39,8 +39,9 @@ def results_markdown(
         folds = f"fold {stopped[0]}" if len(stopped) == 1 else f"folds {', '.join(stopped)}"
         lines += [
             "",
-            f"Stopped early: {folds}. The validation MAE did not improve for {spec['train']['patience']} epochs, so "
-            f"training stopped before epoch {spec['train']['epochs']}.",
+            f"Stopped early: {folds}. The validation MAE did not improve for "
+            f"{counted(spec['train']['patience'], 'epoch')}, so training stopped before epoch "
+            f"{spec['train']['epochs']}.",
         ]
     lines += [
         "",
@@ -48,7 +49,7 @@ def results_markdown(
         if target.is_class
         else f"All errors refer to the predicted {target.axis}. As in matbench, MAPE is a fraction, and excludes "
         "targets within ±1e-5 of 0.",
-        "The spread is the population standard deviation over folds.",
+        *(["The spread is the population standard deviation over folds."] if len(content["folds"]) > 1 else []),
         "",
     ]
     if note := choice_note(spec):
@@ -59,17 +60,19 @@ def results_markdown(
     lines += ["## Data", ""]
     official = "the official dataset" if dataset["official"] else "not the official benchmark dataset"
     name, source = markdown_code(dataset["name"]), markdown(dataset["source"])
-    lines += [f"{name} ({official}): {dataset['n']:,} crystals. Source: {source}.", ""]
+    lines += [f"{name} ({official}): {counted(dataset['n'], 'crystal')}. Source: {source}.", ""]
     if dataset["widened_cutoffs"]:
         lines += [
-            f"In {dataset['widened_cutoffs']:,} crystals, an atom had no neighbour within {family_names(spec)}'s "
-            "cut-off. mbqueue widened the cut-off for these crystals, and left none of them out.",
+            f"In {counted(dataset['widened_cutoffs'], 'crystal')}, an atom had no neighbour within "
+            f"{family_names(spec)}'s cut-off. mbqueue widened the cut-off there, and left no crystal out.",
             "",
         ]
     for said in absences(content["folds"], predictions, target):
         lines += [said, ""]
     if dataset["dropped"]:
-        lines += [f"{len(dataset['dropped']):,} entries could not be used and were left out:", ""]
+        n = len(dataset["dropped"])
+        were = "was" if n == 1 else "were"
+        lines += [f"{counted(n, 'entry', 'entries')} could not be used and {were} left out:", ""]
         lines += [
             f"- {markdown_code(entry['id'])}: {markdown(entry['reason'])}"
             for entry in dataset["dropped"][:_DROPPED_LISTED]
@@ -93,7 +96,7 @@ def _headline(content: dict[str, Any], target: Target) -> str:
     measure = measures_of(target)[0]
     folds = len(content["folds"])
     count = "one fold" if folds == 1 else f"{folds} folds"
-    score = target.with_unit(spread(content["summary"][measure.key]))
+    score = target.with_unit(spread(content["summary"][measure.key], folds))
     return f"**Test {measure.label} {score}** for the {target.name}, over {count}."
 
 
@@ -109,7 +112,9 @@ def _scores_table(content: dict[str, Any], target: Target) -> list[str]:
             f"| {name} | {entry['n_test']:,} | {' | '.join(number(s[measure.key]) for measure in measures)} | "
             f"{entry['epochs']} | {entry['best_epoch'] or '–'} | {number(entry['best_val_mae'])} |"
         )
-    cells = [spread(content["summary"][measure.key]) for measure in measures]
+    if len(content["folds"]) == 1:
+        return lines
+    cells = [spread(content["summary"][measure.key], len(content["folds"])) for measure in measures]
     return [*lines, f"| **mean ± std** | | {' | '.join(cells)} | | | |"]
 
 
@@ -151,8 +156,8 @@ def _made(content: dict[str, Any]) -> list[str]:
     if not is_blend(content["spec"]):
         strains = content["spec"]["train"]["test_strains"]
         return [
-            f"- the models of {members[0]}; each prediction is a mean over the crystal and {strains} pairs of "
-            "opposite small strains"
+            f"- the models of {members[0]}; each prediction is a mean over the crystal and {counted(strains, 'pair')} "
+            "of opposite small strains"
         ]
     head = ["Fold", *members]
     lines = [f"- the weighted mean of the predictions of {enumerated(members)}; the time below is for the blend alone"]
@@ -174,7 +179,7 @@ def _trained(spec: dict[str, Any], target: Target) -> list[str]:
     loss = "binary cross-entropy" if target.is_class else f"{train.get('loss')} loss"
     if train.get("epochs"):
         lines.append(
-            f"- {train['epochs']} epochs of AdamW, {loss}, batches of {train['batch_size']}, "
+            f"- {counted(train['epochs'], 'epoch')} of AdamW, {loss}, batches of {train['batch_size']}, "
             f"peak learning rate {train['lr']:g}, {train['schedule']} schedule, {train['validation']:.0%} of the "
             "training set held out to choose the best epoch"
         )

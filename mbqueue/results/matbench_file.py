@@ -164,8 +164,9 @@ def _in_order(predictions: Mapping[int, Predictions], fold: int, official_ids: l
     by_id = dict(zip(table.ids, table.y_pred.tolist(), strict=True))
     if by_id.keys() != set(official_ids):
         odd = sorted(by_id.keys() ^ set(official_ids))
+        told = "1 id differs" if len(odd) == 1 else f"{len(odd):,} ids differ"
         raise ResultsError(
-            f"The test set of fold {fold} is not the official one: {len(odd)} ids differ, such as {odd[0]}. "
+            f"The test set of fold {fold} is not the official one: {told}, such as {odd[0]}. "
             f"A matbench file needs the whole official file of {task.dataset}."
         )
     return [by_id[crystal_id] for crystal_id in official_ids]

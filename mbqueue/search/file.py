@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from mbqueue.errors import SpecError
+from mbqueue.errors import SpecError, counted
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.experiment_file import laid_over, read_toml
 from mbqueue.provenance import KEPT_BY_COMMANDS
@@ -260,7 +260,7 @@ def _problems(search: Search) -> Iterator[str]:
     if not search.base_spec["train"]["epochs"] and search.pruner != "none":
         yield f"pruner = {search.pruner!r}: {search.base} trains no epochs, so there is nothing to prune"
     elif search.pruner in {"halving", "hyperband"} and search.min_epochs > (most := _most_epochs(search)):
-        yield f"min_epochs = {search.min_epochs}: trials have {most} epochs, so none would be pruned"
+        yield f"min_epochs = {search.min_epochs}: trials have {counted(int(most), 'epoch')}, so none would be pruned"
     for key, setting in search.space.items():
         if key.split(".")[0] in _FIXED or _at(search.base_spec, key) is None:
             known = [name for name in _keys(search.base_spec) if name.rpartition(".")[2] == key.rpartition(".")[2]]

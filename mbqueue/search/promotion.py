@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mbqueue.errors import UsageError
+from mbqueue.errors import UsageError, counted
 from mbqueue.experiment import Spec
 from mbqueue.queue.store import Queue
 from mbqueue.search.file import Search
@@ -30,7 +30,7 @@ def promoted(queue: Queue, search: str, *, name: str, now: float) -> Spec:
         name=name,
         results_name="",
         description=(
-            f"Best of {len(trials)} trials of {search} (trial {best.number}), chosen by validation on fold"
+            f"Best of {counted(len(trials), 'trial')} of {search} (trial {best.number}), chosen by validation on fold"
             f"{'s' * (len(found.folds) > 1)} {', '.join(map(str, found.folds))}"
         ),
         folds=list(range(N_FOLDS)),

@@ -11,6 +11,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue import files
 from mbqueue.clock import format_duration
+from mbqueue.errors import counted
 from mbqueue.results.cells import number
 from mbqueue.results.report.markup import page, plot, table
 from mbqueue.search.figures import shown
@@ -56,18 +57,17 @@ def write_report(
 
 def _head(search: Search, trials: Sequence[Trial], summary: Mapping[str, Any], target: Target) -> list[str]:
     counts = ", ".join(f"{count} {state}" for state, count in summary["trials"].items() if count)
-    wanted = f" of {search.trials}" if search.trials else ""
-    spent = f"{summary['seconds'] / 3600:.2f} GPU-hours used in {summary['epochs_done']:,} epochs"
+    told = f"{len(trials)} of {counted(search.trials, 'trial')}" if search.trials else counted(len(trials), "trial")
+    spent = f"{summary['seconds'] / 3600:.2f} GPU-hours used in {counted(summary['epochs_done'], 'epoch')}"
     if summary["epochs_saved"]:
-        spent += (
-            f"; pruning saved {summary['epochs_saved']:,} epochs, about {summary['seconds_saved'] / 3600:.2f} GPU-hours"
-        )
+        saved = counted(summary["epochs_saved"], "epoch")
+        spent += f"; pruning saved {saved}, about {summary['seconds_saved'] / 3600:.2f} GPU-hours"
     if summary["seconds_left"]:
         spent += f"; about {format_duration(summary['seconds_left'])} of work is left"
     lines = [f"<h1>{escape(search.name)}</h1>"]
     if search.description:
         lines.append(f'<p class="quiet">{escape(search.description)}</p>')
-    lines.append(f"<p>Search, {summary['state']}: {len(trials)}{wanted} trials ({counts}). {spent}.</p>")
+    lines.append(f"<p>Search, {summary['state']}: {told} ({counts}). {spent}.</p>")
     best = best_of(trials)
     if best is None:
         return [*lines, "<p>No trial has been fully trained yet.</p>"]
@@ -126,7 +126,7 @@ def _space(search: Search) -> str:
     rows = [[escape(key), escape(_values(setting))] for key, setting in search.space.items()]
     folds = ", ".join(map(str, search.folds))
     bounds = [
-        f"{search.trials} trials" * bool(search.trials),
+        counted(search.trials, "trial") * bool(search.trials),
         f"{search.gpu_hours:g} GPU-hours" * bool(search.gpu_hours),
     ]
     return (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mbqueue.errors import ExperimentExists
+from mbqueue.errors import ExperimentExists, counted
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.queue.edges import PRUNED
 from mbqueue.queue.enqueue import Outcome
@@ -117,7 +117,11 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
     if is_trained or is_kept or not is_unpromising(search, judged, number, fold):
         return None
     best = best_of(trials)
-    beside = "" if best is None else f"; the best of {len(trials)} trials, {best.experiment}, reached {best.value:.4f}"
+    beside = (
+        ""
+        if best is None
+        else f"; the best of {counted(len(trials), 'trial')}, {best.experiment}, reached {best.value:.4f}"
+    )
     reached = f"with a validation MAE of {min(curves[fold]):.4f}"
     return f"{PRUNED}{search.pruner} ends it after epoch {epoch} of fold {fold} {reached}{beside}"
 

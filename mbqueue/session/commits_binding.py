@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 
 from mbqueue import files
 from mbqueue.clock import Clock
-from mbqueue.errors import QueueError, StoreError
+from mbqueue.errors import QueueError, StoreError, counted
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.jobs import Kind, State
@@ -180,7 +180,7 @@ def folder_id(project: ProjectFolder) -> str:
 def lacking(queue: Queue, there: Epochs) -> str:
     """Describe the folds that have fewer epochs in ``there`` than in the queue; empty if there are none."""
     return ", ".join(
-        f"{experiment} fold {fold} ({there.get((experiment, fold), 0)} of {known} epochs)"
+        f"{experiment} fold {fold} ({there.get((experiment, fold), 0)} of {counted(known, 'epoch')})"
         for (experiment, fold), known in known_epochs(queue).items()
         if there.get((experiment, fold), 0) < known
     )
@@ -246,8 +246,8 @@ def _compare(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: 
         found = there.get((experiment, fold), 0)
         if found > known + 1:
             raise QueueError(
-                f"{store.url} has {found} epochs of {experiment}, fold {fold}, but the new queue has only {known}. "
-                "To use the epochs in the store: mbqueue recover --force. To train again from the start, set "
+                f"{store.url} has {counted(found, 'epoch')} of {experiment}, fold {fold}, but the new queue has only "
+                f"{known}. To use the epochs in the store: mbqueue recover --force. To train again from the start, set "
                 "a different prefix in `store`, or enqueue under another name."
             )
     return send_missing(project, queue, store, there, note=note)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mbqueue.errors import counted
 from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder, write_bytes
 from mbqueue.queue.jobs import Experiment, Lease
 from mbqueue.results.record import fold_facts
@@ -97,4 +98,5 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     measure = next(one for one in measures_of(target) if scores[one.key] is not None)
-    return f"test {measure.label} {target.with_unit(f'{scores[measure.key]:.4f}')} on {len(found.table)} crystals"
+    told = target.with_unit(f"{scores[measure.key]:.4f}")
+    return f"test {measure.label} {told} on {counted(len(found.table), 'crystal')}"

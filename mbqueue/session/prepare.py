@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbqueue.data.folds import check_folds
+from mbqueue.errors import counted
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.members import enumerated, members_of
 from mbqueue.session import made_from
@@ -27,7 +28,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     if spec.made_from is not None:
         found = made_from.prepare(session, spec)
         session.commit(lease, result=found)
-        return f"made from {enumerated(members_of(experiment.spec))}, {found['n']} crystals"
+        return f"made from {enumerated(members_of(experiment.spec))}, {counted(found['n'], 'crystal')}"
     data = loaded.data_for(job, experiment, spec)
     check_folds(data.crystals.targets, spec.train.validation, is_class=spec.predicts.is_class)
     loaded.frozen_for(job, spec, data)
@@ -45,7 +46,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
         "dropped": [list(entry) for entry in data.dropped],
     }
     session.commit(lease, result=result)
-    text = f"{len(data.crystals)} crystals ready, {_told(data.crystals.targets, spec.predicts)}"
+    text = f"{counted(len(data.crystals), 'crystal')} ready, {_told(data.crystals.targets, spec.predicts)}"
     if widened:
         text += f", {widened} with a widened cut-off so that no atom is isolated"
     if data.dropped:

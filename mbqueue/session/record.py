@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mbqueue.errors import ResultsError
+from mbqueue.errors import ResultsError, counted
 from mbqueue.files import make_folder
 from mbqueue.queue.jobs import Lease
+from mbqueue.results.cells import spread
 from mbqueue.results.record import broken_folds, record_experiment
 from mbqueue.results.scores import measures_of
 from mbqueue.session.loaded import Loaded
@@ -65,6 +66,5 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     target = target_of(experiment.spec)
     measure = next(one for one in measures_of(target) if content["summary"][one.key] is not None)
     score = content["summary"][measure.key]
-    over = f"{len(spec.folds)} folds" if len(spec.folds) > 1 else "1 fold"
-    told = target.with_unit(f"{score['mean']:.4f} ± {score['std']:.4f}")
-    return f"{measure.label} {told} over {over}; see {experiment.results_dir}"
+    told = target.with_unit(spread(score, len(spec.folds)))
+    return f"{measure.label} {told} over {counted(len(spec.folds), 'fold')}; see {experiment.results_dir}"

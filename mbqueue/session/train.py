@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from mbqueue.errors import counted
 from mbqueue.experiment import Spec
 from mbqueue.history import is_out_of_patience
 from mbqueue.queue.jobs import Lease
@@ -97,7 +98,7 @@ class _Epoch:
     def _commit(self, history: list[dict[str, Any]], best_epoch: int, publish: Callable[[], None]) -> None:
         patience = self._spec.train.patience
         if is_out_of_patience(patience, epoch=history[-1]["epoch"], best=best_epoch):
-            self._skips = f"early stopping: no improvement for {patience} epochs after epoch {best_epoch}"
+            self._skips = f"early stopping: no improvement for {counted(patience, 'epoch')} after epoch {best_epoch}"
         pruned = verdict(self._session, self._spec, self._fold.fold, history)
         self._skips = pruned or self._skips
         result = {**history[-1], "best_epoch": best_epoch, "checkpoint_seconds": self._checkpoint_seconds}

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from mbqueue.errors import CheckpointError
+from mbqueue.errors import CheckpointError, counted
 from mbqueue.storage.blobs import Blobs, Listed, Unreadable
 from mbqueue.storage.manifest import LARGEST_MANIFEST, Damaged, Identity, Manifest, manifest_named
 from mbqueue.storage.names import CommitFile, commit_file
@@ -50,8 +50,8 @@ def read_described(blobs: Blobs, paths: Iterable[str], *, size: int, sha256: str
         except FileNotFoundError:
             continue
         if len(content) != size:
-            found = len(content) if len(content) < size else f"over {size}"
-            why = f"{blobs.url}/{path} has {found} bytes, but its manifest says {size}."
+            found = counted(len(content), "byte") if len(content) < size else f"over {counted(size, 'byte')}"
+            why = f"{blobs.url}/{path} has {found}, but its manifest says {size:,}."
         elif hashlib.sha256(content).hexdigest() != sha256:
             why = f"{blobs.url}/{path} does not match the SHA-256 in its manifest."
         else:

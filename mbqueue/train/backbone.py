@@ -14,6 +14,7 @@ from torch import Tensor
 from mbqueue.data.batch import Batch
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.graph_cache import GraphCache
+from mbqueue.errors import counted
 from mbqueue.experiment import Spec
 from mbqueue.files import make_folder
 from mbqueue.train.arithmetic import calculating
@@ -130,8 +131,8 @@ def prepare_frozen(
         is_whole = preparing.run()
     if preparing.n_found:
         on_note(
-            f"The cache already had the backbone's outputs for {preparing.n_found:,} crystals. The backbone ran on "
-            f"{preparing.n_computed:,} more crystals."
+            f"The cache already had the backbone's outputs for {counted(preparing.n_found, 'crystal')}. The backbone "
+            f"ran on {counted(preparing.n_computed, 'more crystal')}."
         )
     if preparing.n_computed and "features" not in preparing.kinds:
         on_note(why)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mbqueue.errors import counted
 from mbqueue.experiment import Spec
 from mbqueue.train.arithmetic import device_name, fingerprint, usable_precision
 from mbqueue.train.gpu_path import described
@@ -52,7 +53,7 @@ class Conditions:
         for memory, work in ((self.training, "training"), (self.inference, "validation and predictions")):
             if memory.limit < train.batch_size:
                 on_note(
-                    f"{name} fits at most {memory.limit} crystals at once in {work}, so a batch of "
+                    f"{name} fits at most {counted(memory.limit, 'crystal')} at once in {work}, so a batch of "
                     f"{train.batch_size} is split into micro-batches. To make mbqueue try larger batches again, delete "
                     f"{memory.path}."
                 )

@@ -18,7 +18,7 @@ from mbqueue.data.batches import Distortion
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.folds import epoch_batches
 from mbqueue.data.graph_cache import GraphCache
-from mbqueue.errors import CheckpointError
+from mbqueue.errors import CheckpointError, counted
 from mbqueue.experiment import Spec
 from mbqueue.storage.manifest import Manifest
 from mbqueue.train.arithmetic import calculating
@@ -171,7 +171,7 @@ class FoldRun:
         if learner.finished_epochs < epoch - 1:
             raise CheckpointError(
                 f"Epoch {epoch} of fold {self.fold} cannot start: the newest intact commit in "
-                f"{self.checkpoints.where} contains only {learner.finished_epochs} finished epochs. "
+                f"{self.checkpoints.where} contains only {counted(learner.finished_epochs, 'finished epoch')}. "
                 f"Train from epoch {learner.finished_epochs + 1} again."
             )
         return learner

@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from mbqueue.errors import CacheError
+from mbqueue.errors import CacheError, counted
 from mbqueue.files import make_folder, replacing, sha256_of_file, write_bytes, write_json
 
 FORMAT = 1
@@ -196,8 +196,8 @@ class FrozenBackbone:
 
     def _incomplete(self, kind: str, missing: list[int]) -> str:
         return (
-            f"{len(missing)} of {self.n_shards} shards of the backbone's {kind} in {self.folder} are missing or "
-            "damaged. Run the experiment's prepare job again."
+            f"{len(missing)} of {counted(self.n_shards, 'shard')} of the backbone's {kind} in {self.folder} "
+            f"{'is' if len(missing) == 1 else 'are'} missing or damaged. Run the experiment's prepare job again."
         )
 
 

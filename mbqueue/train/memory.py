@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mbqueue.errors import DeviceBusy, DeviceTooSmall
+from mbqueue.errors import DeviceBusy, DeviceTooSmall, counted
 from mbqueue.files import write_json
 from mbqueue.train.arithmetic import device_name
 
@@ -37,7 +37,7 @@ class OutOfMemory(Exception):
     """
 
     def __init__(self, shortage: Shortage) -> None:
-        super().__init__(f"{len(shortage.rows)} crystals: {shortage.said}")
+        super().__init__(f"{counted(len(shortage.rows), 'crystal')}: {shortage.said}")
         self.shortage = shortage
 
 
@@ -114,7 +114,8 @@ class DeviceMemory:
             self._remember()
         self._on_note(
             f"{device_name(device)} ran out of memory with {len(shortage.rows)} crystals at once. From now on, "
-            f"mbqueue runs at most {self.limit} crystals at once. This changes only the last digits of results."
+            f"mbqueue runs at most {counted(self.limit, 'crystal')} at once. This changes only the last digits of "
+            "results."
             + (
                 ""
                 if is_free

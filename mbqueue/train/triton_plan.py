@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mbqueue.data.batch import Batch, OrderedBatch
-from mbqueue.errors import TrainingError
+from mbqueue.errors import TrainingError, counted
 from mbqueue.train.gated import PRODUCTS
 from mbqueue.train.kernels.tiles import PARTIALS, TILES, Tiles, tiles_of
 
@@ -46,7 +46,7 @@ class Plan:
         """
         if not fits(batch):
             raise TrainingError(
-                f"A batch of {len(batch.rows):,} crystals with {len(batch.bond_center):,} bonds and "
+                f"A batch of {counted(len(batch.rows), 'crystal')} with {len(batch.bond_center):,} bonds and "
                 f"{len(batch.angle):,} angles is larger than the GPU kernels can address (2^31 numbers in an array). "
                 "Run mbqueue retry, then mbqueue work --device cpu. Or enqueue the experiment under a new name "
                 "(--name) with a smaller train.batch_size."

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mbqueue.api import Project
-from mbqueue.errors import UsageError
+from mbqueue.errors import UsageError, counted
 from mbqueue.experiment_file import parse_overrides
 
 #: The longest time, in seconds, that the board waits for sessions to stop before it reports how many are still saving.
@@ -34,23 +34,25 @@ def act(project: Project, name: str, given: Mapping[str, Any]) -> str:
 
 def _pause(project: Project, given: Mapping[str, Any]) -> str:
     experiment, fold = _which(given)
-    return f"Paused {_jobs(project.pause(experiment, fold=fold))} of {_label(experiment, fold)}."
+    return f"Paused {counted(project.pause(experiment, fold=fold), 'job')} of {_label(experiment, fold)}."
 
 
 def _resume(project: Project, given: Mapping[str, Any]) -> str:
     experiment, fold = _which(given)
-    return f"Resumed {_jobs(project.resume(experiment, fold=fold))} of {_label(experiment, fold)}."
+    return f"Resumed {counted(project.resume(experiment, fold=fold), 'job')} of {_label(experiment, fold)}."
 
 
 def _cancel(project: Project, given: Mapping[str, Any]) -> str:
     experiment, fold = _which(given)
-    return f"Cancelled {_jobs(project.cancel(experiment, fold=fold))} of {_label(experiment, fold)}."
+    return f"Cancelled {counted(project.cancel(experiment, fold=fold), 'job')} of {_label(experiment, fold)}."
 
 
 def _retry(project: Project, given: Mapping[str, Any]) -> str:
     experiment, fold = _which(given)
     changed = project.retry(experiment, fold=fold)
-    return f"{_jobs(changed)} of {_label(experiment, fold)} will run again." if changed else "There is no job to retry."
+    if not changed:
+        return "There is no job to retry."
+    return f"{counted(changed, 'job')} of {_label(experiment, fold)} will run again."
 
 
 def _priority(project: Project, given: Mapping[str, Any]) -> str:
@@ -120,10 +122,6 @@ def _whole(given: Mapping[str, Any], key: str) -> int:
         return int(str(given.get(key)))
     except ValueError:
         raise UsageError(f"{key} is {given.get(key)!r}. Enter a whole number.") from None
-
-
-def _jobs(count: int) -> str:
-    return f"{count:,} job{'' if count == 1 else 's'}"
 
 
 def _label(experiment: str, fold: int | None) -> str:

@@ -34,7 +34,7 @@ from mbqueue.dashboard.experiments import by_interest
 from mbqueue.dashboard.failures import job_label
 from mbqueue.dashboard.searches import settings_text
 from mbqueue.dashboard.status import time_left
-from mbqueue.errors import MbqueueError, UsageError, remedy
+from mbqueue.errors import MbqueueError, UsageError, counted, remedy
 from mbqueue.queue.processes import this_process
 from mbqueue.results.cells import number
 from mbqueue.web.access import TOKEN, Access, Refused
@@ -136,6 +136,7 @@ class _Board:
         self._figures = Figures(project)
         self._templates = Environment(loader=PackageLoader("mbqueue.web"), autoescape=True, trim_blocks=True)
         self._templates.filters |= {
+            "counted": counted,
             "duration": format_duration,
             "hours": format_hours,
             "number": number,

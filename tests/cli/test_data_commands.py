@@ -112,7 +112,7 @@ def test_damaged_crystals_are_not_called_repaired(mbqueue: Command, project: Pro
 def test_an_unfinished_cache_is_listed_and_verified_as_such(mbqueue: Command, project: ProjectFolder) -> None:
     mbqueue("prepare", "sample", "--limit", "30")
     next(project.cache_dir.glob("*/shard-*.bin")).unlink()
-    how_far = "unfinished, 0 of 1 shards; run mbqueue prepare to continue"
+    how_far = "unfinished, 0 of 1 shard; run mbqueue prepare to continue"
     assert how_far in mbqueue("cache", "list").out
     verified = mbqueue("cache", "verify")
     assert (verified.code, how_far in verified.out) == (0, True)

@@ -463,8 +463,8 @@ def test_a_lost_mount_is_shown_with_its_reason_and_what_a_death_now_would_cost()
     assert "DEGRADED for 1m30s: Transport endpoint is not connected" in drawn
     assert "not published yet: 5m00s of training, which you lose if this machine dies now" in drawn
     assert "another session on this drive: s2 on colab: full_finetune fold 1" in drawn
-    assert "1 published commits are kept but not used" in drawn
-    assert "2 files on the drive are damaged" in drawn
+    assert "1 published commit kept but not used" in drawn
+    assert "2 damaged or incomplete files on the drive" in drawn
 
 
 def test_a_fully_published_project_is_shown_as_published():

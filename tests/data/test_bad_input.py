@@ -262,7 +262,7 @@ def table(rows: str, *, index: str = "[0]", columns: str = '["structure", "e_for
         (table("[{}, 1]")[:-1] + ', "note": [1}}', "is not a JSON table"),
         (table("[{}, 1]") + " xx", "expected the end, but found 'xx'"),
         (table('"a": [{}, 1]').replace('"data": [', '"data": {').replace("]]}", "]}}"), "'data' is not a list"),
-        (table("[{}, 1]", index='["a", "b"]'), "has 1 rows, but its index has 2"),
+        (table("[{}, 1]", index='["a", "b"]'), "has 1 row, but its index has 2"),
         (table("", index='["a", "b"]'), "has 0 rows, but its index has 2"),
         (table("[1]", columns='["e_form"]'), "has no column structure or cif. Its columns are: e_form"),
         (

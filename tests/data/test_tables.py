@@ -173,11 +173,11 @@ def test_a_missing_target_is_not_filled_from_another_column(tmp_path):
     with pytest.raises(InvalidCrystals) as caught:
         load(path)
     assert reasons(caught) == {"b": "the target is missing"}
-    assert "The columns were: target: e_form, 1 values from −2.1 to −2.1 (not target;" in str(caught.value)
+    assert "The columns were: target: e_form, 1 value from −2.1 to −2.1 (not target;" in str(caught.value)
     kept = load(path, drop_invalid=True)
     assert kept.crystals.targets.tolist() == [-2.1]
     assert kept.columns.startswith(
-        "target: e_form, 1 values from −2.1 to −2.1 (not target; choose with --target-column)"
+        "target: e_form, 1 value from −2.1 to −2.1 (not target; choose with --target-column)"
     )
 
 
@@ -872,7 +872,7 @@ def test_a_byte_order_mark_before_extended_xyz_is_no_error(tmp_path, ends):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("2\nid=a e_form=-1\nFe 0 0 0\n", "after row 0: the file ends after 1 of the 2 atoms announced in line 1"),
+        ("2\nid=a e_form=-1\nFe 0 0 0\n", "after row 0: the file ends after 1 of 2 atoms announced in line 1"),
         (XYZ_FRAME.format("id=a e_form=-1") + "Fe 1 1 1\n", "line 4 must be the number of atoms, but is 'Fe 1 1 1'"),
         (XYZ_FRAME.format("id=a e_form=-1") + "-1\n", "line 4 must be the number of atoms, but is '-1'"),
         (XYZ_FRAME.format("id=\udce9 e_form=-1"), "the file is not UTF-8 text"),

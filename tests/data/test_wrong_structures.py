@@ -112,7 +112,7 @@ WRONG = {
         one_site("_symmetry_space_group_name_H-M 'P 1'", z=0, beta=90)
         .replace("_atom_site_label\n", "_atom_site_label\n_atom_site_symmetry_multiplicity\n")
         .replace("As1", "As1 4").replace("7.0", "4.0"),
-        "has 1 atoms, but the values of _atom_site_symmetry_multiplicity add up to 4",
+        "has 1 atom, but the values of _atom_site_symmetry_multiplicity add up to 4",
     ),
     "lengths-in-pm": (SALT.replace("5.64", "564.0"), "are its lengths in Å"),
     "number-that-is-none": (TUNGSTEN.replace("229", "231"), "space group number '231' is not between 1 and 230"),
@@ -284,8 +284,8 @@ WRONG_POSCARS = {
     ),
     "not-an-element": (POSCAR.replace("Na Cl\n1", "A B\n1"), "'A' in line 6 is not an element"),
     "element-in-capitals": (POSCAR.replace("Na Cl\n1", "NA CL\n1"), "'NA' in line 6 is not an element"),
-    "element-without-count": (POSCAR.replace("1 1\n", "2\n"), "2 elements are listed, but 1 atom counts"),
-    "count-without-element": (POSCAR.replace("Na Cl\n1", "Na\n1"), "1 elements are listed, but 2 atom counts"),
+    "element-without-count": (POSCAR.replace("1 1\n", "2\n"), "the file lists 2 elements, but 1 atom count"),
+    "count-without-element": (POSCAR.replace("Na Cl\n1", "Na\n1"), "the file lists 1 element, but 2 atom counts"),
     "more-atoms-than-counted": (POSCAR + "0.25 0.25 0.25\n", "add up to 2 atoms, but another line follows: '0.25"),
     "fewer-atoms-than-counted": (POSCAR.replace("1 1\n", "1 2\n"), "the position of atom 3 is ''"),
     "no-mode": (POSCAR.replace("Direct\n", ""), "instead of Direct or Cartesian"),

@@ -14,6 +14,7 @@ from mbqueue.errors import ResultsError
 from mbqueue.history import best_epoch
 from mbqueue.results.folder import newest_folder, read_recorded
 from mbqueue.results.record import SessionFacts, broken_folds, checksum_of, record_experiment
+from mbqueue.results.report.page import write_report
 from mbqueue.results.scores import score
 from mbqueue.results.tables import predictions_file, read_predictions
 from mbqueue.task import FORMATION_ENERGY
@@ -73,6 +74,25 @@ def test_folds_that_stopped_early_are_reported(tmp_path, fill, inputs):
     content = json.loads((tmp_path / "results.json").read_text())
     assert [content["folds"][fold]["stopped_early"] for fold in ("0", "1")] == [False, True]
     assert "Stopped early: fold 1. The validation MAE did not improve" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_one_fold_has_a_score_without_a_spread_and_one_of_a_kind_is_singular(tmp_path, fill, inputs):
+    train = {**inputs.spec["train"], "epochs": 2, "patience": 1}
+    dataset = dataclasses.replace(inputs.dataset, widened_cutoffs=1)
+    one = dataclasses.replace(inputs, folds=(0,), dataset=dataset, spec={**inputs.spec, "train": train})
+    content = record_experiment(fill(tmp_path, folds=(0,), epochs=1), one)
+    page = (tmp_path / "RESULTS.md").read_text()
+    score = f"{content['summary']['mae']['mean']:.4f}"
+    assert f"**Test MAE {score} eV/atom** for the formation energy, over one fold." in page
+    assert "±" not in page.replace("±1e-5", "")
+    assert "population standard deviation" not in page
+    assert "did not improve for 1 epoch, so" in page
+    assert "In 1 crystal, an atom" in page
+    assert "1 entry could not be used and was left out" in page
+    report = write_report(read_recorded(tmp_path), tmp_path / "report.html").read_text()
+    assert f'<p class="score">MAE {score} eV/atom</p>' in report
+    assert "The last row shows" not in report
+    assert "widened for 1 crystal." in report
 
 
 def test_an_experiment_without_training_has_no_best_epoch(tmp_path, fill, inputs):

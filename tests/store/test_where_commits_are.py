@@ -176,7 +176,7 @@ def test_an_old_queue_without_a_place_records_only_one_that_has_its_epochs(
     project = make_project(tmp_path / "project")
     done(project, jobs=2)
     share.check()
-    with pytest.raises(StoreError, match=r"full_finetune fold 0 \(0 of 1 epochs\).*Check the address"):
+    with pytest.raises(StoreError, match=r"full_finetune fold 0 \(0 of 1 epoch\).*Check the address"):
         session(project)
     assert place_of(project) is None
     with_an_epoch(share)
@@ -338,7 +338,7 @@ def test_missing_commits_are_given_up_only_with_lost(
     with pytest.raises(StoreError, match=r"lacks full_finetune fold 0.*--lost"):
         api.move_commits()
     assert list((tmp_path / "new").iterdir()) == []
-    assert api.move_commits(lost=True).lost == "full_finetune fold 0 (0 of 1 epochs)"
+    assert api.move_commits(lost=True).lost == "full_finetune fold 0 (0 of 1 epoch)"
     assert session(project) == "reached the limit of 0 jobs"
 
 

@@ -46,7 +46,7 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
         table(
             ["Experiment", *(f"Fold {fold}" for fold in range(N_FOLDS)), "Mean ± std"],
             [
-                [escape(label), *_folds(one, measure), f"<b>{spread(one.spread(measure))}</b>"]
+                [escape(label), *_folds(one, measure), f"<b>{spread(one.spread(measure), len(one.folds))}</b>"]
                 for label, one in labelled
             ],
             style="names",

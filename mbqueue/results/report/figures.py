@@ -14,6 +14,7 @@ import numpy as np
 import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 from plotly.subplots import make_subplots  # type: ignore[import-untyped, unused-ignore]
 
+from mbqueue.errors import counted
 from mbqueue.history import best_epoch
 from mbqueue.results.report.analysis import Density, ErrorDistribution, Trend, parity_density
 from mbqueue.results.report.elements import N_COLUMNS, N_ROWS, POSITIONS
@@ -288,7 +289,7 @@ def periodic_table(by_element: Mapping[str, tuple[float, int]], target: Target) 
             mae, count = by_element[symbol]
             shade[row, column] = factor * mae
             text[row, column] = f"<b>{symbol}</b><br>{_short(factor * mae)}<br><i>{_compact(count)}</i>"
-            hover[row, column] = f"{symbol}: MAE {target.with_unit(f'{mae:.4f}')} over {count:,} crystals"
+            hover[row, column] = f"{symbol}: MAE {target.with_unit(f'{mae:.4f}')} over {counted(count, 'crystal')}"
         else:
             absent[row, column] = 0.0
             text[row, column] = symbol

@@ -166,16 +166,14 @@ def _head(recorded: Recorded) -> list[str]:
     facts = []
     if recorded.folds:
         facts.append(
-            f"Test set{'s' * (n_folds > 1)} of {n_folds} fold{'s' * (n_folds > 1)}, "
-            f"{len(recorded.all_predictions):,} crystals of <code>{escape(dataset['name'])}</code>."
+            f"Test set{'s' * (n_folds > 1)} of {counted(n_folds, 'fold')}, "
+            f"{counted(len(recorded.all_predictions), 'crystal')} of <code>{escape(dataset['name'])}</code>."
         )
     if dataset["dropped"]:
         n = len(dataset["dropped"])
-        facts.append(
-            f"{n:,} entr{'y' if n == 1 else 'ies'} could not be used and {'was' if n == 1 else 'were'} left out."
-        )
+        facts.append(f"{counted(n, 'entry', 'entries')} could not be used and {'was' if n == 1 else 'were'} left out.")
     if dataset["widened_cutoffs"]:
-        facts.append(f"The neighbour cut-off was widened for {dataset['widened_cutoffs']:,} crystals.")
+        facts.append(f"The neighbour cut-off was widened for {counted(dataset['widened_cutoffs'], 'crystal')}.")
     lines = [
         f"<h1>{escape(recorded.name)}</h1>",
         f'<p class="quiet">{escape(content["spec"].get("description") or "")}</p>',
@@ -187,7 +185,7 @@ def _head(recorded: Recorded) -> list[str]:
             f"{', '.join(str(fold) for fold, rows in recorded.histories.items() if rows) or 'none'}.</div>"
         )
     if recorded.folds:
-        score = recorded.target.with_unit(spread(recorded.spread(recorded.measure)))
+        score = recorded.target.with_unit(spread(recorded.spread(recorded.measure), n_folds))
         lines.append(f'<p class="score">{recorded.measure.label} {escape(score)}</p>')
     return [*lines, f'<p class="quiet">{" ".join(facts)}</p>']
 
@@ -215,8 +213,10 @@ def _scores(recorded: Recorded) -> str:
     labels = [measure.label for measure in measures]
     head = ["Fold", "Crystals", *labels, "Epochs", "Best epoch", "Validation MAE"]
     # Write the mean and the deviation on two lines, so that the table fits on a page of 1250 pixels.
-    over_folds = (spread(recorded.spread(measure)).replace(" ± ", "<br>± ") for measure in measures)
-    foot = ["all", "", *over_folds, "", "", ""]
+    n_folds = len(recorded.folds)
+    over_folds = (spread(recorded.spread(measure), n_folds).replace(" ± ", "<br>± ") for measure in measures)
+    foot = ["all", "", *over_folds, "", "", ""] if n_folds > 1 else []
+    footnote = " The last row shows the mean and the population standard deviation over folds." * (n_folds > 1)
     target = recorded.target
     told = (
         "Predictions are probabilities of class 1. A crystal counts as class 1 if its probability is above 0.5."
@@ -232,7 +232,7 @@ def _scores(recorded: Recorded) -> str:
         table(head, rows, foot=foot)
         + (f'<div class="note">{escape(choice)}</div>' if choice else "")
         + absent
-        + f'<p class="quiet">{told} The last row shows the mean and the population standard deviation over folds.</p>'
+        + f'<p class="quiet">{told}{footnote}</p>'
     )
 
 
