@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,6 +41,17 @@ def check_folds(targets: NDArray[np.float64], share: float, *, is_class: bool = 
     for fold in range(N_FOLDS):
         classes = targets if is_class else None
         validation_split(train_rows(n, fold, classes=classes), share, 0, fold, classes=classes)
+
+
+def smallest_validation_set(
+    targets: NDArray[np.float64], share: float, folds: Iterable[int], *, is_class: bool = False
+) -> int:
+    """The number of crystals in the smallest validation set of some folds. It does not depend on the seed."""
+    n, classes = len(targets), targets if is_class else None
+    return min(
+        len(validation_split(train_rows(n, fold, classes=classes), share, 0, fold, classes=classes)[1])
+        for fold in folds
+    )
 
 
 def test_rows(  # despite its name, this is not a pytest test

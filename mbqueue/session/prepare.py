@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mbqueue.data.folds import check_folds
+from mbqueue.data.folds import check_folds, smallest_validation_set
 from mbqueue.errors import counted
+from mbqueue.experiment import Spec
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.members import enumerated, members_of
 from mbqueue.session import made_from
 from mbqueue.session.loaded import Loaded
 from mbqueue.session.session import Session
 from mbqueue.task import Target
+
+#: Below this number of validation crystals, chance decides which epoch has the lowest validation MAE.
+_FEWEST_VALIDATION_CRYSTALS = 10
 
 
 def run(session: Session, loaded: Loaded, lease: Lease) -> str:
@@ -31,6 +35,9 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
         return f"made from {enumerated(members_of(experiment.spec))}, {counted(found['n'], 'crystal')}"
     data = loaded.data_for(job, experiment, spec)
     check_folds(data.crystals.targets, spec.train.validation, is_class=spec.predicts.is_class)
+    is_later_trial = spec.trial is not None and spec.trial.number > 0
+    if spec.train.epochs > 1 and not is_later_trial:
+        _note_few_validation_crystals(session, spec, data.crystals.targets)
     loaded.frozen_for(job, spec, data)
     # Other machines may need the crystals from the store, so wait until they are stored. A drive does not show when
     # other machines will see a file, so do not wait for a drive.
@@ -52,6 +59,15 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     if data.dropped:
         text += f", {len(data.dropped)} dropped as requested"
     return text
+
+
+def _note_few_validation_crystals(session: Session, spec: Spec, targets: NDArray[np.float64]) -> None:
+    n = smallest_validation_set(targets, spec.train.validation, spec.folds, is_class=spec.predicts.is_class)
+    if n < _FEWEST_VALIDATION_CRYSTALS:
+        session.report.note(
+            f"{spec.name}: a validation set has only {counted(n, 'crystal')}, so the choice of the best epoch depends "
+            f"on chance. Use more crystals, or raise train.validation (now {spec.train.validation:g})."
+        )
 
 
 def _told(targets: NDArray[np.float64], target: Target) -> str:

@@ -263,6 +263,20 @@ def test_data_that_changed_since_prepare_is_refused(tmp_path: Path, report: Reme
     assert any("has changed since this experiment was prepared" in line for line in report.lines), report.lines
 
 
+@pytest.mark.parametrize(("share", "is_noted"), [(0.3, True), (0.4, False)])
+def test_a_validation_set_of_fewer_than_ten_crystals_is_noted(
+    tmp_path: Path, report: RememberedReport, share: float, is_noted: bool
+) -> None:
+    project = make_project(tmp_path)
+    enqueue(project, small_spec(project, data__limit=31, train__validation=share))
+    work(project, WorkOptions(device="cpu", max_jobs=1), report=report)
+    found = [line for line in report.lines if "validation set" in line]
+    assert [line.split(": a ")[1] for line in found] == [
+        "validation set has only 7 crystals, so the choice of the best epoch depends on chance. Use more crystals, or "
+        "raise train.validation (now 0.3)."
+    ] * is_noted
+
+
 def test_too_few_crystals_for_the_folds_fail_in_prepare(tmp_path: Path, report: RememberedReport) -> None:
     import gzip
 
