@@ -7,6 +7,7 @@
     │   ├── ExperimentExists     the queue has an experiment of this name with a different spec
     │   └── SearchUnavailable    searches need Optuna, which is not installed
     ├── DataError                a dataset cannot be read
+    │   ├── ColumnMissing        a table lacks a column; also a UsageError, since an option can name another column
     │   ├── InvalidCrystals      some entries are invalid; has their ids and reasons
     │   ├── SourceAway           a dataset is temporarily unavailable
     │   └── CacheError           a cache file is missing, damaged or from a different version
@@ -163,6 +164,10 @@ class InvalidCrystals(DataError):
             "Fix them (and run mbqueue retry for a failed experiment), or use "
             "--drop-invalid of enqueue, prepare or predict to leave them out and list them. " + UNDER_A_NEW_NAME
         )
+
+
+class ColumnMissing(UsageError, DataError):
+    """A table lacks a column that the user named or that mbqueue needs."""
 
 
 class SourceAway(DataError):

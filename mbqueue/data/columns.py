@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbqueue.errors import UNDER_A_NEW_NAME, DataError, counted
+from mbqueue.errors import UNDER_A_NEW_NAME, ColumnMissing, DataError, counted
 from mbqueue.task import ENERGY_COLUMNS, options_for
 
 ID_NAMES = ("id", "material_id", "mbid", "jid")
@@ -89,7 +89,8 @@ class Columns:
             structures: candidate names of the structure column, in order of preference; empty if none is needed.
 
         Raises:
-            DataError: if a name occurs twice, or a needed column is missing.
+            DataError: if a name occurs twice.
+            ColumnMissing: if a needed column is missing.
         """
         told = [str(name) for name in names]
         twice = sorted({name for name in told if told.count(name) > 1})
@@ -102,7 +103,7 @@ class Columns:
         self._require_named(f"{source} has no column", there)
         if structures and self.structure is None:
             separated = " Separate the columns with commas." if len(told) == 1 and re.search(r"[;\t|]", told[0]) else ""
-            raise DataError(f"{source} has no column {' or '.join(structures)}. {there}{separated}")
+            raise ColumnMissing(f"{source} has no column {' or '.join(structures)}. {there}{separated}")
         self._require_target(f"{source} has no column", there, told)
 
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
@@ -133,7 +134,7 @@ class Columns:
         """Check that the rows contained every column that the user named, and the target column if one is required.
 
         Raises:
-            DataError: if a column is missing from all rows.
+            ColumnMissing: if a column is missing from all rows.
         """
         seen = [str(name) for name in self._seen]
         there = f"The rows have: {', '.join(seen)}."
@@ -144,7 +145,7 @@ class Columns:
     def _require_named(self, absent: str, there: str) -> None:
         for wanted, chosen, what in ((self._wanted.id, self.id, "id"), (self._wanted.target, self.target, "target")):
             if wanted and chosen is None:
-                raise DataError(
+                raise ColumnMissing(
                     f"{absent} {wanted}, which you named as the {what} column. {there} {_RENAME}, or name one of "
                     f"these with --{what}-column. {UNDER_A_NEW_NAME}"
                 )
@@ -160,7 +161,7 @@ class Columns:
                     "To enqueue an experiment, also describe the property, for example with: "
                     f"{gap} (or energy, for energies per atom). "
                 )
-            raise DataError(
+            raise ColumnMissing(
                 f"{absent} {' or '.join(self._target_names)}. {there} {_RENAME}, or name the target column with "
                 f"--target-column. {advice}{UNDER_A_NEW_NAME}"
             )
@@ -169,13 +170,13 @@ class Columns:
         """Choose the columns of a table without a header; the user's choice takes precedence over ``chosen``.
 
         Raises:
-            DataError: if the user has named a column that is not in ``names``.
+            ColumnMissing: if the user has named a column that is not in ``names``.
         """
         self.id, self.structure, self.target = self._wanted.id or chosen[0], chosen[1], self._wanted.target or chosen[2]
         self._is_open = False
         for name in (self._wanted.id, self._wanted.target):
             if name and name not in names:
-                raise DataError(
+                raise ColumnMissing(
                     f"{source} has no header, so it has no column {name}. Its columns are {', '.join(names)}."
                 )
 

@@ -77,7 +77,8 @@ def check_columns(name_or_path: str, *, project_root: Path | None = None, target
     rows.
 
     Raises:
-        UsageError, DataError: if ``check_dataset`` fails, or a column is missing or occurs twice.
+        UsageError, DataError: if ``check_dataset`` fails, or a column occurs twice.
+        ColumnMissing: if a column is missing.
         SourceAway: if the system cannot read the file.
     """
     check_dataset(name_or_path, project_root=project_root)

@@ -20,7 +20,7 @@ from mbqueue.data.json_tables import JsonTable
 from mbqueue.data.json_values import RepeatedKey, parse_json
 from mbqueue.data.poscar import read_poscar
 from mbqueue.data.source import Progress, Source, lines_of, opened
-from mbqueue.errors import DataError, counted
+from mbqueue.errors import ColumnMissing, DataError, counted
 from mbqueue.task import Task
 
 Reader = Callable[[Gatherer, Columns, Path, Progress | None], None]
@@ -108,7 +108,7 @@ def _csv_table(columns: Columns, stream: Source, path: Path) -> tuple[list[str],
     heading = [name.strip() for name in next(rows, [])]
     columns.choose(heading, str(path), structures=("cif", "structure"))
     if columns.id is None:
-        raise DataError(f"{path} has no column {' or '.join(ID_NAMES)}. Its columns are: {', '.join(heading)}.")
+        raise ColumnMissing(f"{path} has no column {' or '.join(ID_NAMES)}. Its columns are: {', '.join(heading)}.")
     return heading, rows
 
 

@@ -66,7 +66,7 @@ def test_a_table_that_cannot_be_read_at_the_moment_is_enqueued(
         return opened(path, *arguments, **options)
 
     enqueued = ("enqueue", "head_finetune", "--dataset", "mine.csv")
-    assert mbqueue(*enqueued).code == FAILURE
+    assert mbqueue(*enqueued).code == USAGE
     monkeypatch.setattr(Path, "open", failing)
     assert mbqueue(*enqueued).code == 0
 
@@ -208,7 +208,7 @@ def test_columns_can_be_named_and_are_printed(
     assert (said.code, said.out.startswith("6 crystals")) == (0, True)
     assert "target: E f, 6 values from −1.5 to −1.5 (not e_form; choose with --target-column); id: name" in caplog.text
     wrong = mbqueue("prepare", "mine.json", "--id-column", "name", "--target-column", "E_f")
-    assert (wrong.code, "No row of" in wrong.err, "has E_f" in wrong.err) == (FAILURE, True, True)
+    assert (wrong.code, "No row of" in wrong.err, "has E_f" in wrong.err) == (USAGE, True, True)
 
 
 def test_the_commands_for_a_property_of_your_own_prepare_a_csv_as_the_page_says(

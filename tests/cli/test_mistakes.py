@@ -297,13 +297,17 @@ def test_enqueue_refuses_a_csv_without_a_known_target_and_its_advice_leads_to_an
     assert 'target.column = "band_gap"' in refused.err
     assert "results_name" not in refused.err
     unknown = mbqueue(*enqueue)
-    assert (unknown.code, project.queue_db.exists()) == (FAILURE, False)
+    assert (unknown.code, project.queue_db.exists()) == (USAGE, False)
     said = " ".join(unknown.err.split())
     assert "mine.csv has no column e_form or target or" in said
     assert "Its columns are: id, cif, band_gap." in said
     advice = re.search(r"--target-column band_gap .*?target\.kind=scalar", said)
     assert advice is not None
     assert advice[0] in " ".join(refused.err.split())
+    named = mbqueue(*enqueue, "--target-column", "gap", "--set", "target.name=gap", "--set", "target.kind=scalar")
+    assert named.code == USAGE
+    assert "no column gap, which you named as the target column" in " ".join(named.err.split())
+    assert mbqueue("prepare", "mine.csv").code == USAGE
     assert mbqueue(*enqueue, *shlex.split(advice[0])).code == 0
     assert mbqueue("prepare", "mine.csv", "--target-column", "band_gap").code == 0
 
