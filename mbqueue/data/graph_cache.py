@@ -128,8 +128,8 @@ class GraphCache:
         Args:
             folder: created if it does not exist.
             workers: threads; by default the cores that this process may use.
-            progress: called with (crystals done, total) at the start and after each shard.
-            should_stop: called before each shard; True stops the build, which a later call resumes.
+            progress: called with (crystals done, total) at the start and after each shard, unless all shards exist.
+            should_stop: called before each missing shard; True stops the build, which a later call resumes.
 
         Returns:
             The open cache, or None if ``should_stop`` stopped the build.
@@ -138,6 +138,12 @@ class GraphCache:
         make_folder(folder / "locks")
         counting = Lock()
         done = 0
+
+        def find(number: int) -> _Shard | None:
+            try:
+                return cache._read(number)
+            except CacheError:
+                return None
 
         def finish(number: int, *, wait: bool) -> _Shard | None:
             nonlocal done
@@ -153,11 +159,13 @@ class GraphCache:
                     progress(done, len(crystals))
             return shard
 
-        if progress is not None:
-            progress(0, len(crystals))  # the first shard may take a while, because the code is compiled first
         numbers = range(len(cache._borders) - 1)
         with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-            shards = list(pool.map(lambda number: finish(number, wait=False), numbers))
+            shards = list(pool.map(find, numbers))
+            done = sum(len(shard.index) for shard in shards if shard is not None)
+            if progress is not None and done < len(crystals):
+                progress(done, len(crystals))  # the first shard may take a while, because the code is compiled first
+            shards = list(pool.map(lambda number: shards[number] or finish(number, wait=False), numbers))
             # Wait for shards that another process is making; if that process dies, make the shards here.
             shards = list(pool.map(lambda number: shards[number] or finish(number, wait=True), numbers))
         whole = [shard for shard in shards if shard is not None]
