@@ -63,7 +63,7 @@ def keep_gpu_code() -> Path | None:
 def _tell_that_nothing_is_kept() -> None:
     logging.getLogger("mbqueue").warning(
         "Neither %s nor your cache folder is writable, so every process must compile the numerical code again, which "
-        "takes about 20 s. Set NUMBA_CACHE_DIR to a writable folder.",
+        "can take a minute. Set NUMBA_CACHE_DIR to a writable folder.",
         Path(__file__).parent,
     )
 
@@ -91,8 +91,8 @@ class _Compiling(event.Listener):  # type: ignore[misc]
         is_ours = event.data["dispatcher"].py_func.__module__.startswith("mbqueue.")
         if is_ours and self._first.acquire(blocking=False):  # the lock is never released, so the note is sent only once
             is_kept = not _tell_that_nothing_is_kept.cache_info().currsize
-            once = " This is needed only once per machine." if is_kept else ""
-            self._note(f"Compiling the numerical code for this processor, which takes about 20 s.{once}")
+            later = " mbqueue keeps the code, so later commands compile only new code." if is_kept else ""
+            self._note(f"Compiling the numerical code for this processor, which can take a minute.{later}")
 
     def on_end(self, event: Any) -> None:
         pass

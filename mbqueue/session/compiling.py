@@ -83,14 +83,14 @@ class Compiling:
             kept = keep_gpu_code()
             if kept is None or not (kept.is_dir() and any(kept.iterdir())):
                 self._note(
-                    "Compiling the GPU kernels while the data loads. Compiling takes up to a minute"
-                    + ("." if kept is None else ", once per machine.")
+                    "Compiling the GPU kernels while the data loads. Compiling can take a minute."
+                    + ("" if kept is None else " mbqueue keeps the kernels for later sessions.")
                 )
             return self._tried_on(family)
         except Exception as error:  # noqa: BLE001  files, memory or the driver failed: the session continues without it
             self._note(
                 f"The GPU kernels could not be compiled while the data loaded ({told(error)}). mbqueue compiles them "
-                "at the first batch, which takes up to a minute."
+                "at the first batch, which can take a minute."
             )
             return None
 

@@ -19,7 +19,7 @@ from mbqueue.session.narration import Narration
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.worker import work
 
-ONCE = "once per machine"
+ONCE = "mbqueue keeps the code"
 
 STARTING = """
 import sys
