@@ -7,11 +7,12 @@ import random
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 from processes import outcome
 from tripwire import Fault
@@ -60,9 +61,8 @@ def points_of(name: str, n_operations: int, *, sample: int) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    with Warm() as process:
-        yield process
+def warm() -> Warm:
+    return processes.warm()
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,13 @@ def test_two_workers_frozen_beyond_their_leases_commit_every_epoch_once_and_the_
                 continue
             job = chance.choice(leased)
             frozen = processes[queue.session(str(job.session)).pid]
-            frozen.signal(signal.SIGSTOP)
+            frozen.send_signal(signal.SIGSTOP)
             try:
                 deadline = time.monotonic() + LEASE_SECONDS + chance.uniform(0.5, 2.0)
                 while time.monotonic() < deadline:
                     time.sleep(0.05)
             finally:
-                frozen.signal(signal.SIGCONT)
+                frozen.send_signal(signal.SIGCONT)
             (now,) = (other for other in queue.jobs() if other.id == job.id)
             taken_over += now.fence > job.fence or now.preemptions > job.preemptions
         codes = [worker.wait() for worker in workers]

@@ -130,7 +130,7 @@ def work_and_die(lab: Lab, chance: random.Random, seconds: float, *, workers: in
         if died < deaths:
             for worker in started:
                 time.sleep(chance.uniform(0.0, seconds / workers))
-                worker.signal(signal.SIGKILL)
+                worker.send_signal(signal.SIGKILL)
         codes = [worker.wait() for worker in started]
         died += codes.count(-signal.SIGKILL)
         assert set(codes) <= {0, -signal.SIGKILL}, lab.said

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 from processes import PATIENCE_SECONDS, freeze, kill, outcome, run, start, until
 from small_project import enqueue, make_project, small_spec
+from warm import Child
 
 from mbqueue.files import TEMP_PREFIX
 from mbqueue.project import ProjectFolder
@@ -40,7 +40,7 @@ def files_being_written(project: ProjectFolder) -> int:
     return len(list(project.checkpoints_dir("full_finetune", 0).glob(f"{TEMP_PREFIX}*")))
 
 
-def until_a_new_commit(project: ProjectFolder, process: subprocess.Popen[bytes]) -> None:
+def until_a_new_commit(project: ProjectFolder, process: Child) -> None:
     """Wait until fold 0 has a new commit."""
     folder = project.checkpoints_dir("full_finetune", 0)
     newest = max(folder.glob("e*.json"), default=None)

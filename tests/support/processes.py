@@ -7,46 +7,46 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
+
+from warm import Child, Warm
 
 from mbqueue.results.tables import TIMING_COLUMNS, history_file, model_file, predictions_file, read_history
 
 PATIENCE_SECONDS = 180.0
 
 
-def start(root: Path, *arguments: str, log: Path | None = None) -> subprocess.Popen[bytes]:
+@cache
+def warm() -> Warm:
+    """The process that all processes of this test run are forked from; it ends with the test run."""
+    return Warm().__enter__()
+
+
+def start(root: Path, *arguments: str, log: Path | None = None) -> Child:
     """Start a command of mbqueue in the project at ``root``, with its output in ``log``."""
-    # Use one thread per process, so that concurrent tests do not compete for cores and compared runs give equal
-    # results.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    environment.pop("MBQUEUE_PROJECT", None)
-    with (log or Path(os.devnull)).open("ab") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-m", "mbqueue", "--project", str(root), *arguments],
-            stdout=stream,
-            stderr=stream,
-            env=environment,
-        )
+    return warm().start(
+        root, arguments, log=log or Path(os.devnull), retry_seconds=None, patience=int(PATIENCE_SECONDS)
+    )
 
 
 def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run an mbqueue command, and wait until it ends."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "80"}
-    environment.pop("MBQUEUE_PROJECT", None)
-    return subprocess.run(
-        [sys.executable, "-m", "mbqueue", "--project", str(root), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        timeout=PATIENCE_SECONDS,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        code = (
+            warm()
+            .start(root, arguments, log=out, errors=errors, retry_seconds=None, patience=int(PATIENCE_SECONDS))
+            .wait()
+        )
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), errors.read_text())
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
+def until(condition: Callable[[], bool], process: Child | None = None) -> None:
     """Wait until ``condition`` holds; fail if the process ends first or the wait takes too long."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
@@ -55,14 +55,14 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None
         time.sleep(0.005)
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: Child) -> None:
     """Send SIGKILL, and check that the signal ended the process."""
     process.kill()
     process.wait()
     assert process.returncode == -signal.SIGKILL
 
 
-def freeze(process: subprocess.Popen[bytes], queue_db: Path) -> None:
+def freeze(process: Child, queue_db: Path) -> None:
     """Send SIGSTOP while the process does not hold the write lock of the queue's database.
 
     A process frozen within a write would hold the lock until woken, so no other process could take its job over.
@@ -70,8 +70,7 @@ def freeze(process: subprocess.Popen[bytes], queue_db: Path) -> None:
     with closing(sqlite3.connect(queue_db, timeout=0, isolation_level=None)) as probe:
         while True:
             process.send_signal(signal.SIGSTOP)
-            _, status = os.waitpid(process.pid, os.WUNTRACED)
-            assert os.WIFSTOPPED(status), f"the process ended instead (status {status})"
+            until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", process)
             try:
                 probe.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError:

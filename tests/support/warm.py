@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,35 +22,58 @@ from typing import Any, Self
 from tripwire import Fault
 
 
-@dataclass(frozen=True)
+@dataclass
 class Child:
-    """A started process."""
+    """A started process, with the methods of `subprocess.Popen` that tests use."""
 
     warm: Warm
     pid: int
+    returncode: int | None = None
 
-    def signal(self, number: int) -> None:
-        """Send the process a signal; call this method before `wait`."""
-        os.kill(self.pid, number)
+    def poll(self) -> int | None:
+        """Return the exit code, which is negative if a signal ended the process; None while it is running."""
+        if self.returncode is None:
+            self.returncode = self.warm.ask({"do": "poll", "pid": self.pid})["code"]
+        return self.returncode
 
-    def wait(self) -> int:
-        """Wait for the exit code, which is negative if a signal ended the process."""
-        code: int = self.warm.ask({"do": "wait", "pid": self.pid})["code"]
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: if the process is still running after ``timeout`` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+            time.sleep(0.002)
         return code
+
+    def send_signal(self, number: int) -> None:
+        """Send the process a signal, unless its end has been noticed."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
 
 
 class Warm:
     """The warm process, as a context manager."""
 
     def __enter__(self) -> Self:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        environment.pop("MBQUEUE_PROJECT", None)
+        self._turn = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("warm_server.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=_environment(),
         )
         return self
 
@@ -64,9 +90,10 @@ class Warm:
         """Send a request to the warm process; return the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        with self._turn:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
 
     def start(
@@ -74,18 +101,20 @@ class Warm:
         root: Path,
         *commands: Sequence[str],
         log: Path,
+        errors: Path | None = None,
         fault: Fault | None = None,
         trace: Path | None = None,
-        retry_seconds: float = 0.0,
+        retry_seconds: float | None = 0.0,
         patience: int = 120,
         watched: Path | None = None,
     ) -> Child:
-        """Run commands in the project at ``root`` until one fails, with their output in ``log``.
+        """Run commands in the project at ``root`` until one fails, with their output appended to ``log``.
 
         Args:
+            errors: file for standard error; by default ``log``.
             fault: the fault to cause, see `tripwire`.
             trace: file that gets a line for each operation.
-            retry_seconds: seconds until a failed job is retried.
+            retry_seconds: seconds until a failed job is retried; None keeps mbqueue's waits, also those for new jobs.
             patience: seconds after which a hanging command is ended (code -14).
             watched: the folder below which operations count; by default ``root``.
         """
@@ -94,6 +123,9 @@ class Warm:
             "root": str(root),
             "commands": [list(command) for command in commands],
             "log": str(log),
+            "errors": str(errors or log),
+            "environment": _environment(),
+            "folder": str(Path.cwd()),
             "fault": asdict(fault) if fault else None,
             "trace": str(trace) if trace else None,
             "retry_seconds": retry_seconds,
@@ -105,3 +137,14 @@ class Warm:
     def run(self, root: Path, *commands: Sequence[str], log: Path, **options: Any) -> int:
         """Run `start`, and wait for the end."""
         return self.start(root, *commands, log=log, **options).wait()
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, with one thread per process, so that concurrent tests do not compete for cores.
+
+    Runs that a test compares then also give equal results.
+    """
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return (
+        {name: value for name, value in os.environ.items() if name != "MBQUEUE_PROJECT"} | threads | {"COLUMNS": "80"}
+    )

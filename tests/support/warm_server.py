@@ -3,7 +3,7 @@
 Requests and answers are lines of JSON on standard input and output:
 
     {"do": "start", …}            → {"pid": …}
-    {"do": "wait", "pid": …}      → {"code": …}, negative if a signal ended the child
+    {"do": "poll", "pid": …}      → {"code": …}: null while the child is running, negative if a signal ended it
 """
 
 from __future__ import annotations
@@ -53,13 +53,16 @@ def _warm_up() -> None:
 
 
 def _child(request: dict[str, Any]) -> int:
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
+    for stream, file in ((1, request["log"]), (2, request["errors"])):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdout, sys.stderr = (open(fd, "w", closefd=False, buffering=1) for fd in (1, 2))  # noqa: SIM115
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
     signal.alarm(request["patience"])
-    _make_impatient(request["retry_seconds"])
+    if request["retry_seconds"] is not None:
+        _make_impatient(request["retry_seconds"])
     if request["trace"] or request["fault"]:
         fault = Fault(**request["fault"]) if request["fault"] else None
         install(Tripwire(Path(request["watched"]), fault, Path(request["trace"]) if request["trace"] else None))
@@ -94,9 +97,9 @@ def _serve() -> None:
     answer = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "wait":
-            _, status = os.waitpid(request["pid"], 0)
-            answer.write(json.dumps({"code": os.waitstatus_to_exitcode(status)}) + "\n")
+        if request["do"] == "poll":
+            ended, status = os.waitpid(request["pid"], os.WNOHANG)
+            answer.write(json.dumps({"code": os.waitstatus_to_exitcode(status) if ended else None}) + "\n")
             continue
         pid = os.fork()
         if pid == 0:
