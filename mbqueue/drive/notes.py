@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mbqueue import files
-from mbqueue.drive.outcomes import enqueued_facts
+from mbqueue.drive.outcomes import enqueued_record
 from mbqueue.drive.reading import NOT_OURS, what_is_wrong
 from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.project import ProjectFolder
@@ -46,7 +46,7 @@ def note_of(queue: Queue, name: str) -> dict[str, Any]:
     record = [job.state for job in jobs if job.kind is Kind.RECORD]
     return {
         "format": FORMAT,
-        **enqueued_facts(experiment),
+        **enqueued_record(experiment),
         "spec_hash": experiment.spec_hash,
         "paused": experiment.paused,
         "cancelled": record == [State.CANCELLED],

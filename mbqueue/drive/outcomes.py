@@ -29,7 +29,7 @@ from mbqueue.task import N_FOLDS
 FORMAT = 1
 
 
-def enqueued_facts(experiment: Experiment, jobs: Iterable[Job] = ()) -> dict[str, Any]:
+def enqueued_record(experiment: Experiment, jobs: Iterable[Job] = ()) -> dict[str, Any]:
     """Make a record for manifests and listings, from which an experiment can be enqueued again.
 
     Args:
@@ -60,7 +60,7 @@ class ResultListing:
 
     Attributes:
         chain: hash of the training histories that the results are based on; empty for `prepare`.
-        enqueued: see `enqueued_facts`.
+        enqueued: see `enqueued_record`.
     """
 
     kind: str

@@ -25,7 +25,7 @@ from mbqueue.drive.other_sessions import OtherSessions
 from mbqueue.drive.outcomes import (
     ResultListing,
     chain_of,
-    enqueued_facts,
+    enqueued_record,
     histories_of,
     result_files,
     why_pruned,
@@ -228,20 +228,20 @@ class Publisher:
             last_event = self._seal(queue, published_event, final=final)
             experiments = {one.name: one for one in queue.experiments()}
             jobs = {name: queue.jobs(experiment=name) for name in experiments}
-            facts = {}
+            records = {}
             for name, experiment in experiments.items():
-                facts[name] = enqueued_facts(experiment, jobs[name]) | why_pruned(jobs[name])
+                records[name] = enqueued_record(experiment, jobs[name]) | why_pruned(jobs[name])
                 for fold in experiment.spec["folds"]:
                     newest, others = self._publish_fold(experiment, fold)
                     aside += others
                     if newest is not None:
                         there[f"{name}/{fold_name(fold)}"] = as_published(newest)
-                self._publish_outcomes(experiment, jobs[name], facts[name])
+                self._publish_outcomes(experiment, jobs[name], records[name])
             with LiveState.changing(self._project.publishing_file) as state:
                 state.commits |= there
                 state.aside = aside
             if last_event is not None:
-                self._publish_snapshot(last_event, list(facts.values()))
+                self._publish_snapshot(last_event, list(records.values()))
         with LiveState.changing(self._project.publishing_file) as state:
             was_in_trouble, state.trouble = state.trouble is not None, None
             state.published_at = self._clock.now()
@@ -261,7 +261,7 @@ class Publisher:
 
     def _publish_snapshot(self, last_event: int, experiments: list[dict[str, Any]]) -> None:
         state = LiveState.load(self._project.publishing_file)  # only this thread changes the fields used below
-        facts = {
+        fields = {
             "number": state.number + 1,
             "database": state.database,
             "ancestry": state.ancestry,
@@ -271,7 +271,7 @@ class Publisher:
             "experiments": experiments,
         }
         with self._writing(self._sealed.stat().st_size):
-            published = self._reentry.snapshots.publish(self._sealed, facts)
+            published = self._reentry.snapshots.publish(self._sealed, fields)
         self._sealed.unlink(missing_ok=True)
         with LiveState.changing(self._project.publishing_file) as state:
             state.number, state.last_event = published.listing.number, last_event

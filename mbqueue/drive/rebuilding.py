@@ -71,13 +71,13 @@ def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> 
     )
 
 
-def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str, note: Callable[[str], None]) -> bool:
-    """Enqueue an experiment again, from a record made by `enqueued_facts`.
+def enqueue_again(queue: Queue, record: Mapping[str, Any], *, now: float, by: str, note: Callable[[str], None]) -> bool:
+    """Enqueue an experiment again, from a record made by `enqueued_record`.
 
     Returns:
         Whether anything was added to the queue.
     """
-    spec = parse_spec(facts["spec"], source="what is published")
+    spec = parse_spec(record["spec"], source="what is published")
     known = {one.name: one for one in queue.experiments()}
     if spec.name in known and not known[spec.name].is_of(spec):
         note(f"The published spec of {spec.name} differs from the spec in the queue, so its commits are ignored.")
@@ -85,10 +85,10 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
     if spec.name in known and set(spec.folds) <= set(known[spec.name].spec["folds"]):
         return False
     taken = {one.results_dir for one in known.values() if one.name != spec.name}
-    if facts["results_dir"] in taken:
-        note(f"{spec.name} cannot be enqueued again: another experiment writes to {facts['results_dir']}.")
+    if record["results_dir"] in taken:
+        note(f"{spec.name} cannot be enqueued again: another experiment writes to {record['results_dir']}.")
         return False
-    queue.enqueue(spec, results_dir=facts["results_dir"], now=now, priority=facts["priority"], by=by)
+    queue.enqueue(spec, results_dir=record["results_dir"], now=now, priority=record["priority"], by=by)
     if spec.trial is not None and spec.trial.released is not None:
         _take_over_released(queue, spec.name, spec.trial.released, now=now, by=by)
     return True

@@ -156,8 +156,8 @@ class Reentry:
             self._reconcile(queue, at_start, by, on_taken)
 
     def _reconcile(self, queue: Queue, at_start: bool, by: str, on_taken: Callable[[tuple[int, int]], None]) -> None:
-        for facts in self._known_experiments():
-            enqueue_again(queue, facts, now=self._clock.now(), by=by, note=self._note)
+        for record in self._known_experiments():
+            enqueue_again(queue, record, now=self._clock.now(), by=by, note=self._note)
         pruned = self._pruned_elsewhere()
         for experiment in queue.experiments():
             for outcome in self.results.listed(experiment.name):

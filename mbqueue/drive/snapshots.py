@@ -248,10 +248,10 @@ class Snapshots:
             return snapshot
         return None
 
-    def publish(self, local: Path, facts: Mapping[str, Any]) -> PublishedSnapshot:
+    def publish(self, local: Path, fields: Mapping[str, Any]) -> PublishedSnapshot:
         """Write a snapshot and then its manifest to the mount, and read both back."""
         content = local.read_bytes()
-        listing = Listing(**facts, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        listing = Listing(**fields, size=len(content), sha256=hashlib.sha256(content).hexdigest())
         text = files.json_bytes(asdict(listing))
         base = f"{PUBLISHED_SNAPSHOTS}/{hashed_name(f'{listing.number:08d}-{listing.database}', text)}"
         self._drive.write_new(f"{base}.db", content)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mbqueue.data.cache_lock import building
-from mbqueue.drive.outcomes import enqueued_facts
+from mbqueue.drive.outcomes import enqueued_record
 from mbqueue.drive.published import PublishedFold
 from mbqueue.experiment import Spec
 from mbqueue.queue.jobs import LOADED_NOTE, Experiment, Job, Kind, Lease, State
@@ -122,7 +122,7 @@ class Loaded:
             if self._session.publisher is None
             else PublishedFold(Drive(self._session.project.root), identity),
             note=self._session.report.note,
-            enqueued=enqueued_facts(
+            enqueued=enqueued_record(
                 experiment, self._session.queue.jobs(experiment=experiment.name, state=State.COMMITTED)
             ),
             hold_on=self._session.hold_on,

@@ -111,11 +111,11 @@ def test_a_snapshot_whose_manifest_and_name_differ_in_number_is_refused(
     tmp_path: Path, local: LocalProject, change: dict[str, Any]
 ) -> None:
     root = init_project(tmp_path / "drive")[0].root
-    facts = {"number": 1, "database": "12345678", "ancestry": {}, "session": "", "taken_at": 1.0, "last_event": 1}
+    fields = {"number": 1, "database": "12345678", "ancestry": {}, "session": "", "taken_at": 1.0, "last_event": 1}
     told: list[str] = []
     snapshots = Snapshots(Drive(root), lambda path, why: told.append(f"{path}: {why}"))
     take(local.project.queue_db, tmp_path / "copy.db")
-    made = snapshots.publish(tmp_path / "copy.db", {**facts, "experiments": []})
+    made = snapshots.publish(tmp_path / "copy.db", {**fields, "experiments": []})
     assert Snapshots(Drive(root)).listed()
     text = json.dumps(json.loads((root / f"{made.base}.json").read_bytes()) | change).encode()
     path = root / "state/snapshots" / f"00000001-12345678-{hashlib.sha256(text).hexdigest()[:12]}.json"
@@ -127,9 +127,9 @@ def test_a_snapshot_whose_manifest_and_name_differ_in_number_is_refused(
 
 def test_a_copy_that_the_drive_renamed_serves_for_a_cut_off_snapshot(tmp_path: Path, local: LocalProject) -> None:
     root = init_project(tmp_path / "drive")[0].root
-    facts = {"number": 1, "database": "12345678", "ancestry": {}, "session": "", "taken_at": 1.0, "last_event": 1}
+    fields = {"number": 1, "database": "12345678", "ancestry": {}, "session": "", "taken_at": 1.0, "last_event": 1}
     take(local.project.queue_db, tmp_path / "copy.db")
-    made = Snapshots(Drive(root)).publish(tmp_path / "copy.db", {**facts, "experiments": []})
+    made = Snapshots(Drive(root)).publish(tmp_path / "copy.db", {**fields, "experiments": []})
     for suffix in (".json", ".db"):
         whole = root / f"{made.base}{suffix}"
         (root / f"{made.base} (2){suffix}").write_bytes(whole.read_bytes())

@@ -485,20 +485,20 @@ def test_the_end_command_is_killed_if_it_takes_too_long(tmp_path: Path) -> None:
     assert "code 3: no drive here" in notes[1]
 
 
-def _newer_spec(facts: dict[str, Any]) -> None:
-    facts["spec"]["train"]["a_key_of_next_year"] = 1
+def _newer_spec(record: dict[str, Any]) -> None:
+    record["spec"]["train"]["a_key_of_next_year"] = 1
 
 
-def _names_for_numbers(facts: dict[str, Any]) -> None:
-    facts["spec"] = "tiny"
+def _names_for_numbers(record: dict[str, Any]) -> None:
+    record["spec"] = "tiny"
 
 
-def _no_mapping(facts: dict[str, Any]) -> None:
-    facts["prepare"] = ["d" * 64]
+def _no_mapping(record: dict[str, Any]) -> None:
+    record["prepare"] = ["d" * 64]
 
 
-def _far_too_urgent(facts: dict[str, Any]) -> None:
-    facts["priority"] = 10**30
+def _far_too_urgent(record: dict[str, Any]) -> None:
+    record["priority"] = 10**30
 
 
 FACTS_OF_ANOTHER_MBQUEUE = pytest.mark.parametrize(

@@ -17,8 +17,8 @@ def row(epoch: int, val_mae: float = 0.5) -> dict[str, float]:
 
 def trained(epochs: int, *, fold: int = 0, fence: int = 1, **options) -> Trained:
     history = options.pop("history", [row(epoch) for epoch in range(1, epochs + 1)])
-    facts = {"is_within": False, "skip_rest": False, "source": "commit e.json", **options}
-    return Trained(experiment="full", fold=fold, history=history, fence=fence, **facts)
+    fields = {"is_within": False, "skip_rest": False, "source": "commit e.json", **options}
+    return Trained(experiment="full", fold=fold, history=history, fence=fence, **fields)
 
 
 def seen(session: str, *, alive_until: float) -> SeenSession:

@@ -176,10 +176,10 @@ def test_a_session_does_not_give_the_names_of_lost_trials_to_others(whole: Proje
     whole.recover(force=True)
     whole.enqueue(_search(whole))
     with open_queue(whole.folder) as queue:
-        facts = json.loads((whole.folder.notes_dir / "rates.000.json").read_bytes())
+        note = json.loads((whole.folder.notes_dir / "rates.000.json").read_bytes())
         assert [one.name for one in queue.trials()] == ["rates.000"]
     lost_note = whole.folder.notes_dir / "rates.001.json"
-    lost_note.write_text(json.dumps(facts))
+    lost_note.write_text(json.dumps(note))
     with pytest.raises(QueueLost, match=r"rates\.001"):
         whole.work(device="cpu", max_jobs=0)
     with pytest.raises(QueueLost, match=r"rates\.001"):

@@ -544,8 +544,8 @@ class QueueMachine(RuleBasedStateMachine):
             {**result_of(epoch), **({"other": self.now} if epoch >= differs_from else {})}
             for epoch in range(1, epochs + 1)
         ]
-        facts = {"is_within": is_within, "skip_rest": skip_rest, "source": "machine"}
-        chain = Trained(experiment=name, fold=fold, history=history, fence=fence, **facts)
+        fields = {"is_within": is_within, "skip_rest": skip_rest, "source": "machine"}
+        chain = Trained(experiment=name, fold=fold, history=history, fence=fence, **fields)
         published = []
         is_free = not any(job.state is State.LEASED for job in jobs)
         assert self.queue.adopt(chain, now=self.now, publish=lambda: published.append(1)) == is_free

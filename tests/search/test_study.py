@@ -21,10 +21,10 @@ def trial(number: int, settings: dict[str, Any], *, epochs: int = 8, done: int =
     state = options.pop("state", TrialState.DONE if done == epochs else TrialState.OPEN)
     curves = {fold: [val_mae(settings, fold, epoch) for epoch in range(1, done + 1)] for fold in folds}
     spent = {"seconds": 1.0 * done, "epoch_seconds": 1.0 * done}
-    facts = {"experiment": f"hunt.{number:03d}", "priority": 0, "is_paused": False, **spent, **options}
-    curves = facts.pop("curves", curves)
+    fields = {"experiment": f"hunt.{number:03d}", "priority": 0, "is_paused": False, **spent, **options}
+    curves = fields.pop("curves", curves)
     return Trial(
-        number=number, settings=settings, state=state, curves=curves, epochs=epochs, is_trained=done == epochs, **facts
+        number=number, settings=settings, state=state, curves=curves, epochs=epochs, is_trained=done == epochs, **fields
     )
 
 
