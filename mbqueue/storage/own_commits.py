@@ -160,17 +160,17 @@ class OwnCommits(Commits):
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def stage(self, content: bytes, facts: Mapping[str, Any]) -> Staged:
+    def stage(self, content: bytes, fields: Mapping[str, Any]) -> Staged:
         """Write a checkpoint durably, without its manifest.
 
         Args:
             content: bytes of the checkpoint file.
-            facts: fields of `Manifest` other than size and sha256.
+            fields: fields of `Manifest` other than size and sha256.
 
         Raises:
             CommitTaken: if another worker has written a commit of this name.
         """
-        given = {**facts, "enqueued": self._enqueued or facts.get("enqueued")}
+        given = {**fields, "enqueued": self._enqueued or fields.get("enqueued")}
         manifest = Manifest(**given, size=len(content), sha256=hashlib.sha256(content).hexdigest())
         self.identity.require(manifest, source=f"{self.place.name}/{manifest.stem}")
         commit = Commit(manifest.stem, manifest, json_bytes(manifest.to_json()))

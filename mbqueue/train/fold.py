@@ -145,7 +145,7 @@ class FoldRun:
                 finished = self._train(learner, saver, writer, should_stop, on_step)
                 finished = finished and self._validate(learner, should_stop)
                 if learner.has_news:
-                    learner.parent = saver.save_now(learner.state(), self._facts(learner, writer))
+                    learner.parent = saver.save_now(learner.state(), self._fields(learner, writer))
                 self._learner = learner
             return self._outcome(learner)
 
@@ -183,11 +183,11 @@ class FoldRun:
             "so the last digits of its result may differ from those of an uninterrupted run."
         )
 
-    def _facts(self, learner: Learner, writer: _Writer) -> dict[str, Any]:
+    def _fields(self, learner: Learner, writer: _Writer) -> dict[str, Any]:
         # Running out of memory may have changed the micro-batch size since the previous commit.
         learner.compute_under(self._conditions.fingerprint(), writer.session)
         return {
-            **learner.facts(fence=writer.fence, session=writer.session, now=self._clock.now()),
+            **learner.manifest_fields(fence=writer.fence, session=writer.session, now=self._clock.now()),
             "fingerprint": learner.fingerprint,
             "absent_elements": list(self.absent_elements),
         }
@@ -244,7 +244,7 @@ class FoldRun:
                         if now - last_commit >= writer.checkpoint_seconds and not saver.is_busy:
                             stepper.settle()
                             if learner.step < len(steps):
-                                saver.start(learner.state(), self._facts(learner, writer))
+                                saver.start(learner.state(), self._fields(learner, writer))
                                 last_commit = now
                 except OutOfMemory as full:
                     shortage = full.shortage

@@ -205,7 +205,7 @@ class Learner:
             end_maes=list(self.soup.end_maes) if self.soup else [],
         )
 
-    def facts(self, *, fence: int, session: str, now: float) -> dict[str, Any]:
+    def manifest_fields(self, *, fence: int, session: str, now: float) -> dict[str, Any]:
         """Return the manifest fields that describe this state, including the best commit."""
         if self.best is not None and "commit" not in self.best:
             self.best["commit"] = stem_of(epoch=self.epoch, step=None, fence=fence)

@@ -44,10 +44,10 @@ class Saver:
         """Whether a commit is pending: being staged, or staged but not published yet."""
         return self._pending is not None
 
-    def start(self, state: TrainState, facts: Mapping[str, Any]) -> None:
+    def start(self, state: TrainState, fields: Mapping[str, Any]) -> None:
         """Stage a commit in the background. ``state`` must not share memory with the model being trained."""
         assert self._pending is None
-        self._pending = self._thread.submit(lambda: self._checkpoints.stage(serialise(state), facts))
+        self._pending = self._thread.submit(lambda: self._checkpoints.stage(serialise(state), fields))
 
     def publish_if_ready(self) -> Manifest | None:
         """Publish the pending commit if its staging has finished; otherwise, return None immediately.
@@ -67,7 +67,7 @@ class Saver:
         except StoreError:  # the store has already reported the error
             return None
 
-    def save_now(self, state: TrainState, facts: Mapping[str, Any]) -> Manifest:
+    def save_now(self, state: TrainState, fields: Mapping[str, Any]) -> Manifest:
         """Discard any pending commit, then stage and publish a new one before returning.
 
         If an object store isn't responding, the commit is retried for as long as `Checkpoints.hold_on` allows. Retries
@@ -80,7 +80,7 @@ class Saver:
         content = serialise(state)
         while True:
             try:
-                return self._publish(self._checkpoints.stage(content, facts))
+                return self._publish(self._checkpoints.stage(content, fields))
             except StoreError as error:
                 self._checkpoints.hold_on(error)
 

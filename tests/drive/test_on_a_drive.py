@@ -105,11 +105,11 @@ def test_a_full_disk_ends_the_session_with_the_last_commit_safe_and_says_what_to
     enqueue(project, small_spec(project))
     stage, staged = Checkpoints.stage, []
 
-    def stage_until_full(self: Checkpoints, content: bytes, facts: Any) -> Any:
+    def stage_until_full(self: Checkpoints, content: bytes, fields: Any) -> Any:
         if len(staged) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        staged.append(facts["step"])
-        return stage(self, content, facts)
+        staged.append(fields["step"])
+        return stage(self, content, fields)
 
     monkeypatch.setattr(Checkpoints, "stage", stage_until_full)
     with pytest.raises(DiskFull, match="mbqueue cache prune"):

@@ -20,7 +20,7 @@ from mbqueue.storage.own_commits import OwnCommits
 from mbqueue.storage.places import in_folder, in_store
 
 
-def facts(session: str) -> dict[str, Any]:
+def fields(session: str) -> dict[str, Any]:
     """The fields of a manifest besides size and hash."""
     return {
         "experiment": "small",
@@ -43,9 +43,9 @@ def facts(session: str) -> dict[str, Any]:
 
 def test_in_a_folder_a_second_writer_of_a_commit_leaves_the_checkpoint_of_the_first_alone(tmp_path: Path) -> None:
     first, second = (OwnCommits(in_folder(tmp_path), SMALL) for _ in range(2))
-    staged = first.stage(b"one", facts("a"))
+    staged = first.stage(b"one", fields("a"))
     with pytest.raises(CommitTaken):
-        second.stage(b"two", facts("b"))
+        second.stage(b"two", fields("b"))
     staged.publish()
     (commit,) = second.commits()
     assert (commit.manifest.session, second.checkpoint(commit)) == ("a", b"one")
@@ -66,7 +66,7 @@ def test_failed_copies_are_reported_once_and_cost_no_commit(tmp_path: Path) -> N
     notes: list[str] = []
     store = new_store("shared folder", None, tmp_path / "share")
     commits = OwnCommits(in_store(store, SMALL), SMALL, near=tmp_path / "near", note=notes.append)
-    commits.stage(b"one", facts("a")).publish()
+    commits.stage(b"one", fields("a")).publish()
     (commit,) = commits.commits()
     assert commits.checkpoint(commit) == b"one"
     assert len(notes) == 1
@@ -76,10 +76,10 @@ def test_failed_copies_are_reported_once_and_cost_no_commit(tmp_path: Path) -> N
 def test_commits_sent_to_a_store_replace_no_others(tmp_path: Path) -> None:
     store = new_store("shared folder", None, tmp_path / "share")
     theirs = OwnCommits(in_store(store, SMALL), SMALL)
-    theirs.stage(b"theirs", facts("b")).publish()
+    theirs.stage(b"theirs", fields("b")).publish()
     project = ProjectFolder(tmp_path / "project")
     ours = OwnCommits(in_folder(project.checkpoints_dir("small", 0)), SMALL)
-    ours.stage(b"ours", facts("a")).publish()
+    ours.stage(b"ours", fields("a")).publish()
     experiment: Any = type("Known", (), {"name": "small", "identity": lambda _self, _fold: SMALL})()
     notes: list[str] = []
     assert not send_fold(project, store, experiment, 0, 1, notes.append)

@@ -74,7 +74,7 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
 
 
 #: The fields of a manifest except size and hash.
-FACTS: dict[str, Any] = {
+FIELDS: dict[str, Any] = {
     "experiment": "small",
     "spec_hash": "s",
     "dataset_hash": "d",
@@ -99,9 +99,9 @@ def test_a_proxy_that_says_404_gets_no_manifest_published_without_its_checkpoint
     commits = OwnCommits(in_store(proxied, SMALL), SMALL, near=tmp_path)
     _Proxied.away = True
     with pytest.raises(StoreAway, match="404"):
-        commits.stage(b"state", FACTS)
+        commits.stage(b"state", FIELDS)
     _Proxied.away = False
-    commits.stage(b"state", FACTS).publish()
+    commits.stage(b"state", FIELDS).publish()
     assert sorted(name.rpartition(".")[2] for name in _Proxied.objects) == ["json", "pt"]
 
 
@@ -190,13 +190,13 @@ def test_a_second_try_finds_out_before_it_holds_the_queue_that_the_store_is_stil
     store, backend = faulty(s3.new_store())
     store.check()
     commits = OwnCommits(in_store(store, SMALL), SMALL, near=tmp_path)
-    staged = commits.stage(b"state", FACTS)
+    staged = commits.stage(b"state", FIELDS)
     backend.away = True
     with pytest.raises(StoreAway):
         staged.publish()
     with pytest.raises(StoreAway):
-        commits.stage(b"state", FACTS)
+        commits.stage(b"state", FIELDS)
     backend.away = False
     backend.calls.clear()
-    commits.stage(b"state", FACTS).publish()
+    commits.stage(b"state", FIELDS).publish()
     assert [call.partition(" ")[0] for call in backend.calls] == ["get", "put"], "the checkpoint is not sent again"

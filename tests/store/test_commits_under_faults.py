@@ -38,7 +38,7 @@ def store(request: pytest.FixtureRequest, s3: S3Server, tmp_path: Path) -> Objec
     return new_store(request.param, s3, tmp_path / "share")
 
 
-def facts(*, epoch: int = 1, fence: int = 1, session: str = "a", **other: Any) -> dict[str, Any]:
+def fields(*, epoch: int = 1, fence: int = 1, session: str = "a", **other: Any) -> dict[str, Any]:
     """The fields of a manifest besides size and hash."""
     stem = f"e{epoch:04d}-done-f{fence:04d}"
     return {
@@ -84,7 +84,7 @@ def test_of_two_writers_of_one_commit_one_wins_and_the_other_is_told(store: Obje
 
         def write(session: str, number: int = number, both: Any = both, ends: dict[str, str] = ends) -> None:
             commits = machine(store, tmp_path / session)
-            staged = commits.stage(session.encode() * 1000, facts(epoch=number, session=session))
+            staged = commits.stage(session.encode() * 1000, fields(epoch=number, session=session))
             both.wait()
             try:
                 staged.publish()
@@ -107,8 +107,8 @@ def test_of_two_writers_of_one_commit_one_wins_and_the_other_is_told(store: Obje
 
 def test_a_writer_with_the_same_bytes_is_the_same_writer(store: ObjectStore, tmp_path: Path) -> None:
     commits = machine(store, tmp_path)
-    commits.stage(b"state", facts()).publish()
-    commits.stage(b"state", facts()).publish()
+    commits.stage(b"state", fields()).publish()
+    commits.stage(b"state", fields()).publish()
     assert whole(store, tmp_path / "fresh") == ["e0001-done-f0001 by a"]
 
 
@@ -133,7 +133,7 @@ def test_a_request_or_an_answer_lost_at_any_operation_costs_no_commit(
     def epochs(store: ObjectStore, folder: Path) -> None:
         commits = machine(store, folder)
         for number in (1, 2, 3):
-            commit_of(commits, f"state {number}".encode(), facts(epoch=number))
+            commit_of(commits, f"state {number}".encode(), fields(epoch=number))
             _again(commits.prune)
 
     real = new_store(kind, s3, tmp_path / "counted")
@@ -187,14 +187,14 @@ def test_a_death_at_any_operation_leaves_the_commit_before_or_the_new_one_whole(
     while not ended:
         at += 1
         store = new_store("s3", s3, tmp_path / "unused")
-        machine(store, tmp_path / f"first-{at}").stage(b"one", facts()).publish()
+        machine(store, tmp_path / f"first-{at}").stage(b"one", fields()).publish()
         dying, backend = faulty(store.url)
         counted = FaultyBackend(backend.real, at=at)
         die(counted)
         dying.bulk = dying.brisk = counted.real
         commits = machine(dying, tmp_path / f"machine-{at}")
         try:
-            commits.stage(b"two", facts(epoch=2)).publish()
+            commits.stage(b"two", fields(epoch=2)).publish()
             commits.prune()
             ended = True
         except Death:
@@ -204,7 +204,7 @@ def test_a_death_at_any_operation_leaves_the_commit_before_or_the_new_one_whole(
         assert newest.manifest.epoch in (1, 2)
         assert after_death.checkpoint(newest) == {1: b"one", 2: b"two"}[newest.manifest.epoch]
         # A session that resumes with a higher fence can commit.
-        after_death.stage(b"three", facts(epoch=2, fence=2)).publish()
+        after_death.stage(b"three", fields(epoch=2, fence=2)).publish()
         assert whole(store, tmp_path / f"later-{at}")[-1] == "e0002-done-f0002 by a"
     assert at > 4
 
@@ -213,7 +213,7 @@ def test_an_intact_local_copy_saves_the_download_and_a_damaged_one_is_ignored(
     store: ObjectStore, tmp_path: Path
 ) -> None:
     commits = machine(store, tmp_path)
-    commits.stage(b"state", facts()).publish()
+    commits.stage(b"state", fields()).publish()
     (commit,) = commits.commits()
     gets = store.requests.get("get", 0)
     assert commits.checkpoint(commit) == b"state"
@@ -229,7 +229,7 @@ def test_a_commit_that_its_holder_has_just_replaced_is_not_called_damaged(store:
     told: list[str] = []
     reader = OwnCommits(in_store(store, SMALL), SMALL, lambda _stem, why: told.append(why), near=tmp_path / "reader")
     holder = machine(store, tmp_path / "holder")
-    holder.stage(b"one", facts()).publish()
+    holder.stage(b"one", fields()).publish()
     (commit,) = reader.commits()
     holder.remove(commit)
     with pytest.raises(Damaged, match="missing"):
@@ -242,8 +242,8 @@ def test_an_old_checkpoint_without_a_manifest_is_removed(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commits = machine(store, tmp_path)
-    commits.stage(b"lost the race", facts(session="b"))
-    commits.stage(b"state", facts()).publish()
+    commits.stage(b"lost the race", fields(session="b"))
+    commits.stage(b"state", fields()).publish()
     commits.prune()
     prefix = SMALL_FOLDER
     assert sum(name.endswith(".pt") for name in store.names(prefix)) == 2, "its writer may be about to publish it"
@@ -259,7 +259,7 @@ def test_an_old_checkpoint_without_a_manifest_is_removed(
 
 
 def test_a_manifest_of_another_commit_under_a_name_is_set_aside(store: ObjectStore, tmp_path: Path) -> None:
-    machine(store, tmp_path / "a").stage(b"one", facts()).publish()
+    machine(store, tmp_path / "a").stage(b"one", fields()).publish()
     prefix = SMALL_FOLDER
     listing = store.read(f"{prefix}/e0001-done-f0001.json", at_most=1 << 20)
     assert manifest_of(listing, source="").epoch == 1
@@ -278,13 +278,13 @@ def test_an_unmounted_shared_folder_neither_reports_missing_objects_nor_accepts_
     """An unmounted folder is empty, so without this check every commit would seem lost."""
     store = new_store("shared folder", s3, tmp_path / "share")
     commits = machine(store, tmp_path / "copies")
-    commits.stage(b"state", facts()).publish()
+    commits.stage(b"state", fields()).publish()
     (tmp_path / "share").rename(tmp_path / "unmounted")
     (tmp_path / "share").mkdir()
     with pytest.raises(StoreAway, match="still mounted"):
         commits.manifests()
     with pytest.raises(StoreAway, match="still mounted"):
-        commits.stage(b"more", facts(epoch=2))
+        commits.stage(b"more", fields(epoch=2))
     assert list((tmp_path / "share").iterdir()) == []
 
 

@@ -139,8 +139,8 @@ def test_a_checkpoint_cannot_run_code(commits: Kept, tmp_path: Path) -> None:
     checkpoints = commits.checkpoints()
     commit = checkpoints.newest()
     assert commit is not None
-    facts = {key: value for key, value in vars(commit.manifest).items() if key not in {"size", "sha256"}}
-    checkpoints.stage(pickle.dumps(Evil()), facts | {"fence": 9}).publish()
+    fields = {key: value for key, value in vars(commit.manifest).items() if key not in {"size", "sha256"}}
+    checkpoints.stage(pickle.dumps(Evil()), fields | {"fence": 9}).publish()
     newest = checkpoints.newest()
     assert newest is not None
     assert newest.manifest.fence == 2
@@ -152,8 +152,8 @@ def test_a_staged_commit_does_not_exist_until_it_is_published(commits: Kept) -> 
     commit = checkpoints.newest()
     assert commit is not None
     content = serialise(checkpoints.load(commit))
-    facts = {key: value for key, value in vars(commit.manifest).items() if key not in {"size", "sha256"}}
-    staged = checkpoints.stage(content, facts | {"fence": 7})
+    fields = {key: value for key, value in vars(commit.manifest).items() if key not in {"size", "sha256"}}
+    staged = checkpoints.stage(content, fields | {"fence": 7})
     assert [found.fence for found in checkpoints.manifests()] == [1, 2]
     staged.publish()
     assert [found.fence for found in checkpoints.manifests()] == [1, 2, 7]
@@ -175,9 +175,9 @@ def test_pruning_keeps_the_newest_two_and_their_best(commits: Kept) -> None:
     checkpoints = commits.checkpoints()
     [done, middle] = checkpoints.commits()
     content = serialise(checkpoints.load(middle))
-    facts = {key: value for key, value in vars(middle.manifest).items() if key not in {"size", "sha256"}}
+    fields = {key: value for key, value in vars(middle.manifest).items() if key not in {"size", "sha256"}}
     for fence in (3, 4, 5):
-        checkpoints.stage(content, facts | {"fence": fence}).publish()
+        checkpoints.stage(content, fields | {"fence": fence}).publish()
     assert checkpoints.prune() == [middle.base, "e0002-s000001-f0003"]
     assert [found.stem for found in checkpoints.manifests()] == [
         done.base,
@@ -187,8 +187,8 @@ def test_pruning_keeps_the_newest_two_and_their_best(commits: Kept) -> None:
 
 
 def test_of_two_commits_of_the_same_step_the_later_lease_counts(local: Path) -> None:
-    def order(**facts: Any) -> Rank:
-        return Manifest(**{**base, **facts}).rank
+    def order(**fields: Any) -> Rank:
+        return Manifest(**{**base, **fields}).rank
 
     base = vars(small_commits(local).manifests()[0])
     assert order(fence=2) > order(fence=1)
@@ -217,8 +217,8 @@ def test_a_checkpoint_whose_writer_died_before_its_manifest_had_a_name_is_swept_
     before = names(local)
     commits = small_commits(local)
     manifest = manifest_of((trained / "e0002-s000001-f0002.json").read_bytes(), source="trained")
-    facts = {key: value for key, value in vars(manifest).items() if key not in {"size", "sha256"}}
-    commits.stage((trained / "e0002-s000001-f0002.pt").read_bytes(), {**facts, "fence": 7})
+    fields = {key: value for key, value in vars(manifest).items() if key not in {"size", "sha256"}}
+    commits.stage((trained / "e0002-s000001-f0002.pt").read_bytes(), {**fields, "fence": 7})
     assert "e0002-s000001-f0007.pt" in names(local)
     (local / "e0001-done-f0001.pt.damaged").write_bytes(b"evidence")
     small_commits(local).sweep()
