@@ -130,7 +130,7 @@ class OpenedProject:
         """
         from mbqueue.results.folder import read_recorded  # noqa: PLC0415
         from mbqueue.results.record import broken_folds  # noqa: PLC0415
-        from mbqueue.session.record_inputs import written_facts  # noqa: PLC0415
+        from mbqueue.session.record_inputs import written_checksums  # noqa: PLC0415
 
         with contextlib.suppress(ResultsError):  # the check below finds files that could not be fetched
             self._bring_results(queue, experiment)
@@ -138,7 +138,7 @@ class OpenedProject:
         entry = queue.experiment(experiment)
         folder = self._newest_results(entry.results_dir)
         predicted = [job.fold for job in jobs if job.kind is Kind.PREDICT and job.fold is not None]
-        lost = broken_folds(folder, predicted, entry.spec, facts=written_facts(jobs))
+        lost = broken_folds(folder, predicted, entry.spec, checksums=written_checksums(jobs))
         if not lost and any(job.kind is Kind.RECORD for job in jobs):
             try:
                 read_recorded(folder)

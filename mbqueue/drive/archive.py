@@ -281,7 +281,7 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
         )
     if listing["format"] > FORMAT:
         raise DamagedArchive(f"{source} was made by a newer mbqueue ({listing['mbqueue']}). Nothing was changed.")
-    said = {name: (facts["size"], facts["sha256"]) for name, facts in listing["files"].items()}
+    said = {name: (checksum["size"], checksum["sha256"]) for name, checksum in listing["files"].items()}
     if said != laid:
         raise DamagedArchive(f"{source} is damaged: its files do not match its checksums. Nothing was changed.")
     commits = sum(name.startswith("checkpoints/") and name.endswith(".json") for name in laid)

@@ -120,8 +120,8 @@ def read_recorded(folder: Path, *, verify: bool = True) -> Recorded:
     path = folder / RESULTS_FILE
     content = _content_of(path)
     if verify:
-        for name, facts in content["run"]["files"].items():
-            _verify(folder / name, facts)
+        for name, checksum in content["run"]["files"].items():
+            _verify(folder / name, checksum)
     return Recorded(folder, content)
 
 
@@ -177,7 +177,7 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
     folders = list(results_dirs)
     found = [path.parent for results_dir in folders for path in results_dir.glob(f"daily/*/*/{RESULTS_FILE}")]
     named = [folder for folder in found if folder.name == name]
-    named = named or [folder for folder in found if _facts(folder)[0] == name]
+    named = named or [folder for folder in found if _name_and_time(folder)[0] == name]
     if named:
         return max(named, key=lambda folder: (folder.parent.name, recorded_at(folder)))
     known = ", ".join(sorted({folder.name for folder in found})) or "none"
@@ -189,10 +189,10 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
 
 def recorded_at(folder: Path) -> str:
     """The time at which a folder's results were recorded, as text; empty if results.json cannot be read."""
-    return _facts(folder)[1]
+    return _name_and_time(folder)[1]
 
 
-def _facts(folder: Path) -> tuple[str, str]:
+def _name_and_time(folder: Path) -> tuple[str, str]:
     """The name of an experiment and the time of recording; two empty strings if results.json cannot be read."""
     try:
         recorded = read_recorded(folder, verify=False)
@@ -201,8 +201,8 @@ def _facts(folder: Path) -> tuple[str, str]:
     return recorded.name, str(recorded.content["run"].get("recorded_at", ""))
 
 
-def _verify(path: Path, facts: dict[str, Any]) -> None:
+def _verify(path: Path, checksum: dict[str, Any]) -> None:
     if not path.exists():
         raise ResultsError(f"{path} is missing, but {RESULTS_FILE} lists it. {RESTORE}")
-    if not ResultFile(path.name, facts["size"], facts["sha256"]).is_whole(path):
+    if not ResultFile(path.name, checksum["size"], checksum["sha256"]).is_whole(path):
         raise ResultsError(f"{path} differs from the recorded file. {RESTORE}")

@@ -164,7 +164,7 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
             staging / MARKDOWN_FILE, results_markdown(content, [*names, RESULTS_FILE], predictions=predictions)
         )
         made.append(staging / MARKDOWN_FILE)
-        content["run"]["files"] = {path.name: _facts(path) for path in [*tables, *made]}
+        content["run"]["files"] = {path.name: _checksum(path) for path in [*tables, *made]}
         content["run"]["checksum"] = checksum_of(content)
         files.write_json(staging / RESULTS_FILE, content)
 
@@ -209,13 +209,13 @@ def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
     return content
 
 
-def fold_facts(folder: Path, fold: int, spec: Mapping[str, Any]) -> dict[str, dict[str, int | str]]:
+def fold_checksums(folder: Path, fold: int, spec: Mapping[str, Any]) -> dict[str, dict[str, int | str]]:
     """Return file name → size and SHA-256, for a fold's history, predictions and model. A blend has no model.
 
     Raises:
         ResultsError: if a file is missing.
     """
-    return {path.name: _facts(path) for path in fold_files(folder, fold, spec)}
+    return {path.name: _checksum(path) for path in fold_files(folder, fold, spec)}
 
 
 def recorded_names(content: Mapping[str, Any]) -> list[str]:
@@ -228,7 +228,7 @@ def broken_folds(
     folds: Sequence[int],
     spec: Mapping[str, Any],
     *,
-    facts: Mapping[int, Mapping[str, Any]] | None = None,
+    checksums: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> dict[int, str]:
     """Find the folds whose history, predictions or model are missing or damaged: fold → the problem.
 
@@ -237,20 +237,20 @@ def broken_folds(
 
     Args:
         spec: the experiment's spec, as plain JSON values.
-        facts: fold → the result of `fold_facts` when the fold's files were written. The files of a fold that is missing
-            from ``facts`` are read, but not compared with anything.
+        checksums: fold → the result of `fold_checksums` when the fold's files were written. The files of other folds
+            are read, but not compared with anything.
     """
     found = {}
     for fold in folds:
         try:
             read_history(history_file(folder, fold))
             read_predictions(predictions_file(folder, fold))
-            there = fold_facts(folder, fold, spec)
+            there = fold_checksums(folder, fold, spec)
         except ResultsError as error:
             found[fold] = str(error)
             continue
-        written = (facts or {}).get(fold, there)
-        changed = [name for name, fact in there.items() if written.get(name) != fact]
+        written = (checksums or {}).get(fold, there)
+        changed = [name for name, checksum in there.items() if written.get(name) != checksum]
         if changed:
             found[fold] = f"{', '.join(changed)} in {folder} changed after mbqueue wrote the fold's results."
     return found
@@ -342,8 +342,8 @@ def _parameters(inputs: RecordInputs) -> dict[str, Any]:
     return flat
 
 
-def _facts(path: Path) -> dict[str, int | str]:
+def _checksum(path: Path) -> dict[str, int | str]:
     try:
-        return ResultFile.of(path).facts
+        return ResultFile.of(path).checksum
     except FileNotFoundError as error:
         raise ResultsError(f"There is no file {path}, although the fold's predict job wrote it. {RESTORE}") from error

@@ -12,7 +12,7 @@ import numpy as np
 from mbqueue.errors import counted
 from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder, write_bytes
 from mbqueue.queue.jobs import Experiment, Lease
-from mbqueue.results.record import fold_facts
+from mbqueue.results.record import fold_checksums
 from mbqueue.results.scores import measures_of, score
 from mbqueue.results.tables import (
     Predictions,
@@ -74,7 +74,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
             write_bytes(model_file(staging, fold), found.model)
         write_predictions(predictions_file(staging, fold), found.table)
         write_history(history_file(staging, fold), found.history)
-        facts = fold_facts(staging, fold, spec)
+        checksums = fold_checksums(staging, fold, spec)
 
         def publish() -> None:
             for path in sorted(fold_files(staging, fold, spec), key=lambda path: path.name.startswith("preds")):
@@ -90,10 +90,10 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
             "n_test": len(found.table),
             "absent_elements": list(found.absent_elements),
             **found.more,
-            "files": facts,
+            "files": checksums,
         }
         if session.store is not None:
-            send_results(session.store, experiment.name, staging, ResultFile.all_in(facts))
+            send_results(session.store, experiment.name, staging, ResultFile.all_in(checksums))
         session.commit(lease, result=result, publish=publish)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

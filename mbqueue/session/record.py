@@ -12,9 +12,9 @@ from mbqueue.results.cells import spread
 from mbqueue.results.record import broken_folds, record_experiment
 from mbqueue.results.scores import measures_of
 from mbqueue.session.loaded import Loaded
-from mbqueue.session.record_inputs import fingerprint_changes, record_inputs, written_facts
+from mbqueue.session.record_inputs import fingerprint_changes, record_inputs, written_checksums
 from mbqueue.session.session import Rewound, Session
-from mbqueue.session.shared_results import fetch_results, recorded_facts, send_results
+from mbqueue.session.shared_results import fetch_results, recorded_checksums, send_results
 from mbqueue.storage.commits import Commits
 from mbqueue.storage.results import ResultFile
 from mbqueue.task import target_of
@@ -34,8 +34,8 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
             fetch_results(session.store, experiment, session.queue.jobs(experiment=experiment.name), folder)
         except ResultsError as error:
             session.report.note(str(error))  # the check below rewinds each fold whose files are missing
-    written = written_facts(session.queue.jobs(experiment=experiment.name))
-    broken = broken_folds(folder, spec.folds, experiment.spec, facts=written)
+    written = written_checksums(session.queue.jobs(experiment=experiment.name))
+    broken = broken_folds(folder, spec.folds, experiment.spec, checksums=written)
     if broken:
         session.queue.rewind(experiment.name, broken, to_epoch=spec.train.epochs, now=session.clock.now(), lease=lease)
         raise Rewound(f"{' '.join(broken.values())} mbqueue recreates missing files from the checkpoints.")
@@ -48,7 +48,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
         if session.store is not None:
             # Other machines do not see the results folder, so the files are sent to the store before the commit.
             session.while_held(lease, publish)
-            result["files"] = recorded_facts(folder, content)
+            result["files"] = recorded_checksums(folder, content)
             send_results(session.store, experiment.name, folder, ResultFile.all_in(result["files"]))
             session.commit(lease, result=result)
             return

@@ -85,7 +85,7 @@ def fingerprint_changes(commits: Mapping[int, Commits]) -> list[dict[str, Any]]:
     ]
 
 
-def written_facts(jobs: Iterable[Job]) -> dict[int, Mapping[str, Any]]:
+def written_checksums(jobs: Iterable[Job]) -> dict[int, Mapping[str, Any]]:
     """Size and SHA-256 of each file that a fold's `predict` job wrote, by fold."""
     return {
         job.fold: job.result["files"]

@@ -18,7 +18,7 @@ from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.queue.store import Queue
 from mbqueue.results.record import RESULTS_FILE, recorded_names
 from mbqueue.results.tables import history_file, write_history
-from mbqueue.session.record_inputs import written_facts
+from mbqueue.session.record_inputs import written_checksums
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.storage.results import ResultFile
 
@@ -35,15 +35,15 @@ def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore)
     """Send a new store the result files of all folds that this machine has already predicted."""
     for experiment in queue.experiments():
         folder = project.working_results(experiment.results_dir)
-        for facts in written_facts(queue.jobs(experiment=experiment.name, state=State.COMMITTED)).values():
-            whole = [file for file in ResultFile.all_in(facts) if file.is_whole(folder / file.name)]
+        for checksums in written_checksums(queue.jobs(experiment=experiment.name, state=State.COMMITTED)).values():
+            whole = [file for file in ResultFile.all_in(checksums) if file.is_whole(folder / file.name)]
             if whole:
                 send_results(store, experiment.name, folder, whole)
 
 
-def recorded_facts(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def recorded_checksums(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of the files that the `record` job wrote, by file name."""
-    of_results = ResultFile.of(folder / RESULTS_FILE).facts
+    of_results = ResultFile.of(folder / RESULTS_FILE).checksum
     return {name: content["run"]["files"].get(name, of_results) for name in recorded_names(content)}
 
 

@@ -39,16 +39,16 @@ class ResultFile(NamedTuple):
         return cls(path.name, path.stat().st_size, files.sha256_of_file(path))
 
     @classmethod
-    def all_in(cls, facts: Mapping[str, Mapping[str, Any]]) -> list[ResultFile]:
-        """The result files in ``facts``, which maps names to ``size`` and ``sha256``.
+    def all_in(cls, checksums: Mapping[str, Mapping[str, Any]]) -> list[ResultFile]:
+        """The result files in ``checksums``, which maps names to ``size`` and ``sha256``.
 
         Unsafe files are skipped (see `is_safe`).
         """
-        found = [cls(name, fact["size"], fact["sha256"]) for name, fact in facts.items()]
+        found = [cls(name, checksum["size"], checksum["sha256"]) for name, checksum in checksums.items()]
         return [file for file in found if file.is_safe]
 
     @property
-    def facts(self) -> dict[str, int | str]:
+    def checksum(self) -> dict[str, int | str]:
         """Size and SHA-256, as `results.json` and the queue store them."""
         return {"size": self.size, "sha256": self.sha256}
 

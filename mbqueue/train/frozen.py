@@ -145,8 +145,8 @@ class FrozenBackbone:
 
     def install(self, kind: str, shard: int, content: bytes, listing: dict[str, Any]) -> bool:
         """Durably write a shard from another machine; return False if it is damaged or belongs to a different store."""
-        facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        if listing != {**self._identity, **facts}:
+        checksum = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        if listing != {**self._identity, **checksum}:
             return False
         path = self._path(kind, shard)
         write_bytes(path, content)

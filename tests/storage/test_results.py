@@ -46,8 +46,8 @@ def test_a_local_file_is_complete_if_it_has_the_written_bytes(tmp_path: Path, wr
 
 @pytest.mark.parametrize("name", ["../preds.csv", "/etc/passwd", ".hidden", "", "a/b", "a\n", "x" * 129])
 def test_a_listed_name_that_could_lead_out_of_the_folder_is_left_out(name: str) -> None:
-    facts = {"size": 1, "sha256": "0" * 64}
-    assert [file.name for file in ResultFile.all_in({name: facts, "RESULTS.md": facts})] == ["RESULTS.md"]
+    checksum = {"size": 1, "sha256": "0" * 64}
+    assert [file.name for file in ResultFile.all_in({name: checksum, "RESULTS.md": checksum})] == ["RESULTS.md"]
 
 
 def test_a_file_with_other_content_gets_another_hashed_name(tmp_path: Path, written: ResultFile) -> None:
