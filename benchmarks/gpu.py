@@ -167,7 +167,7 @@ def machine(bench: Bench, _options: argparse.Namespace) -> dict[str, Any]:
     seconds = seconds_of(
         lambda: gpu_path.check_once(device, "float32", model, chgnet.predict, batch, told.append), device
     )
-    facts: dict[str, Any] = {
+    found: dict[str, Any] = {
         "device": device_name(device),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -177,11 +177,11 @@ def machine(bench: Bench, _options: argparse.Namespace) -> dict[str, Any]:
         **gpu_path.described(device),
     }
     if told:
-        facts["why_plain"] = told[0]
+        found["why_plain"] = told[0]
     if device.type == "cuda":
-        facts["capability"] = list(torch.cuda.get_device_capability(device))
-        facts["memory_gib"] = torch.cuda.get_device_properties(device).total_memory / 2**30
-    return facts
+        found["capability"] = list(torch.cuda.get_device_capability(device))
+        found["memory_gib"] = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return found
 
 
 def equality(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from mbqueue.queue.jobs import published_note
 from mbqueue.queue.store import Queue
 
 
-class Rounds:
+class RoundTimes:
     """Collects the durations of one session's publishing rounds, until they are recorded in the queue.
 
     The queue records the durations just before mbqueue takes a snapshot. Recording each round immediately would change

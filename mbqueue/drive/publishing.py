@@ -30,7 +30,7 @@ from mbqueue.drive.outcomes import (
     result_files,
     why_pruned,
 )
-from mbqueue.drive.publish_times import NoTime, Rounds, WriteTime
+from mbqueue.drive.publish_times import NoTime, RoundTimes, WriteTime
 from mbqueue.drive.reentry import Reentry
 from mbqueue.drive.retention import SETTLED_SECONDS
 from mbqueue.drive.snapshots import take
@@ -103,7 +103,7 @@ class Publisher:
         self._steady_since = clock.monotonic()
         self._wrote = False
         self._write_time = WriteTime()
-        self._rounds = Rounds(session)
+        self._round_times = RoundTimes(session)
         self._wake, self._over, self._begun = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mbqueue-publish", daemon=True)
 
@@ -196,7 +196,7 @@ class Publisher:
         if self._wrote:
             seconds = self._clock.monotonic() - began
             self._on_published(seconds)
-            self._rounds.took(seconds, ended_at=self._clock.now())
+            self._round_times.took(seconds, ended_at=self._clock.now())
         return True
 
     def _run(self) -> None:
@@ -214,7 +214,7 @@ class Publisher:
             self._wake.clear()
         self.round(ended="the session is over")
         with suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:
-            self._rounds.note(queue)  # record the last round for this machine's timeline
+            self._round_times.note(queue)  # record the last round for this machine's timeline
 
     def _publish_all(self, *, final: bool) -> None:
         agree_on_project(self._project, self._drive)
@@ -254,7 +254,7 @@ class Publisher:
         due = self._snapshot_at is None or final or now - self._snapshot_at >= SNAPSHOT_SECONDS
         if not due or _last_event(queue) == published_event:
             return None
-        self._rounds.note(queue)
+        self._round_times.note(queue)
         last_event = _last_event(queue)
         take(self._project.queue_db, self._sealed)
         return last_event

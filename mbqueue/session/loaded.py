@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 class Loaded:
     """The data and model that a session keeps loaded on its device, ready for the next epoch."""
 
-    def __init__(self, session: Session, device: torch.device, *, compiling: Compiling, copies: CrystalCopies) -> None:
+    def __init__(
+        self, session: Session, device: torch.device, *, compiling: Compiling, crystal_copies: CrystalCopies
+    ) -> None:
         self.device = device
-        self._session, self._compiling, self._copies = session, compiling, copies
+        self._session, self._compiling, self._crystal_copies = session, compiling, crystal_copies
         self._data: LoadedData | None = None
         self._fold: tuple[tuple[int, int], FoldRun] | None = None
 
@@ -59,7 +61,7 @@ class Loaded:
                 should_stop=self._session.should_stop,
                 note=self._session.report.note,
                 store=self._session.store,
-                keep=self._copies.keep,
+                keep=self._crystal_copies.keep,
             )
             if data is None:
                 raise self._session.stopped()
@@ -139,7 +141,7 @@ class Loaded:
 
     def is_kept_for_others(self) -> bool:
         """Wait until the crystals are copied for other machines, or copying fails; return False if asked to stop."""
-        return self._copies.settled(self._session.should_stop)
+        return self._crystal_copies.settled(self._session.should_stop)
 
     def fold_run(self, lease: Lease, experiment: Experiment, spec: Spec) -> FoldRun:
         """Load the fold of a lease's job, unless it is already loaded, and return it."""

@@ -99,8 +99,8 @@ class JsonLines(Report):
             cause={"kind": outcome.cause.kind.value, "signal": outcome.cause.signal},
         )
 
-    def _tell(self, event: str, **facts: Any) -> None:
-        line = orjson.dumps({"event": event, **facts}, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+    def _tell(self, event: str, **details: Any) -> None:
+        line = orjson.dumps({"event": event, **details}, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
         with self._lock:
             if self._is_gone:
                 return
@@ -123,19 +123,22 @@ def read_message(line: bytes) -> dict[str, Any] | None:
 
 def retell(message: Mapping[str, Any], report: Report) -> SessionOutcome | None:
     """Forward a message to ``report``; return the session's outcome if this is the last message."""
-    facts = {key: value for key, value in message.items() if key != "event"}
-    if "job" in facts:
-        job = facts["job"]
-        facts["job"] = Job(**{**job, "kind": Kind(job["kind"]), "state": State(job["state"])})
+    details = {key: value for key, value in message.items() if key != "event"}
+    if "job" in details:
+        job = details["job"]
+        details["job"] = Job(**{**job, "kind": Kind(job["kind"]), "state": State(job["state"])})
     match message["event"]:
         case "session_ended":
-            cause = StopCause(StopKind(facts["cause"]["kind"]), facts["reason"], facts["cause"]["signal"])
+            cause = StopCause(StopKind(details["cause"]["kind"]), details["reason"], details["cause"]["signal"])
             return SessionOutcome(
-                session=facts["session"], ending=Ending[facts["ending"]], cause=cause, jobs_done=facts["jobs_done"]
+                session=details["session"],
+                ending=Ending[details["ending"]],
+                cause=cause,
+                jobs_done=details["jobs_done"],
             )
         case "advanced":
-            facts["facts"] = {key: value for key, value in facts["facts"].items() if value is not None}
+            details["facts"] = {key: value for key, value in details["facts"].items() if value is not None}
         case "job_failed":
-            facts["error"] = ToldError(facts["error"])
-    getattr(report, message["event"])(**facts)
+            details["error"] = ToldError(details["error"])
+    getattr(report, message["event"])(**details)
     return None

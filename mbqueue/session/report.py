@@ -62,10 +62,10 @@ class Relay(Report):
     def __init__(self, *listeners: Report) -> None:
         self._listeners = listeners
 
-    def _tell(self, event: str, *facts: Any, **more: Any) -> None:
+    def _tell(self, event: str, *arguments: Any, **named: Any) -> None:
         for listener in self._listeners:
             try:
-                getattr(listener, event)(*facts, **more)
+                getattr(listener, event)(*arguments, **named)
             except OSError as error:
                 self._listeners = tuple(one for one in self._listeners if one is not listener)
                 self.note(f"{type(listener).__name__} can no longer write, so it receives no more events: {error}")

@@ -113,11 +113,11 @@ def _run(
     ) as queue:
         queue.verify()
         session = _begin(project, queue, options, device, report=report, stop=stop, clock=clock)
-        copies = CrystalCopies(
+        crystal_copies = CrystalCopies(
             project, should_stop=lambda: stop.cause is not None, spare=session.deadline.spare, note=report.note
         )
-        loaded = Loaded(session, device, compiling=Compiling(device, report.note), copies=copies)
-        with session.publisher or nullcontext(), copies:  # publishes the remaining work on exit
+        loaded = Loaded(session, device, compiling=Compiling(device, report.note), crystal_copies=crystal_copies)
+        with session.publisher or nullcontext(), crystal_copies:  # publishes the remaining work on exit
             ending, cause, lost = _work_and_end(session, loaded, options)
     if lost is not None:
         # Raise an error if nothing was saved, so that no script or cluster keeps starting sessions in vain.

@@ -104,9 +104,9 @@ class Folder:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
                     if entry.is_file() and not entry.name.startswith(files.TEMP_PREFIX):
-                        facts = entry.stat()
-                        tag = f"{facts.st_ino}-{facts.st_mtime_ns}-{facts.st_size}"
-                        found[entry.name] = Listed(facts.st_size, tag, facts.st_mtime)
+                        stat = entry.stat()
+                        tag = f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
+                        found[entry.name] = Listed(stat.st_size, tag, stat.st_mtime)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         return dict(sorted(found.items()))

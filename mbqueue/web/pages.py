@@ -179,17 +179,17 @@ class _Board:
     def part(self, request: Request) -> Response:
         """Serve a page's changing part as JSON, with its HTML, any problem with the queue, and the action secret."""
         reading = self._reader.read()
-        facts: dict[str, Any] = {"trouble": reading.trouble, "csrf": self._access.csrf, "html": "", "figures": None}
+        content: dict[str, Any] = {"trouble": reading.trouble, "csrf": self._access.csrf, "html": "", "figures": None}
         if reading.status is not None:
             try:
-                facts |= self._filled(request, reading.status.overview, reading.status.session_seconds)
+                content |= self._filled(request, reading.status.overview, reading.status.session_seconds)
             except (MbqueueError, OSError) as error:  # the browser keeps the old part of the page
-                facts["trouble"] = reading.trouble or str(error) or type(error).__name__
+                content["trouble"] = reading.trouble or str(error) or type(error).__name__
         # The browser computes ages with its own clock, so the board sends nothing new when only ages change.
-        tag = f'"{hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]}"'
+        tag = f'"{hashlib.sha256(orjson.dumps(content)).hexdigest()[:32]}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"ETag": tag})
-        return Response(orjson.dumps(facts), media_type="application/json", headers={"ETag": tag})
+        return Response(orjson.dumps(content), media_type="application/json", headers={"ETag": tag})
 
     def _filled(self, request: Request, overview: Mapping[str, Any], session_seconds: float) -> dict[str, Any]:
         which = request.query_params.get("part")

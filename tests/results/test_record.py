@@ -223,9 +223,9 @@ def test_of_results_in_two_places_the_later_recording_is_used(tmp_path, recorded
 
 
 def test_the_page_says_why_a_part_of_a_matbench_task_does_not_compare_with_its_leaderboard(tmp_path, fill, inputs):
-    facts = dataclasses.replace(inputs.dataset, name="matbench_mp_e_form")
+    renamed = dataclasses.replace(inputs.dataset, name="matbench_mp_e_form")
     folder = fill(tmp_path / "part")
-    record_experiment(folder, dataclasses.replace(inputs, dataset=facts))
+    record_experiment(folder, dataclasses.replace(inputs, dataset=renamed))
     page = (folder / "RESULTS.md").read_text()
     assert (
         "**Not comparable with the leaderboard**: the crystals are not from the official file of matbench_mp_e_form"

@@ -318,9 +318,9 @@ def test_a_comparison_is_one_file_with_the_leaderboard_and_the_paired_plot(recor
 
 @pytest.mark.parametrize("dataset", ["sample", "data/mine.csv", "matbench_mp_e_form", "matbench_mp_gap"])
 def test_a_report_shows_published_models_only_for_the_dataset_that_they_were_scored_on(tmp_path, fill, inputs, dataset):
-    facts = dataclasses.replace(inputs.dataset, name=dataset)
+    renamed = dataclasses.replace(inputs.dataset, name=dataset)
     folder = fill(tmp_path / dataset)
-    record_experiment(folder, dataclasses.replace(inputs, dataset=facts))
+    record_experiment(folder, dataclasses.replace(inputs, dataset=renamed))
     recorded = read_recorded(folder)
     page = report_of(recorded, tmp_path)
     names = {row["name"] for row in recorded.content["leaderboard"]["rows"]}

@@ -32,15 +32,15 @@ def test_a_pace_covers_only_this_session() -> None:
 
 def test_a_log_shows_the_speed_and_time_left_of_a_job() -> None:
     said: list[str] = []
-    spoken = Narration(lambda text, _style: said.append(text))
-    spoken.advanced(job_of(Kind.PREDICT), "crystals", 1600, 21_578, {"per second": 57.08})
+    narration = Narration(lambda text, _style: said.append(text))
+    narration.advanced(job_of(Kind.PREDICT), "crystals", 1600, 21_578, {"per second": 57.08})
     assert said == ["small fold 0 predict: crystals 1600/21578, 57.1/s, 5m50s left"]
 
 
 def test_a_terminal_shows_megabytes_a_second_while_a_source_is_read() -> None:
     shown: list[str] = []
-    spoken = Narration(lambda *_: None, show=shown.append)
-    spoken.advanced(job_of(Kind.PREPARE), "reading", 30_000_000, 40_000_000, {"per second": 2.5e6})
+    narration = Narration(lambda *_: None, show=shown.append)
+    narration.advanced(job_of(Kind.PREPARE), "reading", 30_000_000, 40_000_000, {"per second": 2.5e6})
     assert shown == ["small fold 0 prepare: reading 75%, 4s left"]
 
 

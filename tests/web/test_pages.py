@@ -65,10 +65,10 @@ def test_the_board_keeps_running_while_the_queue_is_unavailable_and_says_so(boar
     away = queue_db.with_suffix(".away")
     queue_db.rename(away)
     board.act({"act": "pause", "experiment": "first"})  # after an action, the next request reads the status again
-    seen = _until(board, lambda facts: facts["trouble"] is not None)
+    seen = _until(board, lambda content: content["trouble"] is not None)
     assert "first" in seen["html"], "the last known state stays on the page"
     away.rename(queue_db)
-    assert _until(board, lambda facts: facts["trouble"] is None)["html"]
+    assert _until(board, lambda content: content["trouble"] is None)["html"]
 
 
 def test_the_page_of_an_experiment_says_that_the_queue_is_unavailable(board: Board) -> None:
@@ -110,9 +110,9 @@ def test_a_file_whose_name_is_not_utf8_does_not_break_the_page(board: Board) -> 
 
 def _until(board: Board, holds: Any) -> Any:
     for _ in range(100):
-        facts = part(board)
-        if holds(facts):
-            return facts
+        content = part(board)
+        if holds(content):
+            return content
         threading.Event().wait(0.1)
     raise AssertionError("the page never said so")
 
@@ -234,7 +234,7 @@ def test_the_figures_of_a_page_are_those_of_the_report(board: Board, monkeypatch
     assert board.get("/figures?name=small").json == {}
     assert project.work(session="none", device="cpu").jobs_done
     drawn = draw(project.results("small"), timeline=project.timeline("small"))
-    html = _until(board, lambda facts: "no epoch" not in facts["html"] and facts["html"])["html"]
+    html = _until(board, lambda content: "no epoch" not in content["html"] and content["html"])["html"]
     assert html
     board.act({"act": "priority", "experiment": "small", "priority": 1})  # the board then reads the status again
     shown = board.get("/figures?name=small").json
@@ -255,7 +255,7 @@ def test_a_search_is_one_row_that_opens_and_its_trials_are_pages(board: Board) -
         queue.end_session(session, reason="test", now=3.0)
     overview = board.project.status().overview
     (search,) = overview["searches"]
-    html = _until(board, lambda facts: 'id="search-hunt"' in facts["html"])["html"]
+    html = _until(board, lambda content: 'id="search-hunt"' in content["html"])["html"]
     assert html.count('id="search-hunt"') == 1
     assert f"{search['best']['val_mae']:.4f}" in html
     trials = [entry for entry in overview["experiments"] if entry["trial"]]

@@ -198,8 +198,8 @@ def _density(density: Density) -> go.Heatmap:
 def _round_counts(largest: int) -> list[int]:
     """Choose the labels of a logarithmic colour bar: round counts, and the largest count."""
     steps = (1, 2, 5) if largest < 100 else (1,)
-    rounds = [step * 10**power for power in range(len(str(largest))) for step in steps]
-    return [count for count in rounds if count <= largest / 1.3] + [largest]
+    round_counts = [step * 10**power for power in range(len(str(largest))) for step in steps]
+    return [count for count in round_counts if count <= largest / 1.3] + [largest]
 
 
 def errors(distribution: ErrorDistribution, target: Target) -> go.Figure:

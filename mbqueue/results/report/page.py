@@ -163,17 +163,19 @@ def draw(recorded: Recorded, *, timeline: Sequence[sessions.Span] = ()) -> dict[
 def _head(recorded: Recorded) -> list[str]:
     content = recorded.content
     dataset, n_folds = content["dataset"], len(recorded.folds)
-    facts = []
+    sentences = []
     if recorded.folds:
-        facts.append(
+        sentences.append(
             f"Test set{'s' * (n_folds > 1)} of {counted(n_folds, 'fold')}, "
             f"{counted(len(recorded.all_predictions), 'crystal')} of <code>{escape(dataset['name'])}</code>."
         )
     if dataset["dropped"]:
         n = len(dataset["dropped"])
-        facts.append(f"{counted(n, 'entry', 'entries')} could not be used and {'was' if n == 1 else 'were'} left out.")
+        sentences.append(
+            f"{counted(n, 'entry', 'entries')} could not be used and {'was' if n == 1 else 'were'} left out."
+        )
     if dataset["widened_cutoffs"]:
-        facts.append(f"The neighbour cut-off was widened for {counted(dataset['widened_cutoffs'], 'crystal')}.")
+        sentences.append(f"The neighbour cut-off was widened for {counted(dataset['widened_cutoffs'], 'crystal')}.")
     lines = [
         f"<h1>{escape(recorded.name)}</h1>",
         f'<p class="quiet">{escape(content["spec"].get("description") or "")}</p>',
@@ -187,7 +189,7 @@ def _head(recorded: Recorded) -> list[str]:
     if recorded.folds:
         score = recorded.target.with_unit(spread(recorded.spread(recorded.measure), n_folds))
         lines.append(f'<p class="score">{recorded.measure.label} {escape(score)}</p>')
-    return [*lines, f'<p class="quiet">{" ".join(facts)}</p>']
+    return [*lines, f'<p class="quiet">{" ".join(sentences)}</p>']
 
 
 def _comparability(board: Mapping[str, Any]) -> str:
