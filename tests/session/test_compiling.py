@@ -141,7 +141,7 @@ def test_if_kernels_do_not_compile_plain_torch_is_used_and_noted_once(
     reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     assert len(told) == 1
     assert told[0].startswith(
-        f"mbqueue does not use the fused GPU kernels on NVIDIA L4: {reason}. It trains with plain"
+        f"mbqueue does not use the fused GPU kernels on NVIDIA L4: {reason}. Training uses plain torch"
     )
 
 
