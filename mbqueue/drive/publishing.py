@@ -39,7 +39,7 @@ from mbqueue.errors import QueueError
 from mbqueue.project import ProjectFolder, fold_name
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.store import Queue
-from mbqueue.storage.commits import Commit, Commits
+from mbqueue.storage.commits import Commits
 from mbqueue.storage.manifest import Damaged, Manifest
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import in_folder
@@ -297,7 +297,8 @@ class Publisher:
         newest = None
         identity = experiment.identity(fold)
         here = Commits(in_folder(self._project.checkpoints_dir(experiment.name, fold)), identity)
-        for commit in self._worth_publishing(here):
+        found = here.commits()
+        for commit in (one for one in found if one.manifest.stem in found[-1].manifest.chain):
             manifest = commit.manifest
             there = replace(commit, base=published.place.base(manifest, commit.content))
             if not published.has(there):
@@ -318,12 +319,6 @@ class Publisher:
             for commit in commits
             if not commits[-1].manifest.continues(commit.manifest)
         ]
-
-    def _worth_publishing(self, here: Commits) -> list[Commit]:
-        """Choose the commits to publish: the commit of the best epoch, then the newest."""
-        found = here.commits()
-        best = found[-1].manifest.best if found else None
-        return [one for one in found if one is found[-1] or (best and one.manifest.stem == best["commit"])]
 
     def _publish_outcomes(self, experiment: Experiment, jobs: Sequence[Job], enqueued: dict[str, Any]) -> None:
         histories = histories_of(jobs)

@@ -148,13 +148,13 @@ class Commits:
         return []
 
     def _chain_to(self, commit: Commit, among: list[Commit]) -> list[Commit]:
-        best = commit.manifest.best
-        if best is None or best["commit"] == commit.manifest.stem:
+        best, own = commit.manifest.chain
+        if best == own:
             return [commit]
         for candidate in among:
-            if candidate.manifest.stem == best["commit"] and commit.manifest.continues(candidate.manifest):
+            if candidate.manifest.stem == best and commit.manifest.continues(candidate.manifest):
                 return [candidate, commit]
-        raise Damaged(f"The best epoch of {commit.base} is missing: {best['commit']} is not in {self.place.name}.")
+        raise Damaged(f"The best epoch of {commit.base} is missing: {best} is not in {self.place.name}.")
 
     def bases(self) -> list[str]:
         """The names of all manifests, including damaged manifests, without the suffix."""

@@ -85,6 +85,11 @@ class Manifest:
         return stem_of(epoch=self.epoch, step=None if self.complete else self.step, fence=self.fence)
 
     @property
+    def chain(self) -> tuple[str, str]:
+        """The stems of the commits that a fold needs: the commit of its best epoch, and this commit."""
+        return self.best["commit"] if self.best else self.stem, self.stem
+
+    @property
     def finished_epochs(self) -> int:
         """The number of finished epochs in the commit."""
         return self.epoch if self.complete else self.epoch - 1

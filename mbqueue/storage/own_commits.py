@@ -226,8 +226,7 @@ class OwnCommits(Commits):
         Also remove checkpoints that have no manifest and are too old to be published.
         """
         found = self.commits()
-        newest = [commit.manifest for commit in found[-_KEPT:]]
-        kept = {manifest.stem for manifest in newest} | {one.best["commit"] for one in newest if one.best}
+        kept = {stem for commit in found[-_KEPT:] for stem in commit.manifest.chain}
         removed = [commit for commit in found if commit.manifest.stem not in kept]
         for commit in removed:
             self.remove(commit)
