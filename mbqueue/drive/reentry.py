@@ -16,7 +16,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from mbqueue import files
 from mbqueue.belonging import Belonging
 from mbqueue.clock import Clock, SystemClock
 from mbqueue.drive.livestate import LiveState, as_published, remember_root
@@ -27,6 +26,7 @@ from mbqueue.drive.rebuilding import enqueue_again, rebuild_queue, record_in, tr
 from mbqueue.drive.snapshots import PublishedSnapshot, Snapshots
 from mbqueue.errors import QueueError
 from mbqueue.experiment import hash_of_spec
+from mbqueue.files import sha256_of_file
 from mbqueue.project import PUBLISHED_OUTCOMES, ProjectFolder, fold_name
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.opening import cut_off_restore
@@ -34,9 +34,8 @@ from mbqueue.queue.store import Queue
 from mbqueue.storage.commits import Commit, Commits
 from mbqueue.storage.manifest import Identity
 from mbqueue.storage.mounted import Drive
+from mbqueue.storage.names import HASH_DIGITS
 from mbqueue.storage.places import in_folder
-
-ASIDE = "aside"
 
 
 def enter(project: ProjectFolder, *, note: Callable[[str], None], clock: Clock | None = None) -> None:
@@ -240,23 +239,17 @@ class Reentry:
         """Copy accepted commits into the live folder. Set aside commits outside the newest commit's history."""
         newest = chain[-1][0].manifest
         on_line = {one.base for one in here.commits() if newest.continues(one.manifest)}
+        aside = folder / "aside"
         for stem in here.bases():
             if stem not in on_line:
-                self._set_aside(folder, stem)
+                aside.mkdir(exist_ok=True)
+                here.rename(stem, lambda name: f"aside/{sha256_of_file(folder / name)[:HASH_DIGITS]}-{name}")
+                self._note(
+                    f"{folder / stem} was moved to {aside}, because the commits that the queue accepted do not "
+                    "continue from it."
+                )
         for commit, checkpoint in chain:
             here.put(commit, checkpoint)
-
-    def _set_aside(self, folder: Path, stem: str) -> None:
-        aside = folder / ASIDE
-        aside.mkdir(exist_ok=True)
-        for suffix in (".json", ".pt"):
-            path = folder / f"{stem}{suffix}"
-            if path.exists():
-                path.replace(aside / f"{files.sha256_of_file(path)[:12]}-{path.name}")
-        self._note(
-            f"{folder / stem} was moved to {aside}, because the commits that the queue accepted do not continue "
-            "from it."
-        )
 
     def _results(self, queue: Queue, experiment: Experiment, at_start: bool, by: str) -> None:
         jobs = queue.jobs(experiment=experiment.name)

@@ -232,6 +232,16 @@ class Commits:
             self.place.blobs.remove(self.place.path(name))
         self._known.clear()
 
+    def rename(self, stem: str, renamed: Callable[[str], str]) -> bool:
+        """Rename the files of a commit that `commits` has listed. Return False if the manifest is gone."""
+        blobs, path = self.place.blobs, self.place.path
+        if not blobs.move(path(f"{stem}.json"), path(renamed(f"{stem}.json"))):
+            return False  # the fold's session has just replaced or removed the commit
+        for name, _, file in self._listed:
+            if file.stem == stem and self.place.is_checkpoint(file):
+                blobs.move(path(name), path(renamed(name)))
+        return True
+
     def put_checkpoint(self, commit: Commit, checkpoint: bytes) -> None:
         """Write a copy of a commit's checkpoint, before the copy of its manifest."""
         base = self.place.checkpoint_base(commit.manifest, commit.content)

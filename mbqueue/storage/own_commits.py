@@ -271,10 +271,4 @@ class OwnCommits(Commits):
         """Rename a damaged commit's files to names that are never read. Return False if the manifest is gone."""
         if self.near is not None:
             self.near._set_aside(stem)
-        blobs, path = self.place.blobs, self.place.path
-        if not blobs.move(path(f"{stem}.json"), path(f"{stem}.json.damaged")):
-            return False  # the fold's session has just replaced or removed the commit
-        for name, _, file in self._listed:
-            if file.stem == stem and self.place.is_checkpoint(file):
-                blobs.move(path(name), path(f"{name}.damaged"))
-        return True
+        return self.rename(stem, lambda name: f"{name}.damaged")

@@ -323,6 +323,24 @@ def test_of_two_lines_the_further_one_is_accepted_and_the_other_is_kept_and_repo
     assert all(first.id not in row["session"] for row in history)
 
 
+def test_a_machine_moves_its_commits_to_aside_if_the_other_line_is_accepted(mount: Mount, deaf: None) -> None:
+    first, second = mount.session(), mount.session()
+    mount.train(first, 1)
+    mount.train(second, 3)
+    first.end()
+    second.publish()
+    folder = first.project.checkpoints_dir("tiny", 0)
+    own = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    notes: list[str] = []
+    with Queue(first.project.queue_db) as queue:
+        publisher = Publisher(first.project, None, note=notes.append, clock=mount.clock)
+        assert publisher.reconcile(queue, now=mount.clock.monotonic())
+    moved = {path.name: path.read_bytes() for path in (folder / "aside").iterdir()}
+    assert moved == {f"{hashlib.sha256(content).hexdigest()[:12]}-{name}": content for name, content in own.items()}
+    assert {Path(name).suffix for name in own} == {".json", ".pt"}
+    assert any(f"was moved to {folder / 'aside'}" in note for note in notes)
+
+
 def test_with_equal_progress_every_machine_accepts_the_smaller_hash(mount: Mount, deaf: None) -> None:
     first, second = mount.session(), mount.session()
     for session in (first, second):
