@@ -7,10 +7,10 @@ from typing import Any
 
 from mbqueue.errors import CheckpointError, StoreError
 from mbqueue.storage.commits import Commit, OnWrong
-from mbqueue.storage.manifest import Damaged, Identity, Manifest
+from mbqueue.storage.manifest import Damaged, Identity
 from mbqueue.storage.own_commits import OwnCommits
 from mbqueue.storage.places import Place
-from mbqueue.train.state import TrainState, deserialise
+from mbqueue.train.state import deserialise
 
 
 class Checkpoints(OwnCommits):
@@ -40,20 +40,7 @@ class Checkpoints(OwnCommits):
 
     def checkpoint(self, commit: Commit) -> bytes:
         """Read a checkpoint, and check that its bytes are the training state that the manifest describes."""
-        content = super().checkpoint(commit)
-        self._state(commit.manifest, content)
-        return content
-
-    def load(self, commit: Commit) -> TrainState:
-        """Load the training state of a commit.
-
-        Raises:
-            Damaged: if the file is missing, or its size, hash or content differs from the manifest.
-            OSError: if the file system fails, although the checkpoint may be intact.
-        """
-        return self._state(commit.manifest, super().checkpoint(commit))
-
-    def _state(self, manifest: Manifest, content: bytes) -> TrainState:
+        content, manifest = super().checkpoint(commit), commit.manifest
         path = f"{self.where}/{manifest.stem}.pt"
         try:
             state = deserialise(content)
@@ -62,7 +49,7 @@ class Checkpoints(OwnCommits):
         told = (state.spec_hash, state.dataset_hash, state.fold, state.epoch, state.complete, state.step)
         if told != (manifest.spec_hash, manifest.dataset_hash, manifest.fold, *manifest.work):
             raise Damaged(f"{path} and its manifest belong to different commits.")
-        return state
+        return content
 
 
 def _raise(error: StoreError) -> None:

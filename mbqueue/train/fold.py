@@ -36,6 +36,7 @@ from mbqueue.train.outcome import EpochOutcome, StepReport
 from mbqueue.train.rows import split_rows
 from mbqueue.train.saver import Save, Saver
 from mbqueue.train.start import start_of
+from mbqueue.train.state import deserialise
 from mbqueue.train.stepper import Stepper
 
 
@@ -151,8 +152,8 @@ class FoldRun:
 
     def _enter(self, epoch: int, session: str) -> Learner:
         """Return a learner with the state of the newest commit, ignoring commits of later epochs."""
-        commit = self.checkpoints.newest(at_most_epoch=epoch)
-        newest = None if commit is None else commit.manifest
+        chain = self.checkpoints.chain(at_most_epoch=epoch)
+        newest = chain[-1][0].manifest if chain else None
         learner = self._learner
         if learner is None or (learner.parent and learner.parent.sha256) != (newest and newest.sha256):
             learner = Learner(
@@ -163,8 +164,8 @@ class FoldRun:
                 device=self.device,
                 steps_per_epoch=self.steps_per_epoch,
             )
-            if commit is not None:
-                learner.restore(self.checkpoints.load(commit), commit.manifest)
+            if newest is not None:
+                learner.restore(deserialise(chain[-1][1]), newest)
             changes = learner.compute_under(self._conditions.fingerprint(), session)
             if newest is not None and changes:
                 self._tell_changes(changes, newest)
@@ -331,7 +332,7 @@ class FoldRun:
         chain = self.checkpoints.chain()
         if not chain or chain[-1][0].manifest.best is None:
             raise CheckpointError(f"Fold {self.fold} has no finished epoch in {self.checkpoints.where}.")
-        state = self.checkpoints.load(chain[0][0])
+        state = deserialise(chain[0][1])
         return {**state.model, **state.average}
 
     def predict_test(

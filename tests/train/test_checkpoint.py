@@ -16,7 +16,6 @@ from mbqueue.errors import CheckpointError, LeaseLost
 from mbqueue.files import sha256_of_json
 from mbqueue.storage.manifest import Damaged, Manifest, Rank, manifest_of
 from mbqueue.storage.own_commits import Staged
-from mbqueue.train.state import serialise
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +150,7 @@ def test_a_staged_commit_does_not_exist_until_it_is_published(commits: Kept) -> 
     checkpoints = commits.checkpoints()
     commit = checkpoints.newest()
     assert commit is not None
-    content = serialise(checkpoints.load(commit))
+    content = checkpoints.checkpoint(commit)
     fields = {key: value for key, value in vars(commit.manifest).items() if key not in {"size", "sha256"}}
     staged = checkpoints.stage(content, fields | {"fence": 7})
     assert [found.fence for found in checkpoints.manifests()] == [1, 2]
@@ -174,7 +173,7 @@ def test_a_lost_lease_publishes_nothing_and_leaves_no_file(bench: Any, helpers: 
 def test_pruning_keeps_the_newest_two_and_their_best(commits: Kept) -> None:
     checkpoints = commits.checkpoints()
     [done, middle] = checkpoints.commits()
-    content = serialise(checkpoints.load(middle))
+    content = checkpoints.checkpoint(middle)
     fields = {key: value for key, value in vars(middle.manifest).items() if key not in {"size", "sha256"}}
     for fence in (3, 4, 5):
         checkpoints.stage(content, fields | {"fence": fence}).publish()
