@@ -38,7 +38,7 @@ from mbqueue.settings import SETTINGS_FILE, load_settings
 from mbqueue.storage.blobs import Folder
 from mbqueue.storage.commits import Commits, passed_over
 from mbqueue.storage.manifest import Damaged
-from mbqueue.storage.names import newest_plain_manifest
+from mbqueue.storage.names import CHECKPOINT, MANIFEST, newest_plain_manifest
 from mbqueue.storage.places import in_folder, named_after
 
 FORMAT = 1
@@ -50,7 +50,7 @@ _TRIES = 5
 _PART = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
 _MEMBER = re.compile(
     rf"queue\.db|mbqueue\.toml|jobs/{_PART}\.toml|results(?:/{_PART}){{1,8}}"
-    rf"|checkpoints/{_PART}/{FOLD_PATTERN}/{_PART}\.(?:pt|json)"
+    rf"|checkpoints/{_PART}/{FOLD_PATTERN}/{_PART}\.(?:{CHECKPOINT}|{MANIFEST})"
 )
 
 
@@ -219,14 +219,14 @@ def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, byt
 def _commits(folder: Path) -> dict[str, bytes]:
     """Read a fold's newest commit and the commit of its best epoch, both from the same moment."""
     wrong: dict[str, str] = {}
-    commits = Commits(in_folder(folder), named_after(folder), wrong.__setitem__)
+    commits = Commits(place := in_folder(folder), named_after(folder), wrong.__setitem__)
     for _ in range(_TRIES):
         newest, chain = newest_plain_manifest(Folder(folder).listed("")), commits.chain()
         if (newest and newest.stem) == (chain[-1][0].base if chain else None):
             return {
                 name: content
                 for commit, checkpoint in chain
-                for name, content in ((f"{commit.base}.pt", checkpoint), (f"{commit.base}.json", commit.content))
+                for name, content in ((place.checkpoint(commit), checkpoint), (place.manifest(commit), commit.content))
             }
         # Try again: a session may have committed during the read.
     raise QueueError(
@@ -284,7 +284,7 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
     said = {name: (checksum["size"], checksum["sha256"]) for name, checksum in listing["files"].items()}
     if said != laid:
         raise DamagedArchive(f"{source} is damaged: its files do not match its checksums. Nothing was changed.")
-    commits = sum(name.startswith("checkpoints/") and name.endswith(".json") for name in laid)
+    commits = sum(name.startswith("checkpoints/") and name.endswith(MANIFEST) for name in laid)
     return Backup(files=len(laid), size=source.stat().st_size, commits=commits)
 
 

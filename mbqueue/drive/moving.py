@@ -42,7 +42,7 @@ def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Calla
                     there.put(commit, checkpoint)
                 elif taken[commit.base] != commit:
                     differs(
-                        f"{there.place.name}/{commit.base}.json differs from the commit of that name in {folder}, and "
+                        f"{there.place.name}/{commit.base} differs from the commit of that name in {folder}, and "
                         "was left unchanged."
                     )
     for path in note_files(source):

@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from mbqueue.drive.retention import positions_to_keep
 from mbqueue.project import NAME_PATTERN, PUBLISHED_CHECKPOINTS, fold_named
-from mbqueue.storage.commits import Commit, Commits
-from mbqueue.storage.manifest import Damaged, Identity, Manifest
+from mbqueue.storage.commits import Commits
+from mbqueue.storage.manifest import Commit, Damaged, Identity, Manifest
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import on_mount
 
@@ -45,8 +45,8 @@ class PublishedFold(Commits):
 
     def has(self, commit: Commit) -> bool:
         """Whether both files of a commit are on the mount; the files may be damaged."""
-        there = {(file.base, file.suffix) for _, _, file in self._files()}
-        return {(commit.base, "json"), (commit.base, "pt")} <= there
+        there = {self.place.path(file.name) for _, _, file in self._files()}
+        return {self.place.manifest(commit), self.place.checkpoint(commit)} <= there
 
     def retire(self, ours: Manifest, *, now: float, steady_since: float) -> None:
         """Remove superseded commits of the live folder's training run once their successors have had time to upload.

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
@@ -299,16 +298,14 @@ class Publisher:
         here = Commits(in_folder(self._project.checkpoints_dir(experiment.name, fold)), identity)
         found = here.commits()
         for commit in (one for one in found if one.manifest.stem in found[-1].manifest.chain):
-            manifest = commit.manifest
-            there = replace(commit, base=published.place.base(manifest, commit.content))
-            if not published.has(there):
+            if not published.has(commit):
                 try:
                     checkpoint = here.checkpoint(commit)
                 except Damaged:
                     continue  # a session has removed the commit as superseded, or has set it aside as damaged
-                with self._writing(manifest.size):
-                    published.put(there, checkpoint)
-            newest = manifest
+                with self._writing(commit.manifest.size):
+                    published.put(commit, checkpoint)
+            newest = commit.manifest
         if newest is None:
             return None, []
         commits = published.commits()

@@ -31,8 +31,8 @@ from mbqueue.project import PUBLISHED_OUTCOMES, ProjectFolder, fold_name
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.opening import cut_off_restore
 from mbqueue.queue.store import Queue
-from mbqueue.storage.commits import Commit, Commits
-from mbqueue.storage.manifest import Identity
+from mbqueue.storage.commits import Commits
+from mbqueue.storage.manifest import Commit, Identity
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import HASH_DIGITS
 from mbqueue.storage.places import in_folder

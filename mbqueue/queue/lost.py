@@ -186,7 +186,7 @@ def _of_commits(experiment: str, fold: int, folder: os.DirEntry[str]) -> list[Tr
     newest = newest_plain_manifest(entry.name for entry in _entries(folder))
     if newest is None:
         return []
-    manifest = f"{folder.path}/{newest.stem}.json"
+    manifest = f"{folder.path}/{newest.name}"
     try:
         with open(manifest, "rb", buffering=0) as stream:  # noqa: PTH123 - as above
             identity = identity_in_head(stream.read(HEAD_BYTES))

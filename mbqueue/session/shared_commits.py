@@ -82,7 +82,7 @@ def send_fold(
     there = Commits(in_store(store, identity), identity)
     for commit, checkpoint in chain:
         there.put_checkpoint(commit, checkpoint)
-        manifest = there.place.path(f"{commit.base}.json")
+        manifest = there.place.manifest(commit)
         if not store.create_patiently(manifest, commit.content):
             note(f"{store.url}/{manifest} differs from the commit in {folder}, and was left unchanged.")
             return False

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from mbqueue.errors import CheckpointError, counted
 from mbqueue.storage.blobs import Blobs, Listed, Unreadable
-from mbqueue.storage.manifest import LARGEST_MANIFEST, Damaged, Identity, Manifest, manifest_named
-from mbqueue.storage.names import CommitFile, commit_file
+from mbqueue.storage.manifest import LARGEST_MANIFEST, Commit, Damaged, Identity, Manifest, manifest_named
+from mbqueue.storage.names import MANIFEST, CommitFile, commit_file
 from mbqueue.storage.places import Place
 
 #: A function that takes the name of a skipped commit and the reason.
@@ -57,20 +56,6 @@ def read_described(blobs: Blobs, paths: Iterable[str], *, size: int, sha256: str
         else:
             return content
     raise Damaged(why)
-
-
-@dataclass(frozen=True)
-class Commit:
-    """A published commit.
-
-    Attributes:
-        base: name of the manifest without the suffix.
-        content: bytes of the manifest.
-    """
-
-    base: str
-    manifest: Manifest
-    content: bytes = field(repr=False)
 
 
 class Commits:
@@ -167,39 +152,39 @@ class Commits:
             Damaged: if the bytes are missing or do not match the manifest.
             OSError, StoreError: if the folder, mount or store fails, although the checkpoint may be intact.
         """
-        manifest = commit.manifest
-        base = self.place.checkpoint_base(manifest, commit.content)
+        manifest, path = commit.manifest, self.place.checkpoint(commit)
         return read_described(
             self.place.blobs,
-            map(self.place.path, self._names(base, "pt")),
+            self._copies(path),
             size=manifest.size,
             sha256=manifest.sha256,
-            what=f"its checkpoint {self.place.name}/{base}.pt",
+            what=f"its checkpoint {self.place.blobs.url}/{path}",
         )
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
-        tag, known = self._known.get(name, ("", None))
+        path = self.place.path(name)
+        tag, known = self._known.get(path, ("", None))
         # A file whose name contains a hash cannot have changed. A file whose name contains no hash is unchanged if its
         # tag is the same.
         if known is not None and (file.digits or (tag and tag == listed.tag)):
             return known
-        source = f"{self.place.name}/{name}"
-        content = self.place.blobs.read(self.place.path(name), at_most=LARGEST_MANIFEST)
+        source = f"{self.place.blobs.url}/{path}"
+        content = self.place.blobs.read(path, at_most=LARGEST_MANIFEST)
         if not hashlib.sha256(content).hexdigest().startswith(file.digits):
             raise Damaged(f"{source} is cut off or damaged: its content does not match its name.")
         commit = Commit(file.base, manifest_named(file.stem, content, source=source, identity=self.identity), content)
-        self._known[name] = (listed.tag, commit)
+        self._known[path] = (listed.tag, commit)
         return commit
 
     def _files(self) -> list[tuple[str, Listed, CommitFile]]:
         listed = self.place.blobs.listed(self.place.folder)
         return [(name, one, file) for name, one in listed.items() if (file := commit_file(name)) is not None]
 
-    def _names(self, base: str, suffix: str) -> list[str]:
-        """The names under which a file may be stored. A mount renames a second file to ``name (1)``."""
+    def _copies(self, path: str) -> list[str]:
+        """The paths under which a file may be stored. A mount renames a second file to ``name (1)``."""
         if not self.place.has_hashed_manifests:
-            return [f"{base}.{suffix}"]
-        return [name for name, _, file in self._files() if (file.base, file.suffix) == (base, suffix)]
+            return [path]
+        return [self.place.path(name) for name, _, file in self._files() if self.place.path(file.name) == path]
 
     def _wrong(self, base: str, error: CheckpointError) -> None:
         if (base, str(error)) not in self._told:
@@ -213,18 +198,15 @@ class Commits:
 
         Write the files even if they already exist.
         """
-        base = self.place.base(commit.manifest, commit.content)
         self.put_checkpoint(commit, checkpoint)
-        self.place.blobs.put(self.place.path(f"{base}.json"), commit.content)
+        self.place.blobs.put(self.place.manifest(commit), commit.content)
 
     def remove(self, commit: Commit) -> None:
         """Remove a commit, the manifest first, so that no manifest remains without its checkpoint."""
-        manifest, content = commit.manifest, commit.content
-        files = [(self.place.base(manifest, content), "json"), (self.place.checkpoint_base(manifest, content), "pt")]
-        for base, suffix in files:
-            for name in self._names(base, suffix):
-                self.place.blobs.remove(self.place.path(name))
-                self._known.pop(name, None)
+        for path in (self.place.manifest(commit), self.place.checkpoint(commit)):
+            for copy in self._copies(path):
+                self.place.blobs.remove(copy)
+                self._known.pop(copy, None)
 
     def clear(self) -> None:
         """Remove the files of all commits, including damaged files. Manifests are removed first."""
@@ -234,8 +216,8 @@ class Commits:
 
     def rename(self, stem: str, renamed: Callable[[str], str]) -> bool:
         """Rename the files of a commit that `commits` has listed. Return False if the manifest is gone."""
-        blobs, path = self.place.blobs, self.place.path
-        if not blobs.move(path(f"{stem}.json"), path(renamed(f"{stem}.json"))):
+        blobs, path, manifest = self.place.blobs, self.place.path, f"{stem}.{MANIFEST}"
+        if not blobs.move(path(manifest), path(renamed(manifest))):
             return False  # the fold's session has just replaced or removed the commit
         for name, _, file in self._listed:
             if file.stem == stem and self.place.is_checkpoint(file):
@@ -244,5 +226,4 @@ class Commits:
 
     def put_checkpoint(self, commit: Commit, checkpoint: bytes) -> None:
         """Write a copy of a commit's checkpoint, before the copy of its manifest."""
-        base = self.place.checkpoint_base(commit.manifest, commit.content)
-        self.place.blobs.put(self.place.path(f"{base}.pt"), checkpoint)
+        self.place.blobs.put(self.place.checkpoint(commit), checkpoint)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 from mbqueue.project import fold_named
 
+#: The suffixes of a commit's two files.
+MANIFEST, CHECKPOINT = "json", "pt"
 #: Matches the number in ``name (1)``, which a drive inserts into the name of a second file.
 DUPLICATE = r"(?: \(\d{1,4}\))?"
 #: How many hexadecimal digits of a hash a file name contains.
@@ -25,7 +27,7 @@ HIGHEST_FENCE = 10**6
 
 _STEM = re.compile(r"e(?P<epoch>\d{4,9})-(?:done|s(?P<step>\d{6,12}))-f(?P<fence>\d{4,9})")
 _FILE = re.compile(
-    rf"(?P<stem>{_STEM.pattern})(?:-(?P<digits>[0-9a-f]{{{HASH_DIGITS}}}){DUPLICATE})?\.(?P<suffix>json|pt)"
+    rf"(?P<stem>{_STEM.pattern})(?:-(?P<digits>[0-9a-f]{{{HASH_DIGITS}}}){DUPLICATE})?\.(?P<suffix>{MANIFEST}|{CHECKPOINT})"
 )
 
 
@@ -36,7 +38,7 @@ class CommitFile:
     Attributes:
         stem: the part of the name that all files of the commit share.
         digits: the first hexadecimal digits of a hash; empty if the name contains no hash.
-        suffix: either "json" (the manifest) or "pt" (the checkpoint).
+        suffix: either `MANIFEST` or `CHECKPOINT`.
     """
 
     stem: str
@@ -46,7 +48,7 @@ class CommitFile:
     @property
     def is_plain_manifest(self) -> bool:
         """Whether the file is a manifest without a hash in its name, as in a folder or an object store."""
-        return self.suffix == "json" and not self.digits
+        return self.suffix == MANIFEST and not self.digits
 
     @property
     def finished_epochs(self) -> int:
@@ -58,6 +60,11 @@ class CommitFile:
     def base(self) -> str:
         """The file's name without the suffix and without the number that a drive may add."""
         return f"{self.stem}-{self.digits}" if self.digits else self.stem
+
+    @property
+    def name(self) -> str:
+        """The file's name without the number that a drive may add."""
+        return f"{self.base}.{self.suffix}"
 
 
 def stem_of(*, epoch: int, step: int | None, fence: int) -> str:
@@ -108,5 +115,5 @@ def manifests_named(paths: Iterable[str]) -> Iterator[tuple[str, int, CommitFile
         experiment, _, rest = path.partition("/")
         folder, _, name = rest.partition("/")
         fold, file = fold_named(folder), commit_file(name)
-        if fold is not None and file is not None and file.suffix == "json":
+        if fold is not None and file is not None and file.suffix == MANIFEST:
             yield experiment, fold, file

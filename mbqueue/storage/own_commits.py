@@ -12,9 +12,9 @@ from typing import Any
 from mbqueue.errors import CheckpointError, CommitTaken
 from mbqueue.files import json_bytes
 from mbqueue.storage.blobs import Folder, Listed
-from mbqueue.storage.commits import Commit, Commits, OnWrong
-from mbqueue.storage.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Damaged, Identity, Manifest
-from mbqueue.storage.names import CommitFile
+from mbqueue.storage.commits import Commits, OnWrong
+from mbqueue.storage.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Commit, Damaged, Identity, Manifest
+from mbqueue.storage.names import CHECKPOINT, CommitFile
 from mbqueue.storage.places import Place, in_folder
 
 _KEPT = 2
@@ -124,7 +124,7 @@ class OwnCommits(Commits):
             copy = self._copy_of_what_is_beside(file) if self._mirror is not None else None
             if copy is None:
                 raise
-        self._mend(f"{file.base}.json", copy.content)
+        self._mend(self.place.path(name), copy.content)
         return Commit(file.base, copy.manifest, copy.content)
 
     def _copy_of_what_is_beside(self, file: CommitFile) -> Commit | None:
@@ -132,7 +132,7 @@ class OwnCommits(Commits):
 
         Names may be reused, so compare hashes.
         """
-        path = self.place.path(f"{file.stem}.pt")
+        path = self.place.path(f"{file.stem}.{CHECKPOINT}")
         try:
             sha256 = hashlib.sha256(self.place.blobs.read(path, at_most=LARGEST_CHECKPOINT)).hexdigest()
         except FileNotFoundError:
@@ -147,16 +147,17 @@ class OwnCommits(Commits):
 
     def _checkpoint_of(self, copy: Commit) -> bytes:
         assert self._mirror is not None
+        path = self.place.checkpoint(copy)
         try:
             content = self._mirror.checkpoint(copy)
         except OSError as error:
-            raise Damaged(f"{copy.manifest.stem}.pt is damaged, and its copy cannot be read: {error}.") from error
-        self._mend(f"{copy.manifest.stem}.pt", content)
+            raise Damaged(f"{path} is damaged, and its copy cannot be read: {error}.") from error
+        self._mend(path, content)
         return content
 
-    def _mend(self, name: str, content: bytes) -> None:
-        self.place.blobs.put(self.place.path(name), content)
-        self._note(f"{self.place.name}/{name} was damaged and has been replaced by its published copy.")
+    def _mend(self, path: str, content: bytes) -> None:
+        self.place.blobs.put(path, content)
+        self._note(f"{self.place.blobs.url}/{path} was damaged and has been replaced by its published copy.")
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ class OwnCommits(Commits):
             # The name contains no hash, so make sure that the new checkpoint does not replace another writer's
             # checkpoint.
             is_ours = self._manifest_there(commit) in (None, commit.content)
-            if not (is_ours and self.place.blobs.create(self.place.path(f"{commit.base}.pt"), content)):
+            if not (is_ours and self.place.blobs.create(self.place.checkpoint(commit), content)):
                 raise self._taken(commit)
         elif self._sent != (manifest.stem, manifest.sha256):
             self.put_checkpoint(commit, content)
@@ -191,9 +192,9 @@ class OwnCommits(Commits):
         return Staged(self, commit)
 
     def publish(self, commit: Commit) -> None:
-        if not self.place.blobs.create(self.place.path(f"{commit.base}.json"), commit.content):
+        if not self.place.blobs.create(self.place.manifest(commit), commit.content):
             raise self._taken(commit)
-        self._keep_near(lambda near: near.place.blobs.put(f"{commit.base}.json", commit.content))
+        self._keep_near(lambda near: near.place.blobs.put(near.place.manifest(commit), commit.content))
 
     def discard(self, commit: Commit) -> None:
         """Remove the checkpoint of a commit that was certainly not published."""
@@ -202,11 +203,11 @@ class OwnCommits(Commits):
         # In a store, keep the checkpoint: its manifest may exist although the store's answer was lost. `prune` removes
         # the checkpoint later.
         elif not self.place.has_hashed_checkpoints and self._manifest_there(commit) is None:
-            self.place.blobs.remove(self.place.path(f"{commit.base}.pt"))
+            self.place.blobs.remove(self.place.checkpoint(commit))
 
     def _manifest_there(self, commit: Commit) -> bytes | None:
         try:
-            return self.place.blobs.read(self.place.path(f"{commit.base}.json"), at_most=LARGEST_MANIFEST)
+            return self.place.blobs.read(self.place.manifest(commit), at_most=LARGEST_MANIFEST)
         except FileNotFoundError:
             return None
 
@@ -230,7 +231,7 @@ class OwnCommits(Commits):
         removed = [commit for commit in found if commit.manifest.stem not in kept]
         for commit in removed:
             self.remove(commit)
-        named = {self.place.checkpoint_base(one.manifest, one.content) for one in found}
+        named = set(map(self.place.checkpoint, found))
         self._remove_unnamed(self._listed, named, older_by=GARBAGE_SECONDS)
         return [commit.manifest.stem for commit in removed]
 
@@ -249,7 +250,9 @@ class OwnCommits(Commits):
             # manifest. The checkpoint's name contains the dead process's fence, so no other session writes to the
             # checkpoint.
             files = self._files()
-            named = {file.base for _, _, file in files if self.place.is_manifest(file)}
+            named = {
+                self.place.path(f"{file.base}.{CHECKPOINT}") for _, _, file in files if self.place.is_manifest(file)
+            }
             self._remove_unnamed(files, named, older_by=None)
 
     def _remove_unnamed(
@@ -258,7 +261,7 @@ class OwnCommits(Commits):
         newest = max((listed.modified for _, listed, _ in files), default=0.0)
         for name, listed, file in files:
             is_old = older_by is None or listed.modified < newest - older_by
-            if is_old and self.place.is_checkpoint(file) and file.base not in named:
+            if is_old and self.place.is_checkpoint(file) and self.place.path(name) not in named:
                 self.place.blobs.remove(self.place.path(name))
 
     def _wrong(self, base: str, error: CheckpointError) -> None:

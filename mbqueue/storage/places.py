@@ -18,8 +18,8 @@ from pathlib import Path
 
 from mbqueue.project import FOLD_PATTERN, PUBLISHED_CHECKPOINTS, STORED_CHECKPOINTS, fold_name, fold_named
 from mbqueue.storage.blobs import Blobs, Folder
-from mbqueue.storage.manifest import Identity, Manifest
-from mbqueue.storage.names import HASH_DIGITS, CommitFile, hashed_name, manifests_named
+from mbqueue.storage.manifest import Commit, Identity
+from mbqueue.storage.names import CHECKPOINT, HASH_DIGITS, MANIFEST, CommitFile, hashed_name, manifests_named
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,23 @@ class Place:
 
     def is_manifest(self, file: CommitFile) -> bool:
         """Whether ``file`` is the manifest of a commit."""
-        return file.suffix == "json" and bool(file.digits) is self.has_hashed_manifests
+        return file.suffix == MANIFEST and bool(file.digits) is self.has_hashed_manifests
 
     def is_checkpoint(self, file: CommitFile) -> bool:
         """Whether ``file`` is the checkpoint of a commit."""
-        return file.suffix == "pt" and bool(file.digits) is (self.has_hashed_manifests or self.has_hashed_checkpoints)
+        is_hashed = self.has_hashed_manifests or self.has_hashed_checkpoints
+        return file.suffix == CHECKPOINT and bool(file.digits) is is_hashed
 
-    def base(self, manifest: Manifest, content: bytes) -> str:
-        """The name, without the suffix, of ``manifest``, whose bytes are ``content``."""
-        return hashed_name(manifest.stem, content) if self.has_hashed_manifests else manifest.stem
+    def manifest(self, commit: Commit) -> str:
+        """The path of a commit's manifest, wherever the commit comes from."""
+        stem = commit.manifest.stem
+        return self.path(f"{hashed_name(stem, commit.content) if self.has_hashed_manifests else stem}.{MANIFEST}")
 
-    def checkpoint_base(self, manifest: Manifest, content: bytes) -> str:
-        """The name, without the suffix, of the checkpoint that belongs to ``manifest``, whose bytes are ``content``."""
+    def checkpoint(self, commit: Commit) -> str:
+        """The path of a commit's checkpoint, wherever the commit comes from."""
         if self.has_hashed_checkpoints:
-            return f"{manifest.stem}-{manifest.sha256[:HASH_DIGITS]}"
-        return self.base(manifest, content)
+            return self.path(f"{commit.manifest.stem}-{commit.manifest.sha256[:HASH_DIGITS]}.{CHECKPOINT}")
+        return self.manifest(commit).removesuffix(MANIFEST) + CHECKPOINT
 
 
 def in_folder(folder: Path) -> Place:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mbqueue.errors import CheckpointError, StoreError
-from mbqueue.storage.commits import Commit, OnWrong
-from mbqueue.storage.manifest import Damaged, Identity
+from mbqueue.storage.commits import OnWrong
+from mbqueue.storage.manifest import Commit, Damaged, Identity
 from mbqueue.storage.own_commits import OwnCommits
 from mbqueue.storage.places import Place
 from mbqueue.train.state import deserialise
@@ -33,15 +33,10 @@ class Checkpoints(OwnCommits):
         super().__init__(place, identity, on_wrong, **own)
         self.hold_on = hold_on or _raise
 
-    @property
-    def where(self) -> str:
-        """The location of the commits, for messages."""
-        return self.place.name
-
     def checkpoint(self, commit: Commit) -> bytes:
         """Read a checkpoint, and check that its bytes are the training state that the manifest describes."""
         content, manifest = super().checkpoint(commit), commit.manifest
-        path = f"{self.where}/{manifest.stem}.pt"
+        path = f"{self.place.blobs.url}/{self.place.checkpoint(commit)}"
         try:
             state = deserialise(content)
         except CheckpointError as error:

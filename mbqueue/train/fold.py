@@ -172,7 +172,7 @@ class FoldRun:
         if learner.finished_epochs < epoch - 1:
             raise CheckpointError(
                 f"Epoch {epoch} of fold {self.fold} cannot start: the newest intact commit in "
-                f"{self.checkpoints.where} contains only {counted(learner.finished_epochs, 'finished epoch')}. "
+                f"{self.checkpoints.place.name} contains only {counted(learner.finished_epochs, 'finished epoch')}. "
                 f"Train from epoch {learner.finished_epochs + 1} again."
             )
         return learner
@@ -331,7 +331,7 @@ class FoldRun:
     def _best_weights(self) -> dict[str, Tensor]:
         chain = self.checkpoints.chain()
         if not chain or chain[-1][0].manifest.best is None:
-            raise CheckpointError(f"Fold {self.fold} has no finished epoch in {self.checkpoints.where}.")
+            raise CheckpointError(f"Fold {self.fold} has no finished epoch in {self.checkpoints.place.name}.")
         state = deserialise(chain[0][1])
         return {**state.model, **state.average}
 

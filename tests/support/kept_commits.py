@@ -9,8 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from mbqueue.project import STORED_CHECKPOINTS
-from mbqueue.storage.commits import Commit
-from mbqueue.storage.manifest import Identity, manifest_of
+from mbqueue.storage.manifest import Commit, Identity, manifest_of
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.storage.places import fold_folder, in_folder, in_store
 from mbqueue.train.checkpoint import Checkpoints
