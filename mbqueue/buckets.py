@@ -1,4 +1,4 @@
-"""Use obstore to open the object store that `store` in mbqueue.toml names, on S3, GCS, Azure or a shared folder.
+"""Use obstore to open the object store that `store` in mbqueue.toml names, and explain the errors of the store.
 
 Credentials come from the environment or the machine's credential chain, never from the address
 (docs/how-to/many-machines.md).
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from mbqueue.errors import StoreError, UsageError
+from mbqueue.errors import StoreAway, StoreError, UsageError
 from mbqueue.files import fsync_dir
 
 STORE_VARIABLE = "MBQUEUE_STORE"
@@ -30,6 +30,13 @@ PATIENT = {"connect_timeout": "5s", "timeout": "60s"}
 #: Time limits for objects that are larger than a checkpoint.
 LASTING = {"connect_timeout": "5s", "timeout": "1800s"}
 _SCHEMES = {"s3", "gs", "az", "file"}
+#: Matches a store's error text if the bucket or container is missing.
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist|container does not exist")
+_REFUSED = re.compile(r"status code: 40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken")
+#: Matches a store's error text if an object is missing.
+_NO_OBJECT = re.compile(r"NoSuchKey|BlobNotFound|No such object|specified (key|blob) does not exist")
+#: Matches the cloud-only addresses from which obstore requests credentials if the environment has none.
+_NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -180,6 +187,41 @@ class _LocalFolder:
         if path != MARKER and not (self._root / MARKER).exists():
             raise OSError(f"{self._root / MARKER} is missing. Check that the folder is still mounted.")
         return self._store
+
+
+def is_missing(url: str, error: BaseException) -> bool:
+    """Whether an error says that an object is missing.
+
+    A proxy may answer 404 while the store restarts. So the text of the error must come from the store itself.
+    """
+    text = _text(error)
+    is_told = url.startswith("file:") or _NO_OBJECT.search(text)
+    return isinstance(error, FileNotFoundError) and bool(is_told) and not _NO_BUCKET.search(text)
+
+
+def explained(url: str, error: BaseException) -> StoreError:
+    """Return an error for the user that says why a request failed, and what to do."""
+    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError  # noqa: PLC0415
+
+    text = _text(error)
+    if _NO_BUCKET.search(text):
+        where = "folder" if url.startswith("file:") else "bucket"
+        return StoreError(f"There is no {where} for {url}. Create it, or correct `store` in mbqueue.toml.")
+    if _NO_CREDENTIALS.search(text):
+        return StoreError(
+            f"There are no credentials for {url} in the environment, and this machine provides none. "
+            "See docs/how-to/many-machines.md."
+        )
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
+        return StoreError(
+            f"{url} refused the request ({said(error)}). Check the credentials in the environment: "
+            "they must allow list, read, write and delete below this prefix."
+        )
+    return StoreAway(f"{url} is not responding, or reports an error ({said(error)}).")
+
+
+def _text(error: BaseException) -> str:
+    return str(error).partition("\n\nDebug source")[0]
 
 
 def said(error: BaseException) -> str:

@@ -3,15 +3,11 @@
 An object is written completely or not at all, and no name is reused for different content. `put` is for names that
 contain the content's hash, so that writing twice is harmless. The store refuses `create` if the name exists
 (If-None-Match: *), so only one of two writers wins. If the answer is lost, `create` reads the object back.
-
-A proxy may answer 404 while the store restarts. So an object counts as missing only if the error text comes from the
-store itself.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import time
 from collections.abc import Callable
@@ -19,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from mbqueue.buckets import BRISK, LASTING, MARKER, PATIENT, backend_of, said
+from mbqueue.buckets import BRISK, LASTING, MARKER, PATIENT, backend_of, explained, is_missing
 from mbqueue.errors import StoreAway, StoreError
 from mbqueue.storage.blobs import Listed
 from mbqueue.topology import Topology
@@ -31,14 +27,6 @@ LARGE_BYTES = 16 << 20
 #: The number of attempts that `create_patiently` makes, and the pause after the first attempt.
 _CREATE_TRIES = 3
 _PAUSE_SECONDS = 0.2
-
-#: Matches a store's error text if the bucket or container is missing.
-_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist|container does not exist")
-_REFUSED = re.compile(r"status code: 40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken")
-#: Matches a store's error text if an object is missing.
-_NO_OBJECT = re.compile(r"NoSuchKey|BlobNotFound|No such object|specified (key|blob) does not exist")
-#: Matches the cloud-only addresses from which obstore requests credentials if the environment has none.
-_NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 
 Result = TypeVar("Result")
 
@@ -258,58 +246,20 @@ class ObjectStore:
         self, kind: str, work: Callable[[], Result], *, may_lack: bool = False, may_be_taken: bool = False
     ) -> Result | None:
         """Run ``work`` and return its result; None if the store says that the object is missing or already exists."""
-        from obstore.exceptions import (  # noqa: PLC0415 - only projects with a store need it
-            AlreadyExistsError,
-            BaseError,
-            PermissionDeniedError,
-            PreconditionError,
-            UnauthenticatedError,
-        )
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError  # noqa: PLC0415
 
         self.requests[kind] = self.requests.get(kind, 0) + 1
+        answer = None
         try:
             answer = work()
         except (BaseError, OSError) as error:
-            text = str(error).partition("\n\nDebug source")[0]
-            if may_be_taken and isinstance(error, AlreadyExistsError | PreconditionError):
-                self.watch.answered()
-                return None
-            if _NO_BUCKET.search(text):
-                where = "folder" if self._is_folder else "bucket"
-                raise self._trouble(
-                    StoreError(f"There is no {where} for {self.url}. Create it, or correct `store` in mbqueue.toml.")
-                ) from None
-            is_missing = isinstance(error, FileNotFoundError) and (self._is_folder or _NO_OBJECT.search(text))
-            if may_lack and is_missing:
-                self.watch.answered()
-                return None
-            if _NO_CREDENTIALS.search(text):
-                raise self._trouble(
-                    StoreError(
-                        f"There are no credentials for {self.url} in the environment, and this machine provides none. "
-                        "See docs/how-to/many-machines.md."
-                    )
-                ) from None
-            if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
-                raise self._trouble(
-                    StoreError(
-                        f"{self.url} refused the request ({said(error)}). Check the credentials in the environment: "
-                        "they must allow list, read, write and delete below this prefix."
-                    )
-                ) from None
-            raise self._trouble(
-                StoreAway(f"{self.url} is not responding, or reports an error ({said(error)}).")
-            ) from None
+            is_taken = may_be_taken and isinstance(error, AlreadyExistsError | PreconditionError)
+            if not (is_taken or (may_lack and is_missing(self.url, error))):
+                trouble = explained(self.url, error)
+                self.watch.trouble(str(trouble))
+                raise trouble from None
         self.watch.answered()
         return answer
-
-    @property
-    def _is_folder(self) -> bool:
-        return self.url.startswith("file:")
-
-    def _trouble(self, error: StoreError) -> StoreError:
-        self.watch.trouble(str(error))
-        return error
 
 
 def store_of(topology: Topology, watch: Watch = UNWATCHED) -> ObjectStore | None:
