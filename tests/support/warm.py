@@ -73,7 +73,8 @@ class Warm:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=_environment(),
+            # The warm process runs an experiment of its own, not in the queue or store of the test that comes first.
+            env={name: value for name, value in _environment().items() if not name.startswith("MBQUEUE_")},
         )
         return self
 
