@@ -94,7 +94,7 @@ crystals = st.tuples(st.integers(1, 6), st.integers(0, 24), st.integers(0, 6)).m
 )
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(sizes=st.lists(crystals, min_size=1, max_size=3), dtype=st.sampled_from(list(EXACT)), seed=st.integers(0, 99))
 def test_values_and_gradients_are_those_of_plain_torch_on_any_graph(
     sizes: list[tuple[int, int, int]], dtype: torch.dtype, seed: int
@@ -133,9 +133,8 @@ def test_every_tile_size_of_the_table_and_segments_longer_than_a_tile(tiles: Til
     assert_same(batch, dtype, tiles)
 
 
-@pytest.mark.parametrize("dtype", EXACT, ids=str)
-def test_a_crystal_of_400_atoms_beside_one_of_1(dtype: torch.dtype) -> None:
-    assert_same(graph_of([(400, 90, 10), (1, 3, 1)], seed=2), dtype)
+def test_a_crystal_of_400_atoms_beside_one_of_1() -> None:
+    assert_same(graph_of([(400, 90, 10), (1, 3, 1)], seed=2), torch.float32)
 
 
 def test_a_real_crystal_of_the_sample(tmp_path: Any) -> None:
