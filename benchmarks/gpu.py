@@ -69,7 +69,7 @@ from mbqueue.train.memory import OutOfMemory, is_out_of_memory
 from mbqueue.train.outcome import EpochOutcome
 
 WAYS = ("plain", "fused")
-SHARE = 0.5  # the fraction of a GPU's peak bandwidth and rate that kernels reach, as in benchmarks.gpu_model
+SHARE = 0.5  # assume that kernels reach this fraction of the GPU's peak bandwidth and FLOP/s
 
 
 class Bench:

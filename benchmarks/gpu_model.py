@@ -261,8 +261,8 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
         return rows
     # The backward pass reads the forward pass's inputs and the output's gradient twice: first for the gradients of the
     # inputs, then for the gradients of the weights. The backward pass also writes one gradient per bond or angle, and
-    # reads this gradient again for each sum. A bond's gradient is part of two sums (by centre and by neighbour). An
-    # angle's gradient is part of four sums (by first bond, second bond and centre, and for the first layer's weights).
+    # reads this gradient again for each sum. A bond's gradient contributes to two sums (by centre and by neighbour).
+    # An angle's gradient contributes to four: by first bond, second bond and centre, and for the first layer's weights.
     per_bond = 4.0 * 128 * s.directed
     own_bonds = 4.0 * (256 * s.atoms + (128 + 2 * 64) * s.undirected + 128 * s.short)
     d_bonds = 2 * (bonds[0] + gathered(s.directed, s.atoms, 64, l2)) + 3 * per_bond + own_bonds
@@ -270,7 +270,7 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
     own_angles = 4.0 * (128 * s.atoms + 256 * s.short) + 2 * features
     at_shorts = gathered(s.angles, s.short, 64, l2)
     d_angles = 2 * (angles[0] + at_shorts) + 5 * per_angle + features + own_angles
-    # For each angle, the kernels write the message times its gradient, and read this product twice, once per bond.
+    # For each angle, the kernels write the product of the message and its gradient, and read it twice: once per bond.
     d_angles += 3 * features + 2 * at_shorts + 4.0 * 2 * 64 * s.short
     d_update = update[0] + 5 * per_angle + 2 * features + own_angles
     more, products = 128 * ELEMENTWISE_BACKWARD, product(1, 64, 64)

@@ -30,7 +30,7 @@ from mbqueue.data.density import density_of
 
 TABLE = "matbench_mp_e_form_table.json.bz2"
 JOINED = "matbench_mp_e_form_joined_31073.jsonl.gz"
-#: The maximum density of a cell, in g/cm³: about the density of plutonium in these data.
+#: The maximum density of a cell, in g/cm³. In these data, plutonium has about this density.
 DENSEST = 25.0
 
 

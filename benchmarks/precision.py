@@ -57,7 +57,7 @@ def products_in(name: str) -> Iterator[None]:
     """Compute the products of the messages in this precision within a ``with`` block."""
     round_to_half = gated._rounded
     if name == "tf32":
-        gated._rounded = to_tf32  # multiply and sum the rounded numbers in float32, as for float16
+        gated._rounded = to_tf32  # multiply the rounded numbers and accumulate in float32, as for float16
     token = PRODUCTS.set({"float32": None, "bf16": torch.bfloat16}.get(name, torch.float16))
     try:
         yield

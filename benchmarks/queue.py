@@ -50,7 +50,7 @@ from benchmarks.postgres import is_installed, running_server
 Step = Callable[[], bool]
 #: One `prepare`, then 18 epochs and one `predict` for each of five folds, and one `record`.
 JOBS_OF_AN_EXPERIMENT = 97
-#: How many jobs the processes together finish before the measurement, so that the logs do not grow during it.
+#: Warm-up jobs, summed over all processes. They run before the measurement, so that the logs do not grow during it.
 WARM_UP_JOBS = 160
 #: Tables with at most this many jobs get more rounds, because a round soon finishes all jobs of a small table.
 SMALL_TABLE = 10_000

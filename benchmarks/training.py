@@ -77,7 +77,7 @@ def _peak_on_cpu(work: Callable[[], object]) -> int:
     changes = [event for event in results.events() if event.name() == "[memory]"] if results else []
     changes.sort(key=lambda event: event.start_ns())
     held = [*accumulate((event.nbytes() for event in changes), initial=0)]
-    # Freeing tensors left over from earlier work lowers the memory use, so measure from the lowest memory use so far.
+    # Freeing tensors left over from earlier work lowers the baseline, so subtract the lowest memory use so far.
     return max(now - least for now, least in zip(held, accumulate(held, min), strict=True))
 
 

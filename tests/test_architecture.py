@@ -77,7 +77,7 @@ def test_rooms_import_only_lower_rooms() -> None:
     wrong = [
         f"{file} imports {name}, which is not below {room}"
         for file, room, name in imports()
-        # No module may import the top-level package, because the top-level package imports the API.
+        # No module may import the top-level package, because that package imports the API.
         if room != "__init__" and upward(room, name)
     ]
     assert wrong == []

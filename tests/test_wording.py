@@ -31,7 +31,7 @@ PHRASES = {
     "in the midst": "in the middle, during",
 }
 SUFFIXES = {".py", ".md", ".toml", ".ipynb", ".html", ".js", ".css", ".yml", ".sh", ""}
-#: Folders in the root of the repository that are created by builds and by running mbqueue.
+#: Folders that builds and mbqueue itself create in the root of the repository.
 MADE = {"site", "results", "state"}
 
 

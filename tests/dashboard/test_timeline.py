@@ -112,7 +112,7 @@ def test_after_a_death_only_repeated_work_counts_as_lost(queue):
     lease = queue.claim(other, now=120.0, lease_seconds=100)
     assert lease.job.id == job.id
     queue.commit(lease, result={}, now=180.0)
-    # The two sessions trained for 100 s and 60 s, but the epoch took only 130 s, so 30 s of training were lost.
+    # The two sessions trained for 100 s and 60 s, but the epoch took only 130 s, so 30 s of training were repeated.
     spans = timeline(queue.sessions(), queue.events(limit=1000), now=180.0, results={job.id: {"seconds": 130.0}})
     assert [(span.kind, span.start, span.end) for span in spans if span.session == dead] == [
         ("train", 20.0, 90.0),

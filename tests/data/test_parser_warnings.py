@@ -17,10 +17,10 @@ from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard, is_harmless
 
 REFUSED, HARMLESS = "refused", "harmless"
-#: The tables below give this effect to a warning that never occurs in mbqueue.
+#: The effect, in the tables below, of a warning that never occurs in mbqueue.
 NOT_GIVEN = "not given"
 
-#: The start of each warning of pymatgen's CIF reader (2026.10) → its effect; … stands for a part that varies. Warnings
+#: How each warning from pymatgen's CIF reader (2026.10) begins → its effect. An … matches any text. Warnings
 #: marked `NOT_GIVEN` never occur, because mbqueue passes primitive=False, on_error="raise" and check_cif=False, and
 #: does not write CIF files.
 CIF_WARNINGS = {

@@ -93,7 +93,7 @@ def test_training_continues_and_later_converges_wherever_reading_the_mount_hangs
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "READ_SECONDS", 1.0)
-    # If the clock advanced, the first session would count as dead. So set all waits to zero.
+    # Set all waits to zero: if the clock advanced, the first session would count as dead.
     monkeypatch.setattr(publishing, "LONGEST_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(publishing, "RECONCILE_SECONDS", 0.0)
     for n_hung in range(20):

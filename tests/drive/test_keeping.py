@@ -41,7 +41,7 @@ def local(tmp_path: Path, clock: ManualClock) -> LocalProject:
 def epochs_and_rows(project: ProjectFolder) -> list[tuple[str, State, object]]:
     with Queue(project.queue_db, read_only=True) as queue:
         return [
-            # Do not compare the time that saving took, because only the queue records it.
+            # Ignore how long each save took, because only the queue records it.
             (job.label, job.state, {**(job.result or {}), "checkpoint_seconds": 0})
             for job in queue.jobs()
             if job.kind is Kind.TRAIN and job.state is State.COMMITTED

@@ -70,7 +70,7 @@ def test_two_sessions_take_different_folds_and_keep_them(world):
     assert (first.job.fold, second.job.fold) == (0, 1)
     for epoch in (2, 3):
         world.commit(first)
-        # Session two must not claim the fold after session one's commit and before session one's next claim.
+        # Between session one's commit and its next claim, session two must not claim the fold.
         assert world.claim(two) is None
         first = world.take(one, loaded=_loaded(first))
         assert (first.job.fold, first.job.epoch) == (0, epoch)

@@ -137,7 +137,7 @@ def test_recover_says_what_it_leaves_aside_and_where(whole: Project, caplog: pyt
     second = spec_of(whole, folds=[0, 1], **FIVE, **{"train.lr": 0.02})
     begin_second(whole, second)
     with Queue(whole.folder.queue_db) as queue:
-        keep_note(whole.folder, queue, "head_finetune")  # earlier versions also replaced the lost queue's note
+        keep_note(whole.folder, queue, "head_finetune")  # earlier versions also overwrote the note
     commit(whole.folder, spec_of(whole, "full_finetune"), 0, epoch=1)
     (whole.folder.notes_dir / "broken.json").write_text("{")
     whole.recover()

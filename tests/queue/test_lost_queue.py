@@ -67,7 +67,7 @@ READING: dict[str, Callable[[Project], object]] = {
     "status": lambda project: project.status(),
     "events": lambda project: project.events(),
 }
-#: Commands that use files instead if there is no queue.
+#: Commands that fall back to reading files if there is no queue.
 READING_FILES: dict[str, Callable[[Project], object]] = {
     "is it a search": lambda project: project.is_search("head_finetune"),
     "results": lambda project: project.results("head_finetune"),
@@ -89,7 +89,7 @@ ADDING: dict[str, Callable[[Project], object]] = {
     "move commits": lambda project: project.move_commits(),
     "prune the cache": lambda project: project.prune_cache(),
 }
-#: Commands that would replace the lost queue's note about an experiment.
+#: Commands that would overwrite the experiment's note, which the lost queue wrote.
 STEERING: dict[str, Callable[[Project], object]] = {
     "pause": lambda project: project.pause("head_finetune"),
     "resume": lambda project: project.resume("head_finetune"),

@@ -127,8 +127,8 @@ def test_any_mix_of_commands_leaves_a_queue_that_can_be_finished(open_queue, mak
     for name in "ab":
         queue.enqueue(make_spec(name, folds=FOLDS, epochs=EPOCHS), results_dir=name, now=time.time())
     Mix(open_queue, make_spec, ending_others=ending_others).run()
-    # Ending a session takes the locks in a different order than the session's own claim. The two transactions may
-    # deadlock, and then one transaction starts over.
+    # Ending a session takes the locks in a different order than a claim by that session. If the two deadlock, the
+    # database aborts one of them, and mbqueue retries it.
     assert ending_others or deadlocks == []
     assert queue.jobs(state=State.LEASED) == (), "by sessions that have all ended"
 

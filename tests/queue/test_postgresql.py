@@ -119,7 +119,7 @@ def test_a_block_without_statements_opens_no_transaction(queue, url, postgres_se
 
 def test_a_waiting_worker_is_woken_when_there_is_something_to_claim(queue, url, make_spec, monkeypatch):
     monkeypatch.setattr(listening, "LONGEST_WAIT_SECONDS", 60.0)
-    # Allow enough time for the check that notifications arrive, even on a slow machine.
+    # On a slow machine, the check that notifications arrive may take long.
     monkeypatch.setattr(listening, "_PROOF_SECONDS", 60.0)
     over = threading.Event()
     queue.database.wait(60.0, over.wait)  # the first wait on a connection returns immediately

@@ -156,7 +156,7 @@ class QueueMachine(RuleBasedStateMachine):
             lease = self.commit_and_claim(lease, stops=False)
 
     def claim(self, session: str, loaded: tuple[str, int] | None) -> Lease | None:
-        loaded = None if loaded is None or loaded[1] is None else loaded  # sessions load folds, never experiments
+        loaded = None if loaded is None or loaded[1] is None else loaded  # a session loads one fold of an experiment
         known = {experiment.name: experiment.id for experiment in self.queue.experiments()}
         place = (known[loaded[0]], loaded[1]) if loaded and loaded[0] in known else None
         if session not in self.model.alive_until:

@@ -48,7 +48,7 @@ TRAINING = [
     Target("mbqueue.toml"),
     Target(f"jobs/{EXPERIMENT}.toml"),
 ]
-#: Files left behind when a session is killed while recording.
+#: Files left behind when a session is killed during `record`.
 RECORDING = [
     Target("state/queue.db"),
     Target("state/queue.db-wal"),

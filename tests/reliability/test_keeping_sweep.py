@@ -152,7 +152,7 @@ def die_and_go_on(lab: Lab, straight: Straight, keeping: Keeping, point: int) ->
     code = lab.work(Fault(at=point), command=command)
     assert code in {0, -signal.SIGKILL}, code
     lab.age_left_overs()
-    # For every second point, run a session before repeating the command.
+    # At every second operation, run a session after the kill and before repeating the command.
     if point % 2 and keeping.names and lab.work() == 0:
         check(lab, straight)
         return int(code != 0)

@@ -39,8 +39,8 @@ from .conftest import (
     tell,
 )
 
-#: By how many operations two runs may differ, because heartbeats depend on the clock. On a drive, two runs may differ
-#: by more operations, because a thread publishes during training and its timing varies.
+#: Heartbeats depend on the clock, so the number of operations may differ between runs by this much. On a drive, it may
+#: differ by more, because a thread publishes during training and its timing varies.
 CLOCKED, CLOCKED_ON_A_DRIVE = 30, 150
 
 
@@ -96,7 +96,7 @@ def sweep(straight: Straight, death: Death, operations: list[str], lab_at: Calla
         # The first kill determines the second, so that a repeated or split run kills at the same operations.
         chance = random.Random(f"{SEED} {death.name} {point}")
         lab = lab_at(str(point))
-        # If `again` is beyond the last operation, the recovery finishes without a second kill.
+        # If the recovery has fewer than `again` operations, it finishes without a second kill.
         again = chance.randrange(1, len(operations) - point + 40)
         try:
             died = die_twice(lab, straight, death, point, again, len(operations))

@@ -24,12 +24,12 @@ LEAST_SESSIONS = 40 if LONG else 15
 CRYSTALS, EPOCHS = (60, 3) if LONG else (20, 2)
 ENQUEUE = ("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0-4", "--epochs", str(EPOCHS))
 ENQUEUE += ("--set", f"data.limit={CRYSTALS}", "--set", "train.batch_size=8")
-#: The probability weight of each way to end a session, once each way has occurred. Deadlines are rare, because a
-#: session with a deadline runs for several seconds and does much of the work.
+#: How likely each ending is, relative to the others, once each has occurred. Deadlines are rare, because a session with
+#: a deadline runs for several seconds and does much of the work.
 ENDINGS = {"deadline": 1 if LONG else 0, "lost mount": 2, "SIGTERM": 4, "SIGKILL": 5}
-#: The expected exit codes for each way to end a session. While a session is still reading its project from the mount,
-#: SIGTERM kills the session, and losing the mount is an error. Once the session has read its project, it continues
-#: without the mount and may finish its work.
+#: Ending of a session → the exit codes that the test accepts. While a session is still reading its project from the
+#: mount, SIGTERM kills the session, and losing the mount is an error. Once the session has read its project, it
+#: continues without the mount and may finish its work.
 CODES = {
     "deadline": {WORK_LEFT},
     "SIGTERM": {WORK_LEFT, -signal.SIGTERM},
@@ -117,8 +117,8 @@ def next_ending(chance: random.Random, before: list[str]) -> str:
 
 def command_for(ending: str, chance: random.Random) -> tuple[str, ...]:
     """The arguments of a session, which has a short time limit if ``ending`` is "deadline"."""
-    # A session this short trains for about 1 s: two reserves take a tenth of its time each, and no step starts in the
-    # last 5 s.
+    # A session this short trains for about 1 s: it keeps a tenth of its time for saving and a tenth as a margin, and
+    # it starts no job when less than 5 s are left.
     return (*WORK[:-1], f"{chance.uniform(7.0, 8.0):.1f}s") if ending == "deadline" else WORK
 
 

@@ -49,7 +49,7 @@ SAMPLER
 "train.ema_decay" = {{ choices = [0.0, 0.9], when = {{ "train.batch_size" = [8] }} }}
 """
 #: `tpe` chooses settings based on earlier results. `random` uses only the seed and the trial's number, so two workers
-#: try the same settings as one worker.
+#: try the same settings as one worker would.
 TPE, RANDOM = 'sampler = "tpe"', 'sampler = "random"'
 
 

@@ -45,7 +45,7 @@ PHONE_WIDTH = 500
 #: The minimum size, in bytes, of a screenshot that shows plots. A screenshot without plots is much smaller.
 SMALLEST_SCREENSHOT = 40_000
 FOLDS = range(5)
-#: The parts of each session, as (kind, minutes). The part `publish` overlaps the previous part.
+#: The spans of each session, as (kind, minutes). The `publish` span overlaps the span before it.
 SESSION = (
     ("idle", 1), ("load", 2), ("train", 50), ("checkpoint", 1), ("publish", 3), ("train", 40), ("predict", 6),
     ("repeated", 4),

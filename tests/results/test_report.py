@@ -349,5 +349,5 @@ def test_132752_crystals_make_a_file_of_the_size_of_a_few(recorded, tmp_path, pr
     small = write_report(recorded, tmp_path / "small.html").stat().st_size
     big = Recorded(recorded.folder, recorded.content)
     tables = {fold: predictions(132_752 // 2, fold=fold) for fold in (0, 1)}
-    object.__setattr__(big, "predictions", tables)  # set the tables that are otherwise read from the folder
+    object.__setattr__(big, "predictions", tables)  # otherwise the report reads the folder's predictions
     assert write_report(big, tmp_path / "big.html").stat().st_size < small + 1_000_000

@@ -73,7 +73,7 @@ def test_the_copy_does_not_stop_wait_for_or_show_sessions_of_the_original(pair: 
 def test_the_copy_has_a_background_session_of_its_own_and_says_whose_log_it_shows(
     pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    followed = "".join(pair.copy.log(follow=True))  # this call returns while the original's session is still writing
+    followed = "".join(pair.copy.log(follow=True))  # returns although the original's session still runs
     assert str(pair.session.session) in followed
     assert f"{pair.copy.folder.root} was copied or moved, and this log is from the original folder" in caplog.text
     caplog.clear()

@@ -25,7 +25,7 @@ from mbqueue.train import chgnet
 from mbqueue.train.fold import FoldRun
 
 PACKAGE = Path(mbqueue.__file__).parent
-#: Functions whose call stacks the test reads, in the order in which a run reaches them.
+#: The test records the call stack of each of these functions. A run calls them in this order.
 STATIONS: list[tuple[Any, str]] = [
     (Enqueueing, "enqueue"),
     (Claims, "claim"),
@@ -36,7 +36,7 @@ STATIONS: list[tuple[Any, str]] = [
     (chgnet, "model_bytes"),
     (predict, "commit_fold"),
 ]
-#: Files to leave out of a call stack: the command line, and the decorator on each of the queue's transactions.
+#: Files to omit from call stacks: the command line, and the file with the decorator for the queue's transactions.
 LEFT_OUT = {"cli/app.py", "cli/__init__.py", "queue/database.py"}
 
 
@@ -88,7 +88,7 @@ def test_the_list_of_calls_from_enqueue_to_a_model_is_short_and_complete(
             main(["--project", str(project.root), *command])
         assert not ended.value.code
     assert list(project.root.glob("results/daily/*/*/model_fold_0.pth"))
-    # Take the shortest stack, because computing a hash also calls `model_bytes`, with a longer stack.
+    # Take the shortest stack of each function: `model_bytes` is also called, more indirectly, to compute a hash.
     path = [call for station in STATIONS for call in min(stacks[station], key=len)]
     assert list(dict.fromkeys(path)) == listed_calls()
     assert len(listed_calls()) <= 20

@@ -23,7 +23,7 @@ from mbqueue.storage.blobs import Blobs, Folder
 from mbqueue.storage.mounted import Drive
 
 KINDS = ["folder", "folder without links", "mount", "s3", "shared folder"]
-#: A function that returns a new, empty place for blobs.
+#: A function that returns a new, empty blob store.
 Make = Callable[[], Blobs]
 
 

@@ -86,7 +86,7 @@ def _other_settings_of_commits_alone(project: Project) -> None:
     (project.folder.notes_dir / "head_finetune.json").unlink()
 
 
-#: State of a lost queue → a function that causes this state, and the text that every command then prints.
+#: State of a lost queue → a function that creates this state, and the text that every command then prints.
 STATES: dict[str, tuple[Callable[[Project], None], str]] = {
     "gone": (_is_gone, "There is no queue"),
     "emptied": (_was_emptied, "content was lost"),

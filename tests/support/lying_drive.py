@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: The only folder on a drive in which mbqueue may replace files.
+#: The only folder on a drive where mbqueue may replace files.
 REPLACEABLE = "results"
 #: The suffix of a client's folder while its mount is lost.
 AWAY = ".away"

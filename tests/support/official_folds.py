@@ -53,7 +53,7 @@ def mixture(whole: list[int], a: list[int], b: list[int]) -> NDArray[np.bool_] |
 
     Return None if no such split exists. If several splits exist, take items from ``b`` as late as possible.
     """
-    taken = [{0}]  # taken[n]: how many of the first n items of `whole` may come from `a`
+    taken = [{0}]  # taken[n]: the possible counts of items from `a` among the first n items of `whole`
     for place, fold in enumerate(whole):
         following = {i + 1 for i in taken[-1] if i < len(a) and a[i] == fold}
         following |= {i for i in taken[-1] if 0 <= place - i < len(b) and b[place - i] == fold}

@@ -8,7 +8,7 @@ import struct
 import threading
 from contextlib import suppress
 
-_NO_ENCRYPTION = {80877103, 80877104}  # the codes with which a client requests TLS or GSS encryption
+_NO_ENCRYPTION = {80877103, 80877104}  # request codes for TLS and GSS encryption
 
 
 class TransactionPooler:

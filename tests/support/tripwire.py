@@ -122,7 +122,7 @@ class Tripwire:
         assert self.fault is not None
         raise OSError(self.fault.number, os.strerror(self.fault.number), str(about))
 
-    # -- what a power loss undoes ------------------------------------------------------------------------------------
+    # -- power loss --------------------------------------------------------------------------------------------------
 
     def wrote(self, path: str, size_before: int) -> None:
         """Record that the bytes of ``path`` beyond ``size_before`` have not been synced."""

@@ -73,7 +73,7 @@ class Warm:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # The warm process runs an experiment of its own, not in the queue or store of the test that comes first.
+            # While warming up, the process runs a small experiment, which must not use the queue or store of a test.
             env={name: value for name, value in _environment().items() if not name.startswith("MBQUEUE_")},
         )
         return self

@@ -257,7 +257,7 @@ def test_products_of_float16_sum_in_float32_and_keep_small_gradients(
         PRODUCTS.reset(token)
     for name, exact in found["exact"].items():
         error = float((found["half"][name] - exact).norm() / exact.norm())
-        # Without the gradient scale, many gradients would be smaller than their rounding errors.
+        # Without gradient scaling, many gradients would be smaller than their rounding errors.
         assert error < 0.1, f"{name}: {error}"
     assert any(not torch.equal(found["half"][name], exact) for name, exact in found["exact"].items())
 

@@ -233,6 +233,6 @@ def test_a_session_on_a_gpu_keeps_and_restores_its_own_generator_alone(monkeypat
     assert [state.tolist() for state in states["cuda"]] == [[2] * 16]
     restore_random_states(states, torch.device("cuda:0"))
     assert held[0].tolist() == [2] * 16
-    earlier = {**states, "cuda": [torch.full((16,), 7, dtype=torch.uint8)] * 4}  # earlier versions saved all GPUs
+    earlier = {**states, "cuda": [torch.full((16,), 7, dtype=torch.uint8)] * 4}  # earlier versions saved every GPU
     restore_random_states(earlier, second)
     assert held[1].tolist() == [7] * 16

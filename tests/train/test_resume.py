@@ -55,8 +55,8 @@ def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any)
             fence += 1
             run = bench.run(folder, **options)
             finished = helpers.train_epoch(run, epoch, stop_after=at_once, fence=fence, session=f"s{fence}").finished
-    # An epoch consists of `steps_per_epoch` training steps and `at_once` validations. Each run does `at_once` steps or
-    # validations.
+    # An epoch consists of `steps_per_epoch` training steps and `at_once` validations. Each run stops after
+    # `at_once` steps or validations.
     assert fence == 2 * -(-(run.steps_per_epoch + at_once) // at_once)
     return run
 

@@ -40,7 +40,7 @@ def test_chgnets_own_predict_structure_gives_the_property_in_its_unit(
     write_bytes(tmp_path / "model.pth", model_bytes(model))
     predicted = run.predict_test(model)
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # stock CHGNet requests gradients that energies do not need
+        warnings.simplefilter("ignore")  # stock CHGNet enables gradients even when it predicts only energies
         stock = CHGNet.from_file(str(tmp_path / "model.pth"), use_device="cpu")
         theirs = stock.predict_structure([bench.crystals.structure(row) for row in run.rows.test], task="e")
     outputs = np.array([one["e"] for one in theirs], np.float64)

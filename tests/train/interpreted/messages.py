@@ -102,7 +102,7 @@ def test_values_and_gradients_are_those_of_plain_torch_on_any_graph(
     assert_same(graph_of(sizes, seed), dtype, seed=seed)
 
 
-#: Name of a batch → the numbers of atoms, undirected bonds and short bonds of each crystal.
+#: Name of a batch → for each crystal, how many atoms, undirected bonds and short bonds it has.
 SHAPES = {
     "no angles": [(3, 8, 0), (2, 5, 0)],
     "cells of one atom": [(1, 6, 3), (1, 1, 1)],

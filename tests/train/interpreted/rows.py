@@ -14,7 +14,7 @@ from mbqueue.train.kernels.triton_later import Later
 from mbqueue.train.kernels.triton_readout import READ_OUT_SIZES, energies_backward, energies_forward
 from mbqueue.train.kernels.triton_sums import by_number
 
-#: Numbers of rows to test: none, one, one tile, one tile plus one, and more than one tile for each partial sum.
+#: Row counts to test: none, one, one tile, one tile plus one, and more than one tile for each partial sum.
 COUNTS = (0, 1, 64, 65, 64 * 256 + 3)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -38,7 +38,7 @@ def padded(matrix: Tensor) -> Tensor:
 @pytest.mark.parametrize("n", COUNTS)
 def test_bases_and_their_layers(kind: str, n: int, dtype: torch.dtype) -> None:
     if n > 1000 and (kind != "all bonds" or dtype == torch.float64):
-        n = 64 * 3 + 7  # the full number takes half a minute
+        n = 64 * 3 + 7  # all rows would take half a minute
     torch.manual_seed(n)
     radial = load_pretrained("0.3.0").bond_basis_expansion.rbf_expansion_ag
     more = {"all bonds": 4 if n < 1000 else 1, "short bonds": 0, "angles": 0}[kind]

@@ -131,7 +131,7 @@ class Launches(TorchDispatchMode):
             at_once = AT_ONCE.get(name)
             self.counted[name] += math.ceil(lists[0] / at_once) if at_once and lists else 1
             if name == "_foreach_norm":
-                self.counted[name] += 1  # torch adds up the norms in a second kernel launch
+                self.counted[name] += 1  # torch launches a second kernel to reduce the partial norms
         return func(*args, **(kwargs or {}))
 
 
