@@ -150,7 +150,7 @@ def json_bytes(content: Any) -> bytes:
 
 
 def read_small_text(path: Path, *, at_most: int = 1 << 20) -> str:
-    """Read a small text file that a person wrote.
+    """Read a small text file that a user wrote.
 
     Args:
         at_most: maximum size, in bytes.

@@ -277,7 +277,7 @@ def find_project(given: Path | None = None, *, start: Path | None = None, while_
 
     Args:
         given: the project's folder; by default $MBQUEUE_PROJECT, else the nearest project at or above ``start``.
-        start: where to begin the search; by default the working folder.
+        start: where to begin the search; by default the working directory.
         while_away: also return a project whose drive is not mounted, if its live folder is on this machine (see
             `ProjectFolder.away`).
 
@@ -295,7 +295,7 @@ def find_project(given: Path | None = None, *, start: Path | None = None, while_
 
 
 def working_folder() -> Path:
-    """The current working folder. Relative paths require a working folder, and so does loading PyTorch or Numba.
+    """The current working directory. Relative paths need one, and so does loading PyTorch or Numba.
 
     Raises:
         ProjectNotFound: if the folder no longer exists, for example because a drive was remounted.
@@ -310,10 +310,10 @@ def working_folder() -> Path:
 
 
 def from_here(path: Path) -> Path:
-    """Interpret a user's path relative to the working folder.
+    """Interpret a user's path relative to the working directory.
 
     Raises:
-        ProjectNotFound: if the path is relative, and the working folder no longer exists.
+        ProjectNotFound: if the path is relative, and the working directory no longer exists.
     """
     return path if path.is_absolute() else working_folder() / path
 
@@ -330,7 +330,7 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
     def look_closely() -> tuple[ProjectFolder, str | None]:
         found = look()
         if found.root != root and root.is_relative_to(found.root):
-            raise ProjectNotFound  # the known project is not mounted, because `look` found one above the mount point
+            raise ProjectNotFound  # the known project is not mounted: `look` found a project above it
         return found, belonging.missing(found.state_dir) if belonging is not None and found.root == root else None
 
     try:

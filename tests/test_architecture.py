@@ -215,8 +215,8 @@ QUESTIONS = (
     "a target",
     "a model",
     "a store",
-    "a result file of a fold",
-    "a result file of an experiment",
+    "a result file for each fold",
+    "a result file for each experiment",
 )
 
 

@@ -36,7 +36,7 @@ class Project(Blending, Working, Launching, Data, Keeping):
     same time. Errors are subclasses of `mbqueue.errors.MbqueueError`, and their messages explain what to do.
 
     Args:
-        path: the project's folder; by default $MBQUEUE_PROJECT, else the nearest project above the working folder.
+        path: the project's folder; by default $MBQUEUE_PROJECT, else the nearest project above the working directory.
         while_away: open the project for `status` while its drive is not mounted, provided that its live folder is on
             this machine.
 
@@ -52,7 +52,7 @@ class Project(Blending, Working, Launching, Data, Keeping):
 
 
 def status(path: str | Path | None = None) -> Status:
-    """Return the status of the project at ``path`` (by default the nearest one above the working folder)."""
+    """Return the status of the project at ``path`` (by default the nearest one above the working directory)."""
     return Project(path, while_away=True).status()
 
 

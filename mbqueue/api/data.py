@@ -37,7 +37,7 @@ class Data(OpenedProject):
         Raises:
             DataError: if the dataset cannot be used.
             UsageError: if the dataset does not exist.
-            ProjectNotFound: if the working folder no longer exists.
+            ProjectNotFound: if the working directory no longer exists.
         """
         working_folder()
         from mbqueue.data.machine_code import telling  # noqa: PLC0415
@@ -80,7 +80,7 @@ class Data(OpenedProject):
             DataError: if the dataset cannot be used.
             CheckpointError: if a file is not a model.
             UsageError: if the device does not exist.
-            ProjectNotFound: if the working folder no longer exists.
+            ProjectNotFound: if the working directory no longer exists.
         """
         working_folder()
         from mbqueue.data.machine_code import telling  # noqa: PLC0415

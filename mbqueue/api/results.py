@@ -107,7 +107,7 @@ class Results(Searches):
         Raises:
             ResultsError: if the fold has not been predicted yet, or the experiment is a blend, which has no model.
             CheckpointError: if the model's file is damaged.
-            ProjectNotFound: if the working folder no longer exists.
+            ProjectNotFound: if the working directory no longer exists.
         """
         working_folder()
         from mbqueue.results.members import enumerated, members_of  # noqa: PLC0415

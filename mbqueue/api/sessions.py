@@ -51,7 +51,7 @@ class Working(OpenedProject):
         Raises:
             UsageError: if an argument is wrong, or nothing has been enqueued yet.
             QueueError: if the queue cannot be read or written.
-            ProjectNotFound: if the working folder no longer exists.
+            ProjectNotFound: if the working directory no longer exists.
         """
         working_folder()
         began = self._clock.monotonic()

@@ -114,7 +114,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def _leave_a_folder_that_is_gone(project: Path | None) -> None:
-    """Change to the project's folder if the working folder is gone. Some libraries need a working folder to load."""
+    """Change to the project's folder if the working directory is gone. Some libraries fail to load without one."""
     try:
         working_folder()
     except ProjectNotFound:

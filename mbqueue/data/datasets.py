@@ -124,7 +124,7 @@ def load(
 
     Args:
         name_or_path: a matbench task, ``sample``, or a file or folder (see ``formats``).
-        project_root: base of relative paths; by default the working folder.
+        project_root: base of relative paths; by default the working directory.
         limit: keep only this number of crystals, drawn at random, in the dataset's order; 0 keeps all.
         seed: the seed of the random draw for ``limit``.
         drop_invalid: leave out unusable entries instead of raising ``InvalidCrystals``.

@@ -173,7 +173,7 @@ def drawn_rows(n: int, limit: int, seed: int) -> NDArray[np.int64]:
 
 
 def _generator(purpose: str, *numbers: int) -> np.random.RandomState:
-    """A random generator for one purpose; generators for different purposes or numbers are independent.
+    """A random number generator for one purpose; generators for different purposes or numbers are independent.
 
     Every version of NumPy gives the same validation set, because NumPy guarantees that the streams of a
     ``RandomState`` never change. The streams of a ``Generator`` may change.

@@ -1,7 +1,7 @@
 """The commits on the mount, and which of them are accepted.
 
 A commit is two files, STEM-HASH.pt and STEM-HASH.json. HASH is the beginning of the manifest's SHA-256, so no two
-commits share a name, and a truncated manifest is recognised. Files that the mount renamed to `name (1)` are read too.
+commits share a name, and a truncated manifest is detected. Files that the mount renamed to `name (1)` are read too.
 
 Two sessions that could not see each other's commits may have trained the same fold. mbqueue accepts the training run
 whose commit has the highest rank (`mbqueue.storage.manifest`), and uses only two commits of a run: the highest-ranked

@@ -132,7 +132,7 @@ class Publisher:
 
     @property
     def active_others(self) -> list[Announcement]:
-        """The other sessions that are certainly alive (see `OtherSessions.active`)."""
+        """The other sessions that are known to be alive (see `OtherSessions.active`)."""
         return self._other_sessions.active
 
     def reconcile(self, queue: Queue, *, now: float, spare: float = READ_SECONDS) -> list[tuple[int, int]]:

@@ -93,8 +93,8 @@ class Adopting(Part):
 
         Every finished epoch of the chain becomes committed with its history row, even if its job had failed. Committed
         epochs that are missing from the chain, or differ from it, are rewound first, together with the fold's `predict`
-        job and the `record` job. If a person cancelled an epoch, that epoch and all later epochs stay as they are. If a
-        session holds a lease on the fold, nothing changes.
+        job and the `record` job. If a user cancelled an epoch's job, the jobs of that epoch and of all later epochs do
+        not change. If a session holds a lease on the fold, nothing changes.
 
         Args:
             publish: moves the chain's files into place, while no session can claim the fold. If `publish` raises,

@@ -1,4 +1,4 @@
-"""Choose the job that a session claims, and take back expired leases."""
+"""Choose the job that a session claims, and reclaim expired leases."""
 
 from __future__ import annotations
 
@@ -105,11 +105,11 @@ class Claims(Part):
     ) -> Lease | None:
         """Claim the next job for this session under a new fence; return None if no job can be claimed now.
 
-        With `reap`, take back expired leases first. Jobs of the fold that the session has `loaded` (experiment id,
-        fold) come first. All other jobs are ordered by priority, then folds in progress before new folds, then older
-        jobs before newer jobs. A claim skips paused jobs and jobs whose next attempt is due later. A claim also skips a
-        fold that another live session worked on last, unless that session is busy with a different job. The number of
-        jobs in the queue does not affect how long a claim takes. A claim counts as a heartbeat of the session.
+        With `reap`, reclaim expired leases first. Jobs of the fold that the session has `loaded` (experiment id, fold)
+        come first. All other jobs are ordered by priority, then folds in progress before new folds, then older jobs
+        before newer jobs. A claim skips paused jobs and jobs whose next attempt is due later. A claim also skips a fold
+        that another live session worked on last, unless that session is busy with a different job. The number of jobs
+        in the queue does not affect how long a claim takes. A claim counts as a heartbeat of the session.
 
         Raises:
             QueueError: if the session does not exist or has ended.
@@ -126,7 +126,7 @@ class Claims(Part):
 
     @repeatable
     def reap_expired(self, *, by: str, now: float) -> int:
-        """Take back every expired lease, as `claim` does. Return the number of leases that were taken back."""
+        """Reclaim every expired lease, as `claim` does. Return the number of reclaimed leases."""
         with self.writing() as db:
             return sum(rows.rowcount for rows in self.database.together(db, self._reap(db, by=by, now=now)))
 

@@ -66,7 +66,7 @@ class CommitsPlaces(Part):
             found = None if row is None else CommitsPlace(id=row["id"], kind=row["kind"], address=row["address"])
             is_same = found is not None and found.id == place.id != (instead_of.id if instead_of else "")
             if is_same or found == place:
-                return  # another process has just recorded this place, perhaps under its own machine's address
+                return  # another process has just recorded this location, maybe with a different address
             if found != instead_of:
                 where = "not stored anywhere yet" if found is None else f"in {found.shown}"
                 raise QueueError(

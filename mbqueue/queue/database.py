@@ -109,7 +109,7 @@ class Database(ABC):
 
     @abstractmethod
     def leases_run_out(self, db: Statements) -> bool:
-        """Whether expired leases may be taken back now."""
+        """Whether expired leases may be reclaimed now."""
 
     @abstractmethod
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:

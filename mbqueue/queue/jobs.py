@@ -158,7 +158,7 @@ class Lease:
     """A session's right to work on a job. The lease is valid as long as the job's fence is unchanged.
 
     `job` is the job's row as of the claim or the last renewal. `job.progress` is the progress that an earlier holder of
-    the job saved. `job.paused` means that a person has paused the job.
+    the job saved. `job.paused` means that a user has paused the job.
     """
 
     job: Job

@@ -127,13 +127,13 @@ class Leases(Claims):
     ) -> Lease | None:
         """Commit a job and claim the next one in a single transaction, which waits for the disk only once.
 
-        After an epoch, the session claims the next job of the same fold directly if possible, without taking back
+        After an epoch, the session claims the next job of the same fold directly if possible, without reclaiming
         expired leases or recording a heartbeat. If the session's last heartbeat is older than half of `lease_seconds`,
         the session makes an ordinary claim.
 
         Args:
             skip_rest, prunes: as for `commit`.
-            reap: whether to take back expired leases first, as for `claim`.
+            reap: whether to reclaim expired leases first, as for `claim`.
 
         Returns:
             The next lease. None if the session cannot claim a job now, or has ended.
@@ -149,8 +149,7 @@ class Leases(Claims):
             found = [row for rows in given for row in rows]
             if not found:
                 # A session that declares this session dead locks the committed job and the next job in a different
-                # order. In a deadlock, the server interrupts one of the two transactions, and mbqueue repeats the
-                # interrupted one.
+                # order. In a deadlock, the server aborts one of the two transactions, and mbqueue retries it.
                 beat, open_next = self._beat(session, now, lease_seconds), self._unlocking(db, lease, now, skip_rest)
                 loaded = None if job.fold is None else (job.experiment_id, job.fold)
                 claim = self._claim(session, now, lease_seconds, loaded)
@@ -175,7 +174,7 @@ class Leases(Claims):
         session has claimed the job. In the same transaction, `renew` checks the fence and then calls `publish`.
 
         Raises:
-            LeaseLost: if the job was taken back, claimed by another session, cancelled or rewound.
+            LeaseLost: if the lease was reclaimed, or the job was claimed by another session, cancelled or rewound.
         """
         with self.writing() as db:
             values = {"now": now, "lease_seconds": min(lease_seconds, LONGEST_LEASE_SECONDS)}

@@ -149,7 +149,7 @@ class Outlook:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether only a person can continue the work: no job is ready, delayed or leased."""
+        """Whether the work needs the user's help to continue: no job is ready, delayed or leased."""
         return self.ready + self.delayed + self.leased == 0
 
 

@@ -116,7 +116,7 @@ class Sessions(Part):
 
     @repeatable
     def reap_dead(self, *, by: str, now: float) -> tuple[SessionRow, ...]:
-        """End the sessions on this machine whose processes are certainly dead, and release their jobs.
+        """End the sessions on this machine whose processes are known to be dead, and release their jobs.
 
         Also end sessions whose processes are using a different queue file, of which this queue is a copy.
 

@@ -9,7 +9,7 @@ from mbqueue.families import Family, family_with
 
 
 def members_of(spec: Mapping[str, Any]) -> list[str]:
-    """The names of the experiments that an experiment was made from; empty if it was made from none."""
+    """The names of the experiments whose models an experiment reuses; empty if the experiment trains its own."""
     return [member["experiment"] for member in spec.get("made_from", {}).get("members", ())]
 
 

@@ -19,7 +19,7 @@ class Heartbeat:
     """Renews the session and its lease, and reports the job's progress to the queue.
 
     A heartbeat that fails (for example because the database is busy) does no harm. The next heartbeat tries again, and
-    the fence checks everything that the worker publishes. `withdrawn` is set only if the lease is certainly lost, the
+    the fence checks everything that the worker publishes. `withdrawn` is set only if the lease is known to be lost, the
     queue was replaced or the job was paused.
     """
 

@@ -1,4 +1,4 @@
-"""The options of a session, and their form as command-line arguments. This module does not import torch."""
+"""The options of a session, and their conversion to command-line arguments. This module does not import torch."""
 
 from __future__ import annotations
 

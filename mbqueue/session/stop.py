@@ -24,7 +24,7 @@ INTERRUPTED = 130
 class StopRequest:
     """A thread-safe request to stop one session. Later requests do not replace the first cause.
 
-    The request is a plain flag and not a `threading.Event`, which can deadlock. A signal handler that interrupts the
+    The request is a simple flag and not a `threading.Event`, which can deadlock. A signal handler that interrupts the
     thread holding the event's lock would wait for that lock forever.
     """
 

@@ -65,7 +65,7 @@ class Blobs(Protocol):
         """
 
     def read(self, path: str, *, at_most: int) -> bytes:
-        """Read a blob. Return at most ``at_most`` + 1 bytes, so that callers recognise a blob that is too large.
+        """Read a blob. Return at most ``at_most`` + 1 bytes, so that callers can detect a blob that is too large.
 
         Raises:
             FileNotFoundError: if there is no readable blob of that name.

@@ -22,7 +22,8 @@ MANIFEST, CHECKPOINT = "json", "pt"
 DUPLICATE = r"(?: \(\d{1,4}\))?"
 #: How many hexadecimal digits of a hash a file name contains.
 HASH_DIGITS = 12
-#: The highest accepted fence. A fence counts the claims of one job, so a higher number must come from damage.
+#: The highest accepted fence. A fence is the number of times a job has been claimed, so a fence above this limit means
+#: that the name is damaged.
 HIGHEST_FENCE = 10**6
 
 _STEM = re.compile(r"e(?P<epoch>\d{4,9})-(?:done|s(?P<step>\d{6,12}))-f(?P<fence>\d{4,9})")

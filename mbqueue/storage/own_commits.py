@@ -197,7 +197,7 @@ class OwnCommits(Commits):
         self._keep_near(lambda near: near.place.blobs.put(near.place.manifest(commit), commit.content))
 
     def discard(self, commit: Commit) -> None:
-        """Remove the checkpoint of a commit that was certainly not published."""
+        """Remove the checkpoint of a commit that is known to be unpublished."""
         if self.near is not None:
             self.near.discard(commit)
         # In a store, keep the checkpoint: its manifest may exist although the store's answer was lost. `prune` removes

@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from mbqueue.data.batch import Batch
 from mbqueue.train.segments import Index
 
-#: The precision of matrix products in messages. All other numbers, including the results, have the weights' dtype.
+#: The dtype of the matrix products in the model's message-passing layers; None means the weights' dtype. All other
+#: values, including the results of these products, have the weights' dtype.
 PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("PRODUCTS", default=None)
 
 
@@ -197,6 +198,7 @@ def _recomputed(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """
     if not torch.is_grad_enabled():
         return work(*inputs)
-    # Do not save the random generator's state, because ``work`` draws no numbers and saving would wait for the device.
+    # Do not save the state of the random number generators, because ``work`` draws no numbers and saving would wait for
+    # the device.
     out: Tensor = checkpoint(work, *inputs, use_reentrant=False, preserve_rng_state=False)
     return out

@@ -17,8 +17,8 @@ def check(model: Any, batch: Batch, plain: Predict, fused: Predict, *, tolerance
     """Return why ``fused`` cannot replace ``plain``, or None if their values and gradients agree.
 
     Values may differ by ``tolerance`` times the largest value, and the gradient of a parameter by ``tolerance`` times
-    its norm. A gradient with a norm below 1 % of the total norm is mostly rounding error, so it may differ by
-    ``tolerance`` times 1 % of the total norm.
+    its norm. A gradient whose norm is below 1 % of the total norm is mostly rounding error, so the limit for its
+    difference is ``tolerance`` times 1 % of the total norm.
 
     Args:
         model: the model to check; the check discards its gradients.

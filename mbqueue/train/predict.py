@@ -74,7 +74,7 @@ def predict_crystals(
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     keep_in: Path | None = None,
 ) -> EnsemblePredictions:
-    """Predict all crystals of ``cache``, in the cache's order, with each model.
+    """Predict the target of every crystal in ``cache`` with each model, in the cache's order.
 
     Args:
         models: models that include their element references; see `ModelFamily.load_model`.

@@ -71,7 +71,7 @@ class Saver:
         """Discard any pending commit, then stage and publish a new one before returning.
 
         If an object store isn't responding, the commit is retried for as long as `Checkpoints.hold_on` allows. Retries
-        send the same bytes, so mbqueue recognises a commit that arrived even if the store's reply was lost.
+        send the same bytes, so mbqueue detects that a commit arrived even if the store's reply was lost.
 
         Raises:
             StoreError: if the store is still not responding when `Checkpoints.hold_on` gives up.

@@ -38,8 +38,8 @@ class TrainState:
         best: epoch and val_mae of the best finished epoch, or None.
         optimizer: tensors of AdamW by parameter name.
         average: averaged weights by parameter name; empty when averaging is off.
-        random: states of the random generators of torch, the GPU, NumPy and Python. Training draws no random numbers,
-            but code that draws them would still resume exactly.
+        random: states of the random number generators of torch, the GPU, NumPy and Python. Training draws no random
+            numbers, but code that draws them would still resume exactly.
         ends: trained weights at the ends of earlier epochs, oldest first; empty without a weight soup.
         end_maes: validation MAE of each element of ``ends``; empty without a soup of the best epochs.
     """
@@ -147,7 +147,7 @@ def restore_random_states(states: Mapping[str, Any], device: torch.device) -> No
 
 
 def seed_everything(seed: int) -> None:
-    """Seed all random generators, so that a fold starts identically in every process."""
+    """Seed all random number generators, so that a fold starts identically in every process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

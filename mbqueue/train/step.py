@@ -1,4 +1,4 @@
-"""Run an optimizer step over a few batches, or inference over many crystals."""
+"""Run an optimizer step over several micro-batches, or inference over many crystals."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def begin_step(
         optimizer.zero_grad(set_to_none=True)
         raise OutOfMemory(Shortage(arrived.rows, str(error))) from error
     set_learning_rate(optimizer, rate)
-    # Running out of memory here is unlikely, because the memory of the backward pass is free again. An error here could
+    # Running out of memory here is unlikely, because the backward pass has released its memory. An error here could
     # leave only some weights changed, so do not catch errors: the job then ends and resumes from its last commit.
     optimizer.step()
     return Step(figures, rows)

@@ -57,7 +57,7 @@ def board(path: str | Path | None = None, *, height: int = 720, read_only: bool 
     The server runs in a thread of the notebook's kernel, and ends when the kernel ends.
 
     Args:
-        path: the project's folder; by default the nearest project at or above the working folder.
+        path: the project's folder; by default the nearest project at or above the working directory.
         height: height of the frame, in pixels.
         read_only: show the pages without buttons.
 

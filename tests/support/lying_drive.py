@@ -64,7 +64,7 @@ class LyingDrive:
 
     Args:
         base: an empty folder for the clients' folders.
-        chance: the random generator that decides what happens when.
+        chance: the random number generator that decides what happens when.
         now: returns the current time in seconds; by default, time stands still, and uploads may never happen.
     """
 

@@ -1,4 +1,4 @@
-"""Compute the report's numbers and sentences, without drawing."""
+"""Compute the report's numbers and sentences; the figures are drawn elsewhere."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from html import escape
 import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped, unused-ignore]
 
-#: Every page that mbqueue writes has these bytes near its beginning, so that mbqueue recognises its own pages.
+#: Every page that mbqueue writes has these bytes near its beginning, so that mbqueue can recognise its own pages.
 MARK = b'http-equiv="Content-Security-Policy" content="default-src'
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 _STYLE = """

@@ -89,7 +89,7 @@ def times(x, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
     """Multiply ``x`` by a [64, 64] matrix, which is in memory and has the strides ``down`` and ``right``."""
     if PRECISION != "float32":
         return product(x, _part_of(matrix, 0, down, right, WIDTH), PRECISION)
-    # Without tensor cores, each thread holds the summed dimension in registers, so compute the product in four parts.
+    # Without tensor cores, each thread holds the whole reduction dimension in registers, so split it into four parts.
     left, right_half = _halves(x, 64)
     x0, x1 = _halves(left, 32)
     x2, x3 = _halves(right_half, 32)
@@ -117,7 +117,7 @@ def second_layer(pre, second, bias, half, PRECISION: tl.constexpr, IS_BACKWARD: 
 
 @triton.jit
 def normalised(z):
-    """Normalise each row, without scale and shift; also return 1/σ, [rows, 1]."""
+    """Normalise each row, without applying scale or shift; also return 1/σ, [rows, 1]."""
     z = z - tl.sum(z, axis=1)[:, None] / WIDTH
     inverse = tl.rsqrt(tl.sum(z * z, axis=1)[:, None] / WIDTH + EPSILON)
     return z * inverse, inverse
