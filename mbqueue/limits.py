@@ -1,4 +1,4 @@
-"""Recognise errors that are caused by a limit of the machine or the shell, not by a job or a file."""
+"""Identify errors caused by a limit of the machine or the shell, not by a job or a file."""
 
 from __future__ import annotations
 

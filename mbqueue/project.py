@@ -131,7 +131,7 @@ class ProjectFolder:
 
     @property
     def home_file(self) -> Path:
-        """The file that records the project's last path, so that mbqueue recognises a copied project
+        """The file that records the project's last path, so that mbqueue detects a copied project
         (`mbqueue.session.originals`)."""
         return self.state_dir / "home.json"
 
@@ -165,7 +165,7 @@ class ProjectFolder:
 
     @property
     def queue_name(self) -> str:
-        """The place of the queue, for messages."""
+        """Where the queue is, as shown in messages."""
         return "the configured server" if self.topology.queue_url else str(self.queue_db)
 
     @property

@@ -66,7 +66,7 @@ class Topology:
 
     @property
     def how_to_recover(self) -> str:
-        """The commands that rebuild the queue from the project's files, for messages."""
+        """The commands that rebuild the queue from the project's files, as shown in messages."""
         if not self.queue_url:
             return "mbqueue recover"
         return (

@@ -57,5 +57,5 @@ def status(path: str | Path | None = None) -> Status:
 
 
 def watch(path: str | Path | None = None, *, seconds: float = 5.0) -> None:
-    """Run `Project.watch` for the project at ``path`` (by default the nearest one above the working folder)."""
+    """Run `Project.watch` for the project at ``path`` (by default the nearest one above the working directory)."""
     Project(path).watch(seconds=seconds)

@@ -108,7 +108,7 @@ def cut(text: Text, width: int, plain: bool) -> Text:
 
 
 def sparkline(values: Sequence[float], length: int, *, low: float, high: float, ascii_only: bool = False) -> str:
-    """Draw a curve as at most ``length`` block characters, on a logarithmic scale from ``low`` to ``high``.
+    """Render a curve as at most ``length`` block characters, on a logarithmic scale from ``low`` to ``high``.
 
     If there are more values than characters, each character shows the mean of several values. Values that are not
     finite or not above 0 appear as ``?``.
@@ -129,7 +129,7 @@ def sparkline(values: Sequence[float], length: int, *, low: float, high: float, 
 
 
 def bar(done: int, total: int, *, ascii_only: bool = False) -> str:
-    """Draw a progress bar of `_BAR` characters. The bar is full only if all work is finished, and empty only if no
+    """Render a progress bar of `_BAR` characters. The bar is full only if all work is finished, and empty only if no
     work has begun."""
     full, empty = ("#", ".") if ascii_only else ("█", "░")
     if total <= 0:
@@ -216,7 +216,7 @@ def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> li
 
 
 def _curve(val_mae: Sequence[float | None], length: int, plain: bool) -> str:
-    """Draw a fold's learning curve on a scale of its own, so that a bad fold does not flatten the other curves."""
+    """Render a fold's learning curve on its own scale, so that a bad fold does not flatten the other curves."""
     values = [math.nan if value is None else value for value in val_mae]
     drawn = [value for value in values if _is_drawable(value)]
     low = min(drawn, default=1.0)

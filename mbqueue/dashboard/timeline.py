@@ -27,8 +27,8 @@ def timeline(
     record. The other kinds are:
 
     * `load`: loading the data and the model.
-    * `checkpoint`: writing checkpoints, drawn at the end of the attempt.
-    * `repeated`: work that had to be repeated because the session died or lost its lease, drawn at the end of the
+    * `checkpoint`: writing checkpoints, shown at the end of the attempt.
+    * `repeated`: work that had to be repeated because the session died or lost its lease, shown at the end of the
       attempt.
     * `cut off`: an attempt of a session that died or lost its lease, if the lost part of the work is unknown.
     * `failed`: an attempt that ended with an error.

@@ -60,7 +60,7 @@ class Columns:
 
     Attributes:
         id, structure, target: names of the columns; None for a column that has not been found.
-        row_names: a phrase for messages that says what names the rows if there is no id column.
+        row_names: text used in messages to say what identifies a row if there is no id column.
         targets_required: whether a table without a target column is rejected.
         passed_over: other columns that could be the target.
     """
@@ -85,7 +85,7 @@ class Columns:
 
         Args:
             names: the header.
-            source: the table's name, for messages.
+            source: the table's name, as shown in messages.
             structures: candidate names of the structure column, in order of preference; empty if none is needed.
 
         Raises:

@@ -33,7 +33,7 @@ class Dataset:
         crystals: the usable crystals, in the order of the source.
         columns: a sentence that describes the chosen columns and the targets.
         dropped: (id, reason) of each crystal left out, in order; empty unless ``drop_invalid`` was set.
-        source: name or path, for messages.
+        source: the dataset's name or path, as shown in messages.
         official: whether the dataset is the complete dataset of a matbench task, in matbench's order.
     """
 
@@ -125,8 +125,8 @@ def load(
     Args:
         name_or_path: a matbench task, ``sample``, or a file or folder (see ``formats``).
         project_root: base of relative paths; by default the working directory.
-        limit: keep only this number of crystals, drawn at random, in the dataset's order; 0 keeps all.
-        seed: the seed of the random draw for ``limit``.
+        limit: keep only this many randomly chosen crystals, in the dataset's order; 0 keeps all.
+        seed: the random seed for ``limit``.
         drop_invalid: leave out unusable entries instead of raising ``InvalidCrystals``.
         targets_required: whether an entry without a target is invalid; if not, its target is nan (for prediction).
         target: the target's kind and column.

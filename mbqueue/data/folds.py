@@ -166,7 +166,7 @@ def epoch_batches(
 
 
 def drawn_rows(n: int, limit: int, seed: int) -> NDArray[np.int64]:
-    """Draw ``limit`` of ``n`` rows at random, ascending; return all rows if ``limit`` is 0 or at least ``n``."""
+    """Choose ``limit`` of ``n`` rows at random, ascending; return all rows if ``limit`` is 0 or at least ``n``."""
     if limit <= 0 or limit >= n:
         return np.arange(n)
     return np.sort(_generator("limit", seed).permutation(n)[:limit])

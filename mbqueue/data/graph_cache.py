@@ -317,7 +317,7 @@ class GraphCache:
     def _link_twin(self, number: int) -> bool:
         """Hard-link a complete shard of the same structures from another cache; return False if there is none.
 
-        Datasets made from different target columns of one table have the same graphs. With hard links, caches with the
+        Datasets with different target columns of one table have the same graphs. With hard links, caches with the
         same graphs share one file on disk. Removing one of the caches does not affect the others.
         """
         path = self._path(number)

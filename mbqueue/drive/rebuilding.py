@@ -72,7 +72,7 @@ def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> 
 
 
 def enqueue_again(queue: Queue, record: Mapping[str, Any], *, now: float, by: str, note: Callable[[str], None]) -> bool:
-    """Enqueue an experiment again, from a record made by `enqueued_record`.
+    """Enqueue an experiment again, from a record that `enqueued_record` created.
 
     Returns:
         Whether anything was added to the queue.

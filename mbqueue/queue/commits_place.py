@@ -25,7 +25,7 @@ class CommitsPlace:
 
     Attributes:
         id: identifies the place even if its address or mount point changes; also stored in the place itself.
-        address: the address when the place was recorded, for messages: a URL without secrets, or HOST:FOLDER.
+        address: the address when the place was recorded, to show in messages: a URL without secrets, or HOST:FOLDER.
     """
 
     id: str
@@ -34,7 +34,7 @@ class CommitsPlace:
 
     @property
     def shown(self) -> str:
-        """The address and the id, for messages."""
+        """The address and the id, as shown in messages."""
         return f"{self.address} (id {self.id})"
 
 

@@ -62,7 +62,7 @@ class Database(ABC):
     """A database that contains one queue. Any number of threads and processes may use the database at once.
 
     Attributes:
-        name: where the database is, for messages; never includes a password.
+        name: where the database is, as shown in messages; never includes a password.
         file: the SQLite file; None on a server.
     """
 
@@ -79,7 +79,7 @@ class Database(ABC):
         """Open a read transaction, in which all statements see the same state of the database."""
 
     def attempt(self, call: Callable[[], Result]) -> Result:
-        """Run ``call``, and repeat it if one of its transactions was interrupted before anything was changed."""
+        """Run ``call``, and retry it if one of its transactions was aborted before it changed anything."""
         return call()
 
     @abstractmethod
@@ -121,10 +121,10 @@ class Database(ABC):
 
 
 def repeatable(method: Method) -> Method:
-    """Mark a public method of the queue as one transaction, which is repeated if it was interrupted.
+    """Mark a public method of the queue as one transaction, which is retried if it was aborted.
 
-    A repeated transaction sees the changes that other sessions made in the meantime, and refuses an outdated fence.
-    `publish` is called only once, even if the transaction is repeated. During `publish`, the session holds the lease,
+    A retried transaction sees the changes that other sessions made in the meantime, and refuses an outdated fence.
+    `publish` is called only once, even if the transaction is retried. During `publish`, the session holds the lease,
     and the job's row is locked. So the files that `publish` moves stay valid, even if another session claims the job
     between two attempts of the transaction.
     """

@@ -170,7 +170,7 @@ class Leases(Claims):
     ) -> Lease:
         """Renew the lease; return it with a later expiry and the current `job.paused`. The dashboard shows `progress`.
 
-        An expired lease can be renewed until another session takes it back. The unchanged fence proves that no other
+        An expired lease can be renewed until another session reclaims it. The unchanged fence proves that no other
         session has claimed the job. In the same transaction, `renew` checks the fence and then calls `publish`.
 
         Raises:

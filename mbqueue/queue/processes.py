@@ -63,7 +63,7 @@ def is_known_dead(identity: ProcessIdentity) -> bool:
 
 
 def is_known_living(identity: ProcessIdentity) -> bool:
-    """Whether the process is known to be alive, which includes suspended and hanging processes; False if unknown."""
+    """Whether the process is known to be alive, even if it is suspended or hanging; False if unknown."""
     if identity.boot_id is None or identity.boot_id != boot_id() or identity.pid_started is None:
         return False
     return _started(identity.pid) == identity.pid_started
@@ -94,7 +94,7 @@ def has_open(identity: ProcessIdentity, file: Path) -> bool | None:
 
 
 def is_gone(identity: ProcessIdentity, queue_file: Path | None) -> bool:
-    """Whether a session's process is known not to use the queue: it is dead, or does not have the queue's file open.
+    """Whether a session's process is known not to use the queue: it is dead, or doesn't have the queue's file open.
 
     A copied queue still lists the original queue's sessions, and their processes may be alive.
 

@@ -49,6 +49,6 @@ TRANSITIONS = (
 
 
 def mermaid() -> str:
-    """Draw the allowed changes as a Mermaid state diagram."""
+    """Render the allowed transitions as a Mermaid state diagram."""
     arrows = [f"    {row.from_state} --> {row.to_state}: {row.reason}" for row in TRANSITIONS]
     return "\n".join(["stateDiagram-v2", f"    [*] --> {INITIAL_STATE}: enqueued", *arrows])

@@ -29,7 +29,7 @@ def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float,
 
     Raises:
         SearchUnavailable: if a search needs another trial, and Optuna is not installed.
-        SpecError: if the spec rejects all settings that the sampler draws.
+        SpecError: if the spec rejects all sampled settings.
     """
     begun = []
     for search, trials in _wanting(queue, now):

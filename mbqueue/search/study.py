@@ -35,7 +35,7 @@ def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] |
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
-        SpecError: if the spec rejects all drawn settings.
+        SpecError: if the spec rejects all sampled settings.
     """
     refused = ""
     with imported_optuna() as optuna:

@@ -31,7 +31,7 @@ class LoadedData:
     Attributes:
         wanted: the [data] section that requested the data.
         crystals, graphs: the crystals and their graphs, in the same order.
-        source: the source's name or path, for messages.
+        source: the source's name or path, as shown in messages.
         official: whether this is matbench's own dataset, complete and in the original order.
         dropped: (id, reason) of each entry left out.
     """

@@ -56,7 +56,7 @@ class Blobs(Protocol):
 
     @property
     def url(self) -> str:
-        """The address without secrets, for messages."""
+        """The address without secrets, as shown in messages."""
 
     def listed(self, folder: str) -> dict[str, Listed]:
         """The entries of a folder, keyed and sorted by name; empty if there is no such folder.

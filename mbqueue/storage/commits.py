@@ -33,7 +33,7 @@ def read_described(blobs: Blobs, paths: Iterable[str], *, size: int, sha256: str
 
     Args:
         paths: the possible names of the file. A mount renames a second file to ``name (1)``.
-        what: a name for the content, for messages.
+        what: what the file contains, as named in messages.
 
     Raises:
         Damaged: if no file has the expected size and hash.

@@ -152,7 +152,7 @@ class Identity:
 
     @property
     def label(self) -> str:
-        """The experiment and fold, for messages."""
+        """The experiment and fold, as shown in messages."""
         return f"{self.experiment} fold {self.fold}"
 
     def require(self, manifest: Manifest, *, source: str) -> None:

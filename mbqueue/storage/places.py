@@ -33,7 +33,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The address of the folder, for messages."""
+        """The folder's address, as shown in messages."""
         return f"{self.blobs.url}/{self.folder}" if self.folder else self.blobs.url
 
     def path(self, name: str) -> str:

@@ -134,7 +134,7 @@ class WeightSoup:
     """Mean of the trained parameters at the ends of the last or the best ``epochs`` epochs, or of fewer at first.
 
     A mean over the last epochs is "latest weight averaging" (Kaddour, arXiv 2209.14981). A mean over the best epochs is
-    a uniform soup (Wortsman et al., arXiv 2203.05482), made from epochs of a single training run.
+    a uniform soup (Wortsman et al., arXiv 2203.05482) over the epochs of a single training run.
 
     Attributes:
         of_best: whether to average the epochs whose weights have the lowest validation MAE, instead of the last epochs.

@@ -1,4 +1,4 @@
-"""Draw the report's figures for the browser, as JSON, and redraw them only when their data change."""
+"""Render the report's figures for the browser, as JSON, and re-render them only when their data change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CURVES = "learning-curves"
 
 
 class Figures:
-    """A thread-safe cache of each experiment's figures, so that each figure is drawn only once for all pages."""
+    """A thread-safe cache of each experiment's figures, so that each figure is rendered only once for all pages."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
@@ -64,7 +64,7 @@ class Figures:
             return drawn[1]
 
     def _curves(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Draw the learning curves, which change with every epoch but need only the histories."""
+        """Render the learning curves. They change with every epoch, but need only the histories."""
         from mbqueue.results.report import figures  # noqa: PLC0415 - plotly takes a second to import
         from mbqueue.results.tables import history_file, read_history  # noqa: PLC0415
 

@@ -45,7 +45,7 @@ _REMEDIES: dict[type[psycopg.Error], str] = {
 
 
 class Interrupted(QueueError):
-    """The transaction changed nothing, and can be repeated."""
+    """The transaction was aborted. It changed nothing, and can be retried."""
 
 
 @dataclass

@@ -36,7 +36,7 @@ def _sleep(seconds: float) -> bool:
 
 
 class Patience:
-    """Repeats calls while the server is unreachable. Logs when an outage begins and when it ends."""
+    """Retries calls while the server is unreachable. Logs when an outage begins and when it ends."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -45,7 +45,7 @@ class Patience:
         self._random = random.Random()
 
     def attempt(self, call: Callable[[], Result], wait: Wait = _sleep) -> Result:
-        """Run ``call``, such as one transaction, and repeat it after each interruption.
+        """Run ``call``, such as one transaction, and retry it whenever it raises `Interrupted`.
 
         Raises:
             QueueError: if the server was unreachable for too long, or ``wait`` returned True.
@@ -75,7 +75,7 @@ class Patience:
 
 
 def reached(address: Address, call: Callable[[], Result], wait: Wait | None) -> Result:
-    """Run ``call``, which connects to a server. With ``wait``, repeat the call while the server is unreachable.
+    """Run ``call``, which connects to a server. With ``wait``, retry while the server is unreachable.
 
     Raises:
         QueueError: if the server cannot be reached, or refuses the connection.

@@ -94,7 +94,7 @@ class PostgresServer(Database):
     completely or not at all. Only the server's clock counts, so ``:now`` is the server's time at the start of the
     transaction, whatever time the caller passes.
 
-    Lost connections are reopened. If a transaction is interrupted before its COMMIT is sent, it changes nothing. Each
+    Lost connections are reopened. If a transaction is aborted before its COMMIT is sent, it changes nothing. Each
     write transaction updates its client's row in ``receipts``. If the connection is lost during COMMIT, the row in
     ``receipts`` shows whether the transaction took effect. Transactions leave no settings, locks or prepared statements
     on a connection, so a pooler may give each transaction a different connection.

@@ -123,7 +123,7 @@ def _classes(plots: Mapping[str, str]) -> list[str]:
 
 
 def draw(recorded: Recorded, *, timeline: Sequence[sessions.Span] = ()) -> dict[str, go.Figure]:
-    """Draw the report's figures: name → figure, in the report's order. Figures without data are left out."""
+    """Create the report's figures: name → figure, in the report's order. Figures without data are left out."""
     content, histories, target = recorded.content, recorded.histories, recorded.target
     found = {}
     if recorded.folds:
