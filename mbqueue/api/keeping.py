@@ -64,7 +64,7 @@ class Keeping(OpenedProject):
         return back_up(self.folder, from_here(Path(file)), clock=self._clock)
 
     def restore(self, file: str | Path, *, force: bool = False) -> Backup:
-        """Replace this project's state with that of an archive; the old state is kept next to the new state.
+        """Replace this project's state with the state in an archive; the old state is kept next to the new one.
 
         Raises:
             DamagedArchive: if the archive differs from what `back_up` wrote. Nothing is changed.
@@ -81,7 +81,7 @@ class Keeping(OpenedProject):
         The old database keeps its content, but is marked as moved and refuses all work. You can move the queue back
         into the old database; the move replaces the old content.
 
-        On a cluster's file system, the commits also move to the place where sessions of the new queue expect them.
+        On a cluster's file system, the commits also move to the folder where sessions of the new queue expect them.
 
         Args:
             to: ``postgresql://USER@HOST/DATABASE``, or ``sqlite`` for the project's own file.
@@ -114,7 +114,7 @@ class Keeping(OpenedProject):
         """Move the queue's commits to the project's store, or to its folder if it has no store.
 
         This method copies the commits from the old store or from this machine, then updates the queue. The queue
-        records where its commits are, and refuses sessions that use a different place. Never move commits by hand.
+        records where its commits are, and refuses sessions that use a different location. Never move commits by hand.
 
         Args:
             lost: continue even if finished epochs cannot be found; sessions then train these epochs again.

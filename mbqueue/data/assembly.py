@@ -156,7 +156,7 @@ def _join(bases: Any, per_atom: Any, vectors: Any, bonds: Any) -> Any:
 
 @compiled
 def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) -> Any:
-    """Collect the atoms of B crystals, one crystal after the other, and compute their Cartesian coordinates.
+    """Concatenate the atoms of B crystals, and compute their Cartesian coordinates.
 
     Args:
         begins: index of each crystal's first atom in ``numbers`` and ``frac``, int64 [B].
@@ -361,7 +361,7 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
     """Combine B records into one graph with lengths and angles.
 
     Args:
-        records: the records, one after the other, uint8.
+        records: the concatenated records, uint8.
         starts: the start of each record, followed by the end of the last one, int64 [B + 1].
         sizes: total numbers of directed bonds, short undirected bonds and angles, int64 [3].
         n_atoms: atoms per crystal, int64 [B].

@@ -194,7 +194,7 @@ class GraphCache:
         return np.flatnonzero(self.cutoffs > ATOM_CUTOFF)
 
     def records(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The packed graphs of ``rows``, one after the other, and their offsets, int64 [B + 1].
+        """The packed graphs of ``rows``, concatenated, and their offsets, int64 [B + 1].
 
         Each graph's checksum is verified when the graph is first used. A damaged shard is rebuilt from the crystals.
         """

@@ -23,7 +23,7 @@ class PackedGraphs:
     """The graphs of N crystals, packed as records of bytes.
 
     Attributes:
-        records: the records, one after the other, uint8 [bytes].
+        records: the concatenated records, uint8 [bytes].
         index: one row per crystal, int64 [N, 6]: the start of its record, its numbers of directed bonds, short directed
             bonds, short undirected bonds and angles, and 1 if the record is wide.
         cutoffs: atom cut-off used for each crystal, Å, float64 [N]; larger than the requested cut-off if an atom would
@@ -92,7 +92,7 @@ def convert(
 
 
 def graph(packed: PackedGraphs, row: int, n_atoms: int) -> Graph:
-    """One packed graph in the form of CHGNet's ``CrystalGraph``."""
+    """Unpack one graph, in the format of CHGNet's ``CrystalGraph``."""
     start, n_directed, n_short, _, n_angles, wide = packed.index[row].tolist()
     per_atom, ends = np.empty(n_atoms, np.uint32), np.empty((2, n_directed // 2 + 1), np.uint32)
     images, positions = np.empty(3 * (n_directed // 2), np.uint32), np.empty((2, n_short), np.uint32)

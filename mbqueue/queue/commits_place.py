@@ -1,4 +1,4 @@
-"""Record where the commits of a queue are stored. All sessions must store their commits in the same place."""
+"""Record where the commits of a queue are stored. All sessions must store their commits at the same location."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _BIND = """
 
 @dataclass(frozen=True, kw_only=True)
 class CommitsPlace:
-    """The place where commits are stored: an object store, or a folder on a disk.
+    """The location where commits are stored: an object store, or a folder on a disk.
 
     Attributes:
-        id: identifies the place even if its address or mount point changes; also stored in the place itself.
-        address: the address when the place was recorded, to show in messages: a URL without secrets, or HOST:FOLDER.
+        id: identifies the location even if its address or mount point changes; also stored at the location itself.
+        address: the address when the location was recorded; a URL without secrets, or HOST:FOLDER. Messages show it.
     """
 
     id: str
@@ -41,21 +41,21 @@ class CommitsPlace:
 class CommitsPlaces(Part):
     @repeatable
     def commits_place(self) -> CommitsPlace | None:
-        """The place of the commits; None until a session records one."""
+        """The location of the commits; None until a session records one."""
         with self.reading() as db:
             row = db.execute(_READ).fetchone()
         return None if row is None else CommitsPlace(id=row["id"], kind=row["kind"], address=row["address"])
 
     @repeatable
     def bind_commits(self, place: CommitsPlace, *, instead_of: CommitsPlace | None, by: str, now: float) -> None:
-        """Record the new place of the commits.
+        """Record the new location of the commits.
 
         Args:
-            instead_of: the place that `commits_place` returned and that the queue must still record.
+            instead_of: the location that `commits_place` returned and that the queue must still record.
 
         Raises:
-            QueueError: if another process has recorded a different place in the meantime, or if a running session
-                would keep using the old place.
+            QueueError: if another process has recorded a different location in the meantime, or if a running session
+                would keep using the old one.
         """
         with self.writing() as db:
             if self.database.dialect is POSTGRESQL:

@@ -1,13 +1,13 @@
-"""Make every session use the commits in the place that the queue records. This module does not import torch.
+"""Make every session use the commits at the location that the queue records. This module does not import torch.
 
-Each place stores its own id: an object store in its marker, a folder in ``commits.json`` next to the checkpoints. The
-queue contains the id of the place that the first session used (`mbqueue.queue.commits_place`). A session with a
-different place is refused, because it would find no commits, train from the start and overwrite rows of the queue. A
+Each location stores an id: an object store in its marker, a folder in ``commits.json`` next to the checkpoints. The
+queue records the id of the location that the first session used (`mbqueue.queue.commits_place`). mbqueue refuses a
+session with a different location, which would find no commits, train from the start and overwrite rows of the queue. A
 SQLite queue without a store needs no check, because its commits are next to the queue's file.
 
-A session may change the recorded place from a folder to a store or another folder if no commits can be lost. No commits
-can be lost if no other session is running and the new place has every epoch that the queue counts as done. Any other
-change of the recorded place requires `mbqueue move-commits` (`mbqueue.session.moving_commits`).
+A session may change the recorded location from a folder to a store or another folder if no commits can be lost. None
+can be lost if no other session is running and the new location has every epoch that the queue counts as done. Any other
+change of the location requires `mbqueue move-commits` (`mbqueue.session.moving_commits`).
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _HOW = "To move commits elsewhere: mbqueue move-commits --help"
 def enter_place(
     project: ProjectFolder, queue: Queue, store: ObjectStore | None, *, note: Callable[[str], None], clock: Clock
 ) -> CommitsPlace | None:
-    """Check that this session uses the recorded place of commits; if the queue records none, record this place.
+    """Check that this session uses the recorded location of commits; if none is recorded, record this location.
 
     A new store also gets the commits that exist only on this machine.
 
     Returns:
-        The recorded place, which `require_same` checks again once the session has started.
+        The recorded location, which `require_same` checks again once the session has started.
 
     Raises:
         StoreError: if the store is missing, denies access or ignores conditional puts; or if the queue records a
-            different place.
-        QueueError: if the queue records no place and epochs are missing from the folder; or if a new queue is missing
+            different location.
+        QueueError: if the queue records no location and epochs are missing from the folder; or if a new queue lacks
             epochs that the store has.
     """
     before = queue.commits_place()
@@ -84,7 +84,7 @@ def require_same(queue: Queue, place: CommitsPlace | None) -> None:
     """Check that the commits were not moved while a session was starting.
 
     Raises:
-        QueueError: if the queue now records a different place.
+        QueueError: if the queue now records a different location.
     """
     now = queue.commits_place()
     if (now and now.id) != (place and place.id):
@@ -98,7 +98,7 @@ def opened_store(project: ProjectFolder, queue: Queue) -> ObjectStore | None:
     """Open the project's store for reading; None if the project keeps commits and results in its folder.
 
     Raises:
-        StoreError: if the queue records a different place for its commits.
+        StoreError: if the queue records a different location for its commits.
     """
     place = queue.commits_place()
     store = store_of(project.topology)
@@ -130,7 +130,7 @@ def require_store(place: CommitsPlace, store: ObjectStore) -> None:
 
 
 def elsewhere(place: CommitsPlace, why: str) -> StoreError:
-    """The error for a session whose commits are not in the place that the queue records."""
+    """The error for a session whose commits are not at the location that the queue records."""
     if place.kind == "store":
         what = f'Set store = "{place.address}" in mbqueue.toml, or set MBQUEUE_STORE to this address.'
     else:

@@ -107,7 +107,7 @@ class Loaded:
             raise self._session.stopped()
 
     def place_of(self, identity: Identity) -> Place:
-        """The place of a fold's commits: the object store, or else a folder."""
+        """Where a fold's commits are stored: in the object store if there is one, else in a folder."""
         if self._session.store is not None:
             return in_store(self._session.store, identity)
         return in_folder(self._session.project.checkpoints_dir(identity.experiment, identity.fold))

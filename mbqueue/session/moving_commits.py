@@ -1,4 +1,4 @@
-"""Move commits to the place in the project's settings, and record that place in the queue.
+"""Move commits to the location in the project's settings, and record that location in the queue.
 
 This module does not import torch.
 
@@ -36,8 +36,8 @@ class Moved:
     """The result of moving the commits.
 
     Attributes:
-        source: the place of the commits before the move, as text; empty if the queue had recorded no place.
-        target: the place of the commits after the move, as text.
+        source: the location of the commits before the move, as text; empty if the queue had recorded none.
+        target: the location of the commits after the move, as text.
         copied: number of objects copied from one store to the other.
         lost: epochs that are lost and will be trained again, as text; empty if no epochs are lost.
     """

@@ -81,7 +81,7 @@ def work(
     Raises:
         UsageError: if the device does not exist, or nothing has been enqueued yet.
         QueueError: if the queue cannot be read or written.
-        StoreError: if the project keeps commits in a different place than the queue records, or if the store cannot be
+        StoreError: if the project's commits are not at the location that the queue records, or if the store cannot be
             used.
         DeviceLost: if the GPU stopped working before anything was saved; after a save, the session ends without an
             error.

@@ -1,4 +1,4 @@
-"""Read and copy the commits that one place stores for a fold. A commit is a checkpoint and its manifest.
+"""Read and copy the commits of a fold at one location. A commit is a checkpoint and its manifest.
 
 A commit exists once its manifest exists. Staging, which may run in a background thread, writes the checkpoint durably.
 Publishing is fast, because it only creates the manifest. A worker publishes inside the transaction that checks the
@@ -194,7 +194,7 @@ class Commits:
     # -- copies --------------------------------------------------------------------------------------------------
 
     def put(self, commit: Commit, checkpoint: bytes) -> None:
-        """Copy a commit from a different place, and write the manifest last.
+        """Copy a commit from a different location, and write the manifest last.
 
         Write the files even if they already exist.
         """

@@ -61,7 +61,7 @@ class OwnCommits(Commits):
             before they are reported.
         near: a folder on this machine for copies of commits that are stored elsewhere. A copy saves a download, and is
             used only if it matches the commit's manifest.
-        mirror: a place with copies that replace damaged files.
+        mirror: where copies are stored that replace damaged files.
         note: called with a message about each repair.
         enqueued: the experiment's entry in the queue, written into every manifest.
     """

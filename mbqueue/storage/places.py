@@ -1,6 +1,6 @@
-"""The places of a fold's commits, and the names of their files there (`mbqueue.storage.names`).
+"""Where a fold's commits are stored, and how their files are named (`mbqueue.storage.names`).
 
-| place | manifest | checkpoint |
+| location | manifest | checkpoint |
 |---|---|---|
 | a folder | STEM.json | STEM.pt |
 | an object store | STEM.json | STEM-HASH.pt, with its own hash, so no writer overwrites another |
@@ -62,7 +62,7 @@ class Place:
 
 
 def in_folder(folder: Path) -> Place:
-    """Return the place of commits in a folder, on this machine or shared by the machines of a cluster."""
+    """Return the location of commits in a folder, on this machine or shared by the machines of a cluster."""
     return Place(Folder(folder), "")
 
 

@@ -139,9 +139,9 @@ def feed_of(
 
 
 def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_cost: int) -> list[Rows]:
-    """Split ``rows``, in order, into parts with a limited number of crystals and a limited cost (0 for no limit).
+    """Split ``rows``, in order, into batches with a limited number of crystals and a limited cost (0 for no limit).
 
-    A crystal that exceeds the cost limit on its own gets its own part.
+    A crystal that alone exceeds the cost limit gets a batch of its own.
     """
     parts: list[Rows] = []
     start, cost = 0, 0
@@ -199,7 +199,7 @@ def ahead(make: Callable[[int], T], n: int) -> Generator[T, None, None]:
 def host_batches(
     feed: Feed, parts_of: Sequence[Sequence[Rows]], *, pinned: bool, distortion: Distortion | None = None
 ) -> Generator[list[Any], None, None]:
-    """Yield the batches of each sequence of parts, in host memory; a background thread makes them ahead of time."""
+    """Yield the batches of each item of ``parts_of``, in host memory; a background thread prepares them in advance."""
 
     def make(index: int) -> list[Any]:
         batches = [feed.load(rows, distortion) for rows in parts_of[index]]

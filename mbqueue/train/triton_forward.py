@@ -116,7 +116,7 @@ class _Layout:
         return {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
 
     def arranged(self, parameters: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """Arrange the parameters in a vector, and return the vector's pieces by name."""
+        """Flatten the parameters into one vector, and return the vector's pieces by name."""
         flat = torch.cat([*(parameter.flatten() for parameter in parameters), self._zero.to(parameters[0].dtype)])
         return self.views(flat.index_select(0, self.index))
 
@@ -401,7 +401,7 @@ class _Gradient:
         self.short = share @ weight if self.short is None else torch.addmm(self.short, share, weight)
 
     def _bases(self) -> None:
-        """Compute the gradients of frequencies and embeddings, and the long bonds' part of the other gradients."""
+        """Compute the gradients of frequencies and embeddings, and the long bonds' contribution to all others."""
         w, d, bases, later = self._w, self._d, self._kept.bases, self._later
         matrices, size = self._kept.matrices, self._w["bonds"].numel()
         of_bonds, of_matrices = torch.empty_like(w["bonds"]), torch.empty_like(matrices)

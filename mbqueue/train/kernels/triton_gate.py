@@ -196,7 +196,7 @@ def by_segment(segment, x, SEGMENTS: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def store_matrices(at, core, gate):
-    """Store the gradients of two matrices [64, 64], one below the other."""
+    """Store the gradients of two [64, 64] matrices, stacked vertically."""
     row, column = tl.arange(0, WIDTH)[:, None], tl.arange(0, WIDTH)[None, :]
     tl.store(at + row * WIDTH + column, core)
     tl.store(at + WIDTH * WIDTH + row * WIDTH + column, gate)
@@ -204,7 +204,7 @@ def store_matrices(at, core, gate):
 
 @triton.jit
 def store_vectors(at, core, gate):
-    """Store the gradients of two vectors of 64 numbers, one after the other."""
+    """Store the gradients of two vectors of 64 numbers, concatenated."""
     column = tl.arange(0, WIDTH)
     tl.store(at + column, core)
     tl.store(at + WIDTH + column, gate)
