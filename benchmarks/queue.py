@@ -18,7 +18,7 @@ The systems do different work for a job:
 - procrastinate takes and finishes jobs with functions in the database, for any caller that knows the id, and writes
   events;
 - mbqueue checks the fence, stores the result, claims the next epoch and writes an event for each, in one transaction.
-  At the end of a fold, mbqueue also takes back expired leases, and searches all jobs for the best one.
+  At the end of a fold, mbqueue also reclaims expired leases, and searches all jobs for the best one.
 """
 
 from __future__ import annotations

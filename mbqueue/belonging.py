@@ -104,7 +104,7 @@ def note_live_dir(root: Path, live: Path) -> None:
     """Record a project's live folder on this machine, unless it is the default live folder."""
     if live in {default_live_dir(root, str(root)), _noted_live_dir(root)}:
         return
-    with suppress(OSError):  # the home folder may be read-only; only `status` without the drive needs the note
+    with suppress(OSError):  # the home folder may be read-only; only `status` needs this note, while the drive is away
         files.make_folder(_note_of(root).parent)
         files.write_json(_note_of(root), {"root": str(root), "live": str(live)})
 

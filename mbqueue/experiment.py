@@ -244,8 +244,8 @@ class TrainSpec(Section):
 
 #: Spec keys that do not affect a fold's result.
 _NOT_HASHED = {"name", "results_name", "description", "folds", "trial", "chosen"}
-#: Keys that specs of earlier versions lack, with the values that those versions used. A key with this value is not
-#: hashed, so experiments from earlier versions keep their hash and can resume.
+#: Keys that are missing from the specs of earlier versions, and the values that those versions used. The spec hash
+#: ignores a key with this value, so experiments from earlier versions keep their hash and can resume.
 _YOUNGER: dict[str, dict[str, Any]] = {
     "data": {"id_column": ""},
     "train": {"group_by_size": False, "test_strains": 0, "validation_seed": -1, "soup": 0, "soup_of": "last"},

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from mbqueue.project import NAME_PATTERN
 from mbqueue.section import Section
 
-#: Spec keys that only commands set, never a user.
+#: Spec keys that users cannot set. Only mbqueue's commands set these keys.
 KEPT_BY_COMMANDS = ("trial", "chosen", "made_from")
 
 

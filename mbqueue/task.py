@@ -100,7 +100,7 @@ def _task(dataset: str, n: int, column: str, kind: Kind, name: str, unit: str = 
     return Task(dataset=dataset, n=n, target=Target(name=name, unit=unit, kind=kind, column=column))
 
 
-#: This target has no column name, because specs from earlier versions do not have one either.
+#: This target has no column name, because specs from earlier versions contain none for it.
 FORMATION_ENERGY = _task("matbench_mp_e_form", 132_752, "", "energy", "formation energy", "eV/atom")
 #: Names of columns with energies per atom. If the user names no column, mbqueue uses the first of these columns that
 #: exists.

@@ -20,7 +20,8 @@ from mbqueue.errors import SessionError, UsageError
 #: The longest time to reserve at the end of a job. A short job reserves only a tenth of its time limit.
 LONGEST_MARGIN_SECONDS = 180.0
 MAX_IDLE = "10m"
-#: How many times a job may run again after its time is up; enough for one-hour jobs to continue for over a month.
+#: How many times a job may be requeued at its time limit. With this many requeues, a one-hour job can continue for over
+#: a month.
 _MAX_TIMEOUTS = 1000
 #: The sbatch options that mbqueue sets.
 _OWN = {"time", "signal", "output", "error", "open_mode", "array", "requeue", "ntasks_per_node", "nodes"}

@@ -254,7 +254,7 @@ class Queueing(OpenedProject):
             changed = queue.retry(experiment, fold=fold, now=self._clock.now())
             try:
                 lost_folds = self._lost_folds(queue, experiment)
-            except StoreError as error:  # the jobs have already been queued again
+            except StoreError as error:  # the jobs have already been requeued
                 lost_folds = {}
                 tell(
                     f"{error} Result files could not be checked. When the store is reachable again, repeat "

@@ -195,7 +195,7 @@ def _store(url: str, place: CommitsPlace | None) -> Finding:
             advice = "The queue's commits are in a different store. Check `store` in mbqueue.toml."
             return Finding("object store", "problem", url, advice)
         if is_new := store.check():
-            store.forget()  # `check` marked the store as used, but only a session may do so
+            store.forget()  # `check` marked the store as in use, which only sessions may do
     except (UsageError, StoreError) as error:
         return Finding("object store", "problem", url, str(error))
     return Finding("object store", "ok", f"{url}: writable, does not overwrite objects{', new' if is_new else ''}")

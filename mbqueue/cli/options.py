@@ -34,7 +34,7 @@ _MOST_NUMBERS = 100
 
 def current_project(context: typer.Context) -> ProjectFolder:
     """Find the project of this command: the one given with --project, else that of the working directory."""
-    given: str | Path | None = context.find_root().params.get("project")  # before version 0.29, typer returns text
+    given: str | Path | None = context.find_root().params.get("project")  # typer before 0.29 returns text
     return find_project(None if given is None else Path(given))
 
 

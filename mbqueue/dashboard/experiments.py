@@ -63,7 +63,7 @@ def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Te
         title.append(" (paused)", STYLES["paused"])
     if entry["target"]["name"] != FORMATION_ENERGY.target.name:
         title.append(f"  {entry['target']['name']}", "dim")
-    title.append(f"  {entry['dataset']}", "dim")  # a long path may be cut, so it comes after the name and state
+    title.append(f"  {entry['dataset']}", "dim")  # a long path may be truncated, so the name and state come first
     if entry["priority"]:
         title.append(f"  priority {entry['priority']}", "dim")
     yield cut(title, width, plain)

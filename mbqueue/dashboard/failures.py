@@ -13,7 +13,7 @@ from mbqueue.clock import format_duration
 from mbqueue.errors import next_step
 
 #: Matches the class of mbqueue's own errors at the start of a traceback's last line. mbqueue's error messages are clear
-#: without the name of the class.
+#: without the class name.
 _OWN_CLASS = re.compile(r"^mbqueue\.errors\.\w+: ")
 _MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*(?::|$))")
 _INDENT = "    "

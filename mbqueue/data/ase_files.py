@@ -76,7 +76,7 @@ def read_extxyz(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
 
     def rows() -> Iterator[_Row]:
         for frame in _frames(path):
-            comment = "" if frame.vectors else frame.lines[1].strip()  # ase ignores the comment if there are VEC lines
+            comment = "" if frame.vectors else frame.lines[1].strip()  # with VEC lines, ase ignores the comment
             pairs = key_val_str_to_dict(comment) if comment else {}
             try:
                 _check_atoms(frame, str(pairs.get("Properties", _PROPERTIES)))

@@ -42,7 +42,8 @@ LARGEST_DENSITY = 30.0
 #: if the cell is extremely skewed or thin, or its atoms are extremely far apart.
 MAX_IMAGES = 2_000_000
 #: The largest accepted number of 6 Å cubes, or of copies of atoms, in the box around all atoms of a crystal. The
-#: converter needs memory for each cube and each copy. Ten million cubes fill a cubic box with edges of 1,300 Å.
+#: converter allocates memory for every cube and every copied atom. Ten million cubes fill a cubic box with edges of
+#: 1,300 Å.
 MAX_CUBES = 10_000_000
 #: The largest accepted number of bonds, or of angles, in one crystal. A diamond cell of 2,000 atoms has 0.3 million
 #: bonds and 0.5 million angles. With a larger limit, a batch's indices could exceed 32 bits.
@@ -132,7 +133,7 @@ class Gatherer:
             if self.targets_required:
                 raise Unusable("the target is missing")
             return math.nan
-        # Do not suggest an empty cell if targets are required.
+        # Suggest an empty cell only if targets are optional.
         hint = "" if self.targets_required else "; leave the cell empty if there is no target"
         if self._kind == "class":
             return _class_of(target, hint)

@@ -270,7 +270,7 @@ class GraphCache:
 
     def _opened(self, path: Path, number: int) -> _Shard:
         meta, arrays = read_arrays(path)
-        # Shards of earlier versions record a hash of the crystals that includes the targets.
+        # In shards from earlier versions, the recorded hash of the crystals also covers the targets.
         if meta not in (key := self._key(number), {**key, "crystals": self.crystals.hash}):
             raise CacheError(f"{path} contains different graphs and must be rebuilt.")
         return _Shard(

@@ -94,7 +94,7 @@ def _may_repeat_a_key(text: Any) -> Any:
     while size < 2 * n_keys:
         size *= 2
     seen = np.zeros(size, np.uint64)
-    owners = np.zeros(_DEEPEST + 1, np.uint64)  # the number of the open object or list at each depth
+    owners = np.zeros(_DEEPEST + 1, np.uint64)  # for each depth, the number of the open object or list
     depth = n_opened = position = 0
     begin = end = 0  # start and end of the last string
     while position < len(text):

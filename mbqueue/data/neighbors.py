@@ -182,7 +182,7 @@ def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:
         starts[cube + 1] += 1
     for cube in range(len(starts) - 1):
         starts[cube + 1] += starts[cube]
-    # Each cube is filled from its end, so that the copy found last comes first.
+    # Fill each cube from its end, which reverses the order of the copies in the cube.
     sorted_points, sorted_copies = np.empty((len(cubes), 3)), np.empty((len(cubes), 4), np.int32)
     ends = starts.copy()
     for point in range(len(cubes)):

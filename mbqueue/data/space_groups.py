@@ -14,7 +14,7 @@ from mbqueue.data.cif_syntax import CifBlock
 from mbqueue.data.entries import Unusable
 from mbqueue.data.symmetry import Operations
 
-#: Tags in lower case, with underscores instead of the dots of newer dictionaries.
+#: CIF tags in lower case, with an underscore where newer dictionaries have a dot.
 _NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
 _HERMANN_MAUGUIN = (
     *("_symmetry_space_group_name_h-m", "_space_group_name_h-m_alt", "_space_group_name_h-m_full"),

@@ -58,7 +58,7 @@ RECONCILE_SECONDS = 30.0
 READ_SECONDS = 30.0
 #: Before its first claim, a session waits at most this long for the publishing round that detects other sessions.
 FIRST_ROUND_SECONDS = 60.0
-#: Seconds that the last round may take in a session without a deadline.
+#: How many seconds the last round of publishing may take if the session has no deadline.
 LAST_ROUND_SECONDS = 600.0
 
 

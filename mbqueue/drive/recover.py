@@ -273,7 +273,7 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
     newest = found.manifest
     folds = {one.name: one.spec["folds"] for one in queue.experiments()}.get(newest.experiment, [])
     if newest.fold in folds:
-        pass  # the fold is in the queue, because a note or the mount contained it
+        pass  # a note or the mount has already restored this fold to the queue
     elif (record := record_in(newest, str(folder))) is not None:
         enqueue_again(queue, record, now=now, by="recover", note=note)
     elif not _enqueue_from_file(project, queue, newest, now):

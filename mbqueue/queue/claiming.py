@@ -53,9 +53,9 @@ def _claim_statement(sql: Dialect) -> str:
     """
 
 
-# Claims the job that needs the committed epoch, if an ordinary claim would choose the same job. The job changes
-# directly from waiting to leased. Marking the job as ready first would update its row and the claim indexes twice. If
-# the session's last heartbeat is older than half a lease, the session makes an ordinary claim, which counts as a
+# Claims the job that needs the committed epoch, if an ordinary claim would choose the same job. The claimed job goes
+# directly from waiting to leased, because marking it as ready first would update its row and the claim indexes twice.
+# If the session's last heartbeat is older than half a lease, the session makes an ordinary claim, which counts as a
 # heartbeat. An ORDER BY would make PostgreSQL scan the primary key of `needs` as long as a new queue has no statistics.
 _CLAIM_NEXT = f"""{_TAKE}
     WHERE id = (SELECT job_id FROM needs WHERE needed_id = :id LIMIT 1)

@@ -41,7 +41,7 @@ def _links(sql: Dialect) -> Iterator[str]:
     """
 
 
-#: A condition on a row of jobs: every job that this job needs is done.
+#: An SQL condition on a row of `jobs`, which is true if every job that this job needs is committed or skipped.
 HAS_ALL_IT_NEEDS = """
     NOT EXISTS (SELECT 1 FROM needs JOIN jobs AS needed ON needed.id = needs.needed_id
                 WHERE needs.job_id = jobs.id AND needed.state NOT IN ('committed', 'skipped'))

@@ -76,7 +76,7 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
-#: Converts the columns that a database stores as text or as a number.
+#: Functions that convert columns from the text or number in the database to the type in Python.
 _CONVERTED: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("spec", "progress", "result"), json.loads),
     **dict.fromkeys(("state", "from_state", "to_state"), State),

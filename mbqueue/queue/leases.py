@@ -148,8 +148,9 @@ class Leases(Claims):
             given = self._finish(db, lease, result, now, publish, skip_rest, prunes, claim_next)
             found = [row for rows in given for row in rows]
             if not found:
-                # A session that declares this session dead locks the committed job and the next job in a different
-                # order. In a deadlock, the server aborts one of the two transactions, and mbqueue retries it.
+                # Another session that ends this session, because it seems dead, locks the committed job and the next
+                # job in a different order. In a deadlock, the server aborts one of the two transactions, and mbqueue
+                # retries it.
                 beat, open_next = self._beat(session, now, lease_seconds), self._unlocking(db, lease, now, skip_rest)
                 loaded = None if job.fold is None else (job.experiment_id, job.fold)
                 claim = self._claim(session, now, lease_seconds, loaded)
@@ -306,8 +307,8 @@ class Leases(Claims):
         job = lease.job
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
-        # An exclusive lock prevents two simultaneous commits that do not see each other. Otherwise, a job that needs
-        # both committed jobs could stay waiting.
+        # An exclusive lock keeps two simultaneous commits from missing each other's changes. Without the lock, a job
+        # that needs both committed jobs could stay in the state waiting.
         is_alone = skip_rest is None and job.kind not in {Kind.PREPARE, Kind.PREDICT}
         hold = self.database.holding(job.experiment_id, shared=is_alone)
         values = {"result": _as_json(result), "now": now, "session": lease.session, "id": job.id, "fence": lease.fence}

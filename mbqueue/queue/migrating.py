@@ -65,7 +65,7 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
         UsageError: if a session is using the source, or the target is not empty.
         QueueError: if the target cannot store a value unchanged. Neither queue is changed.
     """
-    with source.writing() as old, target.writing() as new:  # the target commits before the source
+    with source.writing() as old, target.writing() as new:  # on exit, the target commits first
         _require_another(source, old, target, new)
         _leave(source, old, target.database.name, now=now)
         if target.database.dialect is POSTGRESQL:

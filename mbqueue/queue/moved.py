@@ -13,7 +13,7 @@ from mbqueue.queue.database import Statements
 from mbqueue.queue.dialect import SQLITE, Dialect
 from mbqueue.queue.schema import TABLES
 
-#: The schema version of a queue that was moved away.
+#: The schema version that marks a queue as moved to another database.
 MOVED_VERSION = 1_000_000
 _REFUSAL = "the queue was moved to another database meanwhile; start again to see where it is"
 

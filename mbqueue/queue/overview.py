@@ -82,7 +82,7 @@ def _board(sql: Dialect) -> str:
 _BEGUN = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 0 AND progress IS NOT NULL"
 _BEGUN_AND_PAUSED = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 1 AND progress IS NOT NULL"
 
-#: Reads whole results, because the dashboard's index contains only the numbers that every experiment has.
+#: Reads the complete `result`, because the dashboard's index contains only the scores that exist for every experiment.
 _PREDICTED = "SELECT fold, result FROM jobs WHERE experiment_id = ? AND kind = 'predict' AND state = 'committed'"
 
 _EVENTS = """

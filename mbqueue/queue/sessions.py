@@ -189,7 +189,7 @@ def may_be_at_work(row: SessionRow, now: float, queue_file: Path | None) -> bool
     """
     if row.ended_at is not None or is_gone(row.identity, queue_file):
         return False  # A session that was killed a moment ago has a recent heartbeat but a dead process.
-    # Earlier sessions of this process are over, even if the queue could not record how they ended.
+    # This process's earlier sessions have ended, even if the queue could not record how they ended.
     return row.is_live(now) or (is_known_living(row.identity) and row.pid != os.getpid())
 
 

@@ -16,8 +16,8 @@ from mbqueue.queue.moved import MOVED_VERSION, moved_error
 from mbqueue.queue.schema import RULES, SCHEMA_VERSION, commits_place, require_known, tables
 from mbqueue.queue.transitions import TRANSITIONS
 
-#: The name that a database records for each schema version, oldest first. If a database records a name that is missing
-#: here, a newer mbqueue wrote the database, and its version number is not damaged.
+#: The name that a database records for each schema version, oldest first. A database with a name that is missing here
+#: was written by a newer mbqueue, so its high version number is not a sign of damage.
 _NAMES = ("0001_queue", "0002_adopting", "0003_commits_place", "0004_claiming_next", "0005_pruning")
 _SET = "mbqueue.queue"
 

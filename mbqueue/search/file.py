@@ -20,7 +20,7 @@ from mbqueue.task import N_FOLDS
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$"
 MOST_TRIALS = 1000
 
-#: How an error explains the allowed values of a key in [search.space].
+#: The part of an error message that explains which values a key in [search.space] may have.
 FORMS = (
     "write { low = 1e-4, high = 1e-2 }, optionally with log = true or a step, or { choices = [32, 64] }. If all trials "
     "share a value, set it in the base experiment"

@@ -11,7 +11,7 @@ from mbqueue.queue.store import Queue
 
 #: After this many failed trials in a row, the search waits for you to step in.
 MOST_FAILED_IN_A_ROW = 3
-#: The suffix of a trial's name, after the search's name.
+#: The suffix that follows the search's name in a trial's name.
 _NUMBER = ".{:03d}"
 
 

@@ -156,7 +156,8 @@ def stop(
         One entry per session; empty if none of the requested sessions is running on this machine.
     """
     found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
-    # The parent process of several sessions also gets the request and forwards it, but is not part of the result.
+    # If several sessions share a parent process, the parent also receives the request and forwards it. The result does
+    # not include the parent.
     parents = {parent_of(identity.pid) for identity, session in found if session is not None}
     refused = {identity for identity, _ in found if not _is_asked(identity)}
     asked = [identity for identity, _ in found if identity not in refused]
@@ -229,7 +230,7 @@ def _wait_until_at_work(
         code = child.poll()
         unended = [row for row in _sessions(project) if row.ended_at is None]
         found = tuple(row.id for row in unended if _belongs(row, started.process))
-        # If a session could not start on one of several devices, its process is no longer among the child processes.
+        # A session that failed to start on its device no longer has a child process, so do not wait for this session.
         if found and (len(found) == sessions or len(found) >= len(_children(child.pid))):
             break
         if code is not None:

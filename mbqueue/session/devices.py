@@ -182,8 +182,7 @@ class Crew:
             failures = self._run(stop)
         outcomes = tuple(worker.outcome for worker in self._workers if worker.outcome is not None)
         endings = {outcome.ending for outcome in outcomes}
-        # If one session found no job left, the queue is finished, and the ending of this session counts for all
-        # sessions.
+        # If any session found that no job is left to run, its ending is the ending of the whole command.
         ending = next((e for e in (Ending.DONE, Ending.BLOCKED) if e in endings), Ending.STOPPED)
         return DevicesOutcome(ending=ending, sessions=outcomes, failures=tuple(failures))
 

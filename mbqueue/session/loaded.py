@@ -81,7 +81,7 @@ class Loaded:
 
     def _complete(self, frozen: FrozenBackbone, job: Job, spec: Spec, data: LoadedData) -> None:
         advanced = self._session.progress_of(job, "pretrained energies")
-        if self._session.store is not None:  # local outputs that differ from the store's are replaced too
+        if self._session.store is not None:  # also replaces local outputs that differ from the store's
             fetch_shards(
                 self._session.store,
                 frozen,

@@ -19,7 +19,7 @@ from mbqueue.project import ProjectFolder
 from mbqueue.session.sources import DataRequest, remember, remembered, source_key
 from mbqueue.storage.objects import ObjectStore
 
-#: Takes the name of a piece of work; returns a progress callback, which receives (done, total).
+#: A function that takes the name of a task, and returns a progress callback for the arguments (done, total).
 Progress = Callable[[str], Callable[[int, int], None]]
 Note = Callable[[str], None]
 

@@ -103,7 +103,7 @@ class Notifier(Report):
                     send(hook, message)
                 except Exception as error:  # noqa: BLE001 - a notification must never harm the work
                     # Commands and webhook addresses often contain secrets. An OSError's message contains no command and
-                    # no address, but Python's error about an invalid address may contain the address.
+                    # no address. Other messages may contain the address, so report only the type of the error.
                     why = error if isinstance(error, OSError) else type(error).__name__
                     self._on_trouble(f"The notification of '{message['event']}' could not be sent by {name}: {why}")
 

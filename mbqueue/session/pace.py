@@ -14,7 +14,7 @@ class Pace:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._first: tuple[float, int] | None = None
-        #: Finished parts per second; None until two reports have arrived.
+        #: Units of work finished per second; None until two reports have arrived.
         self.per_second: float | None = None
 
     def reached(self, done: int) -> None:

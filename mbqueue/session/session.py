@@ -172,7 +172,7 @@ class Session:
 
     def give_back(self, lease: Lease, reason: str, *, for_others: bool = False) -> None:
         """Release a job that has started; do nothing if its lease is lost."""
-        with suppress(QueueError):  # a lost lease need not be released; all other leases expire by themselves
+        with suppress(QueueError):  # after any error, the lease is already lost or expires by itself
             self.queue.release(lease, reason=reason, now=self.clock.now(), preempted=True, for_others=for_others)
 
     def give_back_once(self, lease: Lease, error: Exception, reason: str) -> None:
@@ -252,7 +252,7 @@ class Session:
         """
         experiment = self.queue.experiment_of(job.experiment_id)
         if hash_of_spec(experiment.spec) != experiment.spec_hash:
-            # SQLite has no checksums: a flipped bit could change a learning rate without an error.
+            # SQLite has no checksums, so a flipped bit could change a learning rate unnoticed.
             raise SpecError(
                 f"The spec of {experiment.name} in {self.queue.database.name} is damaged: it differs from the enqueued "
                 "spec. Rebuild the queue from the checkpoints: mbqueue recover --force"

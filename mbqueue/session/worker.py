@@ -188,13 +188,13 @@ def _work_and_end(
         with telling(session.report.note), session.heartbeat:
             ending, cause = _loop(session, loaded, options)
     except DeviceLost as error:
-        # The queue treats a lost GPU like the death of the process.
+        # The queue treats the loss of a GPU as if the session's process had died.
         cause = StopCause.by_lost_device(error.why)
         with suppress(QueueError):
             queue.end_session(session.id, reason=cause.reason, now=clock.now(), lost=True)
         return Ending.STOPPED, cause, error
     except BaseException as error:
-        with suppress(QueueError):  # if the disk is full, nothing can be written, and the lease expires by itself
+        with suppress(QueueError):  # on a full disk, this write fails, and the lease expires by itself
             queue.end_session(session.id, reason=f"{type(error).__name__}: {error}", now=clock.now())
         raise
     queue.end_session(session.id, reason=cause.reason, now=clock.now())

@@ -26,7 +26,7 @@ LARGEST_MANIFEST = 16 << 20
 #: The largest accepted checkpoint, in bytes. A checkpoint of CHGNet takes 5 MB.
 LARGEST_CHECKPOINT = 1 << 30
 
-#: A tuple by which the commits of a fold are sorted. The commit with the greatest rank is accepted.
+#: The sort key of a fold's commits. mbqueue accepts the commit with the highest rank.
 Rank = tuple[int, bool, int, int, int]
 
 #: `identity_in_head` needs this many bytes of a manifest.

@@ -18,8 +18,8 @@ from mbqueue.storage.names import CHECKPOINT, CommitFile
 from mbqueue.storage.places import Place, in_folder
 
 _KEPT = 2
-#: A checkpoint without a manifest can be removed if it is this much older than its fold's newest file. The value is
-#: longer than any upload takes.
+#: A checkpoint without a manifest can be removed if it is this much older than its fold's newest file. No upload takes
+#: this long.
 GARBAGE_SECONDS = 3600.0
 
 

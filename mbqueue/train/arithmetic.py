@@ -70,10 +70,10 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
         deterministic.fill_uninitialized_memory,
     )
     settings.allow_tf32 = precision == "tf32"
-    # Matrix products in bf16 must sum in float32.
+    # Matrix products in bf16 must accumulate in float32.
     settings.allow_bf16_reduced_precision_reduction = False
-    # Only warn if this version of torch has no deterministic variant of an op. A resumed run that differs in the last
-    # bits is better than no training.
+    # Only warn if this version of torch has no deterministic variant of an op. Results that differ in the last bits are
+    # better than a session that cannot train.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # The code writes all memory before reading it, so filling newly allocated memory would waste time.
     deterministic.fill_uninitialized_memory = False

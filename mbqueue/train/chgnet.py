@@ -215,7 +215,7 @@ def _construct(model_args: Mapping[str, Any]) -> CHGNet:
         return CHGNet(**model_args)
 
 
-if TYPE_CHECKING:  # mypy compares this module with the interface
+if TYPE_CHECKING:  # mypy checks that this module implements the interface
     from mbqueue.train import chgnet  # noqa: PLW0406
     from mbqueue.train.family import ModelFamily
 

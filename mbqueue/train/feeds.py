@@ -61,7 +61,8 @@ class FeatureBatch:
 class Feed(Protocol):
     """A source of batches, and the function that predicts from a batch."""
 
-    #: The cost of each crystal, [N], which is its number of bonds or 0. ``max_bonds`` limits a batch's total cost.
+    #: Each crystal's cost, [N]: its number of directed bonds, or 0 if predictions do not use bonds. ``max_bonds``
+    #: limits a batch's total cost.
     costs: NDArray[np.int64]
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> Any:

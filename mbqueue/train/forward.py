@@ -146,7 +146,7 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
         message = messages.of_angles(*shares[:2], angles, shares[2], short_weights, Gate.of(layer.twoBody_bond))
         out = layer.mlp_out.layers[1]
         if out.bias is not None:
-            # The bias changes all bonds, even those without an angle.
+            # The bias changes all bonds, even bonds that belong to no angle.
             bonds = bonds + out.bias
         bonds = messages.add_to_shorts(bonds, linear(message, out.weight))
         if block < model.n_conv - 2:

@@ -107,7 +107,7 @@ class Gate:
     def open(self, pre: Tensor) -> Tensor:
         """Compute the gated MLP's output, [n, 64], from the output of its first linear layer, [n, 128]."""
         if self.second is not None and self.bias is not None:
-            # Use chunk(), because slices would add up two padded full-size arrays in the backward pass.
+            # Use chunk(), because the backward pass of two slices would add two full-size arrays padded with zeros.
             core, gate = functional.silu(pre).chunk(2, dim=1)
             core = linear(core, self.second[:64], self.bias[:64], products=self.products)
             gate = linear(gate, self.second[64:], self.bias[64:], products=self.products)
@@ -141,7 +141,7 @@ class PlainMessages:
 
     def add_to_shorts(self, bonds: Tensor, x: Tensor) -> Tensor:
         """Return a copy of ``bonds``, [U, …], with ``x``, [S, …], added to the rows of the short bonds."""
-        # Each segment has at most one row. Do not use index_add, which would sort and check every index on CUDA.
+        # Each bond gets at most one row of ``x``. Do not use index_add, which would sort and check every index on CUDA.
         return bonds + self._short.sum(x)
 
     def of_bonds(self, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate) -> Tensor:

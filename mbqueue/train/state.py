@@ -67,7 +67,7 @@ def serialise(state: TrainState) -> bytes:
     parts = {field.name: _canonical(getattr(state, field.name)) for field in dataclasses.fields(state)}
     for younger in ("ends", "end_maes"):
         if not parts[younger]:
-            del parts[younger]  # without a soup, the bytes must match those of earlier versions
+            del parts[younger]  # without a weight soup, a checkpoint's bytes must match earlier versions
     torch.save(parts, buffer)
     return buffer.getvalue()
 

@@ -164,7 +164,7 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
         "short weights": padded(p["bond_weights_bg.weight"]),
         "bg": wide(p[f"{bases}_bg.frequencies"]),
         "angles": padded(p["angle_embedding.weight"]),
-        "waves": wide(torch.cat([zero, waves, waves])),  # frequencies of the constant, the sines and the cosines
+        "waves": wide(torch.cat([zero, waves, waves])),  # one frequency per basis function: constant, sines, cosines
     }
     of_bonds, shares = [], {}
     for block in range(n_conv):
@@ -227,7 +227,7 @@ class _Kept:
 
     plan: Plan
     bases: dict[str, Basis]
-    matrices: Tensor  # from the basis to the bonds' contributions, [4 · 128, 32]
+    matrices: Tensor  # matrices that map a bond's basis functions to its contributions, [4 · 128, 32]
     weights: Tensor
     bonds: list[Tensor]
     short_weights: Tensor

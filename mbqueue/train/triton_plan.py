@@ -11,8 +11,8 @@ from mbqueue.errors import TrainingError, counted
 from mbqueue.train.gated import PRODUCTS
 from mbqueue.train.kernels.tiles import PARTIALS, TILES, Tiles, tiles_of
 
-#: Columns of the widest array with one row per atom or short bond, and of the widest with one row per directed bond or
-#: angle.
+#: The largest number of columns in an array with one row per atom or short bond, and in an array with one row per
+#: directed bond or angle.
 _WIDEST, _WIDE = 640, 128
 
 

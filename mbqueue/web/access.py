@@ -81,7 +81,7 @@ class Access:
 def _host(request: Request) -> str:
     try:
         return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    except ValueError:  # the Host header has brackets without an IPv6 address
+    except ValueError:  # the Host header has brackets that do not contain an IPv6 address
         return ""
 
 

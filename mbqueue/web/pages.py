@@ -149,7 +149,7 @@ class _Board:
             "mean": _mean,
         }
 
-    # -- pages, which fetch their changing parts ---------------------------------------------------------------------
+    # -- page frames -------------------------------------------------------------------------------------------------
 
     def overview(self, request: Request) -> Response:
         every = {"all": "1"} if request.query_params.get("all") else {}
@@ -174,7 +174,7 @@ class _Board:
         )
         return Response(html, media_type="text/html")
 
-    # -- the changing part -------------------------------------------------------------------------------------------
+    # -- page content ------------------------------------------------------------------------------------------------
 
     def part(self, request: Request) -> Response:
         """Serve a page's changing part as JSON, with its HTML, any problem with the queue, and the action secret."""
@@ -183,7 +183,7 @@ class _Board:
         if reading.status is not None:
             try:
                 content |= self._filled(request, reading.status.overview, reading.status.session_seconds)
-            except (MbqueueError, OSError) as error:  # the browser keeps the old part of the page
+            except (MbqueueError, OSError) as error:  # the browser keeps showing the page's previous content
                 content["trouble"] = reading.trouble or str(error) or type(error).__name__
         # The browser computes ages with its own clock, so the board sends nothing new when only ages change.
         tag = f'"{hashlib.sha256(orjson.dumps(content)).hexdigest()[:32]}"'

@@ -33,7 +33,7 @@ _LOST = (
     errors.ReadOnlySqlTransaction,
     errors.TooManyConnections,
 )
-#: Errors after which the transaction can be repeated, because nothing was changed.
+#: Errors that roll back the whole transaction, so that it can be retried.
 _CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
 Result = TypeVar("Result")
 _REMEDIES: dict[type[psycopg.Error], str] = {

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 #: A function that sleeps for the given number of seconds, and returns True to stop retrying.
 Wait = Callable[[float], bool]
 
-#: How long a method keeps trying while the server is unreachable.
+#: How long a method keeps retrying while the server is unreachable.
 PATIENCE_SECONDS = 300.0
 #: The delay between two attempts doubles from the first value up to the second.
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 5.0

@@ -28,7 +28,7 @@ from mbqueue.queue.schema import SCHEMA_VERSION, require_known
 #: How long a statement waits for a lock before its transaction starts over.
 LOCK_SECONDS = 30
 #: After this time, the server rolls back a silent worker's transaction, which releases the lock on its job. A worker
-#: that is frozen for longer than this while it publishes loses its transaction.
+#: that is suspended for longer than this while it publishes loses its transaction.
 SILENCE_SECONDS = 300
 #: After the server starts, mbqueue waits this long before it releases expired leases. Sessions could not renew their
 #: leases while the server was down.
@@ -66,7 +66,8 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE application_name = {client} AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()
 """
 
-# The last two statements wait for an open transaction that has written the client's row in `receipts`.
+# If an open transaction has written the client's row in `receipts`, the last two statements wait until that transaction
+# ends.
 _LAST_COMMITTED = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('search_path', {path}, true), set_config('lock_timeout', {lock}, true);

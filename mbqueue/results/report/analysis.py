@@ -24,10 +24,10 @@ _TARGET_BINS = 30
 _ROC_POINTS = 400
 
 # The validation MAE has risen if its last value is more than `_RISE` times its best value. A fold overfits if its
-# validation MAE rose while its training MAE fell, and either the best epoch is old or the validation MAE rose by a
-# factor of at least `_DOUBLED`.
+# validation MAE rose while its training MAE fell, and either the best epoch was long ago or the validation MAE rose by
+# a factor of at least `_DOUBLED`.
 _RISE, _DOUBLED = 1.05, 2.0
-# The best epoch is old if enough epochs came after it: at least this fraction of all epochs, and at least this number.
+# The best epoch was long ago if at least this fraction of all epochs, and at least this many epochs, came after it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
 # The gap is the ratio of validation MAE to training MAE: small up to `_SMALL_GAP`, large from `_LARGE_GAP` on.
 _SMALL_GAP, _LARGE_GAP = 1.25, 2.0

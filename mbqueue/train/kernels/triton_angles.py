@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from mbqueue.train.gated import Gate
     from mbqueue.train.triton_plan import Plan
 
-#: Number of columns of a message's partial sums: gradients of the first and second layer, bias, scale and shift.
+#: Number of columns in the partial sums of a message layer: gradients of the first and second weight matrices, the
+#: bias, the scale and the shift.
 COLUMNS = 2 * 128 * 64 + 3 * 128
-#: Number of columns of an update's partial sums: gradients of the first layer, scale and shift.
+#: Number of columns in the partial sums of an angle update: gradients of the weight matrix, the scale and the shift.
 UPDATE_COLUMNS = 128 * 64 + 2 * 128
 
 

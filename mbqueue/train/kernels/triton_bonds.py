@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mbqueue.train.gated import Gate
     from mbqueue.train.triton_plan import Plan
 
-#: Number of columns of the partial sums: gradients of the second layer, bias, scale and shift.
+#: Number of columns in the partial sums: gradients of the second weight matrix, the bias, the scale and the shift.
 COLUMNS = 128 * 64 + 3 * 128
 
 

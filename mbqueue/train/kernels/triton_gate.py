@@ -12,12 +12,12 @@ import triton.language as tl
 #: Layer norm's epsilon, as in torch and CHGNet.
 EPSILON = tl.constexpr(1e-5)
 WIDTH = tl.constexpr(64)
-#: Number of entries in the matrices of core and gate, together [128, 64]. In partial sums, the matrices precede the
-#: vectors.
+#: Number of entries in the core's and the gate's [64, 64] matrices together. In the partial sums, the gradients of
+#: these matrices come before the gradients of vectors.
 MATRICES = tl.constexpr(2 * 64 * 64)
 
 
-#: The interpreter multiplies in the dtype of the sum, so the kernels first round numbers as tensor cores do.
+#: The interpreter multiplies in the accumulator's dtype, so the kernels first round the factors as tensor cores do.
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
@@ -110,7 +110,7 @@ def half_of(vector, half):
 def second_layer(pre, second, bias, half, PRECISION: tl.constexpr, IS_BACKWARD: tl.constexpr = True):  # noqa: N803
     """Apply SiLU and the second linear layer to core or gate."""
     hidden = pre * sigmoid(pre)
-    if IS_BACKWARD or PRECISION != "fp16":  # fp16 runs on the T4, which has too few registers for `settled`
+    if IS_BACKWARD or PRECISION != "fp16":  # the T4 uses fp16, and has too few registers for `settled`
         hidden = settled(hidden, PRECISION)
     return times(hidden, second + half * (WIDTH * WIDTH), 1, WIDTH, PRECISION) + half_of(bias, half)
 
