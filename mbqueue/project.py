@@ -160,7 +160,7 @@ class ProjectFolder:
 
     @property
     def queue_db(self) -> Path:
-        """The queue's file, which may not exist, and is out of use if the queue is on a server."""
+        """The queue's file, which may not exist, and is not used if the queue is on a server."""
         return self.live_dir / "queue.db"
 
     @property

@@ -58,7 +58,7 @@ class Member(Section):
 
 
 class MadeFrom(Section):
-    """The section that `blend` and `predict-again` add to the spec of the experiment that they make.
+    """The section that `blend` and `predict-again` add to the new experiment's spec.
 
     Attributes:
         members: the experiments to blend, or the one experiment whose models predict again.
@@ -77,7 +77,7 @@ class MadeFrom(Section):
 
 
 class Choice(Section):
-    """The section that `promote` adds to the spec of the experiment that it makes.
+    """The section that `promote` adds to the new experiment's spec.
 
     Attributes:
         search: name of the search that found these settings.

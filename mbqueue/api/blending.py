@@ -25,8 +25,8 @@ class Blending(Queueing, Results):
         """Enqueue a blend of recorded experiments: on each fold, the weighted mean of their predictions.
 
         A blend is an experiment like any other, but its jobs take only seconds. Fitting weights also requires the
-        dataset, and takes time to predict the validation sets. For a classification target, a blend averages
-        probabilities.
+        dataset, and takes longer, because the validation sets must be predicted. For a classification target, a blend
+        averages probabilities.
 
         Args:
             experiments: two or more experiments with the same crystals, target and folds.

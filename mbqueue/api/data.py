@@ -32,7 +32,7 @@ class Data(OpenedProject):
         Args:
             data: the crystals to prepare, such as ``DataSpec(dataset="sample", limit=40)``.
             target_column: the target's column in your own table; by default a column with a known name.
-            seed: the seed for drawing crystals if ``data`` has a limit.
+            seed: the random seed for choosing crystals if ``data`` has a limit.
 
         Raises:
             DataError: if the dataset cannot be used.

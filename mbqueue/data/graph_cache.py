@@ -106,7 +106,7 @@ class GraphCache:
         """Open an existing, complete cache.
 
         Raises:
-            CacheError: if a shard is missing or truncated, has a damaged index, or was made for different crystals or
+            CacheError: if a shard is missing or truncated, has a damaged index, or was built for different crystals or
                 cut-offs or by a different version of the converter. ``build`` replaces an unusable shard.
         """
         cache = cls(crystals, folder)

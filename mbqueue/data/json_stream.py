@@ -47,7 +47,7 @@ def _end_of_value(text: Any, position: Any, state: Any) -> Any:
 
     Return -1 if the value ends beyond ``text``, or -2 if its brackets do not match or are nested too deeply.
 
-    ``state`` lets the scan continue in the next piece of the document. The values in ``state`` are the nesting depth,
+    ``state`` lets the scan continue in the next chunk of the document. The values in ``state`` are the nesting depth,
     whether the scan is inside a string, whether the last character was a backslash, and the open brackets.
     """
     depth, in_string, escaped = state[0], state[1], state[2]

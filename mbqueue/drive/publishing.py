@@ -3,7 +3,7 @@
 One round publishes all committed work that is not on the mount yet. Commits come first (each fold's best before its
 newest), then results, then a snapshot of the queue. The snapshot therefore never mentions missing files. A superseded
 file is removed only after its successor has been read back and has had time to upload. If the mount fails, training
-continues, and `mbqueue status` shows the reason. mbqueue retries a failed round with growing pauses.
+continues, and `mbqueue status` shows the reason. mbqueue retries a failed round with increasing delays.
 """
 
 from __future__ import annotations

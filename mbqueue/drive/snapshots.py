@@ -82,7 +82,7 @@ class Listing:
     format: int = FORMAT
 
     def continues(self, other: Listing) -> bool:
-        """Whether this snapshot contains everything that the other snapshot contains."""
+        """Whether this snapshot contains everything in the snapshot ``other``."""
         return self.knew(other.number, other.database)
 
     def knew(self, number: int, database: str) -> bool:

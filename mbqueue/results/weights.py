@@ -20,8 +20,8 @@ def fitted_weights(
 ) -> dict[str, float]:
     """Fit non-negative weights that add up to one, so that the blend fits the targets best.
 
-    For numeric targets, minimise the mean absolute error with a linear program. The program's variables are the
-    weights, and a bound on each crystal's error. For classes, minimise the log loss, which is convex in the weights.
+    For numeric targets, minimise the mean absolute error with a linear program, whose variables are the weights and a
+    bound on each crystal's error. For classes, minimise the log loss, which is convex in the weights.
 
     Args:
         predictions: member → its predictions for crystals that it was not trained on, [V].

@@ -100,7 +100,7 @@ class Narration(Report):
 
 
 def amount_of(what: str, done: int, total: int) -> str:
-    """Format the progress of one part of a job; reading, measured in bytes, is shown as a percentage."""
+    """Format the progress of one phase of a job; reading, measured in bytes, is shown as a percentage."""
     return f"{done / total:.0%}" if what == "reading" and total > 0 else f"{done}/{total}"
 
 

@@ -67,9 +67,9 @@ class Session:
     _noted: set[str] = field(default_factory=set, init=False)
 
     def stop_reason(self, seconds_needed: float = 0.0) -> str | None:
-        """Why the current job should stop before a part that takes ``seconds_needed``; None if the part may begin.
+        """Why the current job should not start work that takes ``seconds_needed``; None if the work may start.
 
-        If there is no time for another part, the whole session stops, because a later job would have even less time.
+        If the time left is too short, the whole session stops, because a later job would have even less time.
         """
         if self.heartbeat.withdrawn:
             return self.heartbeat.withdrawn

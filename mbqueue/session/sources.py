@@ -28,7 +28,7 @@ class DataRequest:
     """Everything that determines which crystals are read from a source.
 
     Attributes:
-        seed: the seed for drawing crystals if the section has a limit.
+        seed: the random seed for choosing crystals if the section has a limit.
         target: the kind and column of the property to predict.
         targets_required: whether a crystal without a target is an error; if False, a missing target becomes NaN.
     """

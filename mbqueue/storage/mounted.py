@@ -148,7 +148,7 @@ class Drive:
             raise
 
     def _make_folder(self, folder: Path) -> None:
-        """Make a folder in the project level by level, and check the mount before making the first level."""
+        """Create a folder and its missing parents in the project, after checking the mount."""
         if folder.is_dir():
             return
         if folder.parent == self.root:

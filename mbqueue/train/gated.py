@@ -192,7 +192,7 @@ class PlainMessages:
 
 
 def _recomputed(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return ``work(*inputs)``, and store only the inputs for the backward pass, which repeats the computation.
+    """Return ``work(*inputs)``, and save only the inputs for the backward pass, which recomputes everything else.
 
     As a result, each message stores 128 numbers instead of about 700, and larger batches fit on a GPU.
     """

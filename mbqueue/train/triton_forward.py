@@ -401,7 +401,7 @@ class _Gradient:
         self.short = share @ weight if self.short is None else torch.addmm(self.short, share, weight)
 
     def _bases(self) -> None:
-        """Compute the gradients of frequencies and embeddings, and the long bonds' contribution to all others."""
+        """Compute the gradients of frequencies and embeddings, and the long bonds' contribution to the others."""
         w, d, bases, later = self._w, self._d, self._kept.bases, self._later
         matrices, size = self._kept.matrices, self._w["bonds"].numel()
         of_bonds, of_matrices = torch.empty_like(w["bonds"]), torch.empty_like(matrices)

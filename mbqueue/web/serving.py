@@ -95,7 +95,7 @@ def board(path: str | Path | None = None, *, height: int = 720, read_only: bool 
 def listening_server(
     project: Project, host: str, port: int | None, *, read_only: bool, is_embedded: bool
 ) -> tuple[uvicorn.Server, socket.socket, str | None]:
-    """Make a server for the board, without starting it.
+    """Create a server for the board, without starting it.
 
     Args:
         port: 0 chooses a free port; None chooses the first free port, beginning with the default port.

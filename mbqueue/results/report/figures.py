@@ -122,7 +122,7 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]], target
 
 
 def log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Choose the labels of a logarithmic axis on which ``values`` are drawn."""
+    """Choose the tick labels of a logarithmic axis for ``values``."""
     drawn = [value for value in values if np.isfinite(value) and value > 0]
     if not drawn:
         return {}

@@ -2,7 +2,7 @@
 
 A kernel computes messages (two linear layers, two layer norms, SiLU, sigmoid, products) for one block of rows at a
 time. A kernel's buffers take about 100 KB, so no array of size [bonds, features] is written to memory. The backward
-kernels compute each block again instead of reading it from memory.
+kernels recompute each block instead of reading it from memory.
 
 Each call of a kernel processes the rows of a few whole crystals, so different threads can process different crystals.
 The rows are summed in a fixed order, so the result does not depend on the number of threads.

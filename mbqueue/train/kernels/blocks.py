@@ -134,7 +134,7 @@ def add_outer(x: Any, x0: int, y: Any, y0: int, out: Any, o0: int) -> None:
 
 @_inlined
 def normalise(z: Any, n: int, inverse: Any) -> None:
-    """Normalise both halves of ``n`` rows in place, without scale and shift; write 1/σ to ``inverse`` [64, 2]."""
+    """Normalise both halves of ``n`` rows in place, without scale or shift; write 1/σ to ``inverse`` [64, 2]."""
     for r in range(n):
         # Each loop handles both core and gate, so that the processor can compute their sums in parallel.
         core, gate = _ZERO, _ZERO
