@@ -120,7 +120,7 @@ class DataError(MbqueueError):
     """A dataset cannot be read."""
 
 
-#: How to change the options of an enqueued experiment whose `prepare` job failed.
+#: The advice for changing the options of an enqueued experiment whose `prepare` job failed.
 UNDER_A_NEW_NAME = (
     "If the experiment is already enqueued, enqueue it again under a new name (--name NAME-2), because the options of "
     "an enqueued experiment never change."

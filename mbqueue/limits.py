@@ -23,7 +23,7 @@ def why_limited(error: BaseException) -> LimitReached | None:
                 "Raise the limit (ulimit -f unlimited), then run the command again."
             )
         soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
-        # If the address space is full, the dynamic loader reports a library as missing.
+        # If the process has no address space left, the dynamic loader reports a library as missing.
         is_library = isinstance(one, ImportError | OSError) and "shared object" in str(one)
         # PyTorch's CPU allocator reports "can't allocate memory"; its GPU errors are worded differently.
         is_memory = isinstance(one, MemoryError) or number == errno.ENOMEM or "can't allocate memory" in str(one)

@@ -330,7 +330,7 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
     def look_closely() -> tuple[ProjectFolder, str | None]:
         found = look()
         if found.root != root and root.is_relative_to(found.root):
-            raise ProjectNotFound  # the known project is not mounted: `look` found a project above it
+            raise ProjectNotFound  # the known project is not mounted, so `look` found a project above it
         return found, belonging.missing(found.state_dir) if belonging is not None and found.root == root else None
 
     try:

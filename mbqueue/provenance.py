@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from mbqueue.project import NAME_PATTERN
 from mbqueue.section import Section
 
-#: Spec keys that users cannot set. Only mbqueue's commands set these keys.
+#: Spec keys that only mbqueue's commands set, and that users cannot set in an experiment file.
 KEPT_BY_COMMANDS = ("trial", "chosen", "made_from")
 
 

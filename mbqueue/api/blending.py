@@ -162,7 +162,7 @@ def _require_common_validation(found: Sequence[Recorded]) -> None:
     from mbqueue.train.rows import common_validation  # noqa: PLC0415
 
     if found[0].target.is_class:
-        return  # the split depends on the targets, which are read later, by the job
+        return  # the split depends on the targets, and only the job reads the targets
     members = [parse_spec(one.content["spec"], source=one.name) for one in found]
     targets = np.zeros(found[0].content["dataset"]["n"])
     for fold in found[0].folds:

@@ -59,7 +59,7 @@ class Keeping(OpenedProject):
 
         self.folder.topology.require_queue_file("The backup", _FROM_SERVER)
         if queue_exists(self.folder):
-            open_queue(self.folder, read_only=True).close()  # check, for example, that the queue was not moved away
+            open_queue(self.folder, read_only=True).close()  # raises an error if, for example, the queue has moved
         self._fetch_commits()
         return back_up(self.folder, from_here(Path(file)), clock=self._clock)
 

@@ -56,8 +56,8 @@ class Searches(OpenedProject):
         from mbqueue.task import target_of  # noqa: PLC0415
 
         (search, trials), overview = self._searched(name)
-        # By default, write the page next to the first trial's results. If the project is on a drive, these results are
-        # on the drive and not in the live folder.
+        # By default, write the page next to the first trial's results. If the project is on a drive, the page is on the
+        # drive too, and not in the live folder.
         first = next(entry for entry in overview["experiments"] if entry["name"] == trials[0].experiment)
         folder = (self.folder.root / first["results_dir"]).parent / name
         page = folder / REPORT_FILE if output is None else page_for(Path(output), REPORT_FILE)

@@ -21,13 +21,13 @@ from mbqueue.errors import DataError, counted
 _TOGETHER = r"""\\.?|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{(?:[^}\\]|\\.)*\}|\[(?:[^\]\\]|\\.)*\]"""
 #: Matches an equals sign or a word in a comment line.
 _PART = re.compile(rf"=|(?:{_TOGETHER}|[^ \t\r\n\f\v=])+")
-#: A quotation mark or bracket that is never closed. ase would treat the rest of the line as quoted text.
+#: Matches a quotation mark or bracket that is never closed. ase would treat the rest of the line as quoted text.
 _OPEN = re.compile(rf"{_TOGETHER}|(?P<open>[\"'{{\[])")
 #: A value that every program reads in the same way: without quotes, or in one pair of quotes.
 _TEXT = re.compile(r"""(?P<bare>[^\s\\"'{}\[\]]*)|"(?P<double>(?:[^"\\]|\\")*)"|'(?P<single>[^'\\]*)'""")
 #: The columns of each atom if the comment line has no Properties.
 _PROPERTIES = "species:S:1:pos:R:3"
-#: Element symbols by atomic number. The numbers are strings, as in the file.
+#: Element symbols by atomic number; the keys are strings, because the file contains text.
 _SYMBOLS_BY_Z = {str(number): symbol for number, symbol in enumerate(SYMBOLS, 1)}
 #: The columns that give an atom's element: ase's name for each column, and the column's name in files.
 _SHOWN = {"symbols": "species", "numbers": "Z"}

@@ -89,8 +89,8 @@ def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short
         if short[0, position - 1] >= short[0, position]:
             return False
 
-    # Each directed bond is the first or the second of its pair. The loops compute with a flag instead of branching,
-    # because CPUs would often mispredict the branch.
+    # An undirected bond consists of two directed bonds, the first and the second. The loops compute with a flag instead
+    # of branching, because CPUs would often mispredict the branch.
     is_first = np.ones(n_directed, np.uint8)
     for pair in range(n_pairs):
         is_first[second[pair]] = 0

@@ -23,7 +23,7 @@ _TOKEN = re.compile(
 )
 
 
-#: Values that mean "unknown" or "inapplicable".
+#: CIF values that mean "unknown" or "not applicable".
 _UNKNOWN = ("", "?", ".")
 #: The spelling of tags that pymatgen requires, by lower-case tag. Tags in a CIF are not case-sensitive.
 _SPELLINGS = {

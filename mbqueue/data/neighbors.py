@@ -234,7 +234,8 @@ def find_bonds(cart: Any, lattice: Any, cutoff: float) -> Any:
                 for slot in range(begin, end):
                     dx, dy, dz = points[slot, 0] - x, points[slot, 1] - y, points[slot, 2] - z
                     squared = dx * dx + dy * dy + dz * dz
-                    # Write every pair, and overwrite distant pairs, because CPUs would often mispredict a branch.
+                    # Write every pair; the next pair overwrites a pair that is too distant. CPUs would often mispredict
+                    # a branch here.
                     slots[count], squares[count] = slot, squared
                     count += int((squared < limit) & (squared > TOLERANCE * TOLERANCE))
         per_atom[center] = count - before

@@ -19,8 +19,8 @@ _UNITS = 27720
 _LARGEST_DENOMINATOR = 12
 #: The largest difference between a rounded translation, such as 0.33, and the exact fraction.
 _TRANSLATION_TOLERANCE = 0.005
-#: The largest relative change that an operation may make to the cell's metric. Because cell parameters are rounded, an
-#: exact operation can change the metric slightly.
+#: The largest relative change that a symmetry operation may make to the cell's metric. Even an exact operation changes
+#: the metric slightly, because cell parameters are rounded.
 _METRIC_TOLERANCE = 0.03
 #: The largest distance, in Å, between two images that count as one atom, and the largest difference, in Å, between two
 #: distances that count as equal.
@@ -35,7 +35,7 @@ _POINT_GROUP_ORDERS = (
 _LATTICE_POINTS = {"P": 1, "A": 2, "B": 2, "C": 2, "I": 2, "F": 4, "R": 3, "H": 3}
 #: The largest difference, in degrees, between an angle of a hexagonal cell and 90 or 120 degrees.
 _ANGLE_TOLERANCE = 0.5
-#: Random weights. The weighted sum of an operation's entries identifies the operation.
+#: Random weights. The weighted sum of a symmetry operation's entries identifies the operation.
 _WEIGHTS = np.random.default_rng(0).integers(1 << 60, size=12)
 
 #: Rotations [n, 3, 3] and translations [n, 3].

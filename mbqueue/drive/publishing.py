@@ -309,7 +309,7 @@ class Publisher:
         if newest is None:
             return None, []
         commits = published.commits()
-        if self._session is not None:  # a command cannot know how long the commits have been on the mount
+        if self._session is not None:  # only a session knows how long the commits have been on the mount
             published.retire(newest, now=self._clock.monotonic(), steady_since=self._steady_since)
         return newest, [
             published.place.path(commit.base)

@@ -40,7 +40,8 @@ FORMAT = 1
 KEPT = 3
 #: The largest accepted snapshot, in bytes. A queue of 100,000 jobs takes 60 MB.
 LARGEST_SNAPSHOT = 2 << 30
-#: Seconds that the check of a snapshot may take. Snapshots above `_CHECKED_IN_TIME` bytes get proportionally more time.
+#: The time limit, in seconds, for checking a snapshot of up to `_CHECKED_IN_TIME` bytes. Larger snapshots get
+#: proportionally more time.
 CHECK_SECONDS = 120.0
 _CHECKED_IN_TIME = 64 << 20
 

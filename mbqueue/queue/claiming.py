@@ -16,7 +16,7 @@ MAX_LOST_IN_A_ROW: Final = 20
 #: The longest lease, in seconds. Requests for longer leases are shortened.
 LONGEST_LEASE_SECONDS: Final = 86_400.0
 #: No lease or delay ends more than this many seconds from now, even if clocks differ. A time beyond this limit must
-#: come from a wrong clock, so mbqueue treats it as past.
+#: come from a wrong clock, so mbqueue treats that time as already past.
 ABSURD_SECONDS: Final = 2 * LONGEST_LEASE_SECONDS
 
 _TAKE = """

@@ -76,7 +76,8 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
-#: Functions that convert columns from the text or number in the database to the type in Python.
+#: For each column that is text or a number in the database but has another type in Python, the function that converts
+#: it.
 _CONVERTED: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("spec", "progress", "result"), json.loads),
     **dict.fromkeys(("state", "from_state", "to_state"), State),

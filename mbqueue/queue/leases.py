@@ -22,7 +22,7 @@ MAX_FAILURES: Final = 5
 #: The delay after the first failure. Each later delay is four times the previous delay, up to `LONGEST_RETRY_SECONDS`.
 RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
-#: The maximum number of characters of an error's message in an event.
+#: The maximum length of an error message in an event, in characters.
 _EVENT_LENGTH = 500
 Publish = Callable[[], None]
 
@@ -308,7 +308,7 @@ class Leases(Claims):
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
         # An exclusive lock keeps two simultaneous commits from missing each other's changes. Without the lock, a job
-        # that needs both committed jobs could stay in the state waiting.
+        # that needs both committed jobs could stay `waiting`.
         is_alone = skip_rest is None and job.kind not in {Kind.PREPARE, Kind.PREDICT}
         hold = self.database.holding(job.experiment_id, shared=is_alone)
         values = {"result": _as_json(result), "now": now, "session": lease.session, "id": job.id, "fence": lease.fence}

@@ -14,7 +14,7 @@ from mbqueue.queue.dialect import Dialect
 
 SCHEMA_VERSION = 5
 
-#: The tables with a queue's content. A table comes after the tables that its foreign keys refer to.
+#: The tables that store a queue's content. Each table comes after the tables that its foreign keys refer to.
 TABLES = ("experiments", "sessions", "jobs", "needs", "events", "commits_place")
 
 

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 
-#: Characters that separate the words of a command, and the parts of an address in a command.
+#: Characters that separate the words of a command, or the parts of a web address within a command.
 _BORDERS = re.compile(r"[\s'\"`/?&=;|<>(){},@]+")
 _SHORTEST_SECRET = 8
 

@@ -20,7 +20,7 @@ from mbqueue.storage.objects import Watch
 #: failure.
 PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
-#: How long a session waits for the store before it ends. A paid machine must not wait forever.
+#: How long a session waits for the store before it ends. The machine may cost money, so do not wait forever.
 PATIENCE_SECONDS = 3600.0
 #: How long a session trusts the record of an outage that another session on this machine wrote.
 HEARSAY_SECONDS = 60.0
@@ -36,7 +36,8 @@ class StoreWatch(Watch):
     def __init__(self, project: ProjectFolder, *, clock: Clock, note: Callable[[str], None]) -> None:
         self._project, self._clock, self._note = project, clock, note
         self._lock = threading.Lock()
-        # A session that died during an outage leaves its record behind; the store's next answer clears the record.
+        # A session that died during an outage leaves its record of the outage behind. The store's next answer clears
+        # the record.
         self._why: str | None = store_trouble(project).get("why")
         self._away_since: float | None = None
         self._answered_at = 0.0

@@ -17,7 +17,7 @@ from mbqueue.storage.own_commits import Staged
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.outcome import StepReport
 
-#: The number of recent steps whose mean time predicts the time of the next step.
+#: The number of recent steps to average when predicting how long the next step takes.
 _STEPS_REMEMBERED = 20
 
 
@@ -67,7 +67,8 @@ class _Epoch:
         assert outcome.history_row is not None
         assert outcome.best is not None
         if not self._is_committed:
-            # An earlier session published this epoch's commit, but died before it updated the queue: adopt the commit.
+            # An earlier session published this epoch's commit, but died before it updated the queue, so adopt the
+            # commit.
             history = self._fold.history()
             self._commit(history, outcome.best["epoch"], lambda: write_history(self._history_path, history))
         session.report.epoch_finished(job, outcome.history_row, is_best=outcome.improved)

@@ -19,7 +19,7 @@ from mbqueue.storage.manifest import LARGEST_MANIFEST, Commit, Damaged, Identity
 from mbqueue.storage.names import MANIFEST, CommitFile, commit_file
 from mbqueue.storage.places import Place
 
-#: A function that takes the name of a skipped commit and the reason.
+#: A function that is called with the name of a skipped commit and the reason for skipping it.
 OnWrong = Callable[[str, str], None]
 
 
@@ -70,7 +70,7 @@ class Commits:
         self._on_wrong = on_wrong
         self._told: set[tuple[str, str]] = set()
         self._known: dict[str, tuple[str, Commit]] = {}
-        #: The files that the last call of `commits` found.
+        #: The files that the last call to `commits` found.
         self._listed: list[tuple[str, Listed, CommitFile]] = []
 
     # -- reading -------------------------------------------------------------------------------------------------

@@ -202,10 +202,11 @@ class FrozenBackbone:
 
 
 #: A function that returns the atom features [A, 64] and interaction energies [B] of the given rows, or None if stopped.
-#: Its second argument is a callback, which receives the number of finished rows.
+#: The second argument is a callback, which receives the number of finished rows.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
-#: A function that takes a shard's number and kinds of outputs, and finds another store that has these outputs of the
-#: shard. It returns the store and the shard's number there, or None if there is no such store.
+#: A function that takes a shard's number and kinds of outputs, and looks for another store that already has the shard's
+#: outputs of all these kinds. The function returns the store and the shard's number in that store, or None if there is
+#: no such store.
 Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 

@@ -14,7 +14,7 @@ from mbqueue.storage.own_commits import Staged
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.state import TrainState, serialise
 
-#: A function that publishes a staged commit after the queue has checked the fence. It raises LeaseLost if the lease is
+#: A function that publishes a staged commit after the queue has checked the fence, or raises LeaseLost if the lease is
 #: lost.
 Save = Callable[[Staged], None]
 

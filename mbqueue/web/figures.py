@@ -12,8 +12,8 @@ import orjson
 from mbqueue.api import Project
 from mbqueue.errors import MbqueueError
 
-#: Maximum number of experiments whose figures are cached. The figures of one experiment take a few megabytes for the
-#: official dataset.
+#: Maximum number of experiments whose figures are cached. For the official dataset, the figures of an experiment take a
+#: few megabytes.
 _KEPT = 8
 _CURVES = "learning-curves"
 

@@ -19,7 +19,8 @@ LONGEST_WAIT_SECONDS = 10.0
 _SLICE_SECONDS = 0.25
 #: How long the test notification may take to arrive.
 _PROOF_SECONDS = 2.0
-#: How long to wait before a failed test is retried. The server may only have been slow for a moment.
+#: How long to wait before sending another test notification if the first one did not arrive. The server may only have
+#: been slow for a moment.
 _PROOF_AGAIN_SECONDS = 300.0
 
 

@@ -23,7 +23,7 @@ Wait = Callable[[float], bool]
 
 #: How long a method keeps retrying while the server is unreachable.
 PATIENCE_SECONDS = 300.0
-#: The delay between two attempts doubles from the first value up to the second.
+#: The first and the longest delay between two attempts. The delay doubles after each attempt.
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 5.0
 
 #: What servers and poolers report if all their connections are in use. libpq gives no error code when connecting fails.

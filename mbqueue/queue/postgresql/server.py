@@ -27,8 +27,8 @@ from mbqueue.queue.schema import SCHEMA_VERSION, require_known
 
 #: How long a statement waits for a lock before its transaction starts over.
 LOCK_SECONDS = 30
-#: After this time, the server rolls back a silent worker's transaction, which releases the lock on its job. A worker
-#: that is suspended for longer than this while it publishes loses its transaction.
+#: If a worker stays silent for this long, the server rolls back the worker's transaction, which releases the lock on
+#: the job. A worker that is suspended for longer than this while it publishes loses its transaction.
 SILENCE_SECONDS = 300
 #: After the server starts, mbqueue waits this long before it releases expired leases. Sessions could not renew their
 #: leases while the server was down.

@@ -29,7 +29,7 @@ _SCALE = "Viridis"
 #: Up to this number of crystals, the parity plot draws each crystal as a point.
 _MOST_POINTS = 3000
 _ROUND_NUMBERS = [m * 10**power for power in range(4) for m in (1, 2, 5)]
-#: On an axis with more decades than this, only powers of ten have labels, because further labels would overlap.
+#: On an axis with more decades than this, only powers of ten have labels, because more labels would overlap.
 _DECADES_OF_ROUND_TICKS = 1.5
 
 

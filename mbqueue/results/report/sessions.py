@@ -11,7 +11,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue.results.report.figures import FOLD_COLOURS, QUIET, styled
 
-#: The only kind of span that overlaps other spans.
+#: The kind of a span during which a session publishes. Only spans of this kind overlap other spans.
 PUBLISH = "publish"
 CUT_OFF, LOST = "cut off", "repeated"
 

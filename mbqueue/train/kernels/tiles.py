@@ -14,8 +14,8 @@ VERSION = 2
 #: not depend on the number of multiprocessors.
 PARTIALS = 512
 
-#: Sizes that are the same for all chips. Each program computes BASIS_ROWS rows of a basis. A basis's gradient has at
-#: most BASIS_PARTIALS partial sums. The last four constants are numbers of rows or atoms per tile.
+#: Constants that are the same for all GPU models. Each program computes BASIS_ROWS rows of a basis. A basis's gradient
+#: has at most BASIS_PARTIALS partial sums. The last four constants are numbers of rows or atoms per tile.
 BASIS_ROWS, BASIS_PARTIALS, READ_OUT_ATOMS, SUM_ROWS, PRODUCT_ROWS, ELEMENT_ROWS = 32, 256, 16, 16, 32, 32
 
 
