@@ -18,32 +18,26 @@ from warm import Child, Warm
 
 from mbqueue.results.tables import TIMING_COLUMNS, history_file, model_file, predictions_file, read_history
 
-PATIENCE_SECONDS = 180.0
+PATIENCE_SECONDS = 180
 
 
 @cache
 def warm() -> Warm:
     """The process that all processes of this test run are forked from; it ends with the test run."""
-    return Warm().__enter__()
+    return Warm()
 
 
 def start(root: Path, *arguments: str, log: Path | None = None) -> Child:
     """Start a command of mbqueue in the project at ``root``, with its output in ``log``."""
-    return warm().start(
-        root, arguments, log=log or Path(os.devnull), retry_seconds=None, patience=int(PATIENCE_SECONDS)
-    )
+    return warm().start(root, arguments, log=log or Path(os.devnull), retry_seconds=None, patience=0)
 
 
 def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run an mbqueue command, and wait until it ends."""
     with tempfile.TemporaryDirectory() as folder:
         out, errors = Path(folder, "out"), Path(folder, "errors")
-        code = (
-            warm()
-            .start(root, arguments, log=out, errors=errors, retry_seconds=None, patience=int(PATIENCE_SECONDS))
-            .wait()
-        )
-        return subprocess.CompletedProcess(arguments, code, out.read_text(), errors.read_text())
+        process = warm().start(root, arguments, log=out, errors=errors, retry_seconds=None, patience=PATIENCE_SECONDS)
+        return subprocess.CompletedProcess(arguments, process.wait(), out.read_text(), errors.read_text())
 
 
 def until(condition: Callable[[], bool], process: Child | None = None) -> None:
@@ -70,7 +64,7 @@ def freeze(process: Child, queue_db: Path) -> None:
     with closing(sqlite3.connect(queue_db, timeout=0, isolation_level=None)) as probe:
         while True:
             process.send_signal(signal.SIGSTOP)
-            until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", process)
+            until(lambda: set(states_of_threads(process.pid)) == {"T"}, process)
             try:
                 probe.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError:
@@ -79,6 +73,12 @@ def freeze(process: Child, queue_db: Path) -> None:
             else:
                 probe.execute("ROLLBACK")
                 return
+
+
+def states_of_threads(pid: int) -> list[str]:
+    """The state of each thread of a process, for example "S" (sleeping) or "T" (stopped)."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return [stat.rpartition(")")[2].split()[0] for stat in stats]
 
 
 def outcome(folder: Path, fold: int) -> tuple[bytes, bytes, list[dict[str, object]]]:

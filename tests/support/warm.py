@@ -1,11 +1,13 @@
 """Start real `mbqueue` processes within a fraction of a second, by forking one that has imported everything.
 
-A child process does what the command line does, and tests can kill, freeze and signal it. The only difference is that
-workers wait for a shorter time.
+A child process does what the command line does, and tests can kill, freeze and signal it. There are three differences:
+CHGNet and its weights are in memory already, Python ignores warnings, and the child exits without closing the
+interpreter. `mbqueue demo`, the notebook and the tests of closed terminals run the command itself.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -16,8 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tripwire import Fault
 
@@ -64,9 +65,9 @@ class Child:
 
 
 class Warm:
-    """The warm process, as a context manager."""
+    """The warm process, which ends with this one."""
 
-    def __enter__(self) -> Self:
+    def __init__(self) -> None:
         self._turn = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("warm_server.py"))],
@@ -76,16 +77,12 @@ class Warm:
             # While warming up, the process runs a small experiment, which must not use the queue or store of a test.
             env={name: value for name, value in _environment().items() if not name.startswith("MBQUEUE_")},
         )
-        return self
+        atexit.register(self._end)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def _end(self) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
-        self._process.stdout.close()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request to the warm process; return the answer."""
@@ -94,7 +91,9 @@ class Warm:
         with self._turn:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+            line = self._process.stdout.readline()
+        assert line, f"the warm process ended; to see why, run: {sys.executable} {self._process.args[1]}"
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def start(
@@ -116,7 +115,7 @@ class Warm:
             fault: the fault to cause, see `tripwire`.
             trace: file that gets a line for each operation.
             retry_seconds: seconds until a failed job is retried; None keeps mbqueue's waits, also those for new jobs.
-            patience: seconds after which a hanging command is ended (code -14).
+            patience: seconds after which a hanging command is ended (code -14); 0 for never.
             watched: the folder below which operations count; by default ``root``.
         """
         request = {

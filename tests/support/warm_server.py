@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,12 @@ def _warm_up() -> None:
     # Cache the weights that chgnet ships, so that child processes do not have to read them again.
     chgnet._read = cache(chgnet._read)
 
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        sys.stdout, sys.stderr = nowhere, nowhere
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open(os.devnull, "w") as nowhere,  # noqa: PTH123
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):
         small = ["--dataset", "sample", "--set", "data.limit=10", "--folds", "0", "--epochs", "1"]
         for arguments in (
             ["init", folder],
@@ -47,7 +52,6 @@ def _warm_up() -> None:
             except SystemExit as ended:
                 if ended.code:
                     raise
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     threads = list(Path("/proc/self/task").iterdir())
     assert len(threads) == 1, f"a fork copies one thread only, and there are {len(threads)}"
 
