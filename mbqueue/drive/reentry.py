@@ -243,11 +243,11 @@ class Reentry:
         for stem in here.bases():
             if stem not in on_line:
                 aside.mkdir(exist_ok=True)
-                here.rename(stem, lambda name: f"aside/{sha256_of_file(folder / name)[:HASH_DIGITS]}-{name}")
-                self._note(
-                    f"{folder / stem} was moved to {aside}, because the commits that the queue accepted do not "
-                    "continue from it."
-                )
+                if here.rename(stem, lambda name: f"aside/{sha256_of_file(folder / name)[:HASH_DIGITS]}-{name}"):
+                    self._note(
+                        f"{folder / stem} was moved to {aside}, because the commits that the queue accepted do not "
+                        "continue from it."
+                    )
         for commit, checkpoint in chain:
             here.put(commit, checkpoint)
 

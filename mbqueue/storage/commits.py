@@ -215,14 +215,23 @@ class Commits:
         self._known.clear()
 
     def rename(self, stem: str, renamed: Callable[[str], str]) -> bool:
-        """Rename the files of a commit that `commits` has listed. Return False if the manifest is gone."""
-        blobs, path, manifest = self.place.blobs, self.place.path, f"{stem}.{MANIFEST}"
-        if not blobs.move(path(manifest), path(renamed(manifest))):
-            return False  # the fold's session has just replaced or removed the commit
+        """Rename the files of a commit that `commits` has listed. Return False if the manifest is gone.
+
+        Args:
+            renamed: returns the new name of a file. It may read the file, and may raise FileNotFoundError.
+        """
+        if not self._move(f"{stem}.{MANIFEST}", renamed):
+            return False
         for name, _, file in self._listed:
             if file.stem == stem and self.place.is_checkpoint(file):
-                blobs.move(path(name), path(renamed(name)))
+                self._move(name, renamed)
         return True
+
+    def _move(self, name: str, renamed: Callable[[str], str]) -> bool:
+        try:
+            return self.place.blobs.move(self.place.path(name), self.place.path(renamed(name)))
+        except FileNotFoundError:
+            return False  # the fold's session has just replaced or removed the commit
 
     def put_checkpoint(self, commit: Commit, checkpoint: bytes) -> None:
         """Write a copy of a commit's checkpoint, before the copy of its manifest."""

@@ -341,6 +341,32 @@ def test_a_machine_moves_its_commits_to_aside_if_the_other_line_is_accepted(moun
     assert any(f"was moved to {folder / 'aside'}" in note for note in notes)
 
 
+def test_a_commit_that_disappears_before_it_is_moved_to_aside_gets_no_note(
+    mount: Mount, deaf: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = mount.session(), mount.session()
+    mount.train(first, 1)
+    mount.train(second, 3)
+    first.end()
+    second.publish()
+    manifests = set(first.project.checkpoints_dir("tiny", 0).glob("*.json"))
+    hashed: list[Path] = []
+
+    def hash_what_is_gone(path: Path) -> str:
+        hashed.append(path)
+        path.unlink()
+        return files.sha256_of_file(path)
+
+    monkeypatch.setattr("mbqueue.drive.reentry.sha256_of_file", hash_what_is_gone)
+    notes: list[str] = []
+    with Queue(first.project.queue_db) as queue:
+        publisher = Publisher(first.project, None, note=notes.append, clock=mount.clock)
+        assert publisher.reconcile(queue, now=mount.clock.monotonic())
+    assert hashed
+    assert set(hashed) == manifests
+    assert not any("was moved to" in note for note in notes), notes
+
+
 def test_with_equal_progress_every_machine_accepts_the_smaller_hash(mount: Mount, deaf: None) -> None:
     first, second = mount.session(), mount.session()
     for session in (first, second):
