@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mbqueue.errors import counted
+from mbqueue.results.members import members_in
 
 #: The mark that follows a fold's number or score if the settings were chosen on this fold, and the same mark for ASCII
 #: terminals.
@@ -47,8 +48,7 @@ def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
 
 def _choices(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Collect what `promote` recorded in the specs of the experiment and its members, without duplicates."""
-    members = (spec.get("made_from") or {}).get("members", ())
-    of_members = [choice for member in members for choice in _choices(member["spec"])]
+    of_members = [choice for member in members_in(spec) for choice in _choices(member["spec"])]
     # For a blend, return the choices of all its members.
     found = of_members or ([spec["chosen"]] if spec.get("chosen") else [])
     return [choice for position, choice in enumerate(found) if choice not in found[:position]]

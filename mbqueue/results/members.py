@@ -8,15 +8,20 @@ from typing import Any
 from mbqueue.families import Family, family_with
 
 
+def members_in(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The name and spec of each experiment whose models an experiment reuses; empty if it trains its own."""
+    members: Sequence[Mapping[str, Any]] = (spec.get("made_from") or {}).get("members", ())
+    return members
+
+
 def members_of(spec: Mapping[str, Any]) -> list[str]:
     """The names of the experiments whose models an experiment reuses; empty if the experiment trains its own."""
-    return [member["experiment"] for member in spec.get("made_from", {}).get("members", ())]
+    return [member["experiment"] for member in members_in(spec)]
 
 
 def trained_specs(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The specs of the experiments that trained the models: the spec itself, or those of its members' experiments."""
-    members = (spec.get("made_from") or {}).get("members", ())
-    return [trained for member in members for trained in trained_specs(member["spec"])] or [spec]
+    return [trained for member in members_in(spec) for trained in trained_specs(member["spec"])] or [spec]
 
 
 def families_of(*specs: Mapping[str, Any]) -> list[Family]:

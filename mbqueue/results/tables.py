@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mbqueue import files
 from mbqueue.errors import ResultsError, counted
 from mbqueue.results.cells import csv_rows, csv_text
+from mbqueue.results.members import members_in
 
 #: Columns of history_fold_{i}.csv and their types. MAEs are in the unit of the target, losses in the unit of the loss.
 #: ``lr`` is the learning rate of the epoch's last step. ``grad_norm`` is the mean over the epoch's steps, before
@@ -84,7 +85,7 @@ def fold_files(folder: Path, fold: int, spec: Mapping[str, Any]) -> list[Path]:
 
 def is_blend(spec: Mapping[str, Any]) -> bool:
     """Whether an experiment's predictions are a weighted mean of other experiments' predictions."""
-    return len(spec.get("made_from", {}).get("members", ())) > 1
+    return len(members_in(spec)) > 1
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from mbqueue.experiment import hash_of_spec, parse_spec
 from mbqueue.results.choice import choice_note, chosen_on
 from mbqueue.results.compare import compare
 from mbqueue.results.folder import read_recorded
+from mbqueue.results.members import members_of, trained_specs
 from mbqueue.results.record import record_experiment
 from mbqueue.results.report.comparison import write_comparison
 from mbqueue.results.report.page import write_report
+from mbqueue.results.tables import is_blend
 
 CHOSEN = {"search": "rates", "trial": 3, "trials": 12, "folds": [0]}
 NOTE = (
@@ -96,6 +98,15 @@ def test_a_blend_of_the_choices_of_two_searches_names_each_with_its_own_folds():
     assert "on fold 0 among the 3 trials of the search a." in note
     assert "on fold 1 among the 3 trials of the search b." in note
     assert "MAE on folds 0, 1" not in note
+
+
+@pytest.mark.parametrize("made_from", [{}, {"made_from": None}])
+def test_an_experiment_that_trains_its_own_models_has_no_members(made_from):
+    spec = {"model": {}, **made_from}
+    assert members_of(spec) == []
+    assert trained_specs(spec) == [spec]
+    assert not is_blend(spec)
+    assert chosen_on(spec) == ()
 
 
 def test_choosing_settings_changes_no_hash():
