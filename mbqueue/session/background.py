@@ -228,8 +228,7 @@ def _wait_until_at_work(
     found: tuple[str, ...] = ()
     while clock.monotonic() < deadline:
         code = child.poll()
-        unended = [row for row in _sessions(project) if row.ended_at is None]
-        found = tuple(row.id for row in unended if _belongs(row, started.process))
+        found = tuple(row.id for row in _unended(project) if _belongs(row, started.process))
         # A session that failed to start on its device no longer has a child process, so do not wait for this session.
         if found and (len(found) == sessions or len(found) >= len(_children(child.pid))):
             break
@@ -287,11 +286,8 @@ def _children(pid: int) -> list[str]:
 def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str | None]]:
     """Yield (process, session id) for each session of this project that runs in a different process on this machine."""
     here = this_process()
-    found: dict[ProcessIdentity, str] = {}
-    if is_queue_there(project):
-        with open_queue(project, read_only=True) as queue:
-            unended = [row for row in queue.sessions() if row.ended_at is None]
-            found = {row.identity: row.id for row in unended if not is_gone(row.identity, queue.database.file)}
+    file = None if project.topology.queue_url else project.queue_db
+    found = {row.identity: row.id for row in _unended(project) if not is_gone(row.identity, file)}
     background = current(project)
     sessions: dict[ProcessIdentity, str | None] = {**found}
     if background is not None:
@@ -321,6 +317,10 @@ def _sessions(project: ProjectFolder) -> tuple[SessionRow, ...]:
         return ()
     with open_queue(project, read_only=True) as queue:
         return queue.sessions()
+
+
+def _unended(project: ProjectFolder) -> list[SessionRow]:
+    return [row for row in _sessions(project) if row.ended_at is None]
 
 
 def _reason(project: ProjectFolder, session: str | None) -> str:
