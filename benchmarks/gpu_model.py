@@ -41,7 +41,7 @@ from mbqueue.data.batch import Batch
 #: on 5 % of the training set.
 CRYSTALS, FOLDS, EPOCHS, VALIDATION = 132_752, 5, 20, 0.05
 SESSION_HOURS = 1 + 50 / 60
-#: Operations per element of a message, apart from matrix products: norms, SiLU, sigmoid, weights, and their gradients.
+#: Operations per message element, excluding matrix products: norms, SiLU, sigmoid, weights, and their gradients.
 ELEMENTWISE, ELEMENTWISE_BACKWARD = 30, 60
 
 
@@ -261,8 +261,9 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
         return rows
     # The backward pass reads the forward pass's inputs and the output's gradient twice: first for the gradients of the
     # inputs, then for the gradients of the weights. The backward pass also writes one gradient per bond or angle, and
-    # reads this gradient again for each sum. A bond's gradient contributes to two sums (by centre and by neighbour).
-    # An angle's gradient contributes to four: by first bond, second bond and centre, and for the first layer's weights.
+    # reads this gradient again for each sum. A bond's gradient contributes to two sums (by centre and by neighbour). An
+    # angle's gradient contributes to four sums (by first bond, by second bond, by centre, and for the first layer's
+    # weights).
     per_bond = 4.0 * 128 * s.directed
     own_bonds = 4.0 * (256 * s.atoms + (128 + 2 * 64) * s.undirected + 128 * s.short)
     d_bonds = 2 * (bonds[0] + gathered(s.directed, s.atoms, 64, l2)) + 3 * per_bond + own_bonds

@@ -131,7 +131,7 @@ def test_pictures_replace_those_that_are_there_only_with_force_and_only_all_of_t
     assert set(first.values()) == {"drawing 0"}
     assert len(first) == drawn[0]
     assert "--force" in str(report())
-    assert len(drawn) == 1  # the refused command did not draw any figures
+    assert len(drawn) == 1  # the refused command did not render figures
     assert report("--force") is None
     assert set(shown().values()) == {"drawing 1"}
     breaks_after = 1

@@ -25,7 +25,7 @@ from mbqueue.session.tensorboard import TensorBoardReport
 def run(
     folder: Path, *arguments: str, remove: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a working folder, and remove the folder ``remove`` just before the command starts."""
+    """Run a command in a working directory, and remove the folder ``remove`` just before the command starts."""
     gone = f"rmdir {remove};" if remove else ""
     return subprocess.run(
         ["/bin/sh", "-c", f'cd {folder}; {gone} exec {sys.executable} -m mbqueue "$@"', "sh", *arguments],

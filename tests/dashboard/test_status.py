@@ -1,4 +1,4 @@
-"""The dashboard, drawn from a real queue's overview and from made-up overviews."""
+"""The dashboard, rendered from a real queue's overview and from made-up overviews."""
 
 from __future__ import annotations
 

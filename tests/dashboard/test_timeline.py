@@ -1,4 +1,4 @@
-"""The timeline of sessions, drawn from the events of a real queue."""
+"""The timeline of sessions, built from the events of a real queue."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ POSCAR_WARNINGS = {
     "Ignoring selective dynamics tag, as no ionic degrees of freedom were fixed.": HARMLESS,
 }
 #: The effect of each warning in the modules of ase 3.29 that read extended XYZ and databases. Warnings marked
-#: `NOT_GIVEN` never occur in mbqueue, because they are about writing, plugins or ase's own code. mbqueue rejects an
+#: `NOT_GIVEN` never occur in mbqueue, because they concern writing, plugins or ase's own code. mbqueue rejects an
 #: entry that causes an unlisted warning.
 ASE_WARNINGS = {
     "Skipping unhashable information ": NOT_GIVEN,

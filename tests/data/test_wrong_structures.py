@@ -197,7 +197,7 @@ WRONG = {
 }  # fmt: skip
 
 
-#: CIF tags that contradict rock salt's space group (F m -3 m) or each other → a label for the case.
+#: CIF tags that contradict rock salt's space group (F m -3 m) or each other → the name of the test case.
 CONTRADICTIONS = {
     "_symmetry_Int_Tables_number 1": "symbol-and-number",
     "_symmetry_Int_Tables_number 221": "another lattice",

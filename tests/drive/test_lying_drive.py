@@ -188,7 +188,7 @@ def check_chain(schedule: Schedule, folder: Path, fold: int) -> None:
     assert len(lineage) == EPOCHS * STEPS
     for number, row in enumerate(newest.history):
         trained = dict.fromkeys(schedule.sessions[one] for one in lineage[number * STEPS : (number + 1) * STEPS])
-        # A history row also names sessions that only validated. Keep only those that trained.
+        # A history row also names sessions that only validated. Keep only the sessions that trained.
         named = [session for session in row["session"].split("+") if session in trained]
         assert named == list(trained), "the history is of another line than the checkpoint"
     assert newest.best is not None

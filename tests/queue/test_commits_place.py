@@ -25,7 +25,7 @@ def test_a_new_queue_has_no_place_until_one_is_recorded(world, open_queue):
 
 
 def test_of_two_places_recorded_at_once_the_first_is_kept(world):
-    """Both sessions read that no place is recorded, before the first session records one."""
+    """Both sessions see that no location is recorded, before the first session records one."""
     world.queue.bind_commits(STORE, instead_of=None, by="a", now=world.now)
     with pytest.raises(QueueError, match=r"s3://bucket/one \(id 11\)"):
         world.queue.bind_commits(OTHER, instead_of=None, by="b", now=world.now)

@@ -89,7 +89,7 @@ ADDING: dict[str, Callable[[Project], object]] = {
     "move commits": lambda project: project.move_commits(),
     "prune the cache": lambda project: project.prune_cache(),
 }
-#: Commands that would overwrite the experiment's note, which the lost queue wrote.
+#: Commands that would overwrite the note that the lost queue wrote about the experiment.
 STEERING: dict[str, Callable[[Project], object]] = {
     "pause": lambda project: project.pause("head_finetune"),
     "resume": lambda project: project.resume("head_finetune"),

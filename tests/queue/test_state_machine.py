@@ -680,7 +680,7 @@ class QueueMachine(RuleBasedStateMachine):
         return job
 
     def some_lease(self, data: st.DataObject) -> Lease:
-        """Draw one of all leases so far, usually one that is still valid."""
+        """Choose any lease so far, usually one that is still valid."""
         good = [lease for lease in self.given if self.held(lease)]
         return data.draw(st.sampled_from(good if good and data.draw(st.integers(0, 3)) else self.given))
 

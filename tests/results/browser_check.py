@@ -92,7 +92,7 @@ def make_recorded(folder: Path, name: str, seed: int) -> Recorded:
 
 
 def browse(browser: str, page: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run the browser on a page until its scripts are done."""
+    """Run the browser on a page until the page's scripts are done."""
     with tempfile.TemporaryDirectory() as profile:
         command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
         command += ["--enable-logging=stderr", "--virtual-time-budget=20000", *options, page.as_uri()]

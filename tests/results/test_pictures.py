@@ -1,4 +1,4 @@
-"""The report's figures as image files, which kaleido draws."""
+"""The report's figures as image files, which kaleido renders."""
 
 from __future__ import annotations
 

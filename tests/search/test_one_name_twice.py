@@ -43,7 +43,7 @@ def drive(tmp_path: Path) -> Path:
 
 
 class Pair:
-    """Two sessions that draw different settings for one trial."""
+    """Two sessions that choose different settings for the same trial."""
 
     def __init__(self, drive: Path, folder: Path, patch: pytest.MonkeyPatch, *, first_prunes: bool) -> None:
         self.drive, self.clock, self.patch = drive, ManualClock(), patch

@@ -123,7 +123,7 @@ def test_a_copy_that_cannot_finish_in_time_is_abandoned(split: ProjectFolder) ->
     notes: list[str] = []
     drive = WatchedDrive(split.root)
     drive.before = lambda _left: time.sleep(0.02)  # type: ignore[method-assign]
-    # The first of 5 pieces takes 0.02 s, so the remaining pieces would take longer than the 0.01 s that are left.
+    # The first of 5 pieces takes 0.02 s, so the remaining pieces would take longer than the 0.01 s that is left.
     with kept(split, notes, drive, spare=lambda: 0.01) as copying:
         assert not copying.settled(lambda: False)
     assert on_the_drive(split) == []

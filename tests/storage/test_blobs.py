@@ -150,7 +150,7 @@ def test_of_concurrent_writers_of_one_name_one_wins(blobs: Blobs, request: pytes
 
 
 class AnyMix(RuleBasedStateMachine):
-    """A state machine that compares a place with a dictionary."""
+    """A state machine that compares a blob store with a dictionary."""
 
     make: Make
 

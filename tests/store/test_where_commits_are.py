@@ -1,4 +1,4 @@
-"""The queue knows the place of its commits, and refuses a session that would use a different place."""
+"""The queue records the location of its commits, and refuses a session that would use a different one."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_an_old_queue_without_a_place_records_only_one_that_has_its_epochs(
 def test_sessions_that_begin_at_once_with_a_new_store_agree_on_it_and_one_with_another_is_refused(
     share: ObjectStore, tmp_path: Path
 ) -> None:
-    """All sessions read that no place of the commits is recorded, before the first session records one."""
+    """All sessions see that no location of commits is recorded, before the first session records one."""
     project, clock = make_project(tmp_path / "project"), ManualClock()
     enqueue(project, small_spec(project))
     (tmp_path / "other").mkdir()

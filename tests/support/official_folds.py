@@ -38,7 +38,7 @@ def official_folds(task: Task, splits: dict[str, Any]) -> list[int]:
 
 
 def dealt(count: int, n: int, after: int = 0) -> list[int]:
-    """The folds of a class's ``count`` crystals, in order, if the class before has ``after`` crystals."""
+    """The folds of a class's ``count`` crystals, in order, if the preceding class has ``after`` crystals."""
     first = after or count
     classes = np.concatenate([np.zeros(first), np.ones(n - first)])
     fold_of = np.empty(n, np.int64)

@@ -36,7 +36,7 @@ from mbqueue.train.kernels.triton_sums import (
     sum_by_number,
 )
 
-#: Name of an argument → its type. Arguments that are not listed are pointers to float32.
+#: Name of an argument → its type. Unlisted arguments are pointers to float32.
 TYPES = dict.fromkeys(
     ["center", "neighbor", "undirected", "reverse", "bond_first", "bond_i", "bond_j", "by_j", "order", "offsets",
      "short_offsets", "by_j_offsets", "chosen"], "*i32"

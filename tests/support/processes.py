@@ -59,7 +59,7 @@ def kill(process: Child) -> None:
 def freeze(process: Child, queue_db: Path) -> None:
     """Send SIGSTOP while the process does not hold the write lock of the queue's database.
 
-    A process frozen within a write would hold the lock until woken, so no other process could take its job over.
+    A process frozen within a write would hold the lock until woken, so no other process could take over its job.
     """
     with closing(sqlite3.connect(queue_db, timeout=0, isolation_level=None)) as probe:
         while True:

@@ -187,7 +187,7 @@ class SteppedSession:
                 )
             )
             stack.enter_context(mock.patch.object(saver, "ThreadPoolExecutor", _AtOnce))
-            # Random states would add thousands of numbers to each checkpoint, and this training does not use them.
+            # Leave out the random states: they add thousands of numbers to a checkpoint, but this training needs none.
             stack.enter_context(
                 mock.patch.multiple(learner, random_states=lambda _device: {}, restore_random_states=lambda *_: None)
             )

@@ -30,7 +30,7 @@ def trained(bench: Any, helpers: Any, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(params=["local folder", "s3", "shared folder"])
 def commits(request: pytest.FixtureRequest, trained: Path, tmp_path: Path) -> Kept:
-    """The same commits in every kind of place."""
+    """The same commits in every kind of storage."""
     store = None
     if request.param != "local folder":
         store = new_store(request.param, request.getfixturevalue("s3"), tmp_path / "share")
