@@ -350,7 +350,7 @@ def hash_of_spec(content: Mapping[str, Any]) -> str:
         del told_apart_by["target"]
     if "made_from" in told_apart_by:
         made_from = told_apart_by["made_from"]
-        members = [hash_of_spec(member["spec"]) for member in made_from["members"]]  # without the members' names
+        members = [hash_of_spec(member["spec"]) for member in made_from["members"]]  # ignore the members' names
         told_apart_by["made_from"] = {"members": members, "weights": made_from["weights"]}
     for name, young in _YOUNGER.items():
         section = told_apart_by.get(name)

@@ -215,7 +215,7 @@ class Queueing(OpenedProject):
             now = self._clock.now()
             newest = experiments_of(queue, experiment)[-1]
             begins_more = newest != experiment and not queue.experiment(newest).paused
-            if begins_more:  # a search starts no new trials while its newest trial is paused
+            if begins_more:  # while its newest trial is paused, a search starts no new trials
                 queue.pause(newest, now=now, by="cancel")
             cancelled = {name: queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment)}
             # If the newest trial was cancelled, the search starts no new trials, so the pause is no longer needed.

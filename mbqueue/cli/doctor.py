@@ -31,7 +31,7 @@ MATBENCH = "0.6"
 #: Disk space, in bytes, for the cache and checkpoints of the full dataset, with a margin.
 NEEDED_BYTES = 8e9
 _SIGNS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
-#: Width, in characters, of the column with the checks' names.
+#: Width, in characters, of the column that shows the names of the checks.
 _WIDTH = 12
 
 

@@ -78,7 +78,7 @@ class Gatherer:
         self._kind = target.kind
         self.offenders: list[tuple[str, str]] = []
         self.targets_required = targets_required
-        self._names: dict[str, str] = {}  # ids by their normalised form
+        self._names: dict[str, str] = {}  # normalised id → id as given
         self._ids: list[str] = []
         self._targets = array("d")
         self._counts = array("q")

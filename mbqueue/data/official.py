@@ -114,7 +114,8 @@ def _fetch(file: OfficialFile, progress: Progress | None, clock: Clock) -> None:
                 f"The download from {file.url} is not {file.path.name}: its SHA-256 is different. Try again later, or "
                 f"put the file at {file.path} yourself."
             )
-        # The old partial file may belong to a different file, so download everything again before blaming the server.
+        # The partial file from an earlier attempt may be part of a different file, so download everything again before
+        # blaming the server.
         began_anew = True
     with part.open("rb") as stream:
         os.fsync(stream.fileno())

@@ -203,7 +203,7 @@ class Reentry:
         return sorted(found.values(), key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
 
     def _prepared(self, queue: Queue, experiment: Experiment, result: Mapping[str, Any], by: str) -> None:
-        with contextlib.suppress(QueueError):  # if the crystals differ, this machine's `prepare` job reports that
+        with contextlib.suppress(QueueError):  # this machine's `prepare` job reports a difference between crystals
             queue.adopt_result(
                 experiment.name, Kind.PREPARE, result=result, source="the mount", now=self._clock.now(), by=by
             )

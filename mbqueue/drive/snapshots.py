@@ -175,7 +175,7 @@ def _job(row: sqlite3.Row) -> None:
         raise TypeError(f"{job.label} has an invalid result")
 
 
-#: Queries for all rows that mbqueue reads, each with the function that parses a row.
+#: (query, function that parses one row) for each kind of row that mbqueue reads from a queue.
 _ROWS: tuple[tuple[str, Callable[[sqlite3.Row], object]], ...] = (
     ("SELECT * FROM experiments", Experiment.from_row),
     ("SELECT * FROM sessions", SessionRow.from_row),

@@ -120,8 +120,8 @@ def _lost_of(trace: Trace, known: Mapping[str, Experiment], done: Mapping[tuple[
         return None
     if trace.fold not in experiment.spec["folds"]:
         return Lost(experiment=trace.experiment, fold=trace.fold)
-    # The files may be one epoch ahead, because a session publishes a commit just before the queue counts the epoch as
-    # done.
+    # The files may be one epoch ahead of the queue, because a session publishes a commit just before the queue counts
+    # the epoch as done.
     ahead = trace.epochs - done.get((trace.experiment, trace.fold), 0)
     return Lost(experiment=trace.experiment, fold=trace.fold, ahead=ahead) if ahead > 1 else None
 

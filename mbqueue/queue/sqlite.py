@@ -206,7 +206,7 @@ class SqliteFile(Database):
             uri=True,
             timeout=BUSY_SECONDS,
             isolation_level=None,
-            check_same_thread=False,  # only close() uses the connections of other threads
+            check_same_thread=False,  # only close() uses another thread's connection
         )
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA synchronous = FULL")

@@ -21,7 +21,7 @@ from mbqueue.task import TASKS, Target, target_of
 
 #: The largest accepted results.json, in bytes. 130,000 dropped entries with their reasons take 20 MB.
 LARGEST_RESULTS = 256 << 20
-#: The keys of `run` in files from versions that did not write a checksum.
+#: The keys of `run` in a results.json from a version that did not write checksums.
 _RUN_BEFORE_CHECKSUMS = frozenset(
     {"recorded_at", "enqueued_on", "versions", "devices", "sessions", "hours", "fold_seconds", "fingerprint_changes"}
     | {"files"}

@@ -20,7 +20,7 @@ from mbqueue.search.trials import Trial, TrialState
 
 #: The minimum number of trials for computing importances.
 _FEWEST_TRIALS = 4
-#: Optuna's names for the states of trials.
+#: Optuna's names for trial states.
 _STATES = {
     TrialState.OPEN: "RUNNING",
     TrialState.DONE: "COMPLETE",

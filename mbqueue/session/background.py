@@ -133,7 +133,7 @@ def current(project: ProjectFolder) -> BackgroundSession | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # treat an unreadable file as missing, because the queue also lists sessions
+        return None  # treat a damaged file as missing, because the queue lists sessions too
 
 
 def came_with_a_copy(project: ProjectFolder) -> bool:

@@ -30,7 +30,7 @@ from mbqueue.storage.objects import ObjectStore, store_of
 from mbqueue.storage.places import manifests_below
 
 FORMAT = 1
-#: The last finished epoch by (experiment, fold).
+#: (experiment, fold) → the fold's last finished epoch.
 Epochs = Mapping[tuple[str, int], int]
 _HOW = "To move commits elsewhere: mbqueue move-commits --help"
 

@@ -27,7 +27,7 @@ from mbqueue.train.fold import FoldRun
 
 #: A job starts only if at least this much time is left.
 SHORTEST_JOB_SECONDS = 5.0
-#: Why a session releases a job whose work it cannot save.
+#: The recorded reason when a session cannot save its work and therefore releases the job.
 STORE_AWAY = "the object store is not responding"
 
 

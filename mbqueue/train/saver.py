@@ -92,7 +92,7 @@ class Saver:
             staged.discard()
         if not staged.is_published:
             raise CheckpointError(f"The queue accepted the commit {staged.manifest.stem}, but it was not published.")
-        with suppress(StoreError):  # the next commit removes any superseded files left over
+        with suppress(StoreError):  # the next commit removes superseded files that are left
             self._checkpoints.prune()
         return staged.manifest
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-#: Number of launches of each kernel since the counter was last cleared.
+#: How often each kernel has been launched since this counter was last cleared.
 launches: Counter[str] = Counter()
 
 #: Triton may fuse multiplications with additions, as in the offline tests. Triton does not pipeline the kernels' loops,

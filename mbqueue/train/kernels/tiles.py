@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 #: The version of the kernels. Increase this number whenever the bytes of the kernels' results change.
 VERSION = 2
 
-#: The maximum number of partial sums in a weight gradient. Each program adds up a fixed range of rows, so the sums do
-#: not depend on the number of multiprocessors.
+#: Each weight gradient is the total of at most this many partial sums. Each program adds up a fixed range of rows, so
+#: the sums do not depend on the number of multiprocessors.
 PARTIALS = 512
 
 #: Constants that are the same for all GPU models. Each program computes BASIS_ROWS rows of a basis. A basis's gradient
-#: has at most BASIS_PARTIALS partial sums. The last four constants are numbers of rows or atoms per tile.
+#: is the total of at most BASIS_PARTIALS partial sums. The last four constants are numbers of rows or atoms per tile.
 BASIS_ROWS, BASIS_PARTIALS, READ_OUT_ATOMS, SUM_ROWS, PRODUCT_ROWS, ELEMENT_ROWS = 32, 256, 16, 16, 32, 32
 
 
