@@ -29,8 +29,8 @@ class RoundTimes:
             queue.note(published_note(seconds), by=self._session, now=ended_at)
 
 
-#: A file with fewer bytes counts as small: mbqueue measures the fixed time per file with small files, and the time per
-#: byte with larger ones.
+#: Files with fewer bytes than this count as small. mbqueue measures the fixed time per file with small files, and the
+#: time per byte with larger files.
 SMALL_FILE = 1_000_000
 
 

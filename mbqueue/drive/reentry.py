@@ -52,8 +52,8 @@ def enter(project: ProjectFolder, *, note: Callable[[str], None], clock: Clock |
     reentry = Reentry(project, drive, note=note, clock=clock or SystemClock())
     project.live_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(project.entering_lock, timeout=600):
-        # After an interrupted restore, only some files are from the archive. A new queue would hide that the restore
-        # was interrupted.
+        # After an interrupted restore, only some files are from the archive. Creating a new queue now would hide the
+        # interrupted restore.
         if not project.queue_db.exists() and cut_off_restore(project) is None:
             reentry.restore()
         remember_root(project)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: The note that a worker adds to a job once the data and the model are on the device and work begins.
 LOADED_NOTE = "data and model are loaded"
 
-#: The note that a session on a drive adds after it has published to the mount during training.
+#: The note that a session on a drive adds to the events each time it has published to the mount during training.
 _PUBLISHED_NOTE = "published to the mount in {:.1f} s"
 _PUBLISHED = re.compile(r"published to the mount in (\d+\.\d) s")
 

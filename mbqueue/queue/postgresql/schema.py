@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 #: schema.
 CHANNEL = "mbqueue"
 
-# The number of the last transaction that each client has committed. If a connection is lost during a commit, the number
-# shows whether the transaction took effect.
+# For each client, the number of the last transaction that it committed. If a connection is lost during a commit, this
+# number shows whether the transaction took effect.
 _RECEIPTS = """
     CREATE TABLE receipts (
         client text PRIMARY KEY,
