@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from mbqueue.errors import CheckpointError, counted
 from mbqueue.storage.blobs import Blobs, Listed, Unreadable
 from mbqueue.storage.manifest import LARGEST_MANIFEST, Commit, Damaged, Identity, Manifest, manifest_named
-from mbqueue.storage.names import MANIFEST, CommitFile, commit_file
+from mbqueue.storage.names import MANIFEST, CommitFile, commit_file, file_name
 from mbqueue.storage.places import Place
 
 #: A function that is called with the name of a skipped commit and the reason for skipping it.
@@ -220,7 +220,7 @@ class Commits:
         Args:
             renamed: returns the new name of a file. It may read the file, and may raise FileNotFoundError.
         """
-        if not self._move(f"{stem}.{MANIFEST}", renamed):
+        if not self._move(file_name(stem, MANIFEST), renamed):
             return False
         for name, _, file in self._listed:
             if file.stem == stem and self.place.is_checkpoint(file):

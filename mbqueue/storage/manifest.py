@@ -17,7 +17,7 @@ from typing import Any
 from mbqueue.errors import CheckpointError, CheckpointMisfit
 from mbqueue.files import sha256_of_json
 from mbqueue.project import NAME_PATTERN
-from mbqueue.storage.names import CHECKPOINT, HIGHEST_FENCE, is_stem, stem_of
+from mbqueue.storage.names import CHECKPOINT, HIGHEST_FENCE, file_name, is_stem, stem_of
 from mbqueue.task import N_FOLDS
 
 FORMAT = 1
@@ -119,7 +119,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values. ``file`` names the checkpoint, and ``checksum`` covers all other keys."""
-        content = {**asdict(self), "file": f"{self.stem}.{CHECKPOINT}"}
+        content = {**asdict(self), "file": file_name(self.stem, CHECKPOINT)}
         return {**content, "checksum": sha256_of_json(content)}
 
 

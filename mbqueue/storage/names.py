@@ -65,13 +65,23 @@ class CommitFile:
     @property
     def name(self) -> str:
         """The file's name without the number that a drive may add."""
-        return f"{self.base}.{self.suffix}"
+        return file_name(self.base, self.suffix)
 
 
 def stem_of(*, epoch: int, step: int | None, fence: int) -> str:
     """The name of the commit after ``step`` steps of an epoch, or at the epoch's end if ``step`` is None."""
     where = "done" if step is None else f"s{step:06d}"
     return f"e{epoch:04d}-{where}-f{fence:04d}"
+
+
+def file_name(base: str, suffix: str) -> str:
+    """The name of a commit's file.
+
+    Args:
+        base: the commit's stem, followed by a hash if the names in the commit's place contain one.
+        suffix: either `MANIFEST` or `CHECKPOINT`.
+    """
+    return f"{base}.{suffix}"
 
 
 def order_of(stem: str) -> tuple[int, bool, int, int]:

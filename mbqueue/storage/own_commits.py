@@ -14,7 +14,7 @@ from mbqueue.files import json_bytes
 from mbqueue.storage.blobs import Folder, Listed
 from mbqueue.storage.commits import Commits, OnWrong
 from mbqueue.storage.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Commit, Damaged, Identity, Manifest
-from mbqueue.storage.names import CHECKPOINT, CommitFile
+from mbqueue.storage.names import CHECKPOINT, CommitFile, file_name
 from mbqueue.storage.places import Place, in_folder
 
 _KEPT = 2
@@ -132,7 +132,7 @@ class OwnCommits(Commits):
 
         Names may be reused, so compare hashes.
         """
-        path = self.place.path(f"{file.stem}.{CHECKPOINT}")
+        path = self.place.path(file_name(file.stem, CHECKPOINT))
         try:
             sha256 = hashlib.sha256(self.place.blobs.read(path, at_most=LARGEST_CHECKPOINT)).hexdigest()
         except FileNotFoundError:
@@ -251,7 +251,9 @@ class OwnCommits(Commits):
             # checkpoint.
             files = self._files()
             named = {
-                self.place.path(f"{file.base}.{CHECKPOINT}") for _, _, file in files if self.place.is_manifest(file)
+                self.place.path(file_name(file.base, CHECKPOINT))
+                for _, _, file in files
+                if self.place.is_manifest(file)
             }
             self._remove_unnamed(files, named, older_by=None)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from mbqueue.project import FOLD_PATTERN, PUBLISHED_CHECKPOINTS, STORED_CHECKPOINTS, fold_name, fold_named
 from mbqueue.storage.blobs import Blobs, Folder
 from mbqueue.storage.manifest import Commit, Identity
-from mbqueue.storage.names import CHECKPOINT, HASH_DIGITS, MANIFEST, CommitFile, hashed_name, manifests_named
+from mbqueue.storage.names import CHECKPOINT, HASH_DIGITS, MANIFEST, CommitFile, file_name, hashed_name, manifests_named
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,17 @@ class Place:
 
     def manifest(self, commit: Commit) -> str:
         """The path of a commit's manifest, wherever the commit comes from."""
-        stem = commit.manifest.stem
-        return self.path(f"{hashed_name(stem, commit.content) if self.has_hashed_manifests else stem}.{MANIFEST}")
+        return self.path(file_name(self._manifest_base(commit), MANIFEST))
 
     def checkpoint(self, commit: Commit) -> str:
         """The path of a commit's checkpoint, wherever the commit comes from."""
-        if self.has_hashed_checkpoints:
-            return self.path(f"{commit.manifest.stem}-{commit.manifest.sha256[:HASH_DIGITS]}.{CHECKPOINT}")
-        return self.manifest(commit).removesuffix(MANIFEST) + CHECKPOINT
+        hashed = f"{commit.manifest.stem}-{commit.manifest.sha256[:HASH_DIGITS]}"
+        base = hashed if self.has_hashed_checkpoints else self._manifest_base(commit)
+        return self.path(file_name(base, CHECKPOINT))
+
+    def _manifest_base(self, commit: Commit) -> str:
+        stem = commit.manifest.stem
+        return hashed_name(stem, commit.content) if self.has_hashed_manifests else stem
 
 
 def in_folder(folder: Path) -> Place:
