@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.text import Text
@@ -24,7 +25,8 @@ def last_errors(
 ) -> Iterable[Text]:
     """Render up to ``at_most`` errors, on up to ``lines`` lines each. The same error in several folds counts once.
 
-    Without ``lines``, each error is shown in full. An error that does not fit ends with the command that shows it.
+    Without ``lines``, each error is shown in full. An error that does not fit ends with the command that shows it,
+    or without the command if there is only one line and the command is long.
     """
     if not errors:
         return
@@ -33,18 +35,19 @@ def last_errors(
     alike = _alike(errors, now)
     for group in alike[:at_most]:
         dots, in_full = "..." if plain else "…", f"(in full: mbqueue status {group[0]['experiment']})"
-        fits = len(f"{_INDENT}{dots} {in_full}") <= width
-        told = textwrap.wrap(
+        fits = len(f" {dots} {in_full}") <= width // 2  # leave half of the line for the error
+        wrapped = partial(
+            textwrap.wrap,
             f"{_where(group)}: {_said(group[0])}",
             width,
             initial_indent="  ",
             subsequent_indent=_INDENT,
-            max_lines=lines,
             placeholder=f" {dots} {in_full}" if fits else f" {dots}",
             break_on_hyphens=False,
         )
-        yield from map(Text, told)
-        if not fits and told[-1].endswith(dots):
+        is_cut = lines is not None and len(wrapped()) > lines
+        yield from map(Text, wrapped(max_lines=lines))
+        if is_cut and not fits and lines != 1:
             yield Text(f"{_INDENT}{in_full}")
         yield Text(f"{_INDENT}{_what_next(group, now)}", "dim")
     if len(alike) > at_most:

@@ -11,6 +11,7 @@ from processes import holding_open
 from rich.console import Console
 
 from mbqueue.dashboard.experiments import bar, sparkline
+from mbqueue.dashboard.failures import last_errors
 from mbqueue.dashboard.snapshot import Status
 from mbqueue.dashboard.status import Dashboard, gpu_seconds, time_left
 from mbqueue.experiment import Spec
@@ -317,6 +318,21 @@ def test_the_command_for_a_long_name_is_not_cut():
     name = "n" * 64
     drawn = draw({**busy_overview(), "errors": [error_entry(experiment=name, error="wrong " * 100)]})
     assert f"(in full: mbqueue status {name})" in " ".join(drawn.split())
+
+
+def test_on_one_line_a_long_name_leaves_room_for_the_error():
+    name = "a-search-of-learning-rates.003"
+    errors = [error_entry(experiment=name, error="no such file " * 20)]
+    told = [line.plain for line in last_errors(errors, NOW, 80, False, at_most=1, lines=1)]
+    assert told[2] == f"  {name} fold 0 epoch 1: no such file no such file no …"
+    assert told[3].startswith("    failed 3 times")
+
+
+@pytest.mark.parametrize("dots", ["…", "..."])
+def test_an_error_that_ends_in_dots_is_not_said_to_be_cut(dots):
+    errors = [error_entry(experiment="n" * 64, error=f"still waiting {dots}")]
+    told = [line.plain for line in last_errors(errors, NOW, 80, dots == "...", at_most=5, lines=6)]
+    assert not any("in full" in line for line in told)
 
 
 def test_in_60_columns_the_test_error_is_still_there():
