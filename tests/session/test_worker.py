@@ -19,9 +19,11 @@ from small_project import ManualClock, RememberedReport, enqueue, make_project, 
 from mbqueue.data import datasets
 from mbqueue.errors import QueueError, UsageError
 from mbqueue.project import ProjectFolder
+from mbqueue.provenance import TrialOf
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import read_history, read_predictions
+from mbqueue.search.file import Search, Setting
 from mbqueue.session import fold_results, record
 from mbqueue.session.loaded import Loaded
 from mbqueue.session.options import WorkOptions
@@ -275,6 +277,20 @@ def test_a_validation_set_of_fewer_than_ten_crystals_is_noted(
         "validation set has only 7 crystals, so the choice of the best epoch depends on chance. Use more crystals, or "
         "raise train.validation (now 0.3)."
     ] * is_noted
+
+
+@pytest.mark.parametrize(("key", "is_noted"), [("train.validation", True), ("train.lr", False)])
+def test_a_later_trial_notes_a_small_validation_set_only_if_the_search_varies_its_size(
+    tmp_path: Path, report: RememberedReport, key: str, is_noted: bool
+) -> None:
+    project = make_project(tmp_path)
+    base = small_spec(project, data__limit=31, train__validation=0.3)
+    space = {key: Setting(choices=[0.2, 0.3])}
+    search = Search(name="hunt", base="base", base_spec=base.to_json(), space=space, trials=2)
+    trial = TrialOf(search=search.to_json(), number=1, settings={key: 0.3})
+    enqueue(project, base.model_copy(update={"name": "hunt.001", "trial": trial}))
+    work(project, WorkOptions(device="cpu", max_jobs=1), report=report)
+    assert any("validation set has only 7 crystals" in line for line in report.lines) is is_noted
 
 
 def test_too_few_crystals_for_the_folds_fail_in_prepare(tmp_path: Path, report: RememberedReport) -> None:
