@@ -62,7 +62,7 @@ class PublishedFold(Commits):
         self._seen_at = {one.base: self._seen_at.get(one.base, now) for one in whole}
         positions = positions_to_keep([*self._seen_at.values()], now, kept=KEPT, steady_since=steady_since)
         kept = [whole[position].manifest for position in sorted(positions)]
-        needed = {stem for manifest in kept for stem in manifest.chain}
+        needed = {stem for manifest in kept for stem in manifest.needed_stems}
         for commit in line:
             is_replaced = commit.base in self._seen_at or (kept and commit.manifest.rank < kept[0].rank)
             if is_replaced and commit.manifest.stem not in needed:

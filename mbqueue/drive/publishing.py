@@ -297,7 +297,7 @@ class Publisher:
         identity = experiment.identity(fold)
         here = Commits(in_folder(self._project.checkpoints_dir(experiment.name, fold)), identity)
         found = here.commits()
-        for commit in (one for one in found if one.manifest.stem in found[-1].manifest.chain):
+        for commit in (one for one in found if one.manifest.stem in found[-1].manifest.needed_stems):
             if not published.has(commit):
                 try:
                     checkpoint = here.checkpoint(commit)

@@ -133,7 +133,7 @@ class Commits:
         return []
 
     def _chain_to(self, commit: Commit, among: list[Commit]) -> list[Commit]:
-        best, own = commit.manifest.chain
+        best, own = commit.manifest.needed_stems
         if best == own:
             return [commit]
         for candidate in among:

@@ -85,8 +85,11 @@ class Manifest:
         return stem_of(epoch=self.epoch, step=None if self.complete else self.step, fence=self.fence)
 
     @property
-    def chain(self) -> tuple[str, str]:
-        """The stems of the commits that a fold needs: the commit of its best epoch, and this commit."""
+    def needed_stems(self) -> tuple[str, str]:
+        """The stems of the commits that a fold needs: the commit of its best epoch, and this commit.
+
+        Both stems are equal if this commit has the best epoch, or if no epoch has finished.
+        """
         return self.best["commit"] if self.best else self.stem, self.stem
 
     @property

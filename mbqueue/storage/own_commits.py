@@ -227,7 +227,7 @@ class OwnCommits(Commits):
         Also remove checkpoints that have no manifest and are too old to be published.
         """
         found = self.commits()
-        kept = {stem for commit in found[-_KEPT:] for stem in commit.manifest.chain}
+        kept = {stem for commit in found[-_KEPT:] for stem in commit.manifest.needed_stems}
         removed = [commit for commit in found if commit.manifest.stem not in kept]
         for commit in removed:
             self.remove(commit)
