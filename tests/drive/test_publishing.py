@@ -545,14 +545,14 @@ def _far_too_urgent(record: dict[str, Any]) -> None:
     record["priority"] = 10**30
 
 
-FACTS_OF_ANOTHER_MBQUEUE = pytest.mark.parametrize(
+RECORDS_OF_ANOTHER_MBQUEUE = pytest.mark.parametrize(
     "change",
     [_newer_spec, _names_for_numbers, _no_mapping, _far_too_urgent],
     ids=["a key of a newer mbqueue", "no spec", "no result of prepare", "an impossible priority"],
 )
 
 
-@FACTS_OF_ANOTHER_MBQUEUE
+@RECORDS_OF_ANOTHER_MBQUEUE
 def test_a_snapshot_with_unreadable_experiments_is_skipped_for_the_one_before(
     mount: Mount, change: Callable[[dict[str, Any]], None]
 ) -> None:
@@ -586,7 +586,7 @@ def _another_snapshot(mount: Mount, change: Callable[[dict[str, Any]], None]) ->
     return base
 
 
-@FACTS_OF_ANOTHER_MBQUEUE
+@RECORDS_OF_ANOTHER_MBQUEUE
 def test_an_unreadable_experiment_does_not_affect_the_others(
     mount: Mount, change: Callable[[dict[str, Any]], None]
 ) -> None:

@@ -37,12 +37,12 @@ def whole(tmp_path: Path) -> Project:
     project = Project(make_project(tmp_path / "project").root)
     project.enqueue("head_finetune", dataset="sample", folds=[0, 1], epochs=5)
     spec = spec_of(project, folds=[0, 1], **FIVE)
-    commit(project.folder, spec, 0, epoch=1, enqueued=facts_of(spec))
+    commit(project.folder, spec, 0, epoch=1, enqueued=record_of(spec))
     note_once.cache_clear()
     return project
 
 
-def facts_of(spec: Spec) -> dict[str, Any]:
+def record_of(spec: Spec) -> dict[str, Any]:
     """The entries of a manifest that record how an experiment was enqueued."""
     results = f"results/daily/2026-01-01/{spec.name}"
     return {"spec": spec.to_json(), "results_dir": results, "priority": 0, "enqueued_at": 1.0, "prepare": None}
