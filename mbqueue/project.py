@@ -304,8 +304,8 @@ def working_folder() -> Path:
         return Path.cwd()
     except FileNotFoundError:
         raise ProjectNotFound(
-            "The working folder of this shell is gone: it was removed, or its drive was remounted. Change to a folder "
-            f"that exists, for example with: cd {os.environ.get('PWD') or '~'}"
+            "This shell's working directory no longer exists: it was removed, or its drive was remounted. Change to a "
+            f"folder that exists, for example with: cd {os.environ.get('PWD') or '~'}"
         ) from None
 
 
@@ -358,7 +358,7 @@ def _project_at(root: Path, given: Path) -> ProjectFolder:
     state = "is not a project" if root.is_dir() else "does not exist"
     drive = "" if root.parent.exists() else " If the project is on a drive, mount the drive first."
     above = next((folder for folder in root.parents if _is_project(folder)), None)
-    to_do = f"Create a project with: mbqueue init {given}" if above is None else f"Use the project above it: {above}"
+    to_do = f"Create a project with: mbqueue init {given}" if above is None else f"Use the enclosing project: {above}"
     raise ProjectNotFound(f"{root} {state} (a project contains jobs/ and state/).{drive} {to_do}")
 
 

@@ -72,7 +72,7 @@ def test_a_folder_that_is_no_project_says_how_to_make_one(
 
 
 def test_a_subfolder_belongs_to_its_project(project: ProjectFolder) -> None:
-    with pytest.raises(ProjectNotFound, match=re.escape(f"Use the project above it: {project.root}")) as caught:
+    with pytest.raises(ProjectNotFound, match=re.escape(f"Use the enclosing project: {project.root}")) as caught:
         find_project(project.jobs_dir)
     assert "init" not in str(caught.value)
 

@@ -105,7 +105,7 @@ class Queueing(OpenedProject):
         if "seed" in overrides:
             raise UsageError("You gave both the setting `seed` and a list of seeds. Leave out one of them.")
         if not numbers or len(set(numbers)) != len(numbers):
-            raise UsageError(f"{numbers} are not distinct seeds. Give each seed once, for example 0-4 or 0,2,5.")
+            raise UsageError(f"Give at least one seed, and each seed once, for example 0-4 or 0,2,5; not {numbers}.")
         base = load_spec(path, overrides=_named(overrides, name))
         specs = []
         for seed in numbers:

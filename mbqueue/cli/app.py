@@ -39,7 +39,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Inspect": {
         "status": ("status", "Show experiments, folds, sessions, time left and errors."),
-        "board": ("board", "Serve a live dashboard with buttons."),
+        "board": ("board", "Serve a live, interactive dashboard."),
         "events": ("queueing", "List all changes of job states, with reasons."),
         "report": ("reading", "Write an HTML page with scores, curves, errors and sessions."),
         "compare": ("reading", "Compare experiments crystal by crystal."),
@@ -123,7 +123,7 @@ def _leave_a_folder_that_is_gone(project: Path | None) -> None:
             raise
         with suppress(OSError):  # if the project's folder is gone too, a later check reports it
             os.chdir(named)
-            say(f"The working folder of this shell is gone. Relative paths now start from {named}.")
+            say(f"This shell's working directory no longer exists. Relative paths now start from {named}.")
 
 
 @app.callback()

@@ -70,7 +70,7 @@ def compare(
 def export(
     context: typer.Context,
     experiments: Annotated[list[str], typer.Argument(help="One recorded experiment per matbench task.")],
-    output: Annotated[Path, typer.Option(help="Folder in which to create the submission's folder.")] = Path(),
+    output: Annotated[Path, typer.Option(help="Parent folder of the submission.")] = Path(),
     authors: Annotated[str, typer.Option(help="Authors' names for info.json.")] = "",
     algorithm: Annotated[str, typer.Option(help="Name of the algorithm on the leaderboard.")] = "",
     notes: Annotated[str, typer.Option(help="Free text for info.json.")] = "",

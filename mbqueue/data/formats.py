@@ -209,7 +209,7 @@ def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[list[str]]:
             yield from (row for row in csv.reader(lines, strict=True) if row)
         except (csv.Error, UnicodeDecodeError) as error:
             closed = " The file is cut short, or a quotation mark is not closed." if "end of data" in str(error) else ""
-            raise DataError(f"{path} is not a CSV table in UTF-8 ({error}).{closed}") from error
+            raise DataError(f"{path} is not a valid UTF-8 CSV table ({error}).{closed}") from error
 
 
 @contextmanager

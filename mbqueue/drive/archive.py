@@ -258,7 +258,7 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
         if count >= MOST_MEMBERS or listing is not None:
             wrong = f"it contains too many files, or files after {CHECKSUMS}"
         elif member.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or member.issparse() or member.name in laid:
-            wrong = f"{member.name!r:.200} is not a plain file, or occurs twice"
+            wrong = f"{member.name!r:.200} is not a regular file, or occurs twice"
         elif member.name != CHECKSUMS and not _MEMBER.fullmatch(member.name):
             wrong = f"{member.name!r:.200} does not belong in a backup"
         elif member.size > LARGEST_MEMBER:

@@ -233,7 +233,7 @@ def test_of_several_seeds_none_is_enqueued_when_the_name_of_one_is_taken(
     ("seeds", "why"),
     [
         ("3-1", "Write, for example, 0,1,2"),
-        ("0,0", "not distinct"),
+        ("0,0", "each seed once"),
         ("0-5000000000", "more than 100"),
         ("²", "list of seeds"),
     ],

@@ -41,7 +41,7 @@ def test_a_missing_working_folder_is_reported(tmp_path: Path, command: tuple[str
     (tmp_path / "gone").mkdir()
     said = run(tmp_path / "gone", *command, remove=tmp_path / "gone")
     assert said.returncode == 2, said.stderr
-    assert "The working folder of this shell is gone" in said.stderr
+    assert "This shell's working directory no longer exists" in said.stderr
     assert "Traceback" not in said.stderr
 
 
@@ -80,7 +80,7 @@ def test_python_raises_the_same_message_for_a_missing_working_folder(
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     with pytest.raises(
-        ProjectNotFound, match=r"The working folder of this shell is gone: .* Change to a folder that exists"
+        ProjectNotFound, match=r"This shell's working directory no longer exists: .* Change to a folder that exists"
     ):
         IN_PYTHON[name](project)
 
