@@ -206,31 +206,15 @@ def test_only_a_session_changes_its_fields() -> None:
     assert {path: fields for path, fields in changed.items() if fields} == {}
 
 
-QUESTIONS = (
-    "names of commits made",
-    "commits ordered",
-    "SIGTERM",
-    '"split"',
-    "lost heartbeat",
-    "a target",
-    "a model",
-    "a store",
-    "a result file for each fold",
-    "a result file for each experiment",
-)
-
-
-def where_to_find_it() -> str:
+def test_every_frequent_question_is_answered_in_at_most_two_files() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    return text[text.index("## Frequent questions") : text.index("## Files to change")]
-
-
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_a_frequent_question_is_answered_in_at_most_two_files(question: str) -> None:
-    (row,) = [line for line in where_to_find_it().splitlines() if line.startswith("| ") and question in line]
-    named = set(re.findall(r"`([\w/]+\.py)`", row))
-    assert 1 <= len(named) <= 2, row
-    assert {name for name in named if not (PACKAGE / name).is_file()} == set()
+    table = text[text.index("## Frequent questions") : text.index("## Files to change")]
+    rows = [line for line in table.splitlines() if re.match(r"\| .+\? \|", line)]
+    assert len(rows) > 10
+    for row in rows:
+        named = set(re.findall(r"`([\w/]+\.py)`", row))
+        assert 1 <= len(named) <= 2, row
+        assert {name for name in named if not (PACKAGE / name).is_file()} == set()
 
 
 def test_every_file_in_the_table_of_changes_exists() -> None:

@@ -70,7 +70,7 @@ def test_the_hash_of_json_does_not_depend_on_the_order_of_keys() -> None:
 
 
 def test_leftovers_of_dead_processes_are_removed_and_files_of_live_ones_are_not(tmp_path: Path) -> None:
-    old, new, other = (tmp_path / name for name in (".tmp-aa-f.json", ".tmp-bb-f.json", ".tmp-cc-g.json"))
+    old, new, other = (tmp_path / f"{files.TEMP_PREFIX}{name}" for name in ("aa-f.json", "bb-f.json", "cc-g.json"))
     for path in (old, new, other):
         path.write_text("half")
     for path in (old, other):
@@ -87,7 +87,8 @@ def test_leftovers_of_dead_processes_are_removed_and_files_of_live_ones_are_not(
 def test_a_sweep_removes_the_probe_that_an_interrupted_sweep_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".tmp-aa-f.json").write_text("half")  # a sweep writes a probe only if there are temp files
+    temp = tmp_path / f"{files.TEMP_PREFIX}aa-f.json"
+    temp.write_text("half")  # a sweep writes a probe only if there are temp files
     with monkeypatch.context() as patched:
         probes: list[str] = []
         patched.setattr(files, "_sweep", lambda probe, _pattern: probes.append(probe.name))
@@ -96,4 +97,4 @@ def test_a_sweep_removes_the_probe_that_an_interrupted_sweep_left(
     probe.touch()
     os.utime(probe, (0, 0))
     files.sweep(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".tmp-aa-f.json"]
+    assert list(tmp_path.iterdir()) == [temp]

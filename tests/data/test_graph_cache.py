@@ -18,6 +18,7 @@ from mbqueue.data.batches import make_batch
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.graph_cache import GraphCache, folder_name, shard_borders
 from mbqueue.errors import CacheError
+from mbqueue.files import TEMP_PREFIX
 
 
 @pytest.fixture(autouse=True)
@@ -184,9 +185,9 @@ def test_the_name_of_the_folder_tells_crystals_and_version(crystals):
 
 
 def test_a_temp_file_of_a_dead_builder_is_swept_away(crystals, tmp_path):
-    (tmp_path / ".tmp-0123456789ab-shard-00003.bin").write_bytes(b"half a shard")
+    (tmp_path / f"{TEMP_PREFIX}0123456789ab-shard-00003.bin").write_bytes(b"half a shard")
     build(crystals, tmp_path)
-    assert not list(tmp_path.glob(".tmp-*"))
+    assert not list(tmp_path.glob(f"{TEMP_PREFIX}*"))
     assert list(tmp_path.glob("shard-*.bin"))
 
 

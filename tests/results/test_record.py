@@ -11,6 +11,7 @@ import pytest
 
 from mbqueue import families
 from mbqueue.errors import ResultsError
+from mbqueue.files import TEMP_PREFIX
 from mbqueue.history import best_epoch
 from mbqueue.results.folder import newest_folder, read_recorded
 from mbqueue.results.record import SessionFacts, broken_folds, checksum_of, record_experiment
@@ -118,7 +119,7 @@ def test_nothing_in_the_folder_changes_before_the_commit_publishes(tmp_path, fil
     before = sorted(path.name for path in folder.iterdir())
 
     def refused(_content, _publish):
-        assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".tmp-")) == before
+        assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(TEMP_PREFIX)) == before
         raise RuntimeError("the lease is lost")
 
     with pytest.raises(RuntimeError, match="the lease is lost"):

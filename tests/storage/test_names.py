@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mbqueue.files import TEMP_PREFIX
 from mbqueue.storage.names import commit_file, is_stem, manifests_named, newest_plain_manifest, order_of, stem_of
 
 
@@ -42,7 +43,7 @@ def test_a_duplicate_made_by_the_drive_is_parsed_as_the_original_name() -> None:
         "e0012-done-f0003-9f86.pt",
         "e12-done-f3.json",
         "aside/e0012-done-f0003.json",
-        ".tmp-123-e0012-done-f0003.json",
+        f"{TEMP_PREFIX}123-e0012-done-f0003.json",
         "e0012-done-f0003.json\n",
     ],
 )
