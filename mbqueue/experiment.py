@@ -23,7 +23,7 @@ from mbqueue.files import sha256_of_json
 from mbqueue.project import NAME_PATTERN
 from mbqueue.provenance import KEPT_BY_COMMANDS, Choice, MadeFrom, TrialOf
 from mbqueue.section import Section
-from mbqueue.task import ENERGY_COLUMNS, FORMATION_ENERGY, KINDS, N_FOLDS, TASKS, Kind, Target, options_for
+from mbqueue.task import BAND_GAP, ENERGY_COLUMNS, FORMATION_ENERGY, KINDS, N_FOLDS, TASKS, Kind, Target, options_for
 
 OFFICIAL_DATASET = FORMATION_ENERGY.dataset
 SAMPLE_DATASET = "sample"
@@ -290,8 +290,8 @@ class Spec(Section):
             return {**content, "target": {**_FIRST_TARGET, **said}}
         if isinstance(said, Mapping) and said.keys() == {"column"}:
             column = str(said["column"])
-            energy = options_for(column, name="formation energy", unit="eV/atom", kind="energy")
-            gap = options_for(column, name="band gap", unit="eV", kind="scalar")
+            energy = options_for(column, FORMATION_ENERGY.target)
+            gap = options_for(column, BAND_GAP)
             raise ValueError(
                 f"The target column {column!r} needs a description of its property, because mbqueue knows only the "
                 f"energy columns {', '.join(ENERGY_COLUMNS)}. Describe the property under [target] or with --set. For "

@@ -105,11 +105,13 @@ FORMATION_ENERGY = _task("matbench_mp_e_form", 132_752, "", "energy", "formation
 #: Names of columns with energies per atom. If the user names no column, mbqueue uses the first of these columns that
 #: exists.
 ENERGY_COLUMNS = ("e_form", "target", "formation_energy_per_atom", "ef_per_atom", "energy_per_atom")
+#: An example for messages.
+BAND_GAP = Target(name="band gap", unit="eV", kind="scalar")
 
 
-def options_for(column: str, *, name: str, unit: str, kind: Kind) -> str:
+def options_for(column: str, target: Target) -> str:
     """Format the options that tell `enqueue` which property a column contains."""
-    described = f'--set target.name="{name}" --set target.unit={unit} --set target.kind={kind}'
+    described = f'--set target.name="{target.name}" --set target.unit={target.unit} --set target.kind={target.kind}'
     return f"--target-column {shlex.quote(column)} {described}"
 
 

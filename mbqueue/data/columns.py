@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbqueue.errors import UNDER_A_NEW_NAME, ColumnMissing, DataError, counted
-from mbqueue.task import ENERGY_COLUMNS, options_for
+from mbqueue.task import BAND_GAP, ENERGY_COLUMNS, options_for
 
 ID_NAMES = ("id", "material_id", "mbid", "jid")
 STRUCTURE_NAMES = ("structure", "cif")
@@ -156,7 +156,7 @@ class Columns:
             advice = ""
             if self._target_names == ENERGY_COLUMNS:
                 column = others[0] if len(others) == 1 else "COLUMN"
-                gap = options_for(column, name="band gap", unit="eV", kind="scalar")
+                gap = options_for(column, BAND_GAP)
                 advice = (
                     "To enqueue an experiment, also describe the property, for example with: "
                     f"{gap} (or energy, for energies per atom). "

@@ -85,7 +85,7 @@ class EnsembleTable:
 
 def predict_dataset(
     project: ProjectFolder,
-    wanted: DataSpec,
+    section: DataSpec,
     models: Sequence[str | Path],
     *,
     target_column: str = "",
@@ -100,7 +100,7 @@ def predict_dataset(
     prediction can resume.
 
     Args:
-        wanted: the crystals to predict, with or without targets.
+        section: the [data] section of the crystals to predict, which may have no targets.
         models: model_fold_*.pth files.
         target_column: column of the dataset's table with the true values; by default, a column with a name that mbqueue
             recognises.
@@ -117,7 +117,7 @@ def predict_dataset(
     target = _one_target(family, paths)
     # If no column is named, look only for formation energies.
     compared = replace(target if target_column else FORMATION_ENERGY.target, column=target_column)
-    request = DataRequest(data=wanted, target=compared, targets_required=False)
+    request = DataRequest(data=section, target=compared, targets_required=False)
     data = load_data(project, request, dataset_hash=None, progress=progress, note=note)
     assert data is not None, "no stop was requested"
     keep_in = project.predictions_dir("predict")
@@ -141,7 +141,7 @@ def predict_dataset(
         data.dropped,
         is_known_data=_is_known_data(project, data.crystals.hash, paths),
         is_compared=bool(target_column) or target.kind == "energy",
-        made_from=read_files(project, wanted.dataset, paths),
+        made_from=read_files(project, section.dataset, paths),
     )
 
 

@@ -112,5 +112,5 @@ class _Epoch:
         self._step_seconds += (step.seconds - self._step_seconds) / min(step.step, _STEPS_REMEMBERED)
         rate = step.structures / step.seconds if step.seconds > 0 else 0.0
         self._session.heartbeat.show({"what": "step", "done": step.step, "total": step.steps_per_epoch}, rate)
-        facts = {"loss": step.loss, "MAE": step.mae, "structures/s": rate}
-        self._session.report.advanced(self._lease.job, "step", step.step, step.steps_per_epoch, facts)
+        figures = {"loss": step.loss, "MAE": step.mae, "structures/s": rate}
+        self._session.report.advanced(self._lease.job, "step", step.step, step.steps_per_epoch, figures)
