@@ -305,7 +305,7 @@ class Queueing(OpenedProject):
             overview=overview,
             session_seconds=self.folder.settings.session_seconds,
             search=opened,
-            is_of_one=experiment is not None,
+            errors_in_full=experiment is not None,
         )
 
     def events(

@@ -64,13 +64,13 @@ class Status:
         overview: the whole status as one dictionary (see `mbqueue.queue.overview`).
         session_seconds: the usual length of a session, to estimate how many sessions are left.
         search: name of the search whose trials are shown, or None.
-        is_of_one: whether this is the status of one experiment or search, which shows errors in full.
+        errors_in_full: whether to show errors in full, as in the status of one experiment or search.
     """
 
     overview: Mapping[str, Any]
     session_seconds: float
     search: str | None = None
-    is_of_one: bool = False
+    errors_in_full: bool = False
 
     @property
     def is_active(self) -> bool:
@@ -126,7 +126,7 @@ class Status:
             session_seconds=self.session_seconds,
             fits_height=fits_height,
             opened=self.search is not None,
-            errors_in_full=self.is_of_one,
+            errors_in_full=self.errors_in_full,
         )
 
     def says_more_than(self, earlier: Status) -> bool:
