@@ -2,7 +2,7 @@
 
 Each setting is one field with a name, type, default, bounds and description. docs/reference/experiment-file.md is
 generated from these fields. Settings are plain dataclasses, which this module checks, because every command reads the
-settings, and importing pydantic takes longer than everything else that `mbqueue status` does. `mbqueue.experiment` can
+settings, and importing pydantic would slow down short commands such as `mbqueue status`. `mbqueue.experiment` can
 afford pydantic, because few commands read experiments. msgspec loads quickly, but version 0.23 reports only the first
 invalid key, and not its value.
 """
