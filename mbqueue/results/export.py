@@ -20,7 +20,7 @@ from mbqueue.errors import ResultsError, UsageError
 from mbqueue.outputs import replacing_folder, require_folder
 from mbqueue.results.folder import Recorded
 from mbqueue.results.matbench_file import merge_matbench_files, read_matbench_scores
-from mbqueue.results.members import enumerated, families_of, family_names, members_of
+from mbqueue.results.members import enumerated, families_of, family_names, members_of, unknown_weights
 from mbqueue.results.record import MATBENCH_FILE
 from mbqueue.results.tables import is_blend
 
@@ -179,13 +179,12 @@ def _info(experiments: Sequence[Recorded], *, authors: str, algorithm: str, note
         "head": "The read-out layers are finetuned on the frozen atom features of the pretrained backbone.",
         "all": "All weights are finetuned, starting from the pretrained ones.",
     }
-    family, *others = families_of(spec)
-    models = enumerated(
-        [
-            f"{family.name} {spec['model']['pretrained']}, {family.description}",
-            *(f"{other.name}, {other.description}" for other in others),
-        ]
-    )
+    own = spec["model"]["pretrained"]
+    known = [
+        f"{family.name}{f' {own}' if own in family.pretrained else ''}, {family.description}"
+        for family in families_of(spec)
+    ]
+    models = enumerated([*known, *unknown_weights(spec)])
     what = f"Made from {enumerated(members)}." if members else trained[spec["model"]["trainable"]]
     description = f"{spec['description']}. " if spec["description"] else ""
     return {

@@ -13,6 +13,7 @@ import numpy as np
 
 from mbqueue.errors import ResultsError
 from mbqueue.results.leaderboard import overlap_note
+from mbqueue.results.members import unknown_weights
 from mbqueue.results.record import FORMAT, RESULTS_FILE, RecordInputs, checksum_of, unfinished_content
 from mbqueue.results.scores import Measure, leaderboard_measure, measures_of
 from mbqueue.results.tables import RESTORE, Predictions, history_file, predictions_file, read_history, read_predictions
@@ -52,9 +53,13 @@ class Recorded:
     def overlap(self) -> str:
         """Which crystals and targets the models saw in their pretraining.
 
-        The text is from this version of mbqueue, even if an earlier version recorded the results.
+        The text is from this version of mbqueue, even if an earlier version recorded the results. If this version does
+        not know a model's pretrained weights, the text is the recorded one.
         """
-        return overlap_note(self.target, self.content["spec"], dataset=self.content["dataset"]["name"])
+        spec = self.content["spec"]
+        if unknown_weights(spec):
+            return str(self.content["notes"]["pretraining_overlap"])
+        return overlap_note(self.target, spec, dataset=self.content["dataset"]["name"])
 
     @property
     def measure(self) -> Measure:

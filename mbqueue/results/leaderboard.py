@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mbqueue.families import Family
-from mbqueue.results.members import families_of, trained_specs
+from mbqueue.results.members import enumerated, families_of, trained_specs, unknown_weights
 from mbqueue.task import N_FOLDS, TASKS, Target
 
 #: The published scores and their source, in a file that you can update.
@@ -31,7 +31,10 @@ def overlap_note(target: Target, spec: Mapping[str, Any], *, dataset: str) -> st
 
     For a blend of several families, the note describes each family.
     """
-    return " ".join(_overlap_note(family, target, spec, dataset) for family in families_of(spec))
+    notes = [_overlap_note(family, target, spec, dataset) for family in families_of(spec)]
+    if unknown := unknown_weights(spec):
+        notes.append(f"This version of mbqueue does not know what {enumerated(unknown)} saw in pretraining.")
+    return " ".join(notes)
 
 
 def _overlap_note(family: Family, target: Target, spec: Mapping[str, Any], dataset: str) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 
 from mbqueue.clock import format_duration
 from mbqueue.errors import counted
+from mbqueue.families import family_with
 from mbqueue.results.absences import absences
 from mbqueue.results.cells import markdown, markdown_code, number, spread
 from mbqueue.results.choice import choice_note, marked
-from mbqueue.results.members import enumerated, families_of, family_names, members_of
+from mbqueue.results.members import enumerated, family_names, members_of
 from mbqueue.results.scores import leaderboard_measure, measures_of
 from mbqueue.results.tables import FILE_NOTES, Predictions, is_blend
 from mbqueue.task import Target, target_of
@@ -190,5 +191,5 @@ def _files(names: Sequence[str], spec: Mapping[str, Any]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(name.split("_")[0].split(".")[0], []).append(f"`{name}`")
-    loader = families_of(spec)[0].loader  # a blend has no model files
+    loader = family_with(spec["model"]["pretrained"]).loader  # a blend has no model files
     return [f"- {', '.join(sorted(group))}: {FILE_NOTES[kind].format(loader=loader)}" for kind, group in kinds.items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mbqueue.families import Family, family_with
+from mbqueue.families import Family, family_with, pretrained_names
 
 
 def members_in(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -27,20 +27,28 @@ def trained_specs(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def families_of(*specs: Mapping[str, Any]) -> list[Family]:
     """The families of the models that made the predictions of these experiments, each family once.
 
+    Leaves out models with weights that this version of mbqueue does not know (`unknown_weights`).
+
     Args:
         specs: the experiments' specs, as plain JSON values.
-
-    Raises:
-        UsageError: if a spec names pretrained weights that this version of mbqueue does not know.
     """
-    trained = [one for spec in specs for one in trained_specs(spec)]
-    found = [family_with(one["model"]["pretrained"]) for one in trained]
-    return [family for position, family in enumerate(found) if family not in found[:position]]
+    known = [family_with(name) for name in _weights_in(specs) if name in pretrained_names()]
+    return [family for position, family in enumerate(known) if family not in known[:position]]
+
+
+def unknown_weights(*specs: Mapping[str, Any]) -> list[str]:
+    """The names of the models' pretrained weights that this version of mbqueue does not know."""
+    return [name for name in _weights_in(specs) if name not in pretrained_names()]
 
 
 def family_names(*specs: Mapping[str, Any]) -> str:
-    """The names of the models' families, for example ``CHGNet``."""
-    return enumerated([family.name for family in families_of(*specs)])
+    """The names of the models' families, for example ``CHGNet``, and of unknown weights."""
+    return enumerated([*(family.name for family in families_of(*specs)), *unknown_weights(*specs)])
+
+
+def _weights_in(specs: Sequence[Mapping[str, Any]]) -> list[str]:
+    trained = [one for spec in specs for one in trained_specs(spec)]
+    return list(dict.fromkeys(one["model"]["pretrained"] for one in trained))
 
 
 def enumerated(names: Sequence[str]) -> str:

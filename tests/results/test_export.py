@@ -11,10 +11,13 @@ from mbqueue import families, files
 from mbqueue.errors import ResultsError, UsageError
 from mbqueue.experiment import Spec, load_spec
 from mbqueue.results import export
+from mbqueue.results.compare import compare
 from mbqueue.results.export import export_submission, spec_as_toml
 from mbqueue.results.folder import read_recorded
+from mbqueue.results.leaderboard import overlap_note
 from mbqueue.results.matbench_file import read_matbench_scores
 from mbqueue.results.record import record_experiment
+from mbqueue.results.report.comparison import write_comparison
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,19 @@ def test_an_export_describes_and_cites_every_family_of_models(official, tmp_path
     assert f"{chgnet} and Other, a tree. Made from" in info(blend)["algorithm_long"]
     assert info(blend)["bibtex_refs"] == f"{families.CHGNET.citation}\n@article{{other}}"
     assert "has seen most crystals" in info(blend)["notes"]
+
+
+def test_results_with_weights_that_this_version_does_not_know_are_compared_and_exported(official, tmp_path):
+    spec = {**official.content["spec"], "model": {"pretrained": "9.9", "trainable": "all"}}
+    content = {**official.content, "spec": spec, "notes": {"pretraining_overlap": "It has seen all test crystals."}}
+    newer = dataclasses.replace(official, content=content)
+    folder = export_submission([newer], tmp_path, authors="A")
+    info = json.loads((folder / "info.json").read_text())
+    assert info["notes"] == "It has seen all test crystals."
+    assert "9.9. All weights are finetuned" in info["algorithm_long"]
+    page = write_comparison(compare([newer, official]), tmp_path / "compare.html").read_text()
+    assert "It has seen all test crystals." in page
+    assert "9.9 saw in pretraining" in overlap_note(newer.target, spec, dataset="own.csv"), "not recorded yet"
 
 
 def test_an_earlier_export_is_replaced_when_asked_for_and_no_other_folder_ever_is(official, tmp_path):
