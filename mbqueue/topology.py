@@ -67,11 +67,13 @@ class Topology:
     @property
     def how_to_recover(self) -> str:
         """The commands that rebuild the queue from the project's files, as shown in messages."""
+        return self.with_queue_file("mbqueue recover")
+
+    def with_queue_file(self, command: str) -> str:
+        """How to run a command that requires a queue in a file, as shown in messages."""
         if not self.queue_url:
-            return "mbqueue recover"
-        return (
-            "MBQUEUE_QUEUE=sqlite mbqueue recover, then move the queue to an empty schema: mbqueue migrate-queue --help"
-        )
+            return command
+        return f"MBQUEUE_QUEUE=sqlite {command}, then move the queue to an empty schema: mbqueue migrate-queue --help"
 
     @property
     def publishes_to(self) -> str:

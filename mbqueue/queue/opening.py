@@ -140,7 +140,8 @@ def require_no_cut_off_restore(project: ProjectFolder) -> None:
     """
     archive = cut_off_restore(project)
     if archive is not None:
-        raise RestoreCutOff(f"Restoring {project.root} was interrupted. Restore it again: mbqueue restore {archive}")
+        again = project.topology.with_queue_file(f"mbqueue restore {archive}")
+        raise RestoreCutOff(f"Restoring {project.root} was interrupted. Restore it again: {again}")
 
 
 def cut_off_restore(project: ProjectFolder) -> str | None:

@@ -25,7 +25,7 @@ from mbqueue.experiment import parse_spec
 from mbqueue.files import sha256_of_json
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.jobs import Kind, State
-from mbqueue.queue.opening import require_queue
+from mbqueue.queue.opening import require_no_cut_off_restore, require_queue
 from mbqueue.queue.store import Queue
 
 
@@ -267,8 +267,15 @@ def test_after_an_interrupted_restore_only_restore_makes_a_queue(
         Project(local.project.root).enqueue("full_finetune", dataset="sample")
     with pytest.raises(UsageError, match=again):
         recover(local.project, force=False, note=note, clock=local.clock)
+    with monkeypatch.context() as patched:
+        patched.setenv("MBQUEUE_QUEUE", "postgresql://me@host/db")
+        with pytest.raises(UsageError, match=f"MBQUEUE_QUEUE=sqlite {again}, then move the queue"):
+            require_no_cut_off_restore(Project(local.project.root).folder)
+        with pytest.raises(UsageError, match="MBQUEUE_QUEUE=sqlite"):
+            Project(local.project.root).restore(archive)
     assert not local.project.queue_db.exists()
-    restore(local.project, archive, force=False, note=note, clock=local.clock)
+    monkeypatch.setenv("MBQUEUE_QUEUE", "sqlite")
+    Project(local.project.root).restore(archive)
     assert epochs_and_rows(local.project) == rows
     require_queue(local.project)
     for path in local.project.state_dir.glob("queue.db*"):

@@ -519,7 +519,7 @@ def test_an_interrupted_restore_is_reported_before_a_queue_begins_on_a_server(po
     folder = Project(make_project(tmp_path / "project").root).folder
     files.write_text(folder.live_dir / RESTORING, "a.tar")
     for opening in (queue_exists, open_queue):
-        with pytest.raises(UsageError, match=r"mbqueue restore a\.tar"):
+        with pytest.raises(UsageError, match=r"MBQUEUE_QUEUE=sqlite mbqueue restore a\.tar"):
             opening(folder)
     assert not is_queue_there(folder)
 
