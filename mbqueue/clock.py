@@ -19,7 +19,7 @@ _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 
 class Clock(Protocol):
     def now(self) -> float:
-        """Seconds since the Unix epoch."""
+        """The current time, as a Unix timestamp in seconds."""
         ...
 
     def monotonic(self) -> float:

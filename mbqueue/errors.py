@@ -15,7 +15,7 @@
     │   ├── LeaseLost            this worker no longer holds the job; nothing was written
     │   │   └── CommitTaken      another writer made the commit first; nothing was written
     │   ├── RewoundBefore        a damaged file was rebuilt, with the same damage
-    │   ├── ForbiddenTransition  the table of transitions does not allow this change of state
+    │   ├── ForbiddenTransition  the transition table does not allow this change of state
     │   ├── SchemaTooNew         a newer mbqueue wrote the database
     │   ├── QueueMissing         nothing was ever enqueued
     │   ├── QueueLost            the queue's file or content is missing, but can be rebuilt
@@ -195,7 +195,7 @@ class RewoundBefore(QueueError):
 
 
 class ForbiddenTransition(QueueError):
-    """The table of transitions does not allow this change of a job's state."""
+    """The transition table does not allow this change of a job's state."""
 
 
 class SchemaTooNew(QueueError):
@@ -219,7 +219,7 @@ class QueueDiskFull(QueueError):
 
 
 class QueueReplaced(QueueError):
-    """Another file, for example from `recover` or `restore`, replaced the queue's file; nothing was written."""
+    """The queue's file was replaced, for example by `recover` or `restore`; nothing was written."""
 
 
 class QueueMoved(QueueError):

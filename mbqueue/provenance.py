@@ -17,7 +17,7 @@ class Released(Section):
     """What remains of a pruned trial after its checkpoints were removed.
 
     Attributes:
-        at: time of pruning, in seconds since the Unix epoch.
+        at: time of pruning, as a Unix timestamp.
         why: the reason for pruning.
         histories: the history of each fold, with one row per finished epoch.
     """

@@ -1,4 +1,4 @@
-"""The settings in mbqueue.toml: how sessions behave. No setting changes a result.
+"""The settings in mbqueue.toml: how sessions behave. No setting affects the results.
 
 Each setting is one field with a name, type, default, bounds and description. docs/reference/experiment-file.md is
 generated from these fields. Settings are plain dataclasses, which this module checks, because every command reads the

@@ -10,8 +10,8 @@
     project.predictions("full_finetune")      # pandas
     project.model("full_finetune", fold=0)    # a CHGNet
 
-Importing this module is fast: torch, pandas and plotly are imported only by methods that need them. Times are in
-seconds since the epoch (UTC). Prediction errors are in the target's unit.
+Importing this module is fast: torch, pandas and plotly are imported only by methods that need them. Times are
+Unix timestamps in seconds. Prediction errors are in the target's unit.
 """
 
 from __future__ import annotations

@@ -314,7 +314,7 @@ class Queueing(OpenedProject):
         """Return the latest changes of job states, oldest first.
 
         Args:
-            since: only changes since this time, in seconds since the epoch.
+            since: only changes since this time, a Unix timestamp.
             after: only changes after the event with this id, for example the last event that you have seen.
             limit: the maximum number of changes.
         """

@@ -58,7 +58,7 @@ class Status:
     """The result of `Project.status`, which notebooks display; `str` returns the output of `mbqueue status`.
 
     The tables (`experiments`, `folds`, `sessions`, `errors`) are pandas DataFrames. pandas is imported only when you
-    use one of them. MAEs are in the target's unit; times are in seconds since the Unix epoch.
+    use one of them. MAEs are in the target's unit; times are Unix timestamps in seconds.
 
     Attributes:
         overview: the whole status as one dictionary (see `mbqueue.queue.overview`).

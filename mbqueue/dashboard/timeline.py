@@ -38,7 +38,7 @@ def timeline(
     Args:
         sessions: the sessions in the timeline.
         events: events of one experiment or of all experiments, oldest first, and events of publishing.
-        now: the current time, at which unfinished spans end, in seconds since the Unix epoch.
+        now: the current time, at which unfinished spans end, as a Unix timestamp.
         results: job id → result of the committed job; only the keys `seconds` and `checkpoint_seconds` are used.
 
     Returns:

@@ -25,8 +25,8 @@ _METRIC_TOLERANCE = 0.03
 #: The largest distance, in Å, between two images that count as one atom, and the largest difference, in Å, between two
 #: distances that count as equal.
 _SAME_ATOM, _SAME_DISTANCE = 0.05, 0.02
-#: The number of rotations and reflections for each range of space groups, as (last space group, number), from
-#: International Tables A.
+#: The order of the point group for each range of space groups, as (last space group, order), from International
+#: Tables A.
 _POINT_GROUP_ORDERS = (
     *((1, 1), (9, 2), (46, 4), (74, 8), (82, 4), (122, 8), (142, 16), (146, 3), (161, 6), (167, 12), (174, 6)),
     *((190, 12), (194, 24), (199, 12), (220, 24), (230, 48)),
@@ -119,7 +119,7 @@ def _lattice_points(name: str, lattice: NDArray[np.float64]) -> int:
 
 
 def point_group_order(number: int) -> int:
-    """Number of rotations and reflections in a space group; translations are not counted."""
+    """Order of a space group's point group: the number of its operations, not counting translations."""
     return next(order for last, order in _POINT_GROUP_ORDERS if number <= last)
 
 

@@ -37,7 +37,7 @@ class LiveState:
         ancestry: id of each earlier database → number of the snapshot that the next database started from.
         last_event: id of the last event in the published queue.
         commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit on the mount.
-        published_at: when all committed work was last on the mount, in seconds since the epoch.
+        published_at: when all committed work was last on the mount, as a Unix timestamp.
         trouble: why some work is not published, and since when; None if publishing is working.
         aside: published commits that are not part of their fold's accepted training run.
         damaged: path of a damaged file on the mount → reason.

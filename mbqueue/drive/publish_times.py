@@ -19,7 +19,7 @@ class RoundTimes:
         self._took: list[tuple[float, float]] = []
 
     def took(self, seconds: float, *, ended_at: float) -> None:
-        """Add a publishing round that took ``seconds`` and ended at ``ended_at`` (seconds since the epoch)."""
+        """Add a publishing round that took ``seconds`` and ended at ``ended_at`` (a Unix timestamp)."""
         self._took.append((ended_at, seconds))
 
     def note(self, queue: Queue) -> None:

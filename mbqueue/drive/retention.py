@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: Seconds after which a file on a mount counts as uploaded. A drive uploads a small file in seconds to minutes.
+#: Seconds after which a file on a mount counts as uploaded. Uploading a small file takes seconds to minutes.
 SETTLED_SECONDS = 1800.0
 #: Among files that may not have been uploaded yet, keep this many of the newest.
 NEWEST = 8

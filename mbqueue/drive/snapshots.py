@@ -49,7 +49,7 @@ _STEM = r"(\d{8})-([0-9a-f]{8})"
 _NAME = re.compile(rf"({_STEM}-[0-9a-f]{{{HASH_DIGITS}}}){DUPLICATE}\.(json|db)")
 #: The largest priority that PostgreSQL can store.
 _MOST_URGENT = 2**31 - 1
-#: The latest accepted time, in seconds since the epoch: the year 8307, within the range of Python's dates.
+#: The latest accepted time, as a Unix timestamp: the year 8307, within the range of Python's dates.
 _LATEST = 2e11
 #: The highest snapshot number that fits into the eight digits of a file name.
 _MOST_SNAPSHOTS = 10**8 - 1

@@ -160,7 +160,7 @@ class Adopting(Part):
         fold: int | None = None,
         by: str = "adopt",
     ) -> bool:
-        """Adopt another machine's result of a `prepare`, `predict` or `record` job, if all jobs that it needs are done.
+        """Adopt another machine's result for a `prepare`, `predict` or `record` job whose dependencies are all done.
 
         The result of a `prepare` job must contain `dataset_hash`.
 
@@ -168,7 +168,7 @@ class Adopting(Part):
             True if the job was waiting, ready or failed, and is now committed.
 
         Raises:
-            QueueError: if a `prepare` job found different crystals than the experiment has.
+            QueueError: if the crystals that a `prepare` job found differ from the experiment's.
         """
         with self.writing() as db:
             found = find_experiment(db, experiment, to_change=True)

@@ -92,7 +92,7 @@ class Database(ABC):
 
     @abstractmethod
     def instant(self, db: Statements, now: float) -> float:
-        """The value of ``:now`` in this transaction, in seconds since the epoch: the caller's time or the server's."""
+        """The value of ``:now`` in this transaction, as a Unix timestamp: the caller's time or the server's."""
 
     def together(self, db: Statements, statements: Sequence[Bound]) -> list[Rows]:
         """Run several statements in order, in one message to a server; return the result of each."""

@@ -111,7 +111,7 @@ class Job:
         failures: the number of attempts that ended with an error.
         preemptions: the number of attempts that were preempted.
         lost_in_a_row: how many times the lease expired or its holder died since work was last saved.
-        not_before: earliest time of the next attempt, in seconds since the epoch; 0 if the job need not wait.
+        not_before: earliest time of the next attempt, as a Unix timestamp; 0 if the job need not wait.
         progress: the progress of an unfinished job that a worker last saved; None once the job is finished.
         error: traceback of the last failure.
     """

@@ -63,7 +63,7 @@ def empty_moved(db: Statements) -> None:
 
 
 def moved_error(name: object, target: str, at: float) -> QueueMoved:
-    """Make the error for a queue that was moved to ``target`` at the time ``at``, in seconds since the epoch."""
+    """Make the error for a queue that was moved to ``target`` at the time ``at``, a Unix timestamp."""
     if target.startswith("postgresql://"):
         there = "set `queue` in mbqueue.toml, or MBQUEUE_QUEUE, to that URL"
     else:

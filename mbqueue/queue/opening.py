@@ -133,7 +133,7 @@ def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | Non
 
 
 def require_no_cut_off_restore(project: ProjectFolder) -> None:
-    """Make sure that no restore of the project was interrupted.
+    """Refuse a project whose restore was interrupted.
 
     Raises:
         RestoreCutOff: if a restore of the project was interrupted.

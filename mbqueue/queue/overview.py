@@ -1,7 +1,7 @@
 """Describe the whole queue in one dictionary, which `mbqueue status --json` prints and the dashboard shows.
 
-The format is stable: within format 1, keys are only added. Times are in seconds since the epoch (UTC), and errors in
-the unit of the target.
+The format is stable: within format 1, keys are only added. Times are Unix timestamps in seconds, and errors are
+in the target's unit.
 
     format          1
     project, now

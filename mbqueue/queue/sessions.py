@@ -175,7 +175,7 @@ def at_work(database: Database, db: Statements, *, now: float) -> SessionRow | N
     """Find a session that may still write to a queue and therefore blocks moving or replacing the queue.
 
     Args:
-        now: the time by the database's clock, in seconds since the epoch.
+        now: the time by the database's clock, as a Unix timestamp.
     """
     rows = db.execute("SELECT * FROM sessions WHERE ended_at IS NULL ORDER BY id").fetchall()
     return next((row for row in map(SessionRow.from_row, rows) if may_be_at_work(row, now, database.file)), None)

@@ -23,8 +23,8 @@ _SET = "mbqueue.queue"
 
 _EVENTS_INDEX = "CREATE INDEX events_experiment ON events (experiment_id)"
 
-#: The statements that upgrade to each version from the previous version. Versions without an entry changed only the
-#: rows of the table of transitions.
+#: The statements that upgrade to each version from the previous version. Versions not listed here changed only
+#: rows of the transition table.
 _STEPS: dict[int, tuple[str, ...]] = {
     3: (commits_place(SQLITE).strip(),),
     4: ("DROP INDEX events_experiment",),  # few queries used this index, but every event had to be written to it

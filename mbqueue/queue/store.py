@@ -22,8 +22,8 @@ class Queue(Enqueueing, Leases, Sessions, Steering, Pruning, Reports, Adopting, 
     """The queue of a project, in a local SQLite file (``state/queue.db``) or in a schema on a PostgreSQL server.
 
     Any number of processes and threads may use the queue at once. Every method is one transaction: when the method
-    returns, its changes are on the disk, and if it raises, nothing has changed. Callers pass the time as `now`, in
-    seconds since the epoch.
+    returns, its changes are on the disk, and if it raises, nothing has changed. Callers pass the time as `now`, a
+    Unix timestamp.
 
     The session that makes the next claim decides by its own clock whether a lease has expired. Once a job has been
     claimed again, the previous holder's fence is outdated, so the holder can no longer change the job. So a wrong clock

@@ -29,7 +29,7 @@ def marked(fold: int | str, spec: Mapping[str, Any], mark: str = MARK) -> str:
 
 
 def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
-    """Explain the mark on a fold in a few sentences; empty if no fold has a mark."""
+    """Return a short explanation of the marks on folds; empty if no fold is marked."""
     choices = _choices(spec)
     if not choices:
         return ""

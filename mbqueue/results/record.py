@@ -98,7 +98,7 @@ class RecordInputs:
             epoch, step and changes ({key: [before, after]}).
         absent_elements: fold → elements missing from its training set, which have a reference energy of 0.
         blends: fold → ``blend`` in that fold's entry of results.json.
-        enqueued_on: day, YYYY-MM-DD; recorded_at: seconds since the epoch.
+        enqueued_on: day, YYYY-MM-DD; recorded_at: a Unix timestamp.
     """
 
     experiment: str

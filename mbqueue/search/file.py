@@ -342,6 +342,6 @@ def reasons(error: SpecError) -> str:
 
 
 def wrong_search(path: Path, problems: list[str]) -> SpecError:
-    """Return an error that lists the problems in a search file, each of which begins with the wrong key."""
+    """Return an error that lists a search file's ``problems``, each of which starts with the name of the key."""
     lines = "\n".join(f"  {problem}" for problem in problems)
     return SpecError(f"{path} is not a valid search:\n{lines}\nNothing was enqueued. Fix the file.")

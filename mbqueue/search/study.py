@@ -74,8 +74,7 @@ def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: i
             pruner=_pruner(optuna, search, trials),
         )
         judged = False
-        # Report the judged trial after all others, but keep its number, from which Hyperband derives the trial's
-        # bracket.
+        # Report the trial under evaluation last, but keep its number: Hyperband derives the bracket from it.
         replayed = [study.ask() for _ in trials]
         for trial, replay in sorted(zip(trials, replayed, strict=True), key=lambda pair: pair[0].number == number):
             for step, value in _steps(search, trial, fold):

@@ -43,7 +43,7 @@ class BackgroundSession:
     Attributes:
         process: the session's process; with several sessions, the process that started them.
         sessions: ids of the sessions that have registered in the queue.
-        started_at: when the session was started, in seconds since the epoch.
+        started_at: when the session was started, as a Unix timestamp.
     """
 
     process: ProcessIdentity

@@ -189,7 +189,7 @@ def lacking(queue: Queue, there: Epochs) -> str:
 def send_missing(
     project: ProjectFolder, queue: Queue, store: ObjectStore, there: Epochs, *, note: Callable[[str], None]
 ) -> str:
-    """Send the epochs that only this machine has to the store; list the epochs that the store lacks (`lacking`)."""
+    """Upload epochs that the store lacks and this machine has; describe what the store still lacks (see `lacking`)."""
     sent = {
         (experiment, fold): known
         for (experiment, fold), known in known_epochs(queue).items()

@@ -11,7 +11,7 @@ from mbqueue.errors import LeaseLost, QueueError, QueueReplaced
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.store import Queue
 
-#: How many heartbeats a session sends per lease length. A few heartbeats can fail before the lease expires.
+#: Heartbeats per lease period. A few heartbeats can fail before the lease expires.
 BEATS_PER_LEASE = 4
 
 

@@ -36,7 +36,7 @@ class Report:
         """A job was committed; ``summary`` describes the result in words."""
 
     def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
-        """An attempt failed; ``retry_at`` is the time of the next attempt, in seconds since the epoch, or None."""
+        """An attempt failed; ``retry_at`` is the time of the next attempt, a Unix timestamp, or None."""
 
     def waiting(self, why: str) -> None:
         """The session cannot claim a job right now; ``why`` is the reason."""

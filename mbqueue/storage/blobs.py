@@ -39,7 +39,7 @@ class Listed:
     Attributes:
         size: in bytes; -1 if reading the size would be slow.
         tag: a value that changes with the content; empty if unknown.
-        modified: in seconds since the epoch, by the clock of the storage; 0 if reading the time would be slow.
+        modified: a Unix timestamp, by the clock of the storage; 0 if reading the time would be slow.
     """
 
     size: int

@@ -108,7 +108,7 @@ class FrozenBackbone:
         with replacing(path) as stream:
             array = np.ascontiguousarray(values, dtype=np.float32)
             np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
-            # Avoid `array.tofile`, which raises the same error for a full disk and for a limit on the size of files.
+            # Avoid `array.tofile`, which raises the same error for a full disk and for a file-size limit.
             stream.write(array.data)
         listing = {**self._identity, "size": path.stat().st_size, "sha256": sha256_of_file(path)}
         write_json(path.with_suffix(".json"), listing)

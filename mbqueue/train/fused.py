@@ -98,8 +98,8 @@ def _subnormals_as_zero() -> Iterator[None]:
 
     Closed gates and bonds near the cut-off produce gradients below 1.2e-38, which are too small to change any sum. Some
     processors compute a hundred times slower with numbers below 1.2e-38. To measure the cost, run `python -m
-    benchmarks.training --subnormals`. Each task calls this function, because other work in its thread may have reset
-    the processor's mode.
+    benchmarks.training --subnormals`. Each task calls this function, because other work in its thread may have
+    switched off the processor's flush-to-zero mode.
     """
     was_on = float(np.float32(1e-38) * np.float32(0.1)) == 0.0
     torch.set_flush_denormal(True)

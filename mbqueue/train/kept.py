@@ -82,8 +82,8 @@ def infer_kept(
     """Return the outputs for all ``rows``, computing only those that are not on disk; return None if stopped.
 
     Args:
-        infer: a function, usually `step.infer`, that computes the outputs of rows, passes each batch's outputs to a
-            callback, and returns None if stopped.
+        infer: a function, usually `step.infer`, that computes the model's outputs for the given rows, passes each
+            batch's outputs to a callback, and returns None if stopped.
         on_done: called with the number of crystals finished since the last call.
     """
     there = kept.outputs if kept is not None else np.empty(0, np.float32)

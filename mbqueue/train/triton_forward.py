@@ -131,7 +131,7 @@ _layouts: WeakKeyDictionary[CHGNet, _Layout] = WeakKeyDictionary()
 
 
 def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor]:
-    """Arrange the parameters ``p`` in pieces, in the order and shapes that the code uses.
+    """Group the model's parameters ``p`` into the tensors that the Triton kernels read, by name.
 
     ``p`` contains each parameter's positions in the concatenation of all parameters. In every piece, core's parameters
     precede gate's. Pieces that are adjacent in a kernel's partial sums are also adjacent in the result.

@@ -1,4 +1,4 @@
-"""The database enforces the table of transitions."""
+"""The database enforces the transition table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mbqueue.errors import ForbiddenTransition, QueueError
 from mbqueue.queue import Queue, State
 from mbqueue.queue.transitions import TRANSITIONS, mermaid
 
-# State → SQL that sets a job's other columns to values that the database's checks accept in this state.
+# For each state, SQL that sets a job's other columns to values that the CHECK constraints allow.
 _SHAPES = {
     State.LEASED: "fence = fence + 1, session_id = (SELECT id FROM sessions), lease_expires_at = 1, result = NULL",
     State.COMMITTED: "session_id = NULL, lease_expires_at = NULL, result = '{}'",

@@ -88,7 +88,7 @@ def test_the_list_of_calls_from_enqueue_to_a_model_is_short_and_complete(
             main(["--project", str(project.root), *command])
         assert not ended.value.code
     assert list(project.root.glob("results/daily/*/*/model_fold_0.pth"))
-    # Take the shortest stack of each function: `model_bytes` is also called, more indirectly, to compute a hash.
+    # Take each function's shortest stack: a hash is computed with a call of `model_bytes` that has a longer stack.
     path = [call for station in STATIONS for call in min(stacks[station], key=len)]
     assert list(dict.fromkeys(path)) == listed_calls()
     assert len(listed_calls()) <= 20

@@ -137,12 +137,12 @@ class Transaction:
 
     @property
     def now(self) -> float | None:
-        """The server's time when the transaction began, in seconds since the epoch; None without ``server_clock``."""
+        """The server's time when the transaction began, as a Unix timestamp; None without ``server_clock``."""
         return float(self._begun()["now"]) if self._server_clock else None
 
     @property
     def up_since(self) -> float:
-        """When the server started, in seconds since the epoch."""
+        """When the server started, as a Unix timestamp."""
         return float(self._begun()["up_since"])
 
     def execute(self, statement: Sql, parameters: Parameters = (), /) -> Rows:

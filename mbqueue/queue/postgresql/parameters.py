@@ -7,7 +7,7 @@ from functools import cache
 
 from mbqueue.queue.dialect import POSTGRESQL, Sql, text_of
 
-#: SQL for the time at which the transaction began, in seconds since the epoch.
+#: SQL for the time at which the transaction began, as a Unix timestamp.
 SERVER_NOW = "CAST(extract(epoch FROM transaction_timestamp()) AS double precision)"
 
 _QUOTED = re.compile(r"('(?:[^']|'')*')")

@@ -36,7 +36,7 @@ _BAR, _BESIDE = 0.7, 0.14
 class Span:
     """A period in which a session did one kind of work.
 
-    ``start`` and ``end`` are seconds since the epoch; ``kind`` is a name in the legend.
+    ``start`` and ``end`` are Unix timestamps; ``kind`` is a name in the legend.
     """
 
     session: str

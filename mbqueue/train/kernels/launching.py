@@ -10,8 +10,8 @@ import torch
 #: How often each kernel has been launched since this counter was last cleared.
 launches: Counter[str] = Counter()
 
-#: Triton may fuse multiplications with additions, as in the offline tests. Triton does not pipeline the kernels' loops,
-#: because the loops gather rows through indices.
+#: Compiler options, which tests/support/offline.py uses too. Triton may fuse a multiplication and an addition into one
+#: operation. Loops are not pipelined, because they gather rows through indices.
 OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
 
 

@@ -85,7 +85,7 @@ TILES = {
 def tiles_of(capability: int) -> Tiles:
     """Return the tiles for a chip with this ``capability`` (10 · major + minor).
 
-    For an unknown chip, return the tiles of the newest known chip that is older.
+    For an unknown chip, return the tiles of the most recent known chip that predates it.
 
     Raises:
         KeyError: if the chip is older than all known chips.
