@@ -286,16 +286,8 @@ class Queueing(OpenedProject):
             UsageError: if the experiment does not exist; the message lists the existing experiments.
         """
         with self._reading_queue(experiment) as queue:
-            trials = [] if experiment is None else experiments_of(queue, experiment)
-            opened = experiment if trials != [experiment] else None
-            overview = queue.overview(
-                now=self._clock.now(), project=str(self.folder.root), experiment=None if opened else experiment
-            )
-        if opened is not None:
-            shown = [entry for entry in overview["experiments"] if entry["name"] in trials]
-            overview["experiments"] = shown
-            overview["jobs"] = {state: sum(entry["jobs"][state] for entry in shown) for state in overview["jobs"]}
-            overview["errors"] = [error for error in overview["errors"] if error["experiment"] in trials]
+            names = None if experiment is None else experiments_of(queue, experiment)
+            overview = queue.overview(now=self._clock.now(), project=str(self.folder.root), experiments=names)
         overview["searches"] = summaries(overview)
         if self.folder.topology.publishes_to:
             from mbqueue.drive.livestate import publishing_status  # noqa: PLC0415 - others need not wait for it
@@ -304,7 +296,7 @@ class Queueing(OpenedProject):
         return Status(
             overview=overview,
             session_seconds=self.folder.settings.session_seconds,
-            search=opened,
+            search=experiment if names != [experiment] else None,
             errors_in_full=experiment is not None,
         )
 

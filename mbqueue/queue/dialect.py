@@ -54,6 +54,10 @@ class Dialect(ABC):
         """
 
     @abstractmethod
+    def is_among(self, value: str, names: str) -> str:
+        """SQL that tests whether a value is in a list of names, which is given as a JSON array."""
+
+    @abstractmethod
     def is_same(self, left: str, right: str) -> str:
         """SQL that tests whether two values are equal or both NULL."""
 
@@ -87,6 +91,9 @@ class _Sqlite(Dialect):
 
     def is_json(self, text: str) -> str:
         return f"json_valid({text})"
+
+    def is_among(self, value: str, names: str) -> str:
+        return f"{value} IN (SELECT value FROM json_each({names}))"
 
     def is_same(self, left: str, right: str) -> str:
         return f"{left} IS {right}"
@@ -123,6 +130,9 @@ class _Postgresql(Dialect):
 
     def is_json(self, text: str) -> str:
         return f"json_typeof(CAST({text} AS json)) = 'object'"
+
+    def is_among(self, value: str, names: str) -> str:
+        return f"{value} IN (SELECT json_array_elements_text(CAST({names} AS json)))"
 
     def is_same(self, left: str, right: str) -> str:
         return f"{left} IS NOT DISTINCT FROM {right}"

@@ -19,7 +19,7 @@ in the target's unit.
     sessions[]      id, state (live, lost, died), host, pid, device, started_at, heartbeat_at, deadline_at,
                     structures_per_second, job {id, experiment, kind, fold, epoch, progress} or null
     errors[]        job, experiment, kind, fold, epoch, state, failures, at, retry_at, error (one line); cancelled jobs
-                    are left out
+                    are left out; the newest 20 or, for one experiment or search, all
 
 The state of a fold is the first of these that applies: running, done (predictions committed), failed, cancelled,
 pruned, paused, ready, waiting. The state of an experiment is the first of these that applies: done (recorded), pruned,
@@ -48,6 +48,7 @@ from mbqueue.task import target_of
 FORMAT = 1
 _DAY_SECONDS = 86_400.0
 _ERRORS_SHOWN = 20
+_ALL = 2**63 - 1
 _STATES = tuple(state.value for state in State)
 
 
@@ -84,6 +85,20 @@ _BEGUN_AND_PAUSED = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 1
 
 #: Reads the complete `result`, because the dashboard's index contains only the scores that exist for every experiment.
 _PREDICTED = "SELECT fold, result FROM jobs WHERE experiment_id = ? AND kind = 'predict' AND state = 'committed'"
+
+
+def _experiments(sql: Dialect) -> str:
+    return f"SELECT * FROM experiments WHERE :names IS NULL OR {sql.is_among('name', ':names')} ORDER BY id"
+
+
+def _errors(sql: Dialect) -> str:
+    return f"""
+        SELECT * FROM job_rows
+        WHERE error IS NOT NULL AND state <> 'cancelled'
+          AND (:names IS NULL OR {sql.is_among("experiment", ":names")})
+        ORDER BY changed_at DESC LIMIT :limit
+    """
+
 
 _EVENTS = """
     SELECT * FROM event_rows
@@ -216,25 +231,25 @@ class Reports(Part):
         return Outlook(**counts, next_retry=Job.from_row(row), seconds_to_retry=row["seconds_left"])
 
     @repeatable
-    def overview(self, *, now: float, project: str = "", experiment: str | None = None) -> dict[str, Any]:
+    def overview(self, *, now: float, project: str = "", experiments: Sequence[str] | None = None) -> dict[str, Any]:
         """Read the state of the whole queue at one instant, in the JSON format that this module's docstring describes.
 
-        If `experiment` is given, `experiments` and `jobs` cover only that experiment. If no experiment has that name,
-        `experiments` and `jobs` are empty.
+        If names of `experiments` are given, `experiments`, `jobs` and `errors` cover only these experiments. Names that
+        are not in the queue are ignored.
         """
+        names = None if experiments is None else json.dumps(list(experiments))
         with self.reading() as db:
             now = self.database.instant(db, now)
-            query = "SELECT * FROM experiments WHERE :name IS NULL OR name = :name ORDER BY id"
-            experiments = db.execute(query, {"name": experiment}).fetchall()
-            ids = [row["id"] for row in experiments]
+            found = db.execute(_experiments, {"names": names}).fetchall()
+            ids = [row["id"] for row in found]
             board = db.execute(_board, {"first": min(ids, default=0), "last": max(ids, default=0)})
-            groups: dict[int, list[_Group]] = {row["id"]: [] for row in experiments}
+            groups: dict[int, list[_Group]] = {row["id"]: [] for row in found}
             for row in board:
-                group = _Group(**dict(row))
-                groups[group.experiment_id].append(group)
+                if row["experiment_id"] in groups:
+                    groups[row["experiment_id"]].append(_Group(**dict(row)))
             rocauc = {
                 (row["id"], predicted["fold"]): (_parsed(predicted["result"]) or {}).get("test_rocauc")
-                for row in experiments
+                for row in found
                 if _target(row["spec"])["kind"] == "class"
                 for predicted in db.execute(_PREDICTED, (row["id"],))
             }
@@ -246,12 +261,8 @@ class Reports(Part):
                 "SELECT * FROM sessions WHERE ended_at IS NULL AND heartbeat_at > ? ORDER BY started_at",
                 (now - _DAY_SECONDS,),
             ).fetchall()
-            errors = db.execute(
-                "SELECT * FROM job_rows WHERE error IS NOT NULL AND state <> 'cancelled' "
-                "AND (:name IS NULL OR experiment = :name) "
-                "ORDER BY changed_at DESC LIMIT :limit",
-                {"name": experiment, "limit": _ERRORS_SHOWN},
-            ).fetchall()
+            limit = _ERRORS_SHOWN if names is None else _ALL
+            errors = db.execute(_errors, {"names": names, "limit": limit}).fetchall()
         preparing: dict[int, Any] = {}
         for row in begun:
             progress = _parsed(row["progress"]) or {}
@@ -268,8 +279,8 @@ class Reports(Part):
             for row in leased
             if row["fold"] is not None and row["session_id"] not in dead
         }
-        shown = [_experiment(row, groups[row["id"]], running, preparing.get(row["id"])) for row in experiments]
-        for row, one in zip(experiments, shown, strict=True):
+        shown = [_experiment(row, groups[row["id"]], running, preparing.get(row["id"])) for row in found]
+        for row, one in zip(found, shown, strict=True):
             for fold in one["folds"]:
                 fold["test_rocauc"] = rocauc.get((row["id"], fold["fold"]))
         return {

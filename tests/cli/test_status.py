@@ -15,6 +15,8 @@ from mbqueue.queue.opening import open_queue
 
 Command = Callable[..., Any]
 
+SEARCH = '[search]\nbase = "full_finetune"\ntrials = 2\n[search.space]\n"train.lr" = { choices = [1e-2, 1e-3] }\n'
+
 
 def looks(monkeypatch: pytest.MonkeyPatch, *between: Callable[[], object]) -> None:
     """Replace each wait of --watch with one of the given calls, and the wait after the last call with an interrupt."""
@@ -52,8 +54,7 @@ def test_the_command_at_the_end_of_a_cut_error_shows_the_error_in_full(
 
 
 def test_the_status_of_a_search_counts_only_its_own_jobs_and_errors(mbqueue: Command, project: ProjectFolder) -> None:
-    search = '[search]\nbase = "full_finetune"\ntrials = 2\n[search.space]\n"train.lr" = { choices = [1e-2, 1e-3] }\n'
-    (project.jobs_dir / "rates.toml").write_text(search)
+    (project.jobs_dir / "rates.toml").write_text(SEARCH)
     mbqueue("enqueue", "head_finetune", "--dataset", "sample")
     fail_next_job(project, "of another experiment")
     mbqueue("enqueue", "rates")
@@ -63,6 +64,20 @@ def test_the_status_of_a_search_counts_only_its_own_jobs_and_errors(mbqueue: Com
     assert overview["errors"] == []
     assert "of another experiment" not in mbqueue("status", "rates").out
     assert "of another experiment" in mbqueue("status").out
+
+
+@pytest.mark.parametrize("name", ["rates", "rates.000"])
+def test_the_errors_of_a_search_are_shown_even_if_others_have_many_newer_errors(
+    mbqueue: Command, project: ProjectFolder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("mbqueue.queue.overview._ERRORS_SHOWN", 1)
+    (project.jobs_dir / "rates.toml").write_text(SEARCH)
+    mbqueue("enqueue", "rates")
+    fail_next_job(project, "of the trial")
+    mbqueue("enqueue", "head_finetune", "--dataset", "sample")
+    fail_next_job(project, "of another experiment")
+    assert [error["experiment"] for error in Project(project.root).status().overview["errors"]] == ["head_finetune"]
+    assert "of the trial" in mbqueue("status", name).out
 
 
 def test_watching_in_a_pipe_prints_the_view_again_when_something_is_new(

@@ -154,10 +154,10 @@ def test_jobs_are_counted_by_state(world):
 def test_one_experiment_can_be_asked_for(world):
     world.enqueue("a")
     world.enqueue("b", folds=(0,), epochs=1)
-    overview = _overview(world, experiment="b")
+    overview = _overview(world, experiments=["b"])
     assert [one["name"] for one in overview["experiments"]] == ["b"]
     assert overview["jobs"] == overview["experiments"][0]["jobs"]
-    assert _overview(world, experiment="c")["experiments"] == []
+    assert _overview(world, experiments=["c"])["experiments"] == []
 
 
 def test_a_silent_session_is_lost_and_an_ended_one_is_left_out(world):
@@ -235,7 +235,7 @@ def test_a_process_on_another_machine_is_known_to_be_dead_only_by_its_silence(wo
 def test_a_dead_processs_job_of_another_experiment_does_not_affect_this_one(world):
     _training(world)
     world.enqueue("other", folds=(0,))
-    (entry,) = _overview(world, experiment="other")["experiments"]
+    (entry,) = _overview(world, experiments=["other"])["experiments"]
     assert (entry["state"], entry["jobs"]["ready"]) == ("ready", 1)
 
 
@@ -259,7 +259,23 @@ def test_the_error_of_a_cancelled_job_is_not_shown(world):
     assert len(_overview(world)["errors"]) == 1
     world.queue.cancel("full", now=world.now)
     assert _overview(world)["errors"] == []
-    assert _overview(world, experiment="full")["errors"] == []
+    assert _overview(world, experiments=["full"])["errors"] == []
+
+
+def test_the_errors_of_the_named_experiments_are_all_shown_even_if_others_have_newer_errors(world):
+    session = world.session()
+    names = [f"full.{number}" for number in range(7)]
+    for name in names:
+        world.prepared(session, name, folds=range(4), epochs=1)
+        for _ in range(4):
+            world.queue.fail(world.take(session), error=f"ValueError: {name}", now=world.now, final=True)
+        world.now += 1
+    overview = _overview(world, experiments=[names[0], names[2]])
+    assert [one["name"] for one in overview["experiments"]] == [names[0], names[2]]
+    assert overview["jobs"]["failed"] == 8
+    assert [one["experiment"] for one in overview["errors"]] == [names[2]] * 4 + [names[0]] * 4
+    assert len(_overview(world, experiments=names)["errors"]) == 28
+    assert len(_overview(world)["errors"]) == 20
 
 
 def test_an_error_is_shown_until_its_job_is_committed(world):
