@@ -215,7 +215,7 @@ def explained(url: str, error: BaseException) -> StoreError:
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
         return StoreError(
             f"{url} refused the request ({said(error)}). Check the credentials in the environment: "
-            "they must allow list, read, write and delete below this prefix."
+            "they must allow list, read, write and delete under this prefix."
         )
     return StoreAway(f"{url} is not responding, or reports an error ({said(error)}).")
 

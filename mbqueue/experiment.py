@@ -166,8 +166,8 @@ class TrainSpec(Section):
         0,
         ge=0,
         le=100,
-        description="Average the weights from the ends of this many epochs (a weight soup). Validation and the saved "
-        "model use the average. Each commit contains this many copies of the trained weights. 0 turns the soup off.",
+        description="Number of epochs whose final weights are averaged (a weight soup). Validation and the saved model "
+        "use the average. Each commit contains this many copies of the trained weights. 0 turns the soup off.",
     )
     soup_of: Literal["last", "best"] = Field(
         "last",
@@ -228,7 +228,7 @@ class TrainSpec(Section):
         description="Precision of matrix products in training. Devices that do not support the chosen precision use "
         "float32. `tf32` and `bf16` need an Ampere GPU or newer; `fp16` needs a Volta GPU, a T4 or newer. `bf16` "
         "rounds the inputs, outputs and gradients of the message products. `fp16` rounds only the inputs, and sums in "
-        "float32. Weights, sums of messages, validation and predictions always use float32.",
+        "float32. Weights, message aggregation, validation and predictions always use float32.",
     )
 
     @model_validator(mode="after")

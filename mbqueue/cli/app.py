@@ -45,7 +45,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "compare": ("reading", "Compare experiments crystal by crystal."),
         "export": ("reading", "Write a submission for the matbench leaderboard."),
         "export-study": ("reading", "Export a search as a study for optuna-dashboard."),
-        "predict": ("predicting", "Predict crystals of your choice with trained models."),
+        "predict": ("predicting", "Predict the target for your own crystals with trained models."),
     },
     "Control": {
         "pause": ("queueing", "Pause the jobs of an experiment or fold."),

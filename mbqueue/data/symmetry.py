@@ -91,16 +91,16 @@ def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Site
     n_point = len(np.unique(rotations.reshape(-1, 9), axis=0))
     if number is not None and n_point != (expected := point_group_order(number)):
         raise Unusable(
-            f"space group {number} has {counted(expected, 'rotation or reflection', 'rotations and reflections')}, but "
-            f"the file's symmetry operations have {n_point}. {confirm}"
+            f"space group {number} has {counted(expected, 'point-group operation')}, but the file lists {n_point}. "
+            f"{confirm}"
         )
     n_points = int((rotations == np.eye(3, dtype=np.int64)).all(axis=(1, 2)).sum())
     for name in symmetry.names:
         expected = _lattice_points(name, lattice)
         if n_points < expected:
             raise Unusable(
-                f"space group {name!r} has {expected} lattice points in this cell, but the file's symmetry operations "
-                f"have {n_points}. {confirm}"
+                f"space group {name!r} has {expected} lattice points in this cell, but the file's operations give only "
+                f"{n_points}. {confirm}"
             )
         if len(rotations) == 1 and number is None and "".join(name.split()).upper() != "P1":
             raise Unusable(f"the symmetry operations are those of P 1, but the file names {name!r}. {confirm}")

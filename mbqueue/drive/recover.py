@@ -278,13 +278,13 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
         enqueue_again(queue, record, now=now, by="recover", note=note)
     elif not _enqueue_from_file(project, queue, newest, now):
         note(
-            f"{folder} was skipped: its manifests do not say how {newest.experiment} was enqueued, and no file in "
-            f"{project.jobs_dir} has this spec."
+            f"Skipped {folder}: its manifests do not contain the spec of {newest.experiment}, and no file in "
+            f"{project.jobs_dir} matches the spec's hash."
         )
         return
     experiment = queue.experiment(newest.experiment)
     if newest.fold not in experiment.spec["folds"]:
-        note(f"{folder} was skipped: {experiment.name} was enqueued without fold {newest.fold}.")
+        note(f"Skipped {folder}: {experiment.name} was enqueued without fold {newest.fold}.")
         return
     if newest.enqueued and newest.enqueued["prepare"]:
         prepare = newest.enqueued["prepare"]

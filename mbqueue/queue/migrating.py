@@ -90,7 +90,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
         UsageError: as for `copy_queue`; also if the file at this path is a queue that was not moved away.
     """
     if source.database.dialect is SQLITE:
-        raise UsageError(f"The queue {source.database.name} is already in a file. Nothing was changed.")
+        raise UsageError(f"The queue {source.database.name} is already an SQLite file. Nothing was changed.")
     building = path.with_name(f"{files.TEMP_PREFIX}{path.name}")
     try:
         for left in path.parent.glob(f"{building.name}*"):

@@ -12,6 +12,13 @@ from mbqueue.results.report.elements import elements_of
 from mbqueue.results.tables import Predictions
 from mbqueue.task import Target
 
+#: The contribution of an absent element to predictions (see `mbqueue.train.references`), by kind of target.
+_VALUES = {
+    "energy": "a reference energy of 0",
+    "scalar": "the mean of the training targets as its reference value",
+    "class": "the log-odds of the training set as its reference value",
+}
+
 
 def absences(
     folds: Mapping[str, Mapping[str, Any]], predictions: Mapping[int, Predictions], target: Target
@@ -35,8 +42,7 @@ def absences(
 def _sentence(folds: list[str], elements: tuple[str, ...], target: Target) -> str:
     has = f"Fold {folds[0]} has" if len(folds) == 1 else f"Folds {', '.join(folds)} have"
     it = "it" if len(elements) == 1 else "each"
-    so = f"{it} has a reference energy of 0" if target.kind == "energy" else f"{it} is treated as an average element"
     return (
-        f"{has} no training crystals with {', '.join(elements)}, so {so}. Predictions for test crystals with "
-        f"{'this element' if len(elements) == 1 else 'these elements'} are poor."
+        f"{has} no training crystals with {', '.join(elements)}, so {it} has {_VALUES[target.kind]}. "
+        f"Predictions for test crystals with {'this element' if len(elements) == 1 else 'these elements'} are poor."
     )

@@ -105,7 +105,7 @@ class Notifier(Report):
                     # Commands and webhook addresses often contain secrets. An OSError's message contains no command and
                     # no address. Other messages may contain the address, so report only the type of the error.
                     why = error if isinstance(error, OSError) else type(error).__name__
-                    self._on_trouble(f"The notification of '{message['event']}' could not be sent by {name}: {why}")
+                    self._on_trouble(f"{name} could not send the '{message['event']}' notification: {why}")
 
     def _run(self, command: str, message: dict[str, Any]) -> None:
         run_shell(

@@ -58,15 +58,15 @@ WRONG = {
     "asymmetric-unit-as-p1": (SALT.replace("F m -3 m", "P 1"), "which is 1 times the _chemical_formula_sum, Cl1 Na1"),
     "asymmetric-unit-with-one-operation": (
         NO_Z.replace(SYMBOL, SYMBOL + LISTED + "'x, y, z'\n"),
-        "space group 225 has 48 rotations and reflections, but the file's symmetry operations have 1",
+        "space group 225 has 48 point-group operations, but the file lists 1",
     ),
     "operations-of-the-primitive-lattice": (
         NO_Z.replace(SYMBOL, SYMBOL + LISTED + "".join(f"'{one.as_xyz_str()}'\n" for one in PRIMITIVE_CUBIC)),
-        "space group 'F m -3 m' has 4 lattice points in this cell, but the file's symmetry operations have 1",
+        "space group 'F m -3 m' has 4 lattice points in this cell, but the file's operations give only 1",
     ),
     "hall-symbol-and-one-operation": (
         NO_Z.replace(SYMBOL, "_space_group_name_Hall '-P 4 2 3'\n" + LISTED + "'x, y, z'\n"),
-        "space group 221 has 48 rotations and reflections, but the file's symmetry operations have 1",
+        "space group 221 has 48 point-group operations, but the file lists 1",
     ),
     "unknown-hall-symbol-and-one-operation": (
         NO_Z.replace(SYMBOL, "_space_group_name_Hall '-P 4 2 3 (x,y,z+1/8)'\n" + LISTED + "'x, y, z'\n"),
@@ -74,7 +74,7 @@ WRONG = {
     ),
     "hall-symbol-of-another-lattice": (
         operations("x, y, z", "-x, -y, -z").replace(LISTED, "_space_group_name_Hall '-F 2 (x,y,z)'\n" + LISTED),
-        r"space group '-F 2 \(x,y,z\)' has 4 lattice points in this cell, but the file's symmetry operations have 1",
+        r"space group '-F 2 \(x,y,z\)' has 4 lattice points in this cell, but the file's operations give only 1",
     ),
     "operations-cut-short": (
         operations("x, y, z", "-x, -y, z", "z, x, y"),

@@ -113,7 +113,7 @@ def test_manifests_without_a_spec_are_read_with_the_experiment_file(local: Local
     told: list[str] = []
     with pytest.raises(QueueError, match="nothing to rebuild a queue from"):
         recover(local.project, force=False, note=told.append, clock=local.clock)
-    assert any("was skipped: its manifests do not say how" in text for text in told), "\n".join(told)
+    assert any("its manifests do not contain the spec of tiny" in text for text in told), "\n".join(told)
     spec = 'name = "tiny"\nfolds = [0, 1]\n[data]\ndataset = "sample"\nlimit = 12\n'
     spec += '[model]\npretrained = "tiny"\ntrainable = "head"\n[train]\nepochs = 2\nbatch_size = 5\n'
     (local.project.jobs_dir / "tiny.toml").write_text(spec)

@@ -127,9 +127,9 @@ def test_values_that_the_other_database_cannot_hold_are_refused_and_nothing_is_w
 
 
 def test_a_queue_is_not_moved_to_its_own_address(used, url, monkeypatch):
-    with pytest.raises(UsageError, match="already in a file"):
+    with pytest.raises(UsageError, match="already an SQLite file"):
         Project(used.root).migrate_queue("sqlite")
-    with Queue(used.queue_db) as source, pytest.raises(UsageError, match="already in a file"):
+    with Queue(used.queue_db) as source, pytest.raises(UsageError, match="already an SQLite file"):
         copy_to_file(source, used.queue_db, now=15.0)
     assert Project(used.root).status().overview["experiments"]
     Project(used.root).migrate_queue(url)

@@ -12,7 +12,7 @@ from mbqueue.results.folder import read_recorded
 from mbqueue.results.record import record_experiment
 from mbqueue.results.report.page import write_report
 from mbqueue.results.tables import Predictions
-from mbqueue.task import FORMATION_ENERGY
+from mbqueue.task import FORMATION_ENERGY, Target
 
 
 def crystals(*compositions):
@@ -28,6 +28,16 @@ def test_folds_that_miss_the_same_elements_are_named_once():
     folds = {str(fold): {"absent_elements": ["Ac", "Xe"]} for fold in range(3)}
     (said,) = absences(folds, {fold: crystals("NaCl", "XeF2") for fold in range(3)}, FORMATION_ENERGY.target)
     assert said.startswith("Folds 0, 1, 2 have no training crystals with Xe, so it has a reference energy of 0.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("scalar", "mean of the training targets"), ("class", "log-odds of the training set")],
+)
+def test_the_reference_value_of_an_absent_element_depends_on_the_target(kind, value):
+    target = Target(name="a property", unit="", kind=kind)
+    (said,) = absences({"0": {"absent_elements": ["Xe", "Ac"]}}, {0: crystals("XeF2", "Ac2O3")}, target)
+    assert f"with Xe, Ac, so each has the {value} as its reference value. Predictions" in said
 
 
 def test_folds_that_miss_other_elements_are_named_separately():

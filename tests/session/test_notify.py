@@ -100,4 +100,4 @@ def test_a_failing_hook_does_not_affect_the_session_and_a_failed_job_is_notified
     assert outcome.jobs_done == 0
     told = (tmp_path / "told").read_text().splitlines()
     assert ("head_finetune prepare failed" in told[0], "session" in told[-1]) == (True, True)
-    assert sum("could not be sent" in line for line in report.lines) == 2
+    assert sum("notify.command could not send" in line for line in report.lines) == 2
