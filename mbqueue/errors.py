@@ -245,7 +245,7 @@ class DeviceTooSmall(TrainingError):
 class DeviceBusy(MbqueueError):
     """Other programs are using so much of the device's memory that not even a single crystal fits.
 
-    A job that fails with this error keeps all its attempts.
+    If a job ends with this error, the queue does not count a failed attempt.
     """
 
 

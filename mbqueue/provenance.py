@@ -17,7 +17,7 @@ class Released(Section):
     """What remains of a pruned trial after its checkpoints were removed.
 
     Attributes:
-        at: time of pruning, as a Unix timestamp.
+        at: time at which the checkpoints were discarded, as a Unix timestamp.
         why: the reason for pruning.
         histories: the history of each fold, with one row per finished epoch.
     """

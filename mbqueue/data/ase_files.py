@@ -21,7 +21,8 @@ from mbqueue.errors import DataError, counted
 _TOGETHER = r"""\\.?|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{(?:[^}\\]|\\.)*\}|\[(?:[^\]\\]|\\.)*\]"""
 #: Matches an equals sign or a word in a comment line.
 _PART = re.compile(rf"=|(?:{_TOGETHER}|[^ \t\r\n\f\v=])+")
-#: Matches a quotation mark or bracket that is never closed. ase would treat the rest of the line as quoted text.
+#: The group ``open`` matches a quotation mark or bracket that is never closed. ase would treat the rest of the line as
+#: quoted text.
 _OPEN = re.compile(rf"{_TOGETHER}|(?P<open>[\"'{{\[])")
 #: A value that every program reads in the same way: without quotes, or in one pair of quotes.
 _TEXT = re.compile(r"""(?P<bare>[^\s\\"'{}\[\]]*)|"(?P<double>(?:[^"\\]|\\")*)"|'(?P<single>[^'\\]*)'""")

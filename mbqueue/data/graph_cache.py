@@ -128,7 +128,8 @@ class GraphCache:
         Args:
             folder: created if it does not exist.
             workers: threads; by default the cores that this process may use.
-            progress: called with (crystals done, total) at the start and after each shard, unless all shards exist.
+            progress: called with (crystals done, total) at the start and after each missing shard; not called if no
+                shard is missing.
             should_stop: called before each missing shard; True stops the build, which a later call resumes.
 
         Returns:

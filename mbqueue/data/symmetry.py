@@ -19,8 +19,8 @@ _UNITS = 27720
 _LARGEST_DENOMINATOR = 12
 #: The largest difference between a rounded translation, such as 0.33, and the exact fraction.
 _TRANSLATION_TOLERANCE = 0.005
-#: The largest relative change that a symmetry operation may make to the cell's metric. Even an exact operation changes
-#: the metric slightly, because cell parameters are rounded.
+#: The largest relative change that a symmetry operation may make to the cell's metric. Even an exact operation can
+#: change the metric slightly, because cell parameters are rounded.
 _METRIC_TOLERANCE = 0.03
 #: The largest distance, in Å, between two images that count as one atom, and the largest difference, in Å, between two
 #: distances that count as equal.

@@ -1,8 +1,9 @@
 """Mark the scores of folds on which an experiment's settings were chosen.
 
 A search compares trials by their validation MAE, and `promote` enqueues the settings of the best trial. The validation
-MAE of the best trial is the lowest of many, so it is too optimistic. The search trained on some folds, but did not use
-the test sets of these folds. A fold of a blend gets the mark if the same fold is marked in any member of the blend.
+MAE of the best trial is the lowest of many, so it is too optimistic. When a trial trains on a fold, it does not use the
+fold's test set, but it uses crystals from the test sets of the other folds. A fold of a blend gets the mark if the same
+fold is marked in any member of the blend.
 """
 
 from __future__ import annotations

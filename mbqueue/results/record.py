@@ -96,7 +96,7 @@ class RecordInputs:
         sessions: the sessions that worked on the experiment, in order.
         fingerprint_changes: one entry per resume with a different device, library or micro-batch: dicts with fold,
             epoch, step and changes ({key: [before, after]}).
-        absent_elements: fold → elements missing from its training set, which have a reference energy of 0.
+        absent_elements: fold → elements missing from its training set.
         blends: fold → ``blend`` in that fold's entry of results.json.
         enqueued_on: day, YYYY-MM-DD; recorded_at: a Unix timestamp.
     """

@@ -169,7 +169,7 @@ def distribution(optuna: Any, search: Search, key: str, setting: Setting) -> Any
 
 def _sampler(optuna: Any, search: Search, seed: int) -> Any:
     samplers = optuna.samplers
-    apart = samplers.RandomSampler(seed=seed)  # draws the keys that the main sampler cannot draw
+    apart = samplers.RandomSampler(seed=seed)  # draws the keys that the main sampler leaves out
     if search.sampler == "tpe":
         startup = min(_STARTUP_TRIALS, search.trials // _STARTUP_SHARE) if search.trials else _STARTUP_TRIALS
         return samplers.TPESampler(seed=seed, n_startup_trials=startup)

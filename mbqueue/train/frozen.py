@@ -5,9 +5,9 @@ shard consists of a .npy file with one output for a fixed number of crystals, an
 of the .npy file. The .json is written last, and a shard without a .json counts as missing, so a prepare job can stop at
 any point and resume later. Each folder contains the shards of one dataset and one set of weights.
 
-Outputs computed on different devices differ in the last digits. Intact shards are therefore never rewritten, and each
-training run's fingerprint contains a digest of the stored bytes. Each shard has its own lock, so several processes can
-share the work.
+Outputs computed on different devices differ in the last digits. An intact shard is therefore never computed again, and
+each training run's fingerprint contains a digest of the stored bytes. Each shard has its own lock, so several processes
+can share the work.
 """
 
 from __future__ import annotations

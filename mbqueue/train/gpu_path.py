@@ -1,4 +1,4 @@
-"""Decide whether a device uses the fused message-passing kernels: only if they agree with plain torch."""
+"""Decide whether a GPU uses the fused message-passing kernels: only if they agree with plain torch."""
 
 from __future__ import annotations
 

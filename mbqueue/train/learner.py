@@ -51,7 +51,7 @@ class Learner:
             WeightSoup(self.trained, spec.train.soup, of_best=spec.train.soup_of == "best") if spec.train.soup else None
         )
         self.epoch, self.step, self.complete, self.steps_done = 0, 0, True, 0
-        self._begun = 0  # steps that are queued on the device, but not counted yet
+        self._begun = 0  # steps that have begun, but are not counted yet
         self.sums = _no_sums()
         self.best: dict[str, Any] | None = None
         self.history: list[dict[str, Any]] = []

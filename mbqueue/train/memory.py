@@ -17,9 +17,9 @@ from mbqueue.train.arithmetic import device_name
 
 #: A limit that is larger than any batch, and so has no effect.
 UNLIMITED = 1 << 20
-#: After running out of memory, mbqueue first releases its own tensors. If at most this much of the GPU's memory is then
-#: in use, mbqueue assumes that no other process is using the GPU. A process's context and libraries take up to 0.6 GiB,
-#: and a display takes about as much.
+#: After running out of memory, mbqueue first releases the tensors of the failed attempt. If at most this much of the
+#: GPU's memory is then in use, mbqueue assumes that no other process is using the GPU. The context and libraries of a
+#: process take up to 0.6 GiB, and a display takes about as much.
 _FREE_BYTES, _FREE_SHARE = 1 << 30, 0.1
 
 

@@ -14,8 +14,8 @@ from mbqueue.storage.own_commits import Staged
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.state import TrainState, serialise
 
-#: A function that publishes a staged commit after the queue has checked the fence, or raises LeaseLost if the lease is
-#: lost.
+#: A function that publishes a staged commit in the transaction in which the queue checks the fence, or raises LeaseLost
+#: if the lease is lost.
 Save = Callable[[Staged], None]
 
 

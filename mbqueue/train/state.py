@@ -38,8 +38,8 @@ class TrainState:
         best: epoch and val_mae of the best finished epoch, or None.
         optimizer: tensors of AdamW by parameter name.
         average: averaged weights by parameter name; empty when averaging is off.
-        random: states of the random number generators of torch, the GPU, NumPy and Python. Training does not use random
-            numbers, but code that did would still resume exactly.
+        random: states of the random number generators of torch, the GPU, NumPy and Python. Training draws no numbers
+            from these generators, but code that draws them would still resume exactly.
         ends: trained weights at the ends of earlier epochs, oldest first; empty without a weight soup.
         end_maes: validation MAE of each element of ``ends``; empty without a soup of the best epochs.
     """

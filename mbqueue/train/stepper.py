@@ -54,8 +54,8 @@ class Stepper:
         """Begin one step over all ``batches`` together, then count the earlier steps and, on the CPU, this step.
 
         Raises:
-            NonFiniteLoss: if a step's loss or gradient is not finite; the error names the step's crystals, and the step
-                does not change the weights.
+            NonFiniteLoss: if a step's loss or gradient is not finite; the error names the step's crystals, and neither
+                that step nor a later one changes the weights.
             OutOfMemory: if a batch does not fit in the device's memory; the step does not begin.
         """
         learner = self._learner

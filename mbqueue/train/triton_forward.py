@@ -116,7 +116,7 @@ class _Layout:
         return {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
 
     def arranged(self, parameters: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """Flatten the parameters into one vector, and return the vector's pieces by name."""
+        """Arrange the flattened parameters in one vector, and return the vector's pieces by name."""
         flat = torch.cat([*(parameter.flatten() for parameter in parameters), self._zero.to(parameters[0].dtype)])
         return self.views(flat.index_select(0, self.index))
 
@@ -131,7 +131,7 @@ _layouts: WeakKeyDictionary[CHGNet, _Layout] = WeakKeyDictionary()
 
 
 def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor]:
-    """Group the model's parameters ``p`` into the tensors that the Triton kernels read, by name.
+    """Arrange the model's parameters ``p`` as the tensors that `_forward` and `_Gradient` use, by name.
 
     ``p`` contains each parameter's positions in the concatenation of all parameters. In every piece, core's parameters
     precede gate's. Pieces that are adjacent in a kernel's partial sums are also adjacent in the result.
