@@ -69,7 +69,7 @@ from mbqueue.train.memory import OutOfMemory, is_out_of_memory
 from mbqueue.train.outcome import EpochOutcome
 
 WAYS = ("plain", "fused")
-SHARE = 0.5  # assume that kernels reach this fraction of the GPU's peak bandwidth and FLOP/s
+SHARE = 0.5  # as in benchmarks.gpu_model, assume that kernels reach this fraction of peak bandwidth and FLOP/s
 
 
 class Bench:
@@ -103,7 +103,7 @@ class Bench:
         return _both(calculating(self.device, precision), gpu_path.using(kernels=name == "fused"))
 
     def batches(self, size: int) -> list[np.ndarray]:
-        """Divide the crystals into full batches of this size or, if there are too few, one smaller batch."""
+        """The rows of each full batch of this size or, if there are too few crystals, of one batch of all crystals."""
         whole = len(self) // size
         return list(np.arange(whole * size).reshape(whole, size)) or [np.arange(len(self))]
 
@@ -296,7 +296,7 @@ def speed(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 def _in_turn(
     bench: Bench, ways: dict[str, Callable[[np.ndarray], object]], batches: list[np.ndarray], repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Measure each way in turn, and leave out the ways that do not fit the device's memory."""
+    """Measure each way in turn; a way that does not fit the device's memory gets an empty entry."""
 
     def within(way: str) -> AbstractContextManager[None]:
         return _torchs_own() if way == "stock" else bench.way(way)
@@ -400,7 +400,7 @@ def kernels(bench: Bench, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def prediction(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Predict the time of a fused step at each batch size, for this GPU, or for an L4 if this GPU is unknown."""
+    """Predict the ms of a fused step at each batch size, for this GPU, or for an L4 if this GPU is unknown."""
     name = device_name(bench.device)
     gpu = _known_gpu(name)
     is_known = gpu is not None

@@ -113,8 +113,8 @@ def step_seconds(works: Iterable[Work], gpu: Gpu, share: float) -> float:
 class Counting(TorchDispatchMode):
     """Counts the bytes, operations and launches of torch, and scales them from one batch's sizes to another's.
 
-    The work of an operation grows with its largest tensor, whose rows can be crystals, atoms, bonds or angles. A tensor
-    for a single crystal, as in stock CHGNet, is assumed to grow like the directed bonds.
+    The work of an operation grows with its largest tensor, whose rows can be crystals, atoms, bonds or angles. Any
+    other tensor, such as one for a single crystal in stock CHGNet, is assumed to grow like the directed bonds.
     """
 
     def __init__(self, counted: Sizes, wanted: Sizes) -> None:

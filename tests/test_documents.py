@@ -57,7 +57,7 @@ SERVER, BUCKET = "postgresql://me@server/mbqueue", "s3://my-bucket/chgnet"
 COMMAND_PAGES = sorted(ROOT.glob("docs/reference/commands/*.md"))
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {*COMMAND_PAGES})
 
-#: Each command that is in the documents but that no test runs → the reason.
+#: Each command in the documents that this test does not run → the reason, or where it is run.
 LEFT_OUT = {
     "python3 -m venv .venv": "`make` does the same before it runs the tests",
     "source .venv/bin/activate": "the same",

@@ -133,7 +133,7 @@ def _member(recorded: Recorded) -> dict[str, Any]:
 
 
 def _chosen(found: Sequence[Recorded]) -> dict[str, Any]:
-    """Return the entry `chosen` for a blend with members that come from searches; otherwise, an empty dict."""
+    """The new spec's `chosen` entry: the folds on which searches chose the members' settings, or an empty dict."""
     marks = [one.content["spec"]["chosen"] for one in found if one.content["spec"].get("chosen")]
     if not marks:
         return {}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Environment variables that Slurm 22.05 and later set to the job's end and start times, as Unix timestamps.
 END_VARIABLE, START_VARIABLE = "SLURM_JOB_END_TIME", "SLURM_JOB_START_TIME"
-#: Signals that Slurm sends shortly before it ends a job that may be requeued.
+#: Signals that announce the end of a job that may be requeued.
 _TO_BE_CONTINUED = {signal.SIGUSR1, signal.SIGUSR2}
 
 

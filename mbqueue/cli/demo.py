@@ -1,4 +1,4 @@
-"""The command ``mbqueue demo``, which runs a small five-fold finetune and kills one of its sessions mid-epoch."""
+"""The command ``mbqueue demo`` runs a small five-fold finetune on real crystals and kills a session mid-epoch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Record your requests for each experiment in a note, a file next to the queue.
 
-The note records how the experiment was enqueued, which folds are paused or cancelled, and their priorities. Every
-command that changes a pause, cancellation or priority updates the note. `mbqueue recover` restores requests from the
-notes, because commits do not contain them.
+The note records how the experiment was enqueued, whether the experiment or a fold is paused or cancelled, and the
+priorities. Every command that changes a pause, cancellation or priority updates the note. `mbqueue recover` restores
+requests from the notes, because commits do not contain them.
 """
 
 from __future__ import annotations

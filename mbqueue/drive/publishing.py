@@ -58,7 +58,7 @@ RECONCILE_SECONDS = 30.0
 READ_SECONDS = 30.0
 #: Before its first claim, a session waits at most this long for the publishing round that detects other sessions.
 FIRST_ROUND_SECONDS = 60.0
-#: How many seconds the last round of publishing may take if the session has no deadline.
+#: How many seconds the last round of publishing may take, unless the session's deadline is earlier.
 LAST_ROUND_SECONDS = 600.0
 
 
@@ -213,7 +213,7 @@ class Publisher:
             self._wake.clear()
         self.round(ended="the session is over")
         with suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:
-            self._round_times.note(queue)  # record the last round for this machine's timeline
+            self._round_times.note(queue)  # record the last round, for this machine's timeline only
 
     def _publish_all(self, *, final: bool) -> None:
         agree_on_project(self._project, self._drive)

@@ -202,7 +202,7 @@ class Experiment:
         return bool((self.spec.get("trial") or {}).get("released"))
 
     def is_of(self, spec: Spec) -> bool:
-        """Whether a spec is this experiment's: the same spec hash, and a trial only if the experiment is a trial."""
+        """Whether a spec is this experiment's: the spec hashes are equal, and both or neither belong to trials."""
         return told_apart_by(self.spec, self.spec_hash) == told_apart_by(spec.to_json(), spec.hash)
 
     def identity(self, fold: int) -> Identity:

@@ -262,8 +262,8 @@ class Leases(Claims):
         """Record a failed attempt. A job is retried after a growing delay, and becomes `failed` at the fifth failure.
 
         With `final`, the job becomes `failed` immediately, because another attempt would fail in the same way. `error`
-        is a traceback, which is stored with the job; the event contains only the beginning of its message. A failed job
-        blocks only the jobs that need it.
+        is a traceback, which is stored with the job; the event contains only its message, cut after 500 characters. A
+        failed job blocks only the jobs that need it.
 
         Returns:
             The job in its new state.

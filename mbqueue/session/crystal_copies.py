@@ -22,7 +22,7 @@ from mbqueue.drive.publish_times import NoTime, WriteTime
 from mbqueue.project import ProjectFolder
 from mbqueue.storage.objects import ObjectStore
 
-#: How long a session that has no more jobs waits for unfinished copies of crystals.
+#: How long a session waits at its end for unfinished copies of crystals.
 END_SECONDS = 60.0
 #: After a request to stop, a session waits this long for the current write, which may hang on a mount.
 STOP_SECONDS = 2.0

@@ -2,7 +2,7 @@
 
 The copied project's sessions would retrain or overwrite the original's work. A copy that shares both the queue and the
 store counts as another machine of the same project. This module does not check projects on a drive, because a session
-must start even while the drive hangs. `mbqueue.belonging` compares the ids of projects that are on a drive.
+must start even while the drive hangs. For these projects, `mbqueue.belonging` distinguishes the live folders.
 """
 
 from __future__ import annotations

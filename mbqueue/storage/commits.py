@@ -76,7 +76,7 @@ class Commits:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def commits(self) -> list[Commit]:
-        """Read the commits that have an intact manifest of the expected fold, in the order of `Manifest.rank`."""
+        """Read the commits that have an intact manifest with the expected identity, in the order of `Manifest.rank`."""
         found: dict[str, Commit] = {}
         wrong: dict[str, CheckpointError] = {}
         self._listed = self._files()

@@ -108,7 +108,10 @@ class Manifest:
         return (*self.work, self.fence, -int(self.sha256, 16))
 
     def continues(self, earlier: Manifest) -> bool:
-        """Whether this commit continues ``earlier``, judging by the histories and the sessions of both commits."""
+        """Whether this commit continues ``earlier``, judging by the histories of both commits.
+
+        If ``earlier`` is a mid-epoch checkpoint, the sessions that worked on its epoch count too.
+        """
         rows = len(earlier.history)
         if earlier.spec_hash != self.spec_hash or earlier.rank > self.rank:
             return False
@@ -180,7 +183,7 @@ class ForeignCommit(Damaged):
 
 
 def identity_in_head(head: bytes) -> Identity | None:
-    """Read the experiment, fold and spec hash from a manifest's first bytes, without verifying the manifest."""
+    """Read the experiment, fold and spec hash from a manifest's first bytes, unchecked; None if they are missing."""
     match = _HEAD.search(head)
     if match is None:
         return None

@@ -57,7 +57,7 @@ class ObjectStore:
     Attributes:
         url: the store's address, without secrets.
         watch: receives outages and answers.
-        requests: number of requests, by kind of operation.
+        requests: number of operations, by kind.
         put_seconds: duration of the last `put`, in seconds.
         id: identifies the store even if its address changes; empty until the store has been checked.
     """

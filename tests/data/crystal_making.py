@@ -36,7 +36,7 @@ def entry(structure: Any = SALT, name: str = "salt", target: Any = -1.5) -> dict
 
 @st.composite
 def structures(draw: st.DrawFn, max_atoms: int = 6, min_edge: float = 1.5, max_edge: float = 11.0) -> Structure:
-    """Draw a random crystal, often with a tiny, flat or skewed cell, or with distances exactly at a cut-off."""
+    """Draw a random crystal, often with a tiny, flat or skewed cell, or with numbers that are sensitive to rounding."""
     edge = st.one_of(st.sampled_from([2.0, 3.0, 4.0, 6.0, 3 * 2**0.5]), st.floats(min_edge, max_edge))
     skew = st.one_of(st.sampled_from([0.0, 0.5, -0.5]), st.floats(-1.2, 1.2))
     a, b, c = draw(edge), draw(edge), draw(edge)

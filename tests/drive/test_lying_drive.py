@@ -53,7 +53,7 @@ class Schedule:
         self.steps_trained = self.deaths = 0
 
     def run(self) -> None:
-        """Enqueue; start sessions, kill them and unmount their drives at random; then let one session finish."""
+        """Enqueue; start sessions, kill them and unmount their drives at random; at the end, kill all sessions."""
         first = self._machine()
         session = self.running[first][0] if first in self.running else None
         assert session is None

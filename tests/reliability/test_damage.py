@@ -147,7 +147,10 @@ def damage_in_many_places(warm: Warm, tmp_path: Path, straight: Straight, base: 
 
 
 def damages(whole: bytes, chance: random.Random) -> list[tuple[str, bytes]]:
-    """Damage a file's content by flipping a bit or cutting off the end; return a list of (description, content)."""
+    """Damage a file's content by flipping a bit or cutting off the end; return a list of (description, content).
+
+    The first flip, and every fourth flip after it, is near the start.
+    """
     found = []
     for number in range(FLIPS):
         place = chance.randrange(min(100, len(whole)) if number % 4 == 0 else len(whole))

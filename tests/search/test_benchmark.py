@@ -1,4 +1,4 @@
-"""The search files that `benchmarks.search` uses for the measurements in docs/."""
+"""The search files of `benchmarks.search`, the changes to their base experiments, and the replay of pruning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A queue is replaced only while no session is using it. A session that still has the old queue writes nothing."""
+"""A queue is replaced only while no session is using it. A session that still has the old queue writes nothing more."""
 
 from __future__ import annotations
 

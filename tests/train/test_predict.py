@@ -1,4 +1,4 @@
-"""Model files, and predictions with one model, with an ensemble, and as averages over strains."""
+"""Model files, with which CHGNet predicts the same, and predictions of ensembles and averages over strains."""
 
 from __future__ import annotations
 
