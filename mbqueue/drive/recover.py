@@ -257,7 +257,7 @@ def _leave_aside(
             elif lost.is_of_other_spec:
                 take(path, f"{trace.experiment} was restored with different settings")
             else:
-                take(path, f"{trace.experiment} could not be enqueued from this file")
+                take(path, f"{trace.experiment} could not be enqueued from it")
         for name in known:
             keep_note(project, queue, name)
 

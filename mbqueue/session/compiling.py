@@ -84,7 +84,7 @@ class Compiling:
             if kept is None or not (kept.is_dir() and any(kept.iterdir())):
                 self._note(
                     "Compiling the GPU kernels while the data loads. Compiling can take a minute."
-                    + ("" if kept is None else " mbqueue keeps the kernels for later sessions.")
+                    + ("" if kept is None else " mbqueue keeps the kernels for later sessions on this machine.")
                 )
             return self._tried_on(family)
         except Exception as error:  # noqa: BLE001  files, memory or the driver failed: the session continues without it
