@@ -916,5 +916,5 @@ def test_a_structure_file_with_another_suffix_is_not_left_out_in_silence(tmp_pat
 
 def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path):
     (tmp_path / "t.xlsx").write_text("x")
-    with pytest.raises(UsageError, match=r"is unknown\. Give \.json.*\.jsonl.*\.csv.*\.extxyz or \.db of ase"):
+    with pytest.raises(UsageError, match=r"is unknown\. Give \.json.*\.jsonl.*\.csv.*\.extxyz, an ase \.db"):
         load(str(tmp_path / "t.xlsx"))
