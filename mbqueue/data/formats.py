@@ -204,12 +204,15 @@ def _looks_like_poscar(text: str) -> bool:
 
 
 def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[list[str]]:
+    reader = csv.reader(lines, strict=True)
     with _long_fields():
         try:
-            yield from (row for row in csv.reader(lines, strict=True) if row)
-        except (csv.Error, UnicodeDecodeError) as error:
+            yield from (row for row in reader if row)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not in UTF-8 after line {reader.line_num} ({error}).") from error
+        except csv.Error as error:
             closed = " The file is cut short, or a quotation mark is not closed." if "end of data" in str(error) else ""
-            raise DataError(f"{path} is not a valid UTF-8 CSV table ({error}).{closed}") from error
+            raise DataError(f"{path} is not a valid CSV table: line {reader.line_num}: {error}.{closed}") from error
 
 
 @contextmanager

@@ -890,7 +890,7 @@ def test_an_xyz_file_that_is_cut_short_or_miscounted_is_refused_with_its_line(tm
     ("table", "reason"),
     [
         ('id,e_form,cif\na,-1,"{cif}', "The file is cut short, or a quotation mark is not closed"),
-        ('id,cif,e_form\na,"{cif}","-1"5\n', "expected after"),
+        ('id,cif,e_form\na,"{cif}","-1"5\n', r"line \d+: .* expected after"),
         ('id,e_form,cif,note\na,-1,"{cif}","open\nb,-1,x,y\n', "a quotation mark is not closed"),
     ],
 )
