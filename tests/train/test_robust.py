@@ -19,7 +19,7 @@ from mbqueue.train.memory import DeviceMemory, Shortage, is_out_of_memory
 
 
 def shrink_device(monkeypatch: pytest.MonkeyPatch, bears: int) -> None:
-    """Make the device run out of memory if a batch has more than ``bears`` crystals."""
+    """Make the device run out of memory on batches of more than ``bears`` crystals."""
     whole = GraphFeed.predict
 
     def predict(self: GraphFeed, model: Any, batch: Any) -> torch.Tensor:
