@@ -18,12 +18,12 @@ from mbqueue.train.feeds import GraphFeed, ahead
 from mbqueue.train.memory import DeviceMemory, Shortage, is_out_of_memory
 
 
-def shrink_device(monkeypatch: pytest.MonkeyPatch, bears: int) -> None:
-    """Make the device run out of memory on batches of more than ``bears`` crystals."""
+def shrink_device(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
+    """Make the device run out of memory on batches of more than ``largest`` crystals."""
     whole = GraphFeed.predict
 
     def predict(self: GraphFeed, model: Any, batch: Any) -> torch.Tensor:
-        if len(batch) > bears:
+        if len(batch) > largest:
             raise torch.OutOfMemoryError("CUDA out of memory (injected)")
         return whole(self, model, batch)
 
@@ -61,7 +61,7 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_on
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = helpers.train_epoch(bench.run(tmp_path / "whole"), 1)
-    shrink_device(monkeypatch, bears=3)
+    shrink_device(monkeypatch, largest=3)
     memory, told = tmp_path / "memory.json", list[str]()
     run = bench.run(tmp_path / "small", memory_file=memory, on_note=told.append)
     steps = list[int]()
@@ -95,7 +95,7 @@ def test_a_fold_of_any_kind_that_changes_to_a_smaller_device_ends_like_a_whole_o
     bench = bench_of(kind)
     whole = helpers.train_epoch(bench.run(tmp_path / "whole"), 1)
     helpers.train_epoch(bench.run(tmp_path / "moved"), 1, stop_after=1)
-    shrink_device(monkeypatch, bears=3)
+    shrink_device(monkeypatch, largest=3)
     moved = helpers.train_epoch(bench.run(tmp_path / "moved"), 1, fence=2)
     for score in ("train_loss", "train_mae", "val_loss", "val_mae"):
         assert moved.history_row[score] == pytest.approx(whole.history_row[score], rel=1e-3)
@@ -115,7 +115,7 @@ def test_a_limit_learned_while_others_hold_memory_is_for_that_job_alone(
     run = bench.run(tmp_path / "c", memory_file=memory, on_note=told.append)
     busy(monkeypatch, 9.5)
     with monkeypatch.context() as patched:
-        shrink_device(patched, bears=3)
+        shrink_device(patched, largest=3)
         helpers.train_epoch(run, 1)
     assert len(told) == 3
     assert all("9.5 of 15.0 GiB" in text for text in told)
@@ -152,7 +152,7 @@ def test_an_unchecked_limit_of_an_earlier_version_is_learned_again(tmp_path: Pat
 def test_a_crystal_that_does_not_fit_beside_others_sets_no_limit(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shrink_device(monkeypatch, bears=0)
+    shrink_device(monkeypatch, largest=0)
     busy(monkeypatch, 13.2)
     with pytest.raises(
         DeviceBusy, match=r"crystal-\d+ needs more GPU memory than other processes leave free.*13\.2 of 15\.0 GiB"
@@ -241,7 +241,7 @@ def test_a_nan_prediction_names_its_crystals(bench: Any, helpers: Any, tmp_path:
 def test_a_crystal_that_does_not_fit_alone_is_named(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shrink_device(monkeypatch, bears=0)
+    shrink_device(monkeypatch, largest=0)
     with pytest.raises(DeviceTooSmall, match=r"crystal-\d+ alone does not fit"):
         helpers.train_epoch(bench.run(tmp_path / "c"), 1)
 
