@@ -21,7 +21,7 @@ from mbqueue.errors import MbqueueError
 from mbqueue.project import ProjectFolder, init_project
 
 EXPERIMENT = "full_finetune"
-FOLDS, EPOCHS, CRYSTALS = 5, 2, 300
+FOLDS, EPOCHS, CRYSTALS = 5, 2, 150
 #: The fold, epoch and step after which the demo kills the session.
 KILLED_FOLD, KILLED_EPOCH, KILLED_AFTER_STEP = 1, 2, 4
 SETTINGS = 'session = "10m"\ncheckpoint_minutes = 0.01\nlease_seconds = 20.0\n'
@@ -60,7 +60,7 @@ def demo(
 def _run(root: Path, crystals: int) -> None:
     project = _Commands(root / "project")
     options = ["--dataset", "sample", "--epochs", str(EPOCHS), "--set", f"data.limit={crystals}"]
-    options += ["--set", "train.batch_size=16"]
+    options += ["--set", "train.batch_size=16", "--set", "train.validation=0.1"]
 
     _title("1. Create a project, and enqueue a five-fold full finetune")
     init_project(project.root)

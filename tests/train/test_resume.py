@@ -253,35 +253,45 @@ def test_commits_of_another_spec_are_set_aside(bench: Any, helpers: Any, tmp_pat
     assert (tmp_path / "e0001-done-f0001.pt.damaged").exists()
 
 
+#: Trains two epochs in one forked process after another, each of which is killed at one of the points in its arguments.
 _WORKER = """
-    import importlib.util, os, pickle, signal, sys
+    import importlib.util, multiprocessing, os, signal, sys
     from pathlib import Path
     spec = importlib.util.spec_from_file_location("bench_helpers", sys.argv[1])
     helpers = importlib.util.module_from_spec(spec)
     sys.modules["bench_helpers"] = helpers
     spec.loader.exec_module(helpers)
     import torch
+    import torch._dynamo  # or each process would import it at its first step, which takes seconds
     torch.set_num_threads(1)
-    data, commits, kill_at = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-    crystals, _ = helpers.Crystals.open(data / "crystals.bin")
-    cache = helpers.GraphCache.build(crystals, data / "graphs", workers=1)
-    run = helpers.Bench(crystals, cache, data).run(commits)
-    steps = 0
-    def on_step(report):
-        global steps
-        steps += 1
-        if kill_at == f"step {steps}":
-            os.kill(os.getpid(), signal.SIGKILL)
-    def save(staged):
-        if kill_at == "before publishing":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if kill_at == "before its manifest has a name":
-            os.link = lambda *_names: os.kill(os.getpid(), signal.SIGKILL)
-        staged.publish()
-        if kill_at == "after publishing":
-            os.kill(os.getpid(), signal.SIGKILL)
-    for epoch in (1, 2):
-        helpers.train_epoch(run, epoch, fence=int(sys.argv[5]), on_step=on_step, save=save, checkpoint_seconds=0.0)
+    data, commits = Path(sys.argv[2]), Path(sys.argv[3])
+
+    def live(kill_at, fence):
+        crystals, _ = helpers.Crystals.open(data / "crystals.bin")
+        cache = helpers.GraphCache.build(crystals, data / "graphs", workers=1)
+        run = helpers.Bench(crystals, cache, data).run(commits)
+        steps = 0
+        def on_step(report):
+            nonlocal steps
+            steps += 1
+            if kill_at == f"step {steps}":
+                os.kill(os.getpid(), signal.SIGKILL)
+        def save(staged):
+            if kill_at == "before publishing":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kill_at == "before its manifest has a name":
+                os.link = lambda *_names: os.kill(os.getpid(), signal.SIGKILL)
+            staged.publish()
+            if kill_at == "after publishing":
+                os.kill(os.getpid(), signal.SIGKILL)
+        for epoch in (1, 2):
+            helpers.train_epoch(run, epoch, fence=fence, on_step=on_step, save=save, checkpoint_seconds=0.0)
+
+    for fence, kill_at in enumerate(sys.argv[4:], start=1):
+        process = multiprocessing.get_context("fork").Process(target=live, args=(kill_at, fence))
+        process.start()
+        process.join()
+        print(process.exitcode)
 """
 
 
@@ -291,15 +301,14 @@ def test_sigkill_in_mid_epoch_and_in_mid_commit_changes_no_byte(bench: Any, help
     conftest = Path(__file__).with_name("conftest.py")
     support = str(conftest.parents[1] / "support")
     deaths = ["step 2", "before publishing", "before its manifest has a name", "after publishing", "step 3", "never"]
-    for fence, kill_at in enumerate(deaths, start=1):
-        arguments = [str(conftest), str(bench.folder), str(tmp_path / "killed"), kill_at, str(fence)]
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(_WORKER), *arguments],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": support},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        expected = 0 if kill_at == "never" else -signal.SIGKILL
-        assert done.returncode == expected, f"{kill_at}: {done.stderr}"
+    arguments = [str(conftest), str(bench.folder), str(tmp_path / "killed"), *deaths]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_WORKER), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": support},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    codes = [0 if death == "never" else -signal.SIGKILL for death in deaths]
+    assert [int(code) for code in done.stdout.split()] == codes, done.stderr
     assert essence(tmp_path / "killed") == essence(tmp_path / "whole")
