@@ -170,9 +170,11 @@ class FoldRun:
             if newest is not None and changes:
                 self._tell_changes(changes, newest)
         if learner.finished_epochs < epoch - 1:
+            place, finished = self.checkpoints.place.name, counted(learner.finished_epochs, "finished epoch")
+            found = f"the newest intact commit in {place} contains only {finished}"
             raise CheckpointError(
-                f"Epoch {epoch} of fold {self.fold} cannot start: the newest intact commit in "
-                f"{self.checkpoints.place.name} contains only {counted(learner.finished_epochs, 'finished epoch')}. "
+                f"Epoch {epoch} of fold {self.fold} cannot start: "
+                f"{found if newest else f'{place} contains no intact commit'}. "
                 f"Train from epoch {learner.finished_epochs + 1} again."
             )
         return learner
