@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _tell(error: BaseException, *, hint: bool) -> None:
     say(f"error: {error or type(error).__name__}", style="bold red")
     for cause in causes(error):
-        text = str(cause).splitlines()
-        say(f"  because: {type(cause).__name__}: {text[0] if text else ''}")
+        said = str(cause).strip().splitlines()[:1]
+        say(f"  because: {': '.join([type(cause).__name__, *said])}")
     if what_to_do := remedy(error):
         say(f"  {what_to_do}")
     if hint and not isinstance(error, UsageError):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from mbqueue.api import Project
 from mbqueue.api.data import Data
+from mbqueue.cli import main
 from mbqueue.cli.app import app
 from mbqueue.errors import UsageError
 from mbqueue.results.tables import model_file
@@ -135,5 +136,25 @@ def test_pictures_replace_those_that_are_there_only_with_force_and_only_all_of_t
     assert report("--force") is None
     assert set(shown().values()) == {"drawing 1"}
     breaks_after = 1
-    assert "the browser ended" in str(report("--force"))
+    error = report("--force")
+    assert error is not None
+    assert "the browser ended" in str(error.__cause__)
     assert set(shown().values()) == {"drawing 1"}
+
+
+def test_pictures_that_cannot_be_drawn_are_reported_with_the_cause(
+    recorded: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("\n\nKaleido requires Google Chrome to be installed.\n\nEither download it, or …") from why
+
+    why = TimeoutError()
+    monkeypatch.setattr(plotly.io, "write_images", fail)
+    command = ["report", "pretrained_infer", "--output", str(tmp_path / "page.html"), "--png", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main(["--project", str(recorded.folder.root), *command])
+    causes = [line.strip() for line in capsys.readouterr().err.splitlines() if "because" in line]
+    assert causes == [
+        "because: RuntimeError: Kaleido requires Google Chrome to be installed.",
+        "because: TimeoutError",
+    ]

@@ -143,6 +143,12 @@ def test_an_experiment_that_has_not_begun_can_be_reported(tmp_path, inputs):
     assert "Folds with predictions: none. Folds with finished epochs: none" in page.text
 
 
+@pytest.mark.parametrize(("n", "heading"), [(8, "The 16 worst crystals"), (40, "The 50 worst crystals")])
+def test_the_heading_of_the_worst_crystals_counts_those_that_are_listed(tmp_path, fill, inputs, n, heading):
+    folder = fill(tmp_path / "x", n=n)
+    assert heading in report_of(read_unfinished(folder, inputs), tmp_path).text
+
+
 def test_foreign_text_cannot_become_markup(tmp_path, fill, inputs):
     folder = fill(tmp_path / "x", folds=(0, 1))
     evil = "</script><img src=x onerror=alert(1)>"
@@ -244,6 +250,17 @@ def test_the_verdict_follows_gap_and_epochs_since_the_best(history, kind):
 @pytest.mark.parametrize("last", [0.021, 0.06])
 def test_a_rise_since_the_best_epoch_is_reported_however_late_it_came(last):
     assert f"the validation MAE rose by {last / 0.018 - 1:.0%}" in analysis.verdict(0, late_rise(last)).text
+
+
+@pytest.mark.parametrize(
+    ("history", "reason"),
+    [
+        (rows(0.3, 0.1, 0.101, 0.1005), "the validation MAE ended at most 5% above that value"),
+        (rows(0.3, 0.2, 0.1005, 0.1), "it lowered the validation MAE by at most 1%"),
+    ],
+)
+def test_a_settled_fold_is_reported_with_what_settled_means(history, reason):
+    assert f"; {reason}, so the training has settled; " in analysis.verdict(0, history).text
 
 
 def test_an_overfitting_fold_is_reported_with_the_gaps_of_its_best_and_last_epoch():

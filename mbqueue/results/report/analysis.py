@@ -27,6 +27,8 @@ _ROC_POINTS = 400
 # validation MAE rose while its training MAE fell, and either the best epoch was long ago or the validation MAE rose by
 # a factor of at least `_DOUBLED`.
 _RISE, _DOUBLED = 1.05, 2.0
+# The last epoch still improved the model if it lowered the validation MAE by more than this factor.
+_STEADY = 1.01
 # The best epoch was long ago if at least this fraction of all epochs, and at least this many epochs, came after it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
 # The gap is the ratio of validation MAE to training MAE: small up to `_SMALL_GAP`, large from `_LARGE_GAP` on.
@@ -86,11 +88,16 @@ def verdict(fold: int, history: Sequence[Mapping[str, Any]]) -> Verdict:
         kind = "overfits"
     elif has_risen:
         kind = "unsettled"
-    elif since == 0 and history[-2]["val_mae"] > _RISE**0.2 * val_mae:
+    elif since == 0 and history[-2]["val_mae"] > _STEADY * val_mae:
         kind = "improving"
         said.append("more epochs may help")
     else:
         kind = "settled"
+        said.append(
+            f"the validation MAE ended at most {_RISE - 1:.0%} above that value, so the training has settled"
+            if since
+            else f"it lowered the validation MAE by at most {_STEADY - 1:.0%}, so the training has settled"
+        )
     said.append(f"at epoch {epoch} {_gap(gap)}")
     if since and (kind == "overfits" or last_gap >= _LARGE_GAP > gap):
         said.append(f"at epoch {last['epoch']} {_gap(last_gap)}")

@@ -80,8 +80,7 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
             "number of crystals is in italics. The colour scale ignores the highest and lowest 5 % of the "
             "elements.</p>",
             plots["periodic-table"],
-            "<h2>The 50 worst crystals</h2>",
-            _worst(analysis.worst(recorded.predictions), target),
+            *_worst(analysis.worst(recorded.predictions), target),
         ]
     body += [
         "<h2>Sessions</h2>",
@@ -247,7 +246,7 @@ def _verdicts(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
     return table(["", "", ""], rows, left=(0, 1, 2), style="words")
 
 
-def _worst(rows: Sequence[analysis.Worst], target: Target) -> str:
+def _worst(rows: Sequence[analysis.Worst], target: Target) -> list[str]:
     cells = [
         [
             str(position),
@@ -262,10 +261,12 @@ def _worst(rows: Sequence[analysis.Worst], target: Target) -> str:
         for position, row in enumerate(rows, start=1)
     ]
     head = ["#", "Crystal", "Composition", "Fold", "Atoms", "Target", "Prediction", "Error"]
-    return table(head, cells, left=(1, 2)) + (
+    return [
+        f"<h2>The {counted(len(rows), 'worst crystal')}</h2>",
+        table(head, cells, left=(1, 2)),
         f'<p class="quiet">Target and prediction: {escape(target.axis)}. Each link opens the crystal in the Materials '
-        "Project or, if its id is not from there, a search for its formula.</p>"
-    )
+        "Project or, if its id is not from there, a search for its formula.</p>",
+    ]
 
 
 def _link(row: analysis.Worst) -> str:

@@ -50,8 +50,8 @@ def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]
             plotly.io.write_images(list(figures.values()), drawn, width=widths, scale=_SCALE)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise ResultsError(
-                f"mbqueue cannot save the figures as PNG files: {str(error).strip()}\n"
-                "PNG files require kaleido and Chrome or Chromium: pip install kaleido, then plotly_get_chrome. "
+                "mbqueue cannot save the figures as PNG files, which require kaleido and Chrome or Chromium: "
+                "pip install kaleido, then plotly_get_chrome. "
                 "Without them, open the report and click the camera icon of each figure."
             ) from error
         return [picture.replace(folder / picture.name) for picture in drawn]
