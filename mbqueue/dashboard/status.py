@@ -19,11 +19,10 @@ from mbqueue.clock import format_duration, format_hours
 from mbqueue.dashboard.experiments import STYLES, by_interest, cut, experiment, left_out, one_line
 from mbqueue.dashboard.failures import job_label, last_errors
 from mbqueue.dashboard.searches import search_lines, trial_table
-from mbqueue.errors import counted
+from mbqueue.errors import counted, next_step
 
 #: The order in which the view lists job counts by state. Unfinished jobs come first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
-_NOBODY = "No session is running. Start one with: mbqueue work"
 #: The maximum number of experiments to show with their folds. Active experiments, and experiments that need attention,
 #: come first.
 _EXPERIMENTS_SHOWN = 20
@@ -75,6 +74,8 @@ def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
     ]
     if predicted:
         left += sum(predicted) / len(predicted) * len(going_on)
+    elif going_on and not left and not any(fold["epochs_total"] for fold in folds):
+        return used, None  # only predictions are left, and none has finished yet
     return used, left
 
 
@@ -111,6 +112,20 @@ def time_left(
         sessions=math.ceil(sum(known) / session_seconds),
         has_failed=any(entry["jobs"].get("failed") for entry in experiments),
     )
+
+
+def no_session(overview: Mapping[str, Any]) -> str:
+    """Say that no session is running, and what to do about it."""
+    jobs = overview["jobs"]
+    can_begin = any(search["state"] == "waiting" for search in overview.get("searches", ()))  # a search's next trial
+    if not any(jobs.values()) or jobs.get("ready") or jobs.get("leased") or can_begin:
+        return "No session is running. Start one with: mbqueue work"
+    if jobs.get("failed"):
+        failed = [error for error in overview["errors"] if error["state"] == "failed"]
+        steps = {next_step(str(error["error"]), error["experiment"]) for error in failed}
+        step = steps.pop() if len(steps) == 1 else next_step("", "EXPERIMENT")
+        return f"No session is running, and only failed jobs are left.\n{step[0].upper()}{step[1:]}"
+    return "No session is running, and no job is left to run."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +213,7 @@ class Dashboard:
             if self.opened:
                 yield trial_table([entry for entry in self.overview["experiments"] if entry["trial"]])
             yield Text("")
-        yield from _sessions(self.overview["sessions"], now, width, plain, at_most=limits.sessions)
+        yield from _sessions(self.overview, now, width, plain, at_most=limits.sessions)
         yield Text("")
         yield from _totals(self.overview, self.session_seconds)
         yield from _publishing(self.overview.get("publishing"), now)
@@ -237,10 +252,11 @@ def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[Re
 
 
 def _sessions(
-    sessions: Sequence[Mapping[str, Any]], now: float, width: int, plain: bool, *, at_most: int
+    overview: Mapping[str, Any], now: float, width: int, plain: bool, *, at_most: int
 ) -> Iterable[RenderableType]:
+    sessions = overview["sessions"]
     if not sessions:
-        yield Text(_NOBODY)
+        yield Text(no_session(overview))
         return
     yield Text("Sessions", "bold")
     for session in sessions[:at_most]:
@@ -266,7 +282,7 @@ def _sessions(
     if len(sessions) > at_most:
         yield Text(f"  and {len(sessions) - at_most} more", "dim")
     if all(session["state"] == "died" for session in sessions):
-        yield Text(_NOBODY)
+        yield Text(no_session(overview))
 
 
 def _left(job: Mapping[str, Any] | None) -> str:
@@ -302,9 +318,11 @@ def _totals(overview: Mapping[str, Any], session_seconds: float) -> Iterable[Ren
     if left:
         sessions = counted(outlook.sessions, "session")
         line.append(f", about {format_hours(left)} left{besides}: {sessions} of {format_duration(session_seconds)}")
-    if unknown:
-        those = "an experiment" if unknown == 1 else f"{unknown} experiments"
-        line.append(f"; {'the rest' if left else 'the time left'} is estimated after the first epoch of {those}")
-    elif not left and (outlook.used or besides):
-        line.append(f", none left{besides}")
+        if unknown:
+            those = "an experiment that has" if unknown == 1 else f"{unknown} experiments that have"
+            line.append(f", without {those} not finished an epoch or fold yet")
+    elif unknown:
+        line.append("; the time left is estimated after the first epoch or fold")
+    elif outlook.used or outlook.has_failed:
+        line.append(f", no training left{' except failed jobs' if outlook.has_failed else ''}")
     yield line

@@ -33,7 +33,7 @@ from mbqueue.clock import SystemClock, format_duration, format_hours, utc_text
 from mbqueue.dashboard.experiments import by_interest
 from mbqueue.dashboard.failures import job_label
 from mbqueue.dashboard.searches import settings_text
-from mbqueue.dashboard.status import time_left
+from mbqueue.dashboard.status import no_session, time_left
 from mbqueue.errors import MbqueueError, UsageError, counted, remedy
 from mbqueue.queue.processes import this_process
 from mbqueue.results.cells import number
@@ -212,6 +212,7 @@ class _Board:
                 shown=[experiments[position] for position in shown],
                 not_shown=len(experiments) - len(shown),
                 here=this_process().host,
+                no_session=no_session(overview),
                 times={entry["name"]: time_left([entry], session_seconds) for entry in experiments},
                 time=time_left(overview["experiments"], session_seconds, searches=overview["searches"]),
                 files=sorted(path.stem for path in jobs_dir.glob("*.toml")),

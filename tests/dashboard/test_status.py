@@ -13,7 +13,8 @@ from rich.console import Console
 from mbqueue.dashboard.experiments import bar, sparkline
 from mbqueue.dashboard.failures import last_errors
 from mbqueue.dashboard.snapshot import Status
-from mbqueue.dashboard.status import Dashboard, gpu_seconds, time_left
+from mbqueue.dashboard.status import Dashboard, gpu_seconds, no_session, time_left
+from mbqueue.errors import ONLY_UNDER_A_NEW_NAME
 from mbqueue.experiment import Spec
 from mbqueue.queue.processes import identity_of
 from mbqueue.queue.store import Queue
@@ -353,11 +354,12 @@ def test_noise_does_not_look_like_progress():
     assert "▁▂▁" in draw(overview_of([fold_entry(0, done=3, val_mae=[0.1, 0.101, 0.1])]))
 
 
-def test_time_left_counts_experiments_of_which_none_is_known():
+def test_time_left_names_how_many_experiments_it_leaves_out():
     overview = busy_overview()
     overview["experiments"][1]["folds"][0]["seconds"] = 80 * HOUR
     overview["experiments"][2]["folds"][0]["state"] = "ready"
-    assert "; the rest is estimated after the first epoch of an experiment" in " ".join(draw(overview).split())
+    left_out = ", without an experiment that has not finished an epoch or fold yet"
+    assert left_out in " ".join(draw(overview).split())
 
 
 def test_an_output_in_ascii_gets_long_lines_cut_in_ascii():
@@ -406,8 +408,8 @@ def test_an_experiment_that_cannot_run_any_more_awaits_no_estimate(prepare):
 @pytest.mark.parametrize(
     ("folds", "said"),
     [
-        ([fold_entry(state="failed", seconds=60.0)], "time: 1m00s used, none left (excluding failed jobs)"),
-        ([fold_entry(state="failed")], "time: 0s used, none left (excluding failed jobs)"),
+        ([fold_entry(state="failed", seconds=60.0)], "time: 1m00s used, no training left except failed jobs"),
+        ([fold_entry(state="failed")], "time: 0s used, no training left except failed jobs"),
         (
             [fold_entry(state="failed"), fold_entry(1, done=10, state="running", seconds=600.0, epoch_seconds=600.0)],
             "time: 10m00s used, about 10m00s left (excluding failed jobs): 1 session of 1h30m",
@@ -420,7 +422,40 @@ def test_the_time_left_does_not_hide_failed_jobs(folds, said):
 
 def test_time_left_is_unknown_before_the_first_epoch():
     drawn = draw(overview_of([fold_entry()]))
-    assert "0s used; the time left is estimated after the first epoch of an experiment" in drawn
+    assert "0s used; the time left is estimated after the first epoch or fold" in drawn
+
+
+def test_time_left_is_unknown_before_the_first_prediction_if_nothing_is_trained():
+    folds = [fold_entry(0, total=0, state="ready"), fold_entry(1, total=0, state="ready")]
+    assert "; the time left is estimated after the first epoch or fold" in draw(overview_of(folds))
+    folds[0] |= {"state": "done", "seconds": 60.0, "epoch_seconds": 0.0}
+    assert "about 1m00s left" in draw(overview_of(folds))
+
+
+@pytest.mark.parametrize(
+    ("jobs", "said"),
+    [
+        (
+            {"failed": 1, "waiting": 3, "ready": 0},
+            ", and only failed jobs are left.\nAfter fixing the cause: mbqueue retry small",
+        ),
+        ({"failed": 1, "ready": 1}, ". Start one with: mbqueue work"),
+        ({"committed": 4, "skipped": 1, "failed": 0}, ", and no job is left to run."),
+    ],
+)
+def test_without_a_session_status_suggests_only_a_command_that_does_something(jobs, said):
+    overview = {**overview_of([fold_entry()]), "jobs": jobs, "errors": [error_entry(experiment="small")]}
+    assert f"No session is running{said}\n" in draw(overview)
+    waiting = {"name": "s", "state": "waiting"}
+    assert no_session({**overview, "searches": [waiting]}).endswith("Start one with: mbqueue work")
+
+
+def test_several_failures_have_a_general_advice_and_one_without_a_retry_has_its_own():
+    overview = {**overview_of([fold_entry()]), "jobs": {"failed": 2}}
+    overview["errors"] = [error_entry(experiment="a"), error_entry(experiment="b")]
+    assert no_session(overview).endswith("After fixing the cause: mbqueue retry EXPERIMENT")
+    overview["errors"] = [error_entry(error=f"Too large. {ONLY_UNDER_A_NEW_NAME}")]
+    assert no_session(overview).endswith("Enqueue the experiment again under a new name (--name)")
 
 
 def test_epochs_skipped_by_early_stopping_are_not_left():

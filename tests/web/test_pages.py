@@ -153,7 +153,7 @@ def test_a_change_during_a_read_is_read_again(clock: ManualClock) -> None:
 
 
 def test_each_experiment_shows_the_time_used_and_left(board: Board) -> None:
-    assert "0s used; the time left is estimated after the first epoch</span>" in part(board)["html"]
+    assert "0s used; the time left is estimated after the first epoch or fold</span>" in part(board)["html"]
 
 
 def test_the_page_of_all_experiments_is_complete(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
