@@ -12,7 +12,7 @@ from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.opening import anything, open_queue
 
 if TYPE_CHECKING:
-    from mbqueue.queue.enqueue import EnqueueOutcome
+    from mbqueue.queue.enqueueing import EnqueueOutcome
     from mbqueue.results.folder import Recorded
 
 Weights = Literal["mean", "fitted"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbqueue.api.opened import OpenedProject, tell
+from mbqueue.api.base import OpenedProject, tell
 from mbqueue.errors import MbqueueError
 from mbqueue.project import working_folder
 from mbqueue.queue.opening import anything, open_queue, queue_exists

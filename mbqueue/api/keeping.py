@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbqueue.api.opened import OpenedProject, tell
+from mbqueue.api.base import OpenedProject, tell
 from mbqueue.errors import QueueError, SearchUnavailable, UsageError
 from mbqueue.project import ProjectFolder, from_here
 from mbqueue.queue.opening import anything, open_on_server, open_queue, queue_exists
@@ -13,7 +13,7 @@ from mbqueue.settings import wrong_queue_url
 
 if TYPE_CHECKING:
     from mbqueue.drive.archive import Backup
-    from mbqueue.drive.recover import Recovered
+    from mbqueue.drive.recovery import Recovered
     from mbqueue.queue.migrating import Migrated
     from mbqueue.session.moving_commits import Moved
 
@@ -30,7 +30,7 @@ class Keeping(OpenedProject):
         Raises:
             UsageError: if there is an intact queue and ``force`` is not given, or if a session is using the queue.
         """
-        from mbqueue.drive.recover import recover  # noqa: PLC0415
+        from mbqueue.drive.recovery import recover  # noqa: PLC0415
 
         self.folder.topology.require_queue_file("Recovering", _TO_SERVER)
         self._fetch_commits()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbqueue.api.opened import OpenedProject, tell
+from mbqueue.api.base import OpenedProject, tell
 from mbqueue.clock import local_day
 from mbqueue.dashboard.snapshot import Status
 from mbqueue.errors import ExperimentExists, SourceAway, SpecError, StoreError, UsageError
@@ -19,7 +19,7 @@ from mbqueue.search.trials import experiments_of
 
 if TYPE_CHECKING:
     from mbqueue.experiment import Spec
-    from mbqueue.queue.enqueue import EnqueueOutcome
+    from mbqueue.queue.enqueueing import EnqueueOutcome
     from mbqueue.queue.store import Queue
 
 
@@ -138,7 +138,7 @@ class Queueing(OpenedProject):
 
     def _enqueue_search(self, path: Path, *, name: str | None, priority: int) -> EnqueueOutcome:
         from mbqueue.experiment import load_spec  # noqa: PLC0415
-        from mbqueue.queue.enqueue import EnqueueOutcome, Outcome  # noqa: PLC0415
+        from mbqueue.queue.enqueueing import EnqueueOutcome, Outcome  # noqa: PLC0415
         from mbqueue.search.file import is_search, load_search, wrong_search  # noqa: PLC0415
         from mbqueue.search.steps import trial_spec  # noqa: PLC0415
 

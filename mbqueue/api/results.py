@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbqueue.api.opened import tell
+from mbqueue.api.base import tell
 from mbqueue.api.searches import Searches
 from mbqueue.errors import ResultsError, UsageError
 from mbqueue.outputs import page_for, require_writable

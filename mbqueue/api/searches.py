@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbqueue.api.opened import OpenedProject, tell
+from mbqueue.api.base import OpenedProject, tell
 from mbqueue.errors import SearchUnavailable, UsageError
 from mbqueue.outputs import page_for, require_writable
 from mbqueue.queue.opening import is_queue_there

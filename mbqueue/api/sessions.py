@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
-from mbqueue.api.opened import LOADING, OpenedProject, tell
+from mbqueue.api.base import LOADING, OpenedProject, tell
 from mbqueue.project import working_folder
 from mbqueue.session.options import shows_arguments
 

@@ -12,7 +12,7 @@ from mbqueue.cli.options import JsonOption, open_project
 from mbqueue.cli.queueing import enqueued
 
 if TYPE_CHECKING:
-    from mbqueue.queue.enqueue import EnqueueOutcome
+    from mbqueue.queue.enqueueing import EnqueueOutcome
 
 
 class BlendWeights(StrEnum):

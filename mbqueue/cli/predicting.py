@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mbqueue.api.opened import LOADING
+from mbqueue.api.base import LOADING
 from mbqueue.cli.console import print_line, say
 from mbqueue.cli.options import DeviceOption, DropInvalidOption, IdColumnOption, TargetColumnOption, open_project
 from mbqueue.errors import counted

@@ -25,7 +25,7 @@ from mbqueue.queue.jobs import Event
 from mbqueue.task import target_of
 
 if TYPE_CHECKING:
-    from mbqueue.queue.enqueue import EnqueueOutcome
+    from mbqueue.queue.enqueueing import EnqueueOutcome
 
 FoldOption = Annotated[int | None, typer.Option(help="Only this fold.", min=0, max=4)]
 

@@ -26,11 +26,11 @@ from mbqueue import __version__, files
 from mbqueue.clock import Clock, utc_text
 from mbqueue.drive.notes import note_of, write_note
 from mbqueue.drive.rebuilding import trained_by
-from mbqueue.drive.recover import move_queue_aside
+from mbqueue.drive.recovery import move_queue_aside
 from mbqueue.drive.snapshots import check, take
 from mbqueue.errors import MbqueueError, QueueError, QueueLost, SpecError, UsageError
 from mbqueue.project import FOLD_PATTERN, ProjectFolder, fold_name
-from mbqueue.queue.lost import lost_parts, traces
+from mbqueue.queue.lost_work import lost_parts, traces
 from mbqueue.queue.opening import RESTORING, cut_off_restore
 from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mbqueue.clock import Clock
-from mbqueue.drive.announce import Announcement, Announcements
+from mbqueue.drive.announcements import Announcement, Announcements
 from mbqueue.drive.livestate import LiveState
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Job, State

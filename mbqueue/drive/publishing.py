@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from mbqueue import files
 from mbqueue.clock import Clock, backoff
-from mbqueue.drive.announce import Announcement
+from mbqueue.drive.announcements import Announcement
 from mbqueue.drive.livestate import LiveState, agree_on_project, as_published
 from mbqueue.drive.other_sessions import OtherSessions
 from mbqueue.drive.outcomes import (

@@ -17,7 +17,7 @@ from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS
 from mbqueue.queue.database import Part, Row, repeatable
 from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, REWIND, SKIP_LATER_EPOCHS, settle
-from mbqueue.queue.enqueue import find_experiment
+from mbqueue.queue.enqueueing import find_experiment
 from mbqueue.queue.jobs import Kind, SeenSession, history_row
 from mbqueue.queue.leases import LEASE_GIVEN_UP, result_columns
 from mbqueue.queue.notes import note

@@ -13,7 +13,7 @@ from mbqueue import files
 from mbqueue.errors import QueueError, QueueMoved, UsageError
 from mbqueue.queue.database import Statements
 from mbqueue.queue.dialect import POSTGRESQL, SQLITE
-from mbqueue.queue.moved import empty_moved, mark_moved, version_before
+from mbqueue.queue.moved_mark import empty_moved, mark_moved, version_before
 from mbqueue.queue.schema import SCHEMA_VERSION, TABLES
 from mbqueue.queue.sessions import at_work
 from mbqueue.queue.sqlite import set_aside, settle
@@ -55,7 +55,7 @@ def rows_of(db: Statements, table: str) -> Iterator[dict[str, Any]]:
 
 
 def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
-    """Copy a queue into an empty one, and mark the source as moved (`mbqueue.queue.moved`).
+    """Copy a queue into an empty one, and mark the source as moved (`mbqueue.queue.moved_mark`).
 
     Before the commit, all copied rows are read back and compared. A target also counts as empty if its queue was moved
     away earlier and the source contains all of that queue's events. If an earlier run copied the queue but crashed

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mbqueue.errors import QueueLost, QueueMissing, UsageError
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.lost import Lost, described, lost_parts, traces
+from mbqueue.queue.lost_work import LostPart, described, lost_parts, traces
 from mbqueue.queue.store import Queue
 from mbqueue.storage.places import manifests_below
 
@@ -33,12 +33,12 @@ def note_once(text: str) -> None:
     _log.warning(text)
 
 
-def nothing(_lost: Lost) -> bool:
+def nothing(_lost: LostPart) -> bool:
     """Accept a queue even if parts of it are missing. Commands that only read pass this function as ``refuses``."""
     return False
 
 
-def anything(_lost: Lost) -> bool:
+def anything(_lost: LostPart) -> bool:
     """Reject a queue if any part of it is missing. Commands that change the queue pass this function as ``refuses``."""
     return True
 
@@ -48,7 +48,7 @@ def open_queue(
     *,
     read_only: bool = False,
     wait: Callable[[float], bool] | None = None,
-    refuses: Callable[[Lost], bool] = nothing,
+    refuses: Callable[[LostPart], bool] = nothing,
     note: Callable[[str], None] = note_once,
 ) -> Queue:
     """Open a project's queue on the configured server, or otherwise in the project's SQLite file.
@@ -187,7 +187,7 @@ def _require_whole(
     queue: Queue,
     *,
     read_only: bool,
-    refuses: Callable[[Lost], bool],
+    refuses: Callable[[LostPart], bool],
     note: Callable[[str], None],
 ) -> None:
     """Warn or fail if parts of an earlier queue are missing. The arguments and errors are those of `open_queue`."""

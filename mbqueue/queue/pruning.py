@@ -7,7 +7,7 @@ from typing import Any
 
 from mbqueue.queue.database import Part, Statements, repeatable
 from mbqueue.queue.edges import PRUNED, REWIND, SKIP_ALL
-from mbqueue.queue.enqueue import find_experiment
+from mbqueue.queue.enqueueing import find_experiment
 from mbqueue.queue.jobs import history_row
 from mbqueue.queue.notes import note
 

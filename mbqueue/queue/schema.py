@@ -92,6 +92,16 @@ def row_checks(row: str = "") -> tuple[str, ...]:
     )
 
 
+def event_inserts(schema_prefix: str = "") -> tuple[str, str]:
+    """The statements with which triggers record a new job, and a job's new state, as events."""
+    insert = f"INSERT INTO {schema_prefix}events (at, job_id, experiment_id, by,"
+    row = "NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by"
+    return (
+        f"{insert} to_state, why) VALUES ({row}, NEW.state, NEW.changed_why);",
+        f"{insert} from_state, to_state, why) VALUES ({row}, OLD.state, NEW.state, NEW.changed_why);",
+    )
+
+
 def tables(sql: Dialect) -> Iterator[str]:
     """The statements that create the tables, indexes and views."""
     yield f"""

@@ -12,8 +12,8 @@ from contextlib import closing
 from datetime import UTC, datetime
 
 from mbqueue.queue.dialect import SQLITE
-from mbqueue.queue.moved import MOVED_VERSION, moved_error
-from mbqueue.queue.schema import RULES, SCHEMA_VERSION, commits_place, require_known, tables
+from mbqueue.queue.moved_mark import MOVED_VERSION, moved_error
+from mbqueue.queue.schema import RULES, SCHEMA_VERSION, commits_place, event_inserts, require_known, tables
 from mbqueue.queue.transitions import TRANSITIONS
 
 #: The name that a database records for each schema version, oldest first. A database with a name that is missing here
@@ -121,19 +121,9 @@ def _triggers() -> Iterator[str]:
         when = "" if rule.breaks is None else f" WHEN {rule.breaks('')}"
         refusal = f"SELECT RAISE(ABORT, 'forbidden transition: {rule.says}');"
         yield f"CREATE TRIGGER {rule.name} BEFORE {rule.event} ON jobs{when} BEGIN {refusal} END"
-    row = "NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by"
-    columns = "at, job_id, experiment_id, by"
-    yield f"""
-        CREATE TRIGGER jobs_enqueued_event AFTER INSERT ON jobs BEGIN
-            INSERT INTO events ({columns}, to_state, why) VALUES ({row}, NEW.state, NEW.changed_why);
-        END
-    """
-    yield f"""
-        CREATE TRIGGER jobs_changed_event AFTER UPDATE OF state ON jobs BEGIN
-            INSERT INTO events ({columns}, from_state, to_state, why)
-            VALUES ({row}, OLD.state, NEW.state, NEW.changed_why);
-        END
-    """
+    enqueued, changed = event_inserts()
+    yield f"CREATE TRIGGER jobs_enqueued_event AFTER INSERT ON jobs BEGIN {enqueued} END"
+    yield f"CREATE TRIGGER jobs_changed_event AFTER UPDATE OF state ON jobs BEGIN {changed} END"
 
 
 def _version_of(connection: sqlite3.Connection) -> int:

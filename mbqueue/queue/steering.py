@@ -12,7 +12,7 @@ from mbqueue.errors import RewoundBefore, UsageError
 from mbqueue.queue.database import Part, Statements, repeatable
 from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import REWIND, settle
-from mbqueue.queue.enqueue import find_experiment, require_priority
+from mbqueue.queue.enqueueing import find_experiment, require_priority
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.leases import lease_lost
 from mbqueue.queue.notes import note

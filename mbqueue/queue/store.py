@@ -9,7 +9,7 @@ from typing import Self
 from mbqueue.queue.adopting import Adopting
 from mbqueue.queue.commits_place import CommitsPlaces
 from mbqueue.queue.database import Database, repeatable
-from mbqueue.queue.enqueue import Enqueueing
+from mbqueue.queue.enqueueing import Enqueueing
 from mbqueue.queue.leases import Leases
 from mbqueue.queue.overview import Reports
 from mbqueue.queue.pruning import Pruning

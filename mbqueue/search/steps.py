@@ -13,7 +13,7 @@ from typing import Any
 from mbqueue.errors import ExperimentExists, counted
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.queue.edges import PRUNED
-from mbqueue.queue.enqueue import Outcome
+from mbqueue.queue.enqueueing import Outcome
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.search.file import Search

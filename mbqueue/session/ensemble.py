@@ -24,7 +24,7 @@ from mbqueue.session.loading import Progress, load_data
 from mbqueue.session.sources import DataRequest
 from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train.family import ModelFamily, family_of_file
-from mbqueue.train.kept import forget_old
+from mbqueue.train.partial_outputs import forget_old
 from mbqueue.train.predict import EnsemblePredictions, predict_crystals
 
 _COLUMNS = ("id", "composition", "n_atoms", "y_pred", "spread")

@@ -6,25 +6,25 @@ import shutil
 
 from mbqueue.queue.jobs import Kind, Lease, State
 from mbqueue.results.tables import Predictions
-from mbqueue.session import made_from
+from mbqueue.session import derived_experiments
 from mbqueue.session.fold_results import FoldResults, commit_fold
-from mbqueue.session.loaded import Loaded
 from mbqueue.session.session import Session
+from mbqueue.session.working_set import WorkingSet
 
 
-def run(session: Session, loaded: Loaded, lease: Lease) -> str:
+def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
     """Run a `predict` job: write the fold's predictions and model, commit the job, and return the score as text.
 
     Raises:
         Stopped: if the session is asked to stop; the next session reuses finished predictions.
         Rewound: if checkpoints are damaged; the epochs after the newest intact checkpoint are queued again.
-        MembersNotRecorded, ResultsError: for the same reasons as in `made_from.predict`.
+        MembersNotRecorded, ResultsError: for the same reasons as in `derived_experiments.predict`.
     """
     job = lease.job
     assert job.fold is not None
     experiment, spec = session.experiment_of(job)
     if spec.made_from is not None:
-        return commit_fold(session, lease, experiment, made_from.predict(session, loaded, lease, spec))
+        return commit_fold(session, lease, experiment, derived_experiments.predict(session, loaded, lease, spec))
     fold = loaded.fold_run(lease, experiment, spec)
     # Remove temporary files that training left behind, because no later session loads this fold.
     session.while_held(lease, fold.checkpoints.sweep)

@@ -10,27 +10,27 @@ from mbqueue.errors import counted
 from mbqueue.experiment import Spec
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.members import enumerated, members_of
-from mbqueue.session import made_from
-from mbqueue.session.loaded import Loaded
+from mbqueue.session import derived_experiments
 from mbqueue.session.session import Session
+from mbqueue.session.working_set import WorkingSet
 from mbqueue.task import Target
 
 #: Below this number of validation crystals, chance decides which epoch has the lowest validation MAE.
 _FEWEST_VALIDATION_CRYSTALS = 10
 
 
-def run(session: Session, loaded: Loaded, lease: Lease) -> str:
+def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
     """Run a `prepare` job, commit it, and return a summary for the user.
 
     Raises:
-        MembersNotRecorded, ResultsError: for the same reasons as in `made_from.prepare`.
+        MembersNotRecorded, ResultsError: for the same reasons as in `derived_experiments.prepare`.
         DataError: if there are too few crystals for the folds, or the crystals are unusable.
         Stopped: if the session is asked to stop; finished shards are kept, and the next session computes the rest.
     """
     job = lease.job
     experiment, spec = session.experiment_of(job)
     if spec.made_from is not None:
-        found = made_from.prepare(session, spec)
+        found = derived_experiments.prepare(session, spec)
         session.commit(lease, result=found)
         return f"made from {enumerated(members_of(experiment.spec))}, {counted(found['n'], 'crystal')}"
     data = loaded.data_for(job, experiment, spec)

@@ -11,16 +11,16 @@ from mbqueue.queue.jobs import Lease
 from mbqueue.results.cells import spread
 from mbqueue.results.record import broken_folds, record_experiment
 from mbqueue.results.scores import measures_of
-from mbqueue.session.loaded import Loaded
 from mbqueue.session.record_inputs import fingerprint_changes, record_inputs, written_checksums
 from mbqueue.session.session import Rewound, Session
 from mbqueue.session.shared_results import fetch_results, recorded_checksums, send_results
+from mbqueue.session.working_set import WorkingSet
 from mbqueue.storage.commits import Commits
 from mbqueue.storage.results import ResultFile
 from mbqueue.task import target_of
 
 
-def run(session: Session, loaded: Loaded, lease: Lease) -> str:
+def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
     """Score the folds, write results.json, RESULTS.md and matbench's file, commit the job, and return the score.
 
     Raises:

@@ -10,9 +10,9 @@ from mbqueue.experiment import Spec
 from mbqueue.history import is_out_of_patience
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.tables import history_file, write_history
-from mbqueue.session.loaded import Loaded
 from mbqueue.session.searching import verdict
 from mbqueue.session.session import Session
+from mbqueue.session.working_set import WorkingSet
 from mbqueue.storage.own_commits import Staged
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.outcome import StepReport
@@ -21,7 +21,7 @@ from mbqueue.train.outcome import StepReport
 _STEPS_REMEMBERED = 20
 
 
-def run(session: Session, loaded: Loaded, lease: Lease) -> str:
+def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
     """Train and commit the job's epoch, starting from its newest checkpoint if there is one; return a summary.
 
     Raises:

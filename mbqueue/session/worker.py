@@ -46,7 +46,6 @@ from mbqueue.session.crystal_copies import CrystalCopies
 from mbqueue.session.device_check import tested_device, why_full, why_lost
 from mbqueue.session.ending import end_command_after
 from mbqueue.session.heartbeat import Heartbeat
-from mbqueue.session.loaded import Loaded
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.originals import require_original
 from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
@@ -55,6 +54,7 @@ from mbqueue.session.searching import Searching
 from mbqueue.session.session import SHORTEST_JOB_SECONDS, STORE_AWAY, Rewound, Session, Stopped
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
+from mbqueue.session.working_set import WorkingSet
 from mbqueue.storage.objects import store_of
 from mbqueue.train.arithmetic import device_name
 
@@ -116,7 +116,7 @@ def _run(
         crystal_copies = CrystalCopies(
             project, should_stop=lambda: stop.cause is not None, spare=session.deadline.spare, note=report.note
         )
-        loaded = Loaded(session, device, compiling=Compiling(device, report.note), crystal_copies=crystal_copies)
+        loaded = WorkingSet(session, device, compiling=Compiling(device, report.note), crystal_copies=crystal_copies)
         with session.publisher or nullcontext(), crystal_copies:  # publishes the remaining work on exit
             ending, cause, lost = _work_and_end(session, loaded, options)
     if lost is not None:
@@ -180,7 +180,7 @@ def _begin(
 
 
 def _work_and_end(
-    session: Session, loaded: Loaded, options: WorkOptions
+    session: Session, loaded: WorkingSet, options: WorkOptions
 ) -> tuple[Ending, StopCause, DeviceLost | None]:
     """Run jobs until the session ends, and record why it ended; also return the error if the GPU is lost."""
     queue, clock = session.queue, session.clock
@@ -223,7 +223,7 @@ def _publisher(
     )
 
 
-def _meet_others(session: Session, loaded: Loaded) -> None:
+def _meet_others(session: Session, loaded: WorkingSet) -> None:
     """Adopt the commits that sessions with other databases have published since the last check."""
     if session.publisher is None or not session.publisher.others:
         return
@@ -233,7 +233,7 @@ def _meet_others(session: Session, loaded: Loaded) -> None:
         loaded.forget_fold()
 
 
-def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Ending, StopCause]:
+def _loop(session: Session, loaded: WorkingSet, options: WorkOptions) -> tuple[Ending, StopCause]:
     queue, stop, clock, searching = session.queue, session.stop, session.clock, Searching(session)
     idle_since: float | None = None
     is_hinted = False
@@ -295,7 +295,7 @@ def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> b
     return is_hinted
 
 
-def _claim(session: Session, loaded: Loaded, searching: Searching) -> Lease | None:
+def _claim(session: Session, loaded: WorkingSet, searching: Searching) -> Lease | None:
     """Return the job claimed with the last commit, or let searches add trials and claim a new job."""
     lease = session.take_next()
     if lease is not None:
@@ -329,7 +329,7 @@ def _idle_ending(session: Session, searching: Searching) -> tuple[Ending, str]:
     return Ending.BLOCKED, f"{Ending.BLOCKED.value}: {why}"
 
 
-def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
+def _do(session: Session, loaded: WorkingSet, lease: Lease) -> None:
     session.report.job_started(lease.job)
     session.heartbeat.hold(lease)
     try:

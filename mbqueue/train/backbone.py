@@ -18,7 +18,7 @@ from mbqueue.errors import counted
 from mbqueue.experiment import Spec
 from mbqueue.files import make_folder
 from mbqueue.train.arithmetic import calculating
-from mbqueue.train.elsewhere import Elsewhere
+from mbqueue.train.equal_shards import EqualShards
 from mbqueue.train.family import family_of
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.frozen import FrozenBackbone, Preparing, frozen_folder
@@ -122,7 +122,7 @@ def prepare_frozen(
         compute=compute,
         kinds=kinds_needed(spec),
         keeps_features=keeps_features,
-        find=Elsewhere(frozen, cache.crystals).find,
+        find=EqualShards(frozen, cache.crystals).find,
         should_stop=should_stop,
         on_progress=on_progress,
     )

@@ -22,8 +22,8 @@ from mbqueue.train.conditions import Conditions
 from mbqueue.train.family import ModelFamily
 from mbqueue.train.feeds import Feed, GraphFeed, Rows
 from mbqueue.train.gpu_path import CHECKED_CRYSTALS, check_once
-from mbqueue.train.kept import Kept, infer_kept
 from mbqueue.train.objective import Objective
+from mbqueue.train.partial_outputs import PartialOutputs, infer_resumably
 from mbqueue.train.predict import opposite_strains
 from mbqueue.train.step import infer, listed
 
@@ -116,7 +116,7 @@ class Inference:
                 else:
                     kept = None
                     if keep_in is not None:
-                        kept = Kept(keep_in / f"{number}.bin", f"{key} {distortion}", clock=self._clock)
+                        kept = PartialOutputs(keep_in / f"{number}.bin", f"{key} {distortion}", clock=self._clock)
                     found = self.outputs(
                         model.to(self._device),
                         rows,
@@ -138,7 +138,7 @@ class Inference:
         should_stop: Callable[[], bool],
         distortion: Distortion | None = None,
         on_done: Callable[[int], None] = lambda _more: None,
-        kept: Kept | None = None,
+        kept: PartialOutputs | None = None,
     ) -> NDArray[np.float64] | None:
         """Compute a model's outputs for ``rows`` on the device, [N]; return None if stopped.
 
@@ -162,7 +162,7 @@ class Inference:
                 on_part=on_part,
             )
 
-        found = infer_kept(compute, rows, kept, on_done=on_done)
+        found = infer_resumably(compute, rows, kept, on_done=on_done)
         return None if found is None else self._finite(found.astype(np.float64), rows)
 
     def _key_of(self, model: nn.Module) -> str:

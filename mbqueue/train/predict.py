@@ -20,8 +20,8 @@ from mbqueue.train.arithmetic import calculating, device_name, fingerprint
 from mbqueue.train.family import ModelFamily
 from mbqueue.train.feeds import GraphFeed, Rows
 from mbqueue.train.gpu_path import described
-from mbqueue.train.kept import Kept, infer_kept
 from mbqueue.train.memory import DeviceMemory
+from mbqueue.train.partial_outputs import PartialOutputs, infer_resumably
 from mbqueue.train.step import infer
 
 
@@ -129,8 +129,8 @@ def predict_crystals(
                 kept = None
                 if keep_in is not None:
                     key = sha256_of_json([weights, cache.crystals.hash, str(distortion), conditions])
-                    kept = Kept(keep_in / f"{key[:32]}.bin", key)
-                found = infer_kept(partial(outputs, on_device, distortion), rows, kept, on_done=count)
+                    kept = PartialOutputs(keep_in / f"{key[:32]}.bin", key)
+                found = infer_resumably(partial(outputs, on_device, distortion), rows, kept, on_done=count)
                 assert found is not None, "`predict_crystals` cannot be stopped"
                 each[number] += found.astype(np.float64) / len(distortions)
     return EnsemblePredictions(each=each)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_project import ManualClock
 
-from mbqueue.drive.announce import ALIVE_SECONDS, Announcement, Announcements
+from mbqueue.drive.announcements import ALIVE_SECONDS, Announcement, Announcements
 from mbqueue.project import init_project
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.storage.mounted import Drive

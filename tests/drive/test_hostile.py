@@ -18,7 +18,7 @@ from stepped_session import LocalProject
 
 from mbqueue import files
 from mbqueue.drive.archive import DamagedArchive, back_up, restore
-from mbqueue.drive.recover import recover
+from mbqueue.drive.recovery import recover
 from mbqueue.drive.snapshots import DamagedSnapshot, Snapshots, check, take
 from mbqueue.errors import CheckpointError
 from mbqueue.project import init_project

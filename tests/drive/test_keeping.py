@@ -18,7 +18,7 @@ from stepped_session import RESULTS, LocalProject, SteppedSession, is_done, tiny
 from mbqueue import Project
 from mbqueue.drive import archive as archive_module
 from mbqueue.drive.archive import DamagedArchive, back_up, restore
-from mbqueue.drive.recover import recover
+from mbqueue.drive.recovery import recover
 from mbqueue.drive.snapshots import DamagedSnapshot
 from mbqueue.errors import QueueError, QueueLost, UsageError, causes
 from mbqueue.experiment import parse_spec

@@ -39,7 +39,7 @@ def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_uninterru
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All sessions run in this process, so killed sessions seem to be alive, but later sessions must not wait for them.
-    monkeypatch.setattr("mbqueue.drive.announce.ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr("mbqueue.drive.announcements.ALIVE_SECONDS", 0.1)
     straight = make_project(tmp_path / "straight", checkpoint_minutes=60.0)
     expected = enqueue(straight, small_spec(straight))
     assert work(straight, WorkOptions(device="cpu"), report=RememberedReport()).ending is Ending.DONE

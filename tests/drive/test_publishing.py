@@ -17,7 +17,7 @@ from small_project import ManualClock, make_newer
 from stepped_session import RESULTS, TINY, SteppedSession, is_done, tiny_spec
 
 from mbqueue import files
-from mbqueue.drive.announce import Announcements
+from mbqueue.drive.announcements import Announcements
 from mbqueue.drive.livestate import publishing_status
 from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher

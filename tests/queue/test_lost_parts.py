@@ -15,13 +15,13 @@ from mbqueue.api import Project
 from mbqueue.buckets import STORE_VARIABLE
 from mbqueue.drive.notes import keep_note, read_notes
 from mbqueue.drive.publishing import Publisher
-from mbqueue.drive.recover import recover
+from mbqueue.drive.recovery import recover
 from mbqueue.drive.reentry import enter
 from mbqueue.errors import QueueLost, UsageError
 from mbqueue.experiment import Spec, load_spec
 from mbqueue.files import temp_beside
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.lost import described, lost_parts
+from mbqueue.queue.lost_work import described, lost_parts
 from mbqueue.queue.opening import anything, note_once, open_on_server, open_queue
 from mbqueue.queue.postgresql.server import exists
 from mbqueue.queue.store import Queue

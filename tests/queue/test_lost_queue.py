@@ -239,7 +239,7 @@ def test_an_interrupted_recover_loses_nothing_of_a_second_queue(lost: Project, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("mbqueue.drive.recover.write_note", full)
+        patched.setattr("mbqueue.drive.recovery.write_note", full)
         with pytest.raises(OSError, match="No space"):
             lost.recover()
     lost.recover()

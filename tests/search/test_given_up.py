@@ -14,7 +14,7 @@ from stepped_session import LocalProject, SteppedSession, tiny_spec
 
 from mbqueue import Project
 from mbqueue.drive.notes import keep_note
-from mbqueue.drive.recover import recover
+from mbqueue.drive.recovery import recover
 from mbqueue.drive.retention import SETTLED_SECONDS
 from mbqueue.experiment import Spec
 from mbqueue.project import ProjectFolder, init_project

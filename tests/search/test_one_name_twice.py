@@ -11,7 +11,7 @@ from recorded_search import enqueue, make_search
 from small_project import ManualClock
 from stepped_session import SteppedSession, tiny_spec
 
-from mbqueue.drive.announce import Announcements
+from mbqueue.drive.announcements import Announcements
 from mbqueue.drive.publishing import Publisher
 from mbqueue.experiment import hash_of_spec
 from mbqueue.project import ProjectFolder, Settings, init_project

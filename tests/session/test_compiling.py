@@ -12,7 +12,7 @@ import tiny_family
 import torch
 
 from mbqueue import families
-from mbqueue.session import loaded
+from mbqueue.session import working_set
 from mbqueue.session.compiling import Compiling
 from mbqueue.train import chgnet, gpu_path
 from mbqueue.train.triton_plan import products_in_use
@@ -177,8 +177,8 @@ def test_compiling_begins_before_a_fold_is_loaded_and_ends_before_it_is_put_on_t
 ) -> None:
     happened: list[str] = []
 
-    class Place(loaded.Loaded):
-        """A stand-in for `Loaded` that records its calls."""
+    class Place(working_set.WorkingSet):
+        """A stand-in for `WorkingSet` that records its calls."""
 
         def __init__(self) -> None:
             self._fold = None
@@ -208,8 +208,8 @@ def test_compiling_begins_before_a_fold_is_loaded_and_ends_before_it_is_put_on_t
     place._compiling = Waited()
     for name in ("data_for", "_checkpoints", "frozen_for"):
         setattr(place, name, lambda *_args: Anything())
-    monkeypatch.setattr(loaded, "kinds_needed", lambda _spec: ())
-    monkeypatch.setattr(loaded, "FoldRun", lambda **_named: happened.append("fold"))
+    monkeypatch.setattr(working_set, "kinds_needed", lambda _spec: ())
+    monkeypatch.setattr(working_set, "FoldRun", lambda **_named: happened.append("fold"))
     lease: Any = Anything()
     lease.job = Anything()
     lease.job.fold = 0

@@ -17,9 +17,9 @@ from small_project import make_project
 import mbqueue
 from mbqueue.cli import main
 from mbqueue.queue.claiming import Claims
-from mbqueue.queue.enqueue import Enqueueing
+from mbqueue.queue.enqueueing import Enqueueing
 from mbqueue.session import predict
-from mbqueue.session.loaded import Loaded
+from mbqueue.session.working_set import WorkingSet
 from mbqueue.storage.own_commits import OwnCommits
 from mbqueue.train import chgnet
 from mbqueue.train.fold import FoldRun
@@ -29,7 +29,7 @@ PACKAGE = Path(mbqueue.__file__).parent
 STATIONS: list[tuple[Any, str]] = [
     (Enqueueing, "enqueue"),
     (Claims, "claim"),
-    (Loaded, "fold_run"),
+    (WorkingSet, "fold_run"),
     (OwnCommits, "stage"),
     (OwnCommits, "publish"),
     (FoldRun, "best_model"),

@@ -16,15 +16,15 @@ from small_project import make_project
 from mbqueue.api import Project
 from mbqueue.experiment import DataSpec
 from mbqueue.files import write_bytes
-from mbqueue.train import chgnet, kept, predict
+from mbqueue.train import chgnet, partial_outputs, predict
 
 #: A program that predicts in batches of 8, stores each batch, and kills itself in the third batch of strained crystals.
 KILLED = """
 import os, signal, sys
 from mbqueue.api import Project
 from mbqueue.experiment import DataSpec
-from mbqueue.train import chgnet, kept, predict
-kept.WRITE_SECONDS, predict._BATCH_SIZE = 0.0, 8
+from mbqueue.train import chgnet, partial_outputs, predict
+partial_outputs.WRITE_SECONDS, predict._BATCH_SIZE = 0.0, 8
 compute, done = chgnet.predict, []
 def counted(*arguments):
     done.append(1)
@@ -75,7 +75,7 @@ def test_a_killed_prediction_resumes_with_the_same_bytes(tmp_path: Path, monkeyp
     stored = list(project.folder.predictions_dir("predict").iterdir())
     assert stored
     for file in stored:
-        os.utime(file, (0, file.stat().st_mtime - kept.FORGET_SECONDS - 60))
+        os.utime(file, (0, file.stat().st_mtime - partial_outputs.FORGET_SECONDS - 60))
     sizes.clear()
     anew = project.predict(small, [model], strains=1, device="cpu")
     assert sum(sizes) == 120, "what is older than a week is forgotten"

@@ -12,7 +12,7 @@ import pytest
 from processes import freeze, run, start, until
 from small_project import ManualClock, enqueue, make_newer, make_project, small_spec
 
-from mbqueue.drive.recover import move_queue_aside
+from mbqueue.drive.recovery import move_queue_aside
 from mbqueue.errors import QueueError, SchemaTooNew, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.store import Queue

@@ -13,7 +13,7 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 from mbqueue.clock import SystemClock
 from mbqueue.drive.archive import back_up, restore
 from mbqueue.drive.notes import keep_note
-from mbqueue.drive.recover import recover
+from mbqueue.drive.recovery import recover
 from mbqueue.errors import MbqueueError
 from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.store import Queue

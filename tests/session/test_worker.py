@@ -25,10 +25,10 @@ from mbqueue.queue.store import Queue
 from mbqueue.results.tables import read_history, read_predictions
 from mbqueue.search.file import Search, Setting
 from mbqueue.session import fold_results, record
-from mbqueue.session.loaded import Loaded
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import Ending, SessionOutcome, work
+from mbqueue.session.working_set import WorkingSet
 from mbqueue.storage.own_commits import OwnCommits
 from mbqueue.train.fold import FoldRun
 
@@ -374,7 +374,7 @@ def test_a_session_that_lost_its_lease_does_not_rebuild_missing_files(
 @pytest.mark.parametrize(
     ("jobs", "slow", "staging"),
     [
-        pytest.param(1, (Loaded, "data_for"), (OwnCommits, "stage"), id="train"),
+        pytest.param(1, (WorkingSet, "data_for"), (OwnCommits, "stage"), id="train"),
         pytest.param(2, (FoldRun, "predict_test"), (fold_results, "write_history"), id="predict"),
     ],
 )

@@ -22,7 +22,7 @@ from mbqueue.train import chgnet
 from mbqueue.train import frozen as frozen_module
 from mbqueue.train.backbone import is_prepared, open_frozen, prepare_frozen
 from mbqueue.train.chgnet import load_pretrained, set_references, trained_parameters, weights_hash
-from mbqueue.train.elsewhere import Elsewhere
+from mbqueue.train.equal_shards import EqualShards
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.forward import atom_features
 from mbqueue.train.frozen import FrozenBackbone, Preparing
@@ -263,8 +263,10 @@ def test_other_datasets_in_the_cache_change_no_bit(
         crystals, frac_coords=crystals.frac_coords + (np.arange(len(crystals.frac_coords)) == 0)[:, None] * 1e-9
     )
     moved_frozen = open_frozen(spec, moved, tmp_path)
-    assert Elsewhere(moved_frozen, moved).find(0, ("energies",)) is None, "an atom moved by less than a float32 can say"
-    assert Elsewhere(moved_frozen, moved).find(1, ("energies",)) is not None
+    assert EqualShards(moved_frozen, moved).find(0, ("energies",)) is None, (
+        "an atom moved by less than a float32 can say"
+    )
+    assert EqualShards(moved_frozen, moved).find(1, ("energies",)) is not None
 
 
 def test_one_pass_gives_energies_and_features_if_the_disk_has_room(

@@ -20,6 +20,7 @@ from mbqueue.queue.schema import (
     Rule,
     column_checks,
     commits_place,
+    event_inserts,
     require_known,
     row_checks,
     tables,
@@ -70,17 +71,16 @@ def _functions() -> Iterator[str]:
     """
     # Announce only jobs that other sessions may claim immediately. More announcements would be slow, because PostgreSQL
     # commits transactions that send notifications one at a time.
-    event = "INSERT INTO {schema}.events (at, job_id, experiment_id, by, from_state, to_state, why)"
-    row = "NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by"
+    enqueued, changed = event_inserts("{schema}.")
     yield f"""
         CREATE OR REPLACE FUNCTION jobs_event() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
             IF TG_OP = 'INSERT' THEN
-                {event} VALUES ({row}, NULL, NEW.state, NEW.changed_why);
+                {enqueued}
                 RETURN NULL;
             END IF;
             IF NEW.state <> OLD.state THEN
-                {event} VALUES ({row}, OLD.state, NEW.state, NEW.changed_why);
+                {changed}
             END IF;
             IF (NEW.state = 'ready' AND NEW.paused = 0 AND NEW.affinity IS DISTINCT FROM NEW.changed_by)
                     OR (NEW.state = 'committed' AND NEW.kind = 'record') THEN

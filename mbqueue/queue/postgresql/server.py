@@ -16,7 +16,7 @@ from psycopg.pq import TransactionStatus
 from mbqueue.errors import QueueError, QueueMissing
 from mbqueue.queue.database import Bound, Database, Result, Rows, Statements
 from mbqueue.queue.dialect import POSTGRESQL
-from mbqueue.queue.moved import MOVED_VERSION, moved_error
+from mbqueue.queue.moved_mark import MOVED_VERSION, moved_error
 from mbqueue.queue.postgresql import schema
 from mbqueue.queue.postgresql.address import parse_address
 from mbqueue.queue.postgresql.client import Client, Interrupted, Transaction, connect, explained

@@ -46,7 +46,7 @@ class Trace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lost:
+class LostPart:
     """A part of an experiment that is missing from the queue.
 
     Attributes:
@@ -85,7 +85,7 @@ def traces(project: ProjectFolder) -> list[Trace]:
     return found
 
 
-def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, Lost]]:
+def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, LostPart]]:
     """Find the notes and commits of lost work, each with the part that is missing from the queue."""
     # List the files before reading the queue: a new experiment enters the queue before its first file is written.
     found = traces(project)
@@ -100,7 +100,7 @@ def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, Lost]
     ]
 
 
-def lost_parts(project: ProjectFolder, queue: Queue) -> list[Lost]:
+def lost_parts(project: ProjectFolder, queue: Queue) -> list[LostPart]:
     """Find the parts of experiments that exist in the project's files but not in the queue."""
     lost = {lost for _, lost in lost_traces(project, queue)}
     if not lost or _is_in_file(project, queue, lost):
@@ -108,25 +108,25 @@ def lost_parts(project: ProjectFolder, queue: Queue) -> list[Lost]:
     return sorted(lost, key=lambda one: (one.experiment, -1 if one.fold is None else one.fold, one.ahead))
 
 
-def _lost_of(trace: Trace, known: Mapping[str, Experiment], done: Mapping[tuple[str, int], int]) -> Lost | None:
+def _lost_of(trace: Trace, known: Mapping[str, Experiment], done: Mapping[tuple[str, int], int]) -> LostPart | None:
     experiment = known.get(trace.experiment)
     if experiment is None:
         search = trace.experiment.rpartition(".")[0]
         searches = {(one.spec.get("trial") or {}).get("search", {}).get("name") for one in known.values()}
-        return Lost(experiment=trace.experiment, is_of_known_search=search in searches)
+        return LostPart(experiment=trace.experiment, is_of_known_search=search in searches)
     if trace.spec_hash not in (None, experiment.spec_hash):
-        return Lost(experiment=trace.experiment, is_of_other_spec=True)
+        return LostPart(experiment=trace.experiment, is_of_other_spec=True)
     if trace.fold is None or experiment.is_released:
         return None
     if trace.fold not in experiment.spec["folds"]:
-        return Lost(experiment=trace.experiment, fold=trace.fold)
+        return LostPart(experiment=trace.experiment, fold=trace.fold)
     # The files may be one epoch ahead of the queue, because a session publishes a commit just before the queue counts
     # the epoch as done.
     ahead = trace.epochs - done.get((trace.experiment, trace.fold), 0)
-    return Lost(experiment=trace.experiment, fold=trace.fold, ahead=ahead) if ahead > 1 else None
+    return LostPart(experiment=trace.experiment, fold=trace.fold, ahead=ahead) if ahead > 1 else None
 
 
-def described(lost: Sequence[Lost]) -> str:
+def described(lost: Sequence[LostPart]) -> str:
     """List the lost parts as text that completes the sentence "The queue lacks …"."""
     folds: dict[str, list[int]] = {}
     for one in lost:
@@ -138,7 +138,7 @@ def described(lost: Sequence[Lost]) -> str:
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def _part(one: Lost, folds: dict[str, list[int]]) -> str:
+def _part(one: LostPart, folds: dict[str, list[int]]) -> str:
     if one.is_of_other_spec:
         return f"{one.experiment} with its previous settings"
     if one.ahead:
@@ -149,7 +149,7 @@ def _part(one: Lost, folds: dict[str, list[int]]) -> str:
     return f"{one.experiment} fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
-def _is_in_file(project: ProjectFolder, queue: Queue, lost: Iterable[Lost]) -> bool:
+def _is_in_file(project: ProjectFolder, queue: Queue, lost: Iterable[LostPart]) -> bool:
     """Whether the project's SQLite file still contains the experiments that a queue on a server has lost."""
     if queue.database.file is not None or not project.queue_db.exists():
         return False

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mbqueue.session.session import Session
 
 
-class Loaded:
+class WorkingSet:
     """The data and model that a session keeps loaded on its device, ready for the next epoch."""
 
     def __init__(

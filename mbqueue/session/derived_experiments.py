@@ -17,11 +17,11 @@ from mbqueue.results.folder import Recorded, read_recorded
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.results.tables import Predictions, advised, model_file, predictions_file
 from mbqueue.results.weights import fitted_weights
-from mbqueue.session.asking import Question, ask
+from mbqueue.session.cross_prediction import Question, ask
 from mbqueue.session.fold_results import FoldResults
-from mbqueue.session.loaded import Loaded
 from mbqueue.session.session import Session
 from mbqueue.session.shared_results import fetch_results
+from mbqueue.session.working_set import WorkingSet
 from mbqueue.train.rows import common_validation, split_rows
 
 
@@ -58,7 +58,7 @@ def prepare(session: Session, spec: Spec) -> dict[str, Any]:
     return {key: first[key] for key in ("dataset_hash", "source", "official", "n", "widened", "dropped")}
 
 
-def predict(session: Session, loaded: Loaded, lease: Lease, spec: Spec) -> FoldResults:
+def predict(session: Session, loaded: WorkingSet, lease: Lease, spec: Spec) -> FoldResults:
     """Predict the test set of a fold, or blend the members' predictions; return the fold's results.
 
     Raises:
@@ -80,7 +80,7 @@ def _fold_of(lease: Lease) -> int:
     return lease.job.fold
 
 
-def _again(session: Session, loaded: Loaded, lease: Lease, spec: Spec, member: _Found) -> FoldResults:
+def _again(session: Session, loaded: WorkingSet, lease: Lease, spec: Spec, member: _Found) -> FoldResults:
     """Predict the strained test set of the fold with the member's model.
 
     The result contains the member's history and model.
@@ -109,7 +109,7 @@ def _again(session: Session, loaded: Loaded, lease: Lease, spec: Spec, member: _
 
 
 def _fitted(
-    session: Session, loaded: Loaded, lease: Lease, spec: Spec, found: list[_Found]
+    session: Session, loaded: WorkingSet, lease: Lease, spec: Spec, found: list[_Found]
 ) -> tuple[dict[str, float], int]:
     """Fit the members' weights to a fold's validation crystals; return the weights and the number of crystals.
 

@@ -22,7 +22,7 @@ WRITE_SECONDS = 10.0
 FORGET_SECONDS = 7 * 86400.0
 
 
-class Kept:
+class PartialOutputs:
     """The outputs computed so far in one pass over the crystals, in order.
 
     The outputs always end where a batch ends, so a resumed pass has the same batches as an uninterrupted pass.
@@ -72,10 +72,10 @@ def forget_old(folder: Path, *, now: float) -> None:
                 path.unlink()
 
 
-def infer_kept(
+def infer_resumably(
     infer: Callable[[Rows, Callable[[list[Tensor]], None]], Sequence[NDArray[np.float32]] | None],
     rows: Rows,
-    kept: Kept | None,
+    kept: PartialOutputs | None,
     *,
     on_done: Callable[[int], None],
 ) -> NDArray[np.float32] | None:

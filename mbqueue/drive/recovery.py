@@ -19,9 +19,9 @@ from mbqueue.drive.reentry import Reentry
 from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
 from mbqueue.experiment import hash_of_spec, load_spec
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.enqueue import different_keys
+from mbqueue.queue.enqueueing import different_keys
 from mbqueue.queue.jobs import Kind, SessionRow, State, told_apart_by
-from mbqueue.queue.lost import lost_parts, lost_traces
+from mbqueue.queue.lost_work import lost_parts, lost_traces
 from mbqueue.queue.opening import has_lost_content, require_no_cut_off_restore
 from mbqueue.queue.sessions import may_be_at_work
 from mbqueue.queue.sqlite import set_aside

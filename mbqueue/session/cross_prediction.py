@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mbqueue.experiment import Spec
 from mbqueue.queue.jobs import Experiment, Job
-from mbqueue.session.loaded import Loaded
 from mbqueue.session.session import Session
+from mbqueue.session.working_set import WorkingSet
 from mbqueue.train.backbone import kinds_needed
 from mbqueue.train.conditions import Conditions
 from mbqueue.train.family import family_of
@@ -37,7 +37,9 @@ class Question:
     what: str
 
 
-def ask(session: Session, loaded: Loaded, job: Job, experiment: Experiment, question: Question) -> NDArray[np.float64]:
+def ask(
+    session: Session, loaded: WorkingSet, job: Job, experiment: Experiment, question: Question
+) -> NDArray[np.float64]:
     """Predict the requested rows; return an array of shape [N] in the target's unit.
 
     Args:

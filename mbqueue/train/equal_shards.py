@@ -35,7 +35,7 @@ def contents(crystals: Crystals, frozen: FrozenBackbone) -> list[bytes]:
     return digests
 
 
-class Elsewhere:
+class EqualShards:
     """Looks for one dataset's shards among those stored for other datasets.
 
     Args:
