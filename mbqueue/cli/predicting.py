@@ -38,14 +38,14 @@ def predict(
 
     Example: mbqueue predict sample results/daily/2026-01-01/chgnet_full_finetune/model_fold_0.pth
     """
-    project = open_project(context)
-    say(f"{LOADING} …")
-
     from mbqueue.cli.datasets import progress_bars
     from mbqueue.experiment import DataSpec
-    from mbqueue.session.ensemble import read_files, require_table
+    from mbqueue.session.prediction_files import read_files, require_inputs, require_table
 
+    project = open_project(context)
+    require_inputs(project.folder, dataset, models)
     require_table(output, read_files(project.folder, dataset, models), force=force)
+    say(f"{LOADING} …")
     with progress_bars() as progress:
         table = project.predict(
             DataSpec(dataset=dataset, drop_invalid=drop_invalid, id_column=id_column),

@@ -14,20 +14,18 @@ from mbqueue.clock import SystemClock
 from mbqueue.data.crystals import Crystals
 from mbqueue.errors import MbqueueError, UsageError
 from mbqueue.experiment import DataSpec
-from mbqueue.outputs import require_writable
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import is_queue_there, open_queue
 from mbqueue.results.cells import csv_text
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.session.device_check import tested_device
 from mbqueue.session.loading import Progress, load_data
+from mbqueue.session.prediction_files import COLUMNS, read_files, require_table
 from mbqueue.session.sources import DataRequest
 from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train.family import ModelFamily, family_of_file
 from mbqueue.train.partial_outputs import forget_old
 from mbqueue.train.predict import EnsemblePredictions, predict_crystals
-
-_COLUMNS = ("id", "composition", "n_atoms", "y_pred", "spread")
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class EnsembleTable:
         path = Path(path)
         require_table(path, self.made_from, force=force)
         each = self.predictions.each
-        names = [*_COLUMNS, *(f"y_pred_{i}" for i in range(len(each)))]
+        names = [*COLUMNS, *(f"y_pred_{i}" for i in range(len(each)))]
         columns = (
             self.crystals.ids,
             self.crystals.compositions(),
@@ -166,21 +164,6 @@ def _one_target(family: ModelFamily, models: Sequence[Path]) -> Target:
                 "averaged. Use models with the same target."
             )
     return first
-
-
-def read_files(project: ProjectFolder, dataset: str, models: Sequence[str | Path]) -> tuple[Path, ...]:
-    """The files and folders that predictions must not overwrite: dataset, models and the project's state."""
-    given = project.root / Path(dataset).expanduser()
-    return (*([given] if given.exists() else []), *map(Path, models), *project.never_outputs)
-
-
-def require_table(path: Path, made_from: Sequence[Path], *, force: bool) -> None:
-    """Check that predictions may be written to a file.
-
-    Raises:
-        UsageError: for the same reasons as in `EnsembleTable.write`.
-    """
-    require_writable(path, force=force, reads=made_from, ours=",".join(_COLUMNS).encode())
 
 
 def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[Path]) -> bool:

@@ -274,6 +274,34 @@ def test_status_and_enqueue_import_nothing_heavy(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("dataset", "model", "output", "said"),
+    [
+        ("missing.csv", "model.pth", "new.csv", "There is no dataset"),
+        ("sample", "missing.pth", "new.csv", "There is no model file"),
+        ("sample", "model.pth", "notes.csv", "already exists"),
+        ("sample", "model.pth", "missing/new.csv", "Create the folder first"),
+    ],
+)
+def test_predict_checks_its_paths_before_it_loads_pytorch(
+    project: ProjectFolder, tmp_path: Path, dataset: str, model: str, output: str, said: str
+) -> None:
+    for name in ("model.pth", "notes.csv"):
+        (tmp_path / name).write_text("mine")
+    arguments = ["--project", str(project.root), "predict", dataset, model, "--output", output]
+    program = (
+        "import sys\n"
+        "from mbqueue.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit as end: assert end.code == 2, end.code\n"
+        "assert not {'torch', 'chgnet', 'pymatgen'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr
+    assert "loading" not in done.stderr
+
+
 def test_status_waits_for_no_other_command_and_not_for_pydantic() -> None:
     program = (
         "import sys, mbqueue.cli.app, mbqueue.cli.status\n"
