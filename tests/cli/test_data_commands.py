@@ -262,7 +262,7 @@ def test_predict_accepts_missing_targets_and_drops_unusable_entries(
 
 def test_predict_names_a_missing_model_once(mbqueue: Command, tmp_path: Path) -> None:
     said = mbqueue("predict", "sample", str(tmp_path / "model.pth"))
-    assert said.code == FAILURE
+    assert said.code == USAGE
     assert f"There is no model file {tmp_path / 'model.pth'}." in said.err.replace("\n", " ")
     assert "because" not in said.err
 
