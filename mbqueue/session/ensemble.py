@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +11,13 @@ import numpy as np
 from mbqueue import files
 from mbqueue.clock import SystemClock
 from mbqueue.data.crystals import Crystals
-from mbqueue.errors import MbqueueError, UsageError
+from mbqueue.errors import UsageError
 from mbqueue.experiment import DataSpec
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.opening import is_queue_there, open_queue
 from mbqueue.results.cells import csv_text
-from mbqueue.results.record import RESULTS_FILE
 from mbqueue.session.device_check import tested_device
 from mbqueue.session.loading import Progress, load_data
+from mbqueue.session.model_origins import is_known_data, unseen_elements
 from mbqueue.session.prediction_files import COLUMNS, read_files, require_table
 from mbqueue.session.sources import DataRequest
 from mbqueue.task import TASKS, Target
@@ -121,6 +119,8 @@ def predict_dataset(
     )
     data = load_data(project, request, dataset_hash=None, progress=progress, note=note)
     assert data is not None, "no stop was requested"
+    for warning in unseen_elements(project, data.crystals, paths):
+        note(warning)
     keep_in = project.predictions_dir("predict")
     forget_old(keep_in, now=SystemClock().now())
     found = predict_crystals(
@@ -140,7 +140,7 @@ def predict_dataset(
         target,
         found,
         data.dropped,
-        is_known_data=_is_known_data(project, data.crystals.hash, paths),
+        is_known_data=is_known_data(project, data.crystals.hash, paths),
         is_compared=section.dataset not in TASKS or _is_same(TASKS[section.dataset].target, target),
         made_from=read_files(project, section.dataset, paths),
     )
@@ -182,21 +182,3 @@ def _column_names(target: Target) -> tuple[str, ...]:
     if target.column and target.kind != "energy":
         return (target.column,)
     return tuple(dict.fromkeys(name for name in (target.column, *target.columns) if name))
-
-
-def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[Path]) -> bool:
-    """Whether this dataset was used by an experiment in the queue or by an experiment recorded next to a model."""
-    for folder in {path.parent for path in models}:
-        try:
-            content = json.loads((folder / RESULTS_FILE).read_bytes())
-            if content["dataset"]["hash"] == dataset_hash:
-                return True
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # this folder's results are missing or unreadable
-    try:
-        if not is_queue_there(project):
-            return False
-        with open_queue(project, read_only=True) as queue:
-            return any(experiment.dataset_hash == dataset_hash for experiment in queue.experiments())
-    except MbqueueError:
-        return False  # predict even if the queue cannot be read
