@@ -60,7 +60,7 @@ class CommitFile:
     @property
     def base(self) -> str:
         """The file's name without the suffix and without the number that a drive may add."""
-        return f"{self.stem}-{self.digits}" if self.digits else self.stem
+        return with_hash(self.stem, self.digits) if self.digits else self.stem
 
     @property
     def name(self) -> str:
@@ -103,7 +103,12 @@ def hashed_name(stem: str, content: bytes) -> str:
     The name ends with the first digits of the content's SHA-256. The digits reveal a truncated file, and distinguish
     files with different content.
     """
-    return f"{stem}-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
+    return with_hash(stem, hashlib.sha256(content).hexdigest())
+
+
+def with_hash(stem: str, sha256: str) -> str:
+    """The name, without the suffix, that ends with the first digits of ``sha256``, which may be cut off after them."""
+    return f"{stem}-{sha256[:HASH_DIGITS]}"
 
 
 def commit_file(name: str) -> CommitFile | None:

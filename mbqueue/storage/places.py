@@ -19,7 +19,7 @@ from pathlib import Path
 from mbqueue.project import FOLD_PATTERN, PUBLISHED_CHECKPOINTS, STORED_CHECKPOINTS, fold_name, fold_named
 from mbqueue.storage.blobs import Blobs, Folder
 from mbqueue.storage.manifest import Commit, Identity
-from mbqueue.storage.names import CHECKPOINT, HASH_DIGITS, MANIFEST, CommitFile, file_name, hashed_name, manifests_named
+from mbqueue.storage.names import CHECKPOINT, MANIFEST, CommitFile, file_name, hashed_name, manifests_named, with_hash
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Place:
 
     def checkpoint(self, commit: Commit) -> str:
         """The path of a commit's checkpoint, wherever the commit comes from."""
-        hashed = f"{commit.manifest.stem}-{commit.manifest.sha256[:HASH_DIGITS]}"
+        hashed = with_hash(commit.manifest.stem, commit.manifest.sha256)
         base = hashed if self.has_hashed_checkpoints else self._manifest_base(commit)
         return self.path(file_name(base, CHECKPOINT))
 
