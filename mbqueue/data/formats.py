@@ -209,7 +209,9 @@ def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[list[str]]:
         try:
             yield from (row for row in reader if row)
         except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not in UTF-8 after line {reader.line_num} ({error}).") from error
+            raise DataError(
+                f"{path}: line {reader.line_num + 1} is not in UTF-8 ({error}). Save the table in UTF-8."
+            ) from error
         except csv.Error as error:
             closed = " The file is cut short, or a quotation mark is not closed." if "end of data" in str(error) else ""
             raise DataError(f"{path} is not a valid CSV table: line {reader.line_num}: {error}.{closed}") from error

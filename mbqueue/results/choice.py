@@ -42,7 +42,7 @@ def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
     folds = _folds(chosen_on(spec))
     unused = f"The search did not use the test crystals of {folds}."
     if len(chosen_on(spec)) > 1:
-        unused = "A trial on one of these folds did not use that fold's test crystals."
+        unused = "In training on each of these folds, the search did not use that fold's test crystals."
     return (
         f"{mark} These settings were chosen on {folds}. {said} The lowest of many validation "
         f"MAEs is too optimistic. {unused} The crystals for training and validation in the search "

@@ -902,6 +902,15 @@ def test_a_csv_with_an_open_or_misplaced_quotation_mark_is_refused(tmp_path, tab
         load(str(tmp_path / "t.csv"))
 
 
+@pytest.mark.parametrize("bad_line", [1, 3])
+def test_a_csv_that_is_not_in_utf_8_is_refused_with_the_line(tmp_path, bad_line):
+    lines = [b"id,e_form,cif,note", b"a,-1,x,y", b"b,-1,x,y", b"c,-1,x,y"]
+    lines[bad_line - 1] += "é".encode("latin-1")
+    (tmp_path / "t.csv").write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError, match=rf"t\.csv: line {bad_line} is not in UTF-8 \(.*\)\. Save the table in UTF-8\."):
+        load(str(tmp_path / "t.csv"))
+
+
 @pytest.mark.parametrize("name", ["b.CIF", "b.cif.gz", "b.Vasp"])
 def test_a_structure_file_with_another_suffix_is_not_left_out_in_silence(tmp_path, name):
     (tmp_path / "a.cif").write_text(SALT.to(fmt="cif"))

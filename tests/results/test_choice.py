@@ -103,7 +103,7 @@ def test_a_blend_of_the_choices_of_two_searches_names_each_with_its_own_folds():
 def test_a_search_on_two_folds_is_not_said_to_have_avoided_the_test_crystals_of_both():
     note = choice_note({"chosen": {**CHOSEN, "folds": [0, 1]}})
     assert "did not use the test crystals of folds" not in note
-    assert "A trial on one of these folds did not use that fold's test crystals." in note
+    assert "In training on each of these folds, the search did not use that fold's test crystals." in note
     assert "The search did not use the test crystals of fold 0." in choice_note({"chosen": CHOSEN})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import plotly.io
 import pytest
 
@@ -25,8 +27,24 @@ def test_every_figure_becomes_a_picture_of_its_name(recorded_folder, tmp_path, m
 
 def test_without_a_drawing_engine_the_error_says_what_to_install(recorded_folder, tmp_path, monkeypatch):
     def fail(*args, **options):
-        raise ValueError("Image export requires the Kaleido package")
+        raise ValueError("\n\nImage export requires the Kaleido package.\n\nMore text.")
 
     monkeypatch.setattr(plotly.io, "write_images", fail)
-    with pytest.raises(ResultsError, match="pip install kaleido"):
+    with pytest.raises(ResultsError, match="pip install kaleido") as caught:
         write_pictures(draw(read_recorded(recorded_folder)), tmp_path)
+    assert "PNG files: Image export requires the Kaleido package.\nPNG" in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_or_a_missing_permission_is_not_blamed_on_the_browser(
+    recorded_folder, tmp_path, monkeypatch, number
+):
+    why = OSError(number, "refused", str(tmp_path / "parity.png"))
+
+    def fail(*args, **options):
+        raise why
+
+    monkeypatch.setattr(plotly.io, "write_images", fail)
+    with pytest.raises(OSError, match="refused") as caught:
+        write_pictures(draw(read_recorded(recorded_folder)), tmp_path)
+    assert caught.value is why

@@ -10,7 +10,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 import plotly.io  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue import files
-from mbqueue.errors import ResultsError, UsageError
+from mbqueue.errors import ResultsError, UsageError, first_line, remedy
 
 WIDTH_PIXELS = 1100
 #: Widths in pixels of figures that share a row on the page, chosen so that the PNG files look about the same as the
@@ -38,7 +38,8 @@ def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]
     """Write every figure of a report to ``folder``/NAME.png, at twice the resolution of a screen.
 
     Raises:
-        ResultsError: if kaleido (which plotly uses to render pictures) is missing or finds no browser.
+        ResultsError: if kaleido (which plotly uses to render pictures) is missing, or its browser is missing or fails.
+        OSError: if a picture cannot be written, for example because the disk is full or a permission is missing.
     """
     files.make_folder(folder)
     # Render all pictures in a temporary folder first, so that an error leaves the target folder unchanged.
@@ -49,9 +50,11 @@ def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]
             # Render all pictures in one call, because every call starts a browser.
             plotly.io.write_images(list(figures.values()), drawn, width=widths, scale=_SCALE)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
+            if remedy(error):
+                raise  # a full disk or a missing permission has its own advice
             raise ResultsError(
-                "mbqueue cannot save the figures as PNG files, which require kaleido and Chrome or Chromium: "
-                "pip install kaleido, then plotly_get_chrome. "
+                f"mbqueue cannot save the figures as PNG files: {first_line(error)}\n"
+                "PNG files require kaleido and Chrome or Chromium: pip install kaleido, then plotly_get_chrome. "
                 "Without them, open the report and click the camera icon of each figure."
             ) from error
         return [picture.replace(folder / picture.name) for picture in drawn]
