@@ -32,7 +32,7 @@ FAULTS = {
     "done, but said to have failed": {"action": "doubt", "number": errno.EIO},
     "committed, but said to have failed": {"action": "doubt", "number": errno.EIO, "only": ("commit",)},
 }  # fmt: skip
-SAMPLE = 2
+SAMPLE = 1
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -67,10 +67,10 @@ class Death:
 
 
 DEATHS = [
-    Death("killed", "kill", sample=8),
-    Death("power lost", "lose", sample=8),
+    Death("killed", "kill", sample=5),
+    Death("power lost", "lose", sample=5),
     Death("killed, on a drive", "kill", sample=3, on_a_drive=True),
-    Death("machine lost, on a drive", "kill", sample=5, on_a_drive=True, with_machine=True),
+    Death("machine lost, on a drive", "kill", sample=3, on_a_drive=True, with_machine=True),
 ]
 
 
