@@ -129,8 +129,11 @@ def test_every_module_has_a_room() -> None:
 def test_the_table_of_rooms_lists_every_room() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     table = text[text.index("## Rooms") : text.index("## The path of the data")]
-    for room in set(ROW_OF) - {"__main__"}:
-        assert re.search(rf"`{room}/?`", table), f"{room} is not in the table of rooms"
+    rows = [line.split(" | ", 2) for line in table.splitlines() if re.match(r"\| \d", line)]
+    level_of = {room: int(level.strip("| ")) for level, rooms, _ in rows for room in re.findall(r"`(\w+)/?`", rooms)}
+    rooms = [{room for room in row if room != "__main__"} for row in ROWS]
+    expected = {room: number for number, row in enumerate(reversed([row for row in rooms if row]), 1) for room in row}
+    assert level_of == expected
 
 
 def test_the_diagram_of_states_matches_the_table_of_transitions() -> None:

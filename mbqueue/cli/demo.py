@@ -24,7 +24,7 @@ EXPERIMENT = "full_finetune"
 FOLDS, EPOCHS, CRYSTALS = 5, 2, 150
 #: The fold, epoch and step after which the demo kills the session.
 KILLED_FOLD, KILLED_EPOCH, KILLED_AFTER_STEP = 1, 2, 4
-SETTINGS = 'session = "10m"\ncheckpoint_minutes = 0.01\nlease_seconds = 20.0\n'
+SETTINGS = 'session = "10m"\ncheckpoint_minutes = 1e-6\nlease_seconds = 20.0\n'
 
 
 class DemoFailed(MbqueueError):
@@ -36,7 +36,7 @@ def demo(
         Path | None,
         typer.Option("--dir", help="Folder for the project; the default is a temporary folder that the demo deletes."),
     ] = None,
-    crystals: Annotated[int, typer.Option(help="Number of crystals to use from the sample.", min=50)] = CRYSTALS,
+    crystals: Annotated[int, typer.Option(help="Number of crystals to use from the sample.", min=100)] = CRYSTALS,
 ) -> None:
     """Run a five-fold CHGNet finetune on the sample, kill a session, and show that the results do not change.
 

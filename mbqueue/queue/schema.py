@@ -93,7 +93,10 @@ def row_checks(row: str = "") -> tuple[str, ...]:
 
 
 def event_inserts(schema_prefix: str = "") -> tuple[str, str]:
-    """The statements with which triggers record a new job, and a job's new state, as events."""
+    """The statements with which triggers record a new job, and a job's new state, as events.
+
+    Do not change their words: a SQLite queue whose triggers differ from `expected_definitions` counts as damaged.
+    """
     insert = f"INSERT INTO {schema_prefix}events (at, job_id, experiment_id, by,"
     row = "NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by"
     return (

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 180
 
 @cache
 def warm() -> Warm:
-    """The process that all processes of this test run are forked from; it ends with the test run."""
+    """The process that all processes of this test run are forked from; all of them end with the test run."""
     return Warm()
 
 
@@ -62,7 +62,9 @@ def freeze(process: Child, queue_db: Path) -> None:
     A process frozen within a write would hold the lock until woken, so no other process could take over its job.
     """
     with closing(sqlite3.connect(queue_db, timeout=0, isolation_level=None)) as probe:
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
+            assert time.monotonic() < deadline, "another process keeps the write lock"
             process.send_signal(signal.SIGSTOP)
             until(lambda: set(states_of_threads(process.pid)) == {"T"}, process)
             try:
@@ -77,8 +79,11 @@ def freeze(process: Child, queue_db: Path) -> None:
 
 def states_of_threads(pid: int) -> list[str]:
     """The state of each thread of a process, for example "S" (sleeping) or "T" (stopped)."""
-    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    return [stat.rpartition(")")[2].split()[0] for stat in stats]
+    states = []
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended since
+            states.append(path.read_text().rpartition(")")[2].split()[0])
+    return states
 
 
 def outcome(folder: Path, fold: int) -> tuple[bytes, bytes, list[dict[str, object]]]:

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class Child:
 
 
 class Warm:
-    """The warm process, which ends with this one."""
+    """The warm process. It ends with this process, and then kills the children that are still running."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
@@ -81,14 +82,16 @@ class Warm:
 
     def _end(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request to the warm process; return the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with self._turn:
+        line = ""
+        with self._turn, suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()

@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ def _warm_up() -> None:
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        open(os.devnull, "w") as nowhere,  # noqa: PTH123
-        redirect_stdout(nowhere),
-        redirect_stderr(nowhere),
+        StringIO() as said,
+        redirect_stdout(said),
+        redirect_stderr(said),
     ):
         small = ["--dataset", "sample", "--set", "data.limit=10", "--folds", "0", "--epochs", "1"]
         for arguments in (
@@ -51,7 +52,7 @@ def _warm_up() -> None:
                 main(["--project", folder, *arguments])
             except SystemExit as ended:
                 if ended.code:
-                    raise
+                    raise RuntimeError(said.getvalue()) from ended
     threads = list(Path("/proc/self/task").iterdir())
     assert len(threads) == 1, f"a fork copies one thread only, and there are {len(threads)}"
 
@@ -99,16 +100,19 @@ def _serve() -> None:
     warnings.simplefilter("ignore")
     _warm_up()
     answer = os.fdopen(os.dup(1), "w", buffering=1)
+    children: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "poll":
             ended, status = os.waitpid(request["pid"], os.WNOHANG)
+            children.discard(ended)
             answer.write(json.dumps({"code": os.waitstatus_to_exitcode(status) if ended else None}) + "\n")
             continue
         pid = os.fork()
         if pid == 0:
             code = 70
             try:
+                answer.close()  # if the warm process dies, tests must see the end of its answers
                 code = _child(request)
             except BaseException:  # noqa: BLE001 - whatever it is, the parent must not run on in the child
                 import traceback
@@ -117,7 +121,10 @@ def _serve() -> None:
                 sys.stderr.flush()
             finally:
                 os._exit(code)
+        children.add(pid)
         answer.write(json.dumps({"pid": pid}) + "\n")
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def test_commits_of_another_spec_are_set_aside(bench: Any, helpers: Any, tmp_pat
     assert (tmp_path / "e0001-done-f0001.pt.damaged").exists()
 
 
-#: Trains two epochs in one forked process after another, each of which is killed at one of the points in its arguments.
+#: Trains the same fold in one forked process after another. Each argument says where one process is killed.
 _WORKER = """
     import importlib.util, multiprocessing, os, signal, sys
     from pathlib import Path
@@ -310,5 +310,5 @@ def test_sigkill_in_mid_epoch_and_in_mid_commit_changes_no_byte(bench: Any, help
         check=False,
     )
     codes = [0 if death == "never" else -signal.SIGKILL for death in deaths]
-    assert [int(code) for code in done.stdout.split()] == codes, done.stderr
+    assert done.stdout.split() == [str(code) for code in codes], done.stderr
     assert essence(tmp_path / "killed") == essence(tmp_path / "whole")
