@@ -121,10 +121,9 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
             state.trouble = {"why": f"{project.root}: {project.away}", "since": SystemClock().now()}
     folds = []
     for folder in fold_dirs:
-        manifests = Commits(in_folder(folder), named_after(folder)).manifests()
-        if not manifests:
+        newest = Commits(in_folder(folder), named_after(folder)).newest_manifest()
+        if newest is None:
             continue
-        newest = manifests[-1]
         there = state.commits.get(f"{folder.parent.name}/{folder.name}", {"stem": None, "seconds": 0.0})
         folds.append(
             {

@@ -214,7 +214,7 @@ class Reentry:
         folder = self._project.checkpoints_dir(experiment.name, fold)
         identity = experiment.identity(fold)
         here = Commits(in_folder(folder), identity)
-        local = next(reversed(here.manifests()), None)
+        local = here.newest_manifest()
         published = self.published_fold(identity)
         chain = published.chain(above=local)
         if not chain:

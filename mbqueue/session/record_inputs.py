@@ -76,11 +76,11 @@ def fingerprint_changes(commits: Mapping[int, Commits]) -> list[dict[str, Any]]:
 
     Each entry contains the fold, epoch and step, and what changed.
     """
-    newest = {fold: of_fold.manifests()[-1:] for fold, of_fold in commits.items()}
+    newest = {fold: of_fold.newest_manifest() for fold, of_fold in commits.items()}
     return [
         {"fold": fold, **change}
-        for fold, manifests in newest.items()
-        for manifest in manifests
+        for fold, manifest in newest.items()
+        if manifest is not None
         for change in manifest.fingerprint_changes
     ]
 

@@ -100,6 +100,10 @@ class Commits:
         """The manifests of the commits that `commits` returns."""
         return [commit.manifest for commit in self.commits()]
 
+    def newest_manifest(self) -> Manifest | None:
+        """The intact manifest with the highest rank; None if there is none. Its checkpoint is not read."""
+        return next(reversed(self.manifests()), None)
+
     def newest(self, *, at_most_epoch: int | None = None) -> Commit | None:
         """The last commit of `chain`; None if no commit is intact."""
         chain = self.chain(at_most_epoch=at_most_epoch)

@@ -51,6 +51,17 @@ def test_in_a_folder_a_second_writer_of_a_commit_leaves_the_checkpoint_of_the_fi
     assert (commit.manifest.session, second.checkpoint(commit)) == ("a", b"one")
 
 
+def test_the_newest_manifest_is_found_without_its_checkpoint(tmp_path: Path) -> None:
+    commits = OwnCommits(in_folder(tmp_path), SMALL)
+    assert commits.newest_manifest() is None
+    for fence in (2, 1):
+        commits.stage(b"state", fields("a") | {"fence": fence}).publish()
+    (tmp_path / "e0001-done-f0002.pt").unlink()
+    newest = commits.newest_manifest()
+    assert newest is not None
+    assert newest.fence == 2
+
+
 def test_a_failing_disk_is_not_mistaken_for_one_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_names: object) -> None:
         raise OSError(errno.EIO, "the disk fails")
