@@ -35,9 +35,9 @@ def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
         return f"made from {enumerated(members_of(experiment.spec))}, {counted(found['n'], 'crystal')}"
     data = loaded.data_for(job, experiment, spec)
     check_folds(data.crystals.targets, spec.train.validation, is_class=spec.predicts.is_class)
-    # Trial 0 has noted it for all trials, unless they differ in the size of their validation sets.
-    is_noted = spec.trial is not None and spec.trial.number > 0 and "train.validation" not in spec.trial.search["space"]
-    if spec.train.epochs > 1 and not is_noted:
+    # Trial 0 adds the note for all trials, unless they differ in the size of their validation sets.
+    may_note = spec.trial is None or spec.trial.number == 0 or "train.validation" in spec.trial.search["space"]
+    if spec.train.epochs > 1 and may_note:
         _note_few_validation_crystals(session, spec, data.crystals.targets)
     loaded.frozen_for(job, spec, data)
     # Other machines may need the crystals from the store, so wait until they are stored. A drive does not show when
