@@ -81,7 +81,7 @@ class EnsembleTable:
 
 def predict_dataset(
     project: ProjectFolder,
-    section: DataSpec,
+    data_spec: DataSpec,
     models: Sequence[str | Path],
     *,
     target_column: str = "",
@@ -96,7 +96,7 @@ def predict_dataset(
     prediction can resume.
 
     Args:
-        section: the [data] section of the crystals to predict, which may have no targets.
+        data_spec: the [data] section of the crystals to predict, which may have no targets.
         models: model_fold_*.pth files.
         target_column: column of the dataset's table with the true values; by default, the column that the first model
             was trained on, if the table has it, or for an energy a column with a name that mbqueue recognises.
@@ -112,7 +112,7 @@ def predict_dataset(
     loaded = [family.load_model(path) for path in paths]
     target = _one_target(family, paths)
     request = DataRequest(
-        data=section,
+        data=data_spec,
         target=replace(target, column=target_column),
         target_names=_column_names(target),
         targets_required=False,
@@ -141,8 +141,8 @@ def predict_dataset(
         found,
         data.dropped,
         is_known_data=is_known_data(project, data.crystals.hash, paths),
-        is_compared=section.dataset not in TASKS or _is_same(TASKS[section.dataset].target, target),
-        made_from=read_files(project, section.dataset, paths),
+        is_compared=data_spec.dataset not in TASKS or _is_same(TASKS[data_spec.dataset].target, target),
+        made_from=read_files(project, data_spec.dataset, paths),
     )
 
 

@@ -29,14 +29,14 @@ class LoadedData:
     """An experiment's data, ready for training.
 
     Attributes:
-        section: the [data] section that requested the data.
+        data_spec: the [data] section that requested the data.
         crystals, graphs: the crystals and their graphs, in the same order.
         source: the source's name or path, as shown in messages.
         official: whether this is matbench's own dataset, complete and in the original order.
         dropped: (id, reason) of each entry left out.
     """
 
-    section: DataSpec
+    data_spec: DataSpec
     crystals: Crystals
     graphs: GraphCache
     source: str
@@ -121,7 +121,7 @@ def load_data(
                 f"Files were removed from {folder} while it was being built. The next attempt recreates them."
             )
     return LoadedData(
-        section=request.data,
+        data_spec=request.data,
         crystals=crystals,
         graphs=graphs,
         source=meta["source"],

@@ -51,7 +51,7 @@ class WorkingSet:
         """
         # If the spec limits the number of crystals, the choice depends on the seed, so compare the crystals' hash too.
         data = self._data
-        if data is None or data.section != spec.data or data.crystals.hash != experiment.dataset_hash:
+        if data is None or data.data_spec != spec.data or data.crystals.hash != experiment.dataset_hash:
             self._fold, self._data = None, None
             data = load_data(
                 self._session.project,
