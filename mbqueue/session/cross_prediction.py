@@ -38,7 +38,7 @@ class Question:
 
 
 def ask(
-    session: Session, loaded: WorkingSet, job: Job, experiment: Experiment, question: Question
+    session: Session, working_set: WorkingSet, job: Job, experiment: Experiment, question: Question
 ) -> NDArray[np.float64]:
     """Predict the requested rows; return an array of shape [N] in the target's unit.
 
@@ -51,13 +51,13 @@ def ask(
         DeviceTooSmall, DeviceBusy, NonFiniteLoss: for the same reasons as in `Inference.predict`.
     """
     spec, family = question.spec, family_of(question.spec.model.pretrained)
-    data = loaded.data_for(job, experiment, spec)
-    frozen = loaded.frozen_for(job, spec, data) if spec.model.trainable == "head" else None
-    loaded.await_kernels()
+    data = working_set.data_for(job, experiment, spec)
+    frozen = working_set.frozen_for(job, spec, data) if spec.model.trainable == "head" else None
+    working_set.await_kernels()
     feed = feed_of(spec, family, data.crystals, data.graphs, frozen)
     extra = {**data.fingerprint, "frozen": None if frozen is None else frozen.digest(kinds_needed(spec))}
     memory_file = session.project.device_limits
-    conditions = Conditions(spec, loaded.device, memory_file=memory_file, extra=extra, on_note=session.note_once)
+    conditions = Conditions(spec, working_set.device, memory_file=memory_file, extra=extra, on_note=session.note_once)
     assert job.fold is not None
     inference = Inference(
         spec,
@@ -66,7 +66,7 @@ def ask(
         feed,
         data.crystals,
         conditions=conditions,
-        device=loaded.device,
+        device=working_set.device,
         clock=session.clock,
         on_note=session.note_once,
     )

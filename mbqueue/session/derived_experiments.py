@@ -58,7 +58,7 @@ def prepare(session: Session, spec: Spec) -> dict[str, Any]:
     return {key: first[key] for key in ("dataset_hash", "source", "official", "n", "widened", "dropped")}
 
 
-def predict(session: Session, loaded: WorkingSet, lease: Lease, spec: Spec) -> FoldResults:
+def predict(session: Session, working_set: WorkingSet, lease: Lease, spec: Spec) -> FoldResults:
     """Predict the test set of a fold, or blend the members' predictions; return the fold's results.
 
     Raises:
@@ -67,11 +67,11 @@ def predict(session: Session, loaded: WorkingSet, lease: Lease, spec: Spec) -> F
     assert spec.made_from is not None
     found = _members(session, spec)
     if spec.made_from.weights is None:
-        return _again(session, loaded, lease, spec, found[0])
+        return _again(session, working_set, lease, spec, found[0])
     tables = {one.recorded.name: one.recorded.predictions[_fold_of(lease)] for one in found}
     weights, n_validation = dict.fromkeys(tables, 1 / len(tables)), 0
     if spec.made_from.weights == "fitted":
-        weights, n_validation = _fitted(session, loaded, lease, spec, found)
+        weights, n_validation = _fitted(session, working_set, lease, spec, found)
     return _blend(_fold_of(lease), found, tables, weights, n_validation)
 
 
@@ -80,20 +80,20 @@ def _fold_of(lease: Lease) -> int:
     return lease.job.fold
 
 
-def _again(session: Session, loaded: WorkingSet, lease: Lease, spec: Spec, member: _Found) -> FoldResults:
+def _again(session: Session, working_set: WorkingSet, lease: Lease, spec: Spec, member: _Found) -> FoldResults:
     """Predict the strained test set of the fold with the member's model.
 
     The result contains the member's history and model.
     """
     job, fold = lease.job, _fold_of(lease)
     experiment, _ = session.experiment_of(job)
-    crystals = loaded.data_for(job, experiment, spec).crystals
+    crystals = working_set.data_for(job, experiment, spec).crystals
     rows = split_rows(crystals.targets, spec, fold).test
     path = model_file(member.recorded.folder, fold)
     kept = session.project.predictions_dir(spec.name, f"fold_{fold}")
     predicted = ask(
         session,
-        loaded,
+        working_set,
         job,
         experiment,
         Question(model=path, spec=spec, rows=rows, keep_in=kept, what="crystals under strains"),
@@ -109,7 +109,7 @@ def _again(session: Session, loaded: WorkingSet, lease: Lease, spec: Spec, membe
 
 
 def _fitted(
-    session: Session, loaded: WorkingSet, lease: Lease, spec: Spec, found: list[_Found]
+    session: Session, working_set: WorkingSet, lease: Lease, spec: Spec, found: list[_Found]
 ) -> tuple[dict[str, float], int]:
     """Fit the members' weights to a fold's validation crystals; return the weights and the number of crystals.
 
@@ -119,7 +119,7 @@ def _fitted(
     job, fold = lease.job, _fold_of(lease)
     experiment, _ = session.experiment_of(job)
     members = [parse_spec(member.spec, source=member.experiment) for member in spec.made_from.members]
-    targets = loaded.data_for(job, experiment, members[0]).crystals.targets
+    targets = working_set.data_for(job, experiment, members[0]).crystals.targets
     rows = common_validation(targets, members, fold)
     require_enough(len(rows), len(members), fold=fold)
     kept = session.project.predictions_dir(spec.name, f"fold_{fold}")
@@ -133,7 +133,7 @@ def _fitted(
             keep_in=kept / str(number),
             what=f"predicting validation crystals with {name}",
         )
-        predictions[name] = ask(session, loaded, job, experiment, question)
+        predictions[name] = ask(session, working_set, job, experiment, question)
     weights = fitted_weights(predictions, targets[rows], is_class=spec.predicts.is_class)
     shutil.rmtree(kept, ignore_errors=True)
     return weights, len(rows)

@@ -12,7 +12,7 @@ from mbqueue.session.session import Session
 from mbqueue.session.working_set import WorkingSet
 
 
-def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
+def run(session: Session, working_set: WorkingSet, lease: Lease) -> str:
     """Run a `predict` job: write the fold's predictions and model, commit the job, and return the score as text.
 
     Raises:
@@ -24,8 +24,8 @@ def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
     assert job.fold is not None
     experiment, spec = session.experiment_of(job)
     if spec.made_from is not None:
-        return commit_fold(session, lease, experiment, derived_experiments.predict(session, loaded, lease, spec))
-    fold = loaded.fold_run(lease, experiment, spec)
+        return commit_fold(session, lease, experiment, derived_experiments.predict(session, working_set, lease, spec))
+    fold = working_set.fold_run(lease, experiment, spec)
     # Remove temporary files that training left behind, because no later session loads this fold.
     session.while_held(lease, fold.checkpoints.sweep)
     session.require_epochs(lease, experiment, fold, _trained_epochs(session, experiment.name, job.fold))
@@ -36,7 +36,7 @@ def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
     )
     if predicted is None:
         raise session.stopped()
-    data = loaded.data_for(job, experiment, spec)
+    data = working_set.data_for(job, experiment, spec)
     tested = data.crystals.select(fold.rows.test)
     found = FoldResults(
         table=Predictions(tested.ids, tested.compositions(), tested.n_atoms, tested.targets, predicted),

@@ -19,7 +19,7 @@ from mbqueue.task import Target
 _FEWEST_VALIDATION_CRYSTALS = 10
 
 
-def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
+def run(session: Session, working_set: WorkingSet, lease: Lease) -> str:
     """Run a `prepare` job, commit it, and return a summary for the user.
 
     Raises:
@@ -33,16 +33,16 @@ def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
         found = derived_experiments.prepare(session, spec)
         session.commit(lease, result=found)
         return f"made from {enumerated(members_of(experiment.spec))}, {counted(found['n'], 'crystal')}"
-    data = loaded.data_for(job, experiment, spec)
+    data = working_set.data_for(job, experiment, spec)
     check_folds(data.crystals.targets, spec.train.validation, is_class=spec.predicts.is_class)
     # Trial 0 adds the note for all trials, unless they differ in the size of their validation sets.
     may_note = spec.trial is None or spec.trial.number == 0 or "train.validation" in spec.trial.search["space"]
     if spec.train.epochs > 1 and may_note:
         _note_few_validation_crystals(session, spec, data.crystals.targets)
-    loaded.frozen_for(job, spec, data)
+    working_set.frozen_for(job, spec, data)
     # Other machines may need the crystals from the store, so wait until they are stored. A drive does not show when
     # other machines will see a file, so do not wait for a drive.
-    if session.store is not None and not loaded.is_kept_for_others():
+    if session.store is not None and not working_set.is_kept_for_others():
         raise session.stopped()
     widened = len(data.graphs.widened())
     result = {

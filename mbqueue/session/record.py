@@ -20,7 +20,7 @@ from mbqueue.storage.results import ResultFile
 from mbqueue.task import target_of
 
 
-def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
+def run(session: Session, working_set: WorkingSet, lease: Lease) -> str:
     """Score the folds, write results.json, RESULTS.md and matbench's file, commit the job, and return the score.
 
     Raises:
@@ -59,7 +59,7 @@ def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
         session.damaged(lease, f"The commit {stem} is skipped: {why} {lost}")
 
     folds = [experiment.identity(fold) for fold in spec.folds]
-    commits = {one.fold: Commits(loaded.place_of(one), one, passed_over) for one in folds}
+    commits = {one.fold: Commits(working_set.place_of(one), one, passed_over) for one in folds}
     changes = fingerprint_changes(commits)
     inputs = record_inputs(session.queue, experiment, now=session.clock.now(), fingerprint_changes=changes)
     content = record_experiment(folder, inputs, commit=commit)

@@ -21,7 +21,7 @@ from mbqueue.train.outcome import StepReport
 _STEPS_REMEMBERED = 20
 
 
-def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
+def run(session: Session, working_set: WorkingSet, lease: Lease) -> str:
     """Train and commit the job's epoch, starting from its newest checkpoint if there is one; return a summary.
 
     Raises:
@@ -32,7 +32,7 @@ def run(session: Session, loaded: WorkingSet, lease: Lease) -> str:
     assert job.fold is not None
     assert job.epoch is not None
     experiment, spec = session.experiment_of(job)
-    fold = loaded.fold_run(lease, experiment, spec)
+    fold = working_set.fold_run(lease, experiment, spec)
     session.require_epochs(lease, experiment, fold, job.epoch - 1)
     return _Epoch(session, lease, spec, fold, experiment.results_dir).run()
 

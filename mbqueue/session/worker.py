@@ -116,9 +116,11 @@ def _run(
         crystal_copies = CrystalCopies(
             project, should_stop=lambda: stop.cause is not None, spare=session.deadline.spare, note=report.note
         )
-        loaded = WorkingSet(session, device, compiling=Compiling(device, report.note), crystal_copies=crystal_copies)
+        working_set = WorkingSet(
+            session, device, compiling=Compiling(device, report.note), crystal_copies=crystal_copies
+        )
         with session.publisher or nullcontext(), crystal_copies:  # publishes the remaining work on exit
-            ending, cause, lost = _work_and_end(session, loaded, options)
+            ending, cause, lost = _work_and_end(session, working_set, options)
     if lost is not None:
         # Raise an error if nothing was saved, so that no script or cluster keeps starting sessions in vain.
         if not (session.jobs_done or session.has_saved):
@@ -180,13 +182,13 @@ def _begin(
 
 
 def _work_and_end(
-    session: Session, loaded: WorkingSet, options: WorkOptions
+    session: Session, working_set: WorkingSet, options: WorkOptions
 ) -> tuple[Ending, StopCause, DeviceLost | None]:
     """Run jobs until the session ends, and record why it ended; also return the error if the GPU is lost."""
     queue, clock = session.queue, session.clock
     try:
         with telling(session.report.note), session.heartbeat:
-            ending, cause = _loop(session, loaded, options)
+            ending, cause = _loop(session, working_set, options)
     except DeviceLost as error:
         # The queue treats the loss of a GPU as if the session's process had died.
         cause = StopCause.by_lost_device(error.why)
@@ -223,17 +225,17 @@ def _publisher(
     )
 
 
-def _meet_others(session: Session, loaded: WorkingSet) -> None:
+def _meet_others(session: Session, working_set: WorkingSet) -> None:
     """Adopt the commits that sessions with other databases have published since the last check."""
     if session.publisher is None or not session.publisher.others:
         return
     session.give_back_next("adopting the commits of other sessions")
     taken = session.publisher.reconcile(session.queue, now=session.clock.monotonic(), spare=session.deadline.spare())
-    if loaded.fold_key in taken:
-        loaded.forget_fold()
+    if working_set.fold_key in taken:
+        working_set.forget_fold()
 
 
-def _loop(session: Session, loaded: WorkingSet, options: WorkOptions) -> tuple[Ending, StopCause]:
+def _loop(session: Session, working_set: WorkingSet, options: WorkOptions) -> tuple[Ending, StopCause]:
     queue, stop, clock, searching = session.queue, session.stop, session.clock, Searching(session)
     idle_since: float | None = None
     is_hinted = False
@@ -250,10 +252,10 @@ def _loop(session: Session, loaded: WorkingSet, options: WorkOptions) -> tuple[E
         if not session.await_store():
             continue  # a stop was requested in the meantime
         queue.reap_dead(by=session.id, now=clock.now())
-        _meet_others(session, loaded)
-        lease = _claim(session, loaded, searching)
+        _meet_others(session, working_set)
+        lease = _claim(session, working_set, searching)
         if lease is not None:
-            _do(session, loaded, lease)
+            _do(session, working_set, lease)
             idle_since = None
             continue
         outlook = queue.outlook(now=clock.now())
@@ -295,7 +297,7 @@ def _report_waiting(session: Session, outlook: Outlook, *, is_hinted: bool) -> b
     return is_hinted
 
 
-def _claim(session: Session, loaded: WorkingSet, searching: Searching) -> Lease | None:
+def _claim(session: Session, working_set: WorkingSet, searching: Searching) -> Lease | None:
     """Return the job claimed with the last commit, or let searches add trials and claim a new job."""
     lease = session.take_next()
     if lease is not None:
@@ -305,7 +307,7 @@ def _claim(session: Session, loaded: WorkingSet, searching: Searching) -> Lease 
         session.id,
         now=session.clock.now(),
         lease_seconds=session.project.settings.lease_seconds,
-        loaded=loaded.fold_key,
+        loaded=working_set.fold_key,
         reap=session.heartbeat.may_reap(),
     )
 
@@ -329,23 +331,23 @@ def _idle_ending(session: Session, searching: Searching) -> tuple[Ending, str]:
     return Ending.BLOCKED, f"{Ending.BLOCKED.value}: {why}"
 
 
-def _do(session: Session, loaded: WorkingSet, lease: Lease) -> None:
+def _do(session: Session, working_set: WorkingSet, lease: Lease) -> None:
     session.report.job_started(lease.job)
     session.heartbeat.hold(lease)
     try:
-        summary = _HANDLERS[lease.job.kind](session, loaded, lease)
+        summary = _HANDLERS[lease.job.kind](session, working_set, lease)
     except Stopped as stopped:
         try:
             session.queue.release(lease, reason=str(stopped), now=session.clock.now(), preempted=True)
         except LeaseLost as lost:
             # The session lost the job's lease, so it cannot release the job, but continues with other jobs.
-            loaded.forget_fold()
+            working_set.forget_fold()
             session.report.note(str(lost))
             return
         session.report.note(f"{lease.job.label}: {stopped}; released.")
         return
     except (LeaseLost, Rewound) as error:
-        loaded.forget_fold()
+        working_set.forget_fold()
         session.report.note(str(error))
         if isinstance(error, CommitTaken):
             session.give_back_once(lease, error, "the job's commit already existed")
@@ -361,7 +363,7 @@ def _do(session: Session, loaded: WorkingSet, lease: Lease) -> None:
             )
         return
     except StoreError as error:
-        loaded.forget_fold()
+        working_set.forget_fold()
         session.report.note(f"{lease.job.label}: {error} The steps since the last commit were not saved.")
         if isinstance(error, StoreAway):
             session.give_back(lease, STORE_AWAY, for_others=True)
@@ -369,13 +371,13 @@ def _do(session: Session, loaded: WorkingSet, lease: Lease) -> None:
             session.give_back_once(lease, error, STORE_AWAY)
         return
     except Exception as error:
-        loaded.forget_fold()
-        ends = _ends_session(session.project, loaded.device, error)
+        working_set.forget_fold()
+        ends = _ends_session(session.project, working_set.device, error)
         if ends is not None:
             found, reason = ends
             session.give_back(lease, reason)
             raise found from (None if found is error else error)
-        why = why_lost(loaded.device)
+        why = why_lost(working_set.device)
         if why is not None:
             raise DeviceLost(why) from error
         session.fail(lease, error, final=_would_come_out_the_same(error))

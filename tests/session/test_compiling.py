@@ -177,7 +177,7 @@ def test_compiling_begins_before_a_fold_is_loaded_and_ends_before_it_is_put_on_t
 ) -> None:
     happened: list[str] = []
 
-    class Place(working_set.WorkingSet):
+    class FakeWorkingSet(working_set.WorkingSet):
         """A stand-in for `WorkingSet` that records its calls."""
 
         def __init__(self) -> None:
@@ -204,15 +204,15 @@ def test_compiling_begins_before_a_fold_is_loaded_and_ends_before_it_is_put_on_t
         def wait(self) -> None:
             happened.append("waited")
 
-    place: Any = Place()
-    place._compiling = Waited()
+    fake: Any = FakeWorkingSet()
+    fake._compiling = Waited()
     for name in ("data_for", "_checkpoints", "frozen_for"):
-        setattr(place, name, lambda *_args: Anything())
+        setattr(fake, name, lambda *_args: Anything())
     monkeypatch.setattr(working_set, "kinds_needed", lambda _spec: ())
     monkeypatch.setattr(working_set, "FoldRun", lambda **_named: happened.append("fold"))
     lease: Any = Anything()
     lease.job = Anything()
     lease.job.fold = 0
     Anything.fingerprint = {}  # type: ignore[attr-defined]
-    place.fold_run(lease, Anything(), Anything())
+    fake.fold_run(lease, Anything(), Anything())
     assert happened == ["begun", "waited", "fold"]
