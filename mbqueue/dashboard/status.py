@@ -85,14 +85,16 @@ class TimeLeft(NamedTuple):
     Attributes:
         used: total working time so far, including unfinished jobs.
         left: estimated time left, summed over all experiments and searches that have an estimate.
-        unknown: how many experiments and searches have no estimate of the time left.
+        unknown_experiments: how many experiments have no estimate of the time left, excluding trials of searches.
+        unknown_searches: how many searches have no estimate of the time left.
         sessions: ``left`` divided by the usual length of a session, rounded up.
         has_failed: whether there are failed jobs, whose time is not part of ``left``.
     """
 
     used: float
     left: float
-    unknown: int
+    unknown_experiments: int
+    unknown_searches: int
     sessions: int
     has_failed: bool
 
@@ -103,15 +105,43 @@ def time_left(
     """Add up the time that experiments have used and still need, including trials that searches have not begun."""
     searched = {search["name"]: (float(search["seconds"]), search["seconds_left"]) for search in searches}
     alone = [entry for entry in experiments if (entry.get("trial") or {}).get("search") not in searched]
-    used_left = [*(gpu_seconds(entry) for entry in alone), *searched.values()]
+    experiments_left, searches_left = [gpu_seconds(entry) for entry in alone], list(searched.values())
+    used_left = experiments_left + searches_left
     known = [left for _, left in used_left if left is not None]
     return TimeLeft(
         used=sum(used for used, _ in used_left),
         left=sum(known),
-        unknown=len(used_left) - len(known),
+        unknown_experiments=sum(left is None for _, left in experiments_left),
+        unknown_searches=sum(left is None for _, left in searches_left),
         sessions=math.ceil(sum(known) / session_seconds),
         has_failed=any(entry["jobs"].get("failed") for entry in experiments),
     )
+
+
+def time_text(
+    experiments: Sequence[Mapping[str, Any]], session_seconds: float, *, searches: Iterable[Mapping[str, Any]] = ()
+) -> str:
+    """Describe the time that experiments have used and still need, for example ``2.0 h used, about 4.0 h left``."""
+    outlook = time_left(experiments, session_seconds, searches=searches)
+    used, left = f"{format_hours(outlook.used)} used", outlook.left
+    unknown = [
+        (outlook.unknown_experiments, "experiment", "experiments"),
+        (outlook.unknown_searches, "search", "searches"),
+    ]
+    n_unknown = sum(count for count, *_ in unknown)
+    if not left:
+        if n_unknown:
+            return f"{used}; the time left is estimated after the first epoch or fold"
+        if outlook.used or outlook.has_failed:
+            return f"{used}, no training left{' except failed jobs' if outlook.has_failed else ''}"
+        return used
+    besides = " (excluding failed jobs)" if outlook.has_failed else ""
+    sessions = counted(outlook.sessions, "session")
+    text = f"{used}, about {format_hours(left)} left{besides}: {sessions} of {format_duration(session_seconds)}"
+    if n_unknown:
+        those = " and ".join(counted(count, *noun) for count, *noun in unknown if count)
+        text += f"; {those} {'has' if n_unknown == 1 else 'have'} no estimate yet"
+    return text
 
 
 def no_session(overview: Mapping[str, Any]) -> str:
@@ -311,18 +341,4 @@ def _totals(overview: Mapping[str, Any], session_seconds: float) -> Iterable[Ren
     yield counts if told else Text("jobs: none")
     if not experiments:
         return
-    outlook = time_left(experiments, session_seconds, searches=overview.get("searches", ()))
-    left, unknown = outlook.left, outlook.unknown
-    line = Text(f"time: {format_hours(outlook.used)} used")
-    besides = " (excluding failed jobs)" if outlook.has_failed else ""
-    if left:
-        sessions = counted(outlook.sessions, "session")
-        line.append(f", about {format_hours(left)} left{besides}: {sessions} of {format_duration(session_seconds)}")
-        if unknown:
-            those = "an experiment that has" if unknown == 1 else f"{unknown} experiments that have"
-            line.append(f", without {those} not finished an epoch or fold yet")
-    elif unknown:
-        line.append("; the time left is estimated after the first epoch or fold")
-    elif outlook.used or outlook.has_failed:
-        line.append(f", no training left{' except failed jobs' if outlook.has_failed else ''}")
-    yield line
+    yield Text(f"time: {time_text(experiments, session_seconds, searches=overview.get('searches', ()))}")

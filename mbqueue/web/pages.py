@@ -33,7 +33,7 @@ from mbqueue.clock import SystemClock, format_duration, format_hours, utc_text
 from mbqueue.dashboard.experiments import by_interest
 from mbqueue.dashboard.failures import job_label
 from mbqueue.dashboard.searches import settings_text
-from mbqueue.dashboard.status import no_session, time_left
+from mbqueue.dashboard.status import no_session, time_text
 from mbqueue.errors import MbqueueError, UsageError, counted, remedy
 from mbqueue.queue.processes import this_process
 from mbqueue.results.cells import number
@@ -199,7 +199,6 @@ class _Board:
             "link": self._link,
             "read_only": self._read_only,
             "titles": _TITLES,
-            "session_seconds": session_seconds,
             "trials": _trials_by_search(overview),
         }
         if which == "overview":
@@ -213,8 +212,8 @@ class _Board:
                 not_shown=len(experiments) - len(shown),
                 here=this_process().host,
                 no_session=no_session(overview),
-                times={entry["name"]: time_left([entry], session_seconds) for entry in experiments},
-                time=time_left(overview["experiments"], session_seconds, searches=overview["searches"]),
+                times={entry["name"]: time_text([entry], session_seconds) for entry in experiments},
+                time=time_text(overview["experiments"], session_seconds, searches=overview["searches"]),
                 files=sorted(path.stem for path in jobs_dir.glob("*.toml")),
             )
             return {"html": html}
@@ -232,8 +231,8 @@ class _Board:
         html = self._templates.get_template("experiment.html").render(
             **shared,
             entry=entry,
-            time=time_left([entry], session_seconds),
-            errors=[error for error in overview["errors"] if error["experiment"] == name],
+            time=time_text([entry], session_seconds),
+            errors=self._project.status(name).overview["errors"],  # the overview has only the newest errors of all
             events=reversed(self._project.events(name, limit=_EVENTS_SHOWN)),
             target=self._project.target(name),
             spec=_flat(self._project.spec(name)),

@@ -13,7 +13,7 @@ from rich.console import Console
 from mbqueue.dashboard.experiments import bar, sparkline
 from mbqueue.dashboard.failures import last_errors
 from mbqueue.dashboard.snapshot import Status
-from mbqueue.dashboard.status import Dashboard, gpu_seconds, no_session, time_left
+from mbqueue.dashboard.status import Dashboard, gpu_seconds, no_session, time_left, time_text
 from mbqueue.errors import ONLY_UNDER_A_NEW_NAME
 from mbqueue.experiment import Spec
 from mbqueue.queue.processes import identity_of
@@ -141,7 +141,7 @@ def test_preparing_counts_as_used_and_has_an_eta_of_its_own(queue):
     overview = queue.overview(now=NOW)
     [experiment] = overview["experiments"]
     assert (experiment["seconds"], experiment["preparing"]) == (3000.0, progress)
-    assert time_left(overview["experiments"], HOUR) == (3000.0, 1680.0, 0, 1, False)
+    assert time_left(overview["experiments"], HOUR) == (3000.0, 1680.0, 0, 0, 1, False)
     drawn = " ".join(draw(overview, width=120).split())
     assert "preparing the data: leased, pretrained energies 20,000/31,073, about 28m00s left" in drawn
     assert "time: 50m00s used, about 28m00s left: 1 session" in drawn
@@ -358,8 +358,10 @@ def test_time_left_names_how_many_experiments_it_leaves_out():
     overview = busy_overview()
     overview["experiments"][1]["folds"][0]["seconds"] = 80 * HOUR
     overview["experiments"][2]["folds"][0]["state"] = "ready"
-    left_out = ", without an experiment that has not finished an epoch or fold yet"
-    assert left_out in " ".join(draw(overview).split())
+    assert "; 1 experiment has no estimate yet" in " ".join(draw(overview).split())
+    overview["searches"] = [{"name": name, "seconds": 0.0, "seconds_left": None} for name in "ab"]
+    told = time_text(overview["experiments"], HOUR, searches=overview["searches"])
+    assert told.endswith("; 1 experiment and 2 searches have no estimate yet")
 
 
 def test_an_output_in_ascii_gets_long_lines_cut_in_ascii():
@@ -548,4 +550,4 @@ def test_the_time_left_counts_trials_that_a_search_has_yet_to_begin():
     search = {"name": "hunt", "state": "running", "trials": {"open": 1}, "trials_wanted": 40, "best": None}
     overview["searches"] = [{**search, "epochs_saved": 0, "seconds": 30.0, "seconds_left": 2340.0}]
     assert "time: 30s used, about 39m00s left: 1 session" in draw(overview)
-    assert time_left(overview["experiments"], HOUR) == (30.0, 30.0, 0, 1, False)
+    assert time_left(overview["experiments"], HOUR) == (30.0, 30.0, 0, 0, 1, False)

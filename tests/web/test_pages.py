@@ -48,6 +48,21 @@ def test_foreign_text_is_escaped(board: Board) -> None:
     assert "<img" not in part(board, "compare&name=%3Cimg%3E&name=b")["html"]
 
 
+def test_the_errors_of_an_experiment_are_shown_even_if_others_have_many_newer_errors(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mbqueue.queue.overview._ERRORS_SHOWN", 1)
+    board.project.enqueue("pretrained_infer", dataset="sample", name="second")
+    change = "UPDATE jobs SET error = ?, failures = 1, changed_at = ? WHERE kind = 'prepare' AND experiment_id = ?"
+    with open_queue(board.project.folder) as queue, queue.database.writing() as db:
+        for experiment_id in (1, 2):
+            db.execute(change, (f"ValueError: of {experiment_id}", 2e9 + experiment_id, experiment_id))
+    assert [error["experiment"] for error in board.project.status().overview["errors"]] == ["second"]
+    html = part(board, "experiment&name=first")["html"]
+    assert "ValueError: of 1" in html
+    assert "ValueError: of 2" not in html
+
+
 def test_a_missing_experiment_is_reported(board: Board) -> None:
     assert "has no experiment other" in part(board, "experiment&name=other")["html"]
 
