@@ -23,7 +23,7 @@
     │   ├── QueueDiskFull        the disk with the queue's file is full; nothing was changed
     │   ├── QueueReplaced        another file replaced the open one; nothing was written
     │   └── QueueMoved           the queue has moved to a different database
-    ├── SessionError             a background session did not start
+    ├── SessionError             a session in another process did not start, or failed
     ├── TrainingError            a training step failed
     │   ├── NonFiniteLoss        a loss, gradient or prediction is nan or inf, and was discarded
     │   └── DeviceTooSmall       a single crystal does not fit in the device's memory
@@ -227,7 +227,7 @@ class QueueMoved(QueueError):
 
 
 class SessionError(MbqueueError):
-    """A background session did not start."""
+    """A session in another process did not start, or failed."""
 
 
 class TrainingError(MbqueueError):

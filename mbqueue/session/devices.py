@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mbqueue.clock import Clock
-from mbqueue.errors import QueueError, UsageError
+from mbqueue.errors import QueueError, SessionError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import open_queue
 from mbqueue.session.ending import end_command_after
@@ -271,7 +271,10 @@ class Crew:
             worker.report.note(what.decode(errors="replace").rstrip("\n"))
             return
         worker.has_begun = True
-        worker.outcome = retell(message, worker.report) or worker.outcome
+        outcome = retell(message, worker.report)
+        if outcome is not None:
+            worker.outcome = outcome
+            worker.report.session_ended(outcome)
 
     def _mourn(self, worker: _Worker, others_live: bool) -> Failure:
         failure = Failure(device=worker.device.label, code=worker.process.returncode, said="\n".join(worker.said))
@@ -282,6 +285,9 @@ class Crew:
                 jobs.reap_dead(by="mbqueue work", now=self._clock.now())
         except QueueError as error:
             worker.report.note(str(error))
+        if failure.code >= 0:  # a signal killed the process otherwise
+            said = [f"The session on {failure.device} {failure.why}.", *worker.said]
+            worker.report.session_ended(SessionError("\n".join(said)))
         return failure
 
     def _signal(self, number: int) -> None:

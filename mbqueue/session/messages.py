@@ -122,7 +122,7 @@ def read_message(line: bytes) -> dict[str, Any] | None:
 
 
 def retell(message: Mapping[str, Any], report: Report) -> SessionOutcome | None:
-    """Forward a message to ``report``; return the session's outcome if this is the last message."""
+    """Forward a message to ``report``. The last message is not forwarded; return the outcome that it contains."""
     details = {key: value for key, value in message.items() if key != "event"}
     if "job" in details:
         job = details["job"]

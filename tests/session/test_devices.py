@@ -21,7 +21,7 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue.api import Project
 from mbqueue.cli import main
-from mbqueue.errors import UsageError
+from mbqueue.errors import SessionError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
@@ -29,6 +29,7 @@ from mbqueue.session.devices import DevicesOutcome, parse_devices
 from mbqueue.session.messages import JsonLines, read_message, retell
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import Ending, SessionOutcome, StopCause, StopKind
+from mbqueue.session.report import Report
 from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import work
 
@@ -146,7 +147,12 @@ def together(project: ProjectFolder, report: RememberedReport, monkeypatch: pyte
     with Queue(project.queue_db):
         pass
 
-    def run_scripts(script: str, devices: str = "0,1", stop: StopRequest | None = None) -> DevicesOutcome:
+    def run_scripts(
+        script: str,
+        devices: str = "0,1",
+        stop: StopRequest | None = None,
+        report_for: Callable[[str], Report] = lambda _label: report,
+    ) -> DevicesOutcome:
         shell = project.root / "sessions.sh"
         shell.write_text(
             f"#!/bin/sh\nSTARTED='{STARTED}'\n"
@@ -155,7 +161,7 @@ def together(project: ProjectFolder, report: RememberedReport, monkeypatch: pyte
         )
         shell.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(shell))
-        return Project(project.root).work_on_devices(devices.split(","), report_for=lambda _label: report, stop=stop)
+        return Project(project.root).work_on_devices(devices.split(","), report_for=report_for, stop=stop)
 
     return run_scripts
 
@@ -200,6 +206,38 @@ def test_a_session_that_cannot_start_is_a_failure_with_its_last_lines(
     assert (failure.device, failure.code, failure.said) == ("cuda:1", 2, "error: no GPU 1")
     assert outcome.ending is Ending.DONE
     assert "note: error: no GPU 1" in report.lines
+
+
+class EndReport(Report):
+    """How sessions ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[SessionOutcome | Exception] = []
+
+    def session_ended(self, outcome: SessionOutcome | Exception) -> None:
+        self.ends.append(outcome)
+
+
+def test_each_report_receives_the_end_of_its_session_unless_a_signal_killed_the_session(together: Together) -> None:
+    reports = {f"cuda:{number}": EndReport() for number in range(3)}
+    outcome = together(
+        """
+        echo $STARTED
+        case $CUDA_VISIBLE_DEVICES in
+            0) echo $DONE;;
+            1) echo "error: no GPU 1" >&2; exit 2;;
+            2) kill -KILL $$;;
+        esac
+        """,
+        "0,1,2",
+        report_for=reports.__getitem__,
+    )
+    assert reports["cuda:0"].ends == list(outcome.sessions) != []
+    (error,) = reports["cuda:1"].ends
+    assert isinstance(error, SessionError)
+    assert str(error) == "The session on cuda:1 exited with code 2.\nerror: no GPU 1"
+    assert reports["cuda:2"].ends == []
+    assert sorted(failure.code for failure in outcome.failures) == [-signal.SIGKILL, 2]
 
 
 def test_a_forwarded_signal_that_kills_a_session_before_its_start_is_no_failure(
