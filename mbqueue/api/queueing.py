@@ -287,7 +287,12 @@ class Queueing(OpenedProject):
         """
         with self._reading_queue(experiment) as queue:
             names = None if experiment is None else experiments_of(queue, experiment)
-            overview = queue.overview(now=self._clock.now(), project=str(self.folder.root), experiments=names)
+            now, root, whole = self._clock.now(), str(self.folder.root), None
+            overview = queue.overview(now=now, project=root, experiments=names)
+            # If no session is running, the view suggests a command, which depends on all experiments.
+            if names is not None and all(session["state"] == "died" for session in overview["sessions"]):
+                whole = queue.overview(now=now, project=root)
+                whole["searches"] = summaries(whole)
         overview["searches"] = summaries(overview)
         if self.folder.topology.publishes_to:
             from mbqueue.drive.livestate import publishing_status  # noqa: PLC0415 - others need not wait for it
@@ -296,6 +301,7 @@ class Queueing(OpenedProject):
         return Status(
             overview=overview,
             session_seconds=self.folder.settings.session_seconds,
+            whole=whole,
             search=experiment if names != [experiment] else None,
             errors_in_full=experiment is not None,
         )

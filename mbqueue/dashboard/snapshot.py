@@ -63,12 +63,14 @@ class Status:
     Attributes:
         overview: the whole status as one dictionary (see `mbqueue.queue.overview`).
         session_seconds: the usual length of a session, to estimate how many sessions are left.
+        whole: the overview of the whole queue if ``overview`` covers only some experiments and no session is running.
         search: name of the search whose trials are shown, or None.
         errors_in_full: whether to show errors in full, as in the status of one experiment or search.
     """
 
     overview: Mapping[str, Any]
     session_seconds: float
+    whole: Mapping[str, Any] | None = None
     search: str | None = None
     errors_in_full: bool = False
 
@@ -124,6 +126,7 @@ class Status:
         return Dashboard(
             overview=self.overview,
             session_seconds=self.session_seconds,
+            whole=self.whole,
             fits_height=fits_height,
             opened=self.search is not None,
             errors_in_full=self.errors_in_full,

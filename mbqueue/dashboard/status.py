@@ -20,6 +20,7 @@ from mbqueue.dashboard.experiments import STYLES, by_interest, cut, experiment, 
 from mbqueue.dashboard.failures import job_label, last_errors
 from mbqueue.dashboard.searches import search_lines, trial_table
 from mbqueue.errors import counted, next_step
+from mbqueue.queue.obstacles import obstacles, paused_jobs
 
 #: The order in which the view lists job counts by state. Unfinished jobs come first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
@@ -145,17 +146,52 @@ def time_text(
 
 
 def no_session(overview: Mapping[str, Any]) -> str:
-    """Say that no session is running, and what to do about it."""
+    """Say that no session is running, and what to do about it.
+
+    Args:
+        overview: the overview of the whole queue, since a new session would also run jobs of other experiments.
+    """
     jobs = overview["jobs"]
+    n_free = jobs.get("ready", 0) + jobs.get("leased", 0) - sum(paused_jobs(overview).values())
     can_begin = any(search["state"] == "waiting" for search in overview.get("searches", ()))  # a search's next trial
-    if not any(jobs.values()) or jobs.get("ready") or jobs.get("leased") or can_begin:
+    if not any(jobs.values()) or n_free or can_begin:
         return "No session is running. Start one with: mbqueue work"
-    if jobs.get("failed"):
-        failed = [error for error in overview["errors"] if error["state"] == "failed"]
-        steps = {next_step(str(error["error"]), error["experiment"]) for error in failed}
-        step = steps.pop() if len(steps) == 1 else next_step("", "EXPERIMENT")
-        return f"No session is running, and only failed jobs are left.\n{step[0].upper()}{step[1:]}"
-    return "No session is running, and no job is left to run."
+    why = obstacles(overview)
+    if not why:
+        return "No session is running, and no job is left to run."
+    steps = _ways_out(overview)
+    return "\n".join([f"No session is running, and no job can run: {', and '.join(why)}.", *steps])
+
+
+def _ways_out(overview: Mapping[str, Any]) -> Iterable[str]:
+    """What the user can do about failed, paused and cancelled jobs, if no job can run."""
+    experiments = overview["experiments"]
+    failed = [entry["name"] for entry in experiments if entry["jobs"].get("failed")]
+    if failed:
+        # The overview contains only the newest errors, so an experiment with failed jobs may have none here.
+        errors: dict[str, set[str]] = {name: set() for name in failed}
+        for error in overview["errors"]:
+            if error["state"] == "failed" and error["experiment"] in errors:
+                errors[error["experiment"]].add(str(error["error"]))
+        steps = {next_step(text, name) for name in failed for text in errors[name] or {""}}
+        step = steps.pop() if len(steps) == 1 else next_step("", _only(failed))
+        yield f"{step[0].upper()}{step[1:]}"
+    paused = paused_jobs(overview)
+    if paused:
+        # `resume` also takes the name of a search, whose trials are usually paused together.
+        names = {
+            (entry.get("trial") or {}).get("search", entry["name"]) for entry in experiments if entry["name"] in paused
+        }
+        yield f"To continue paused jobs: mbqueue resume {_only(names)}"
+    if not failed and not paused:
+        cancelled = [entry["name"] for entry in experiments if entry["jobs"].get("cancelled")]
+        yield f"To run cancelled jobs again: mbqueue retry {_only(cancelled)}"
+
+
+def _only(names: Iterable[str]) -> str:
+    """Return the only name, or a placeholder for one of several names."""
+    found = list(names)
+    return found[0] if len(found) == 1 else "EXPERIMENT"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +200,7 @@ class Dashboard:
 
     Attributes:
         overview: the queue's overview (see mbqueue.queue.overview for its format).
+        whole: the overview of the whole queue; None if ``overview`` covers all experiments.
         session_seconds: usual length of a session, to estimate how many sessions are left.
         fits_height: limit the view to the console's height. Shorten experiments to one line each, beginning with done
             and cancelled experiments. If the view is still too long, leave out some sessions and errors.
@@ -173,6 +210,7 @@ class Dashboard:
 
     overview: Mapping[str, Any]
     session_seconds: float
+    whole: Mapping[str, Any] | None = None
     fits_height: bool = False
     opened: bool = False
     errors_in_full: bool = False
@@ -243,7 +281,7 @@ class Dashboard:
             if self.opened:
                 yield trial_table([entry for entry in self.overview["experiments"] if entry["trial"]])
             yield Text("")
-        yield from _sessions(self.overview, now, width, plain, at_most=limits.sessions)
+        yield from _sessions(self.overview, self.whole or self.overview, now, width, plain, at_most=limits.sessions)
         yield Text("")
         yield from _totals(self.overview, self.session_seconds)
         yield from _publishing(self.overview.get("publishing"), now)
@@ -282,11 +320,11 @@ def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[Re
 
 
 def _sessions(
-    overview: Mapping[str, Any], now: float, width: int, plain: bool, *, at_most: int
+    overview: Mapping[str, Any], whole: Mapping[str, Any], now: float, width: int, plain: bool, *, at_most: int
 ) -> Iterable[RenderableType]:
     sessions = overview["sessions"]
     if not sessions:
-        yield Text(no_session(overview))
+        yield Text(no_session(whole))
         return
     yield Text("Sessions", "bold")
     for session in sessions[:at_most]:
@@ -312,7 +350,7 @@ def _sessions(
     if len(sessions) > at_most:
         yield Text(f"  and {len(sessions) - at_most} more", "dim")
     if all(session["state"] == "died" for session in sessions):
-        yield Text(no_session(overview))
+        yield Text(no_session(whole))
 
 
 def _left(job: Mapping[str, Any] | None) -> str:

@@ -36,6 +36,7 @@ from mbqueue.errors import (
 from mbqueue.limits import why_limited
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
+from mbqueue.queue.obstacles import obstacles
 from mbqueue.queue.opening import open_queue, require_queue
 from mbqueue.queue.overview import Outlook
 from mbqueue.queue.store import Queue
@@ -317,18 +318,12 @@ def _idle_ending(session: Session, searching: Searching) -> tuple[Ending, str]:
 
     Cancelled jobs count as done.
     """
-    counts = session.queue.overview(now=session.clock.now())["jobs"]
-    unfinished = sum(n for state, n in counts.items() if state not in {"committed", "skipped", "cancelled"})
-    if not unfinished and not searching.is_stuck:
+    why = obstacles(session.queue.overview(now=session.clock.now()))
+    if searching.is_stuck:
+        why.append("a search cannot begin a trial")
+    if not why:
         return Ending.DONE, Ending.DONE.value
-    # The session found no job to claim, so any ready jobs are paused.
-    causes = {
-        "jobs failed": counts["failed"],
-        "jobs are paused": counts["ready"],
-        "a search cannot begin a trial": searching.is_stuck,
-    }
-    why = ", and ".join(text for text, is_true in causes.items() if is_true) or "jobs depend on cancelled jobs"
-    return Ending.BLOCKED, f"{Ending.BLOCKED.value}: {why}"
+    return Ending.BLOCKED, f"{Ending.BLOCKED.value}: {', and '.join(why)}"
 
 
 def _do(session: Session, working_set: WorkingSet, lease: Lease) -> None:

@@ -80,6 +80,25 @@ def test_the_errors_of_a_search_are_shown_even_if_others_have_many_newer_errors(
     assert "of the trial" in mbqueue("status", name).out
 
 
+@pytest.mark.parametrize("has_failed", [True, False])
+def test_the_status_of_an_ended_experiment_does_not_hide_that_others_have_work(
+    mbqueue: Command, project: ProjectFolder, *, has_failed: bool
+) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+    if has_failed:
+        fail_next_job(project, "of the first")
+    else:
+        Project(project.root).cancel("full_finetune")
+    alone = "jobs failed" if has_failed else "no job is left to run"
+    assert alone in mbqueue("status", "full_finetune").out
+    mbqueue("enqueue", "head_finetune", "--dataset", "sample")
+    said = mbqueue("status", "full_finetune").out
+    assert "No session is running. Start one with: mbqueue work" in said
+    assert "head_finetune" not in said
+    mbqueue("pause", "head_finetune")
+    assert "mbqueue resume head_finetune" in mbqueue("status", "full_finetune").out
+
+
 def test_watching_in_a_pipe_prints_the_view_again_when_something_is_new(
     mbqueue: Command, monkeypatch: pytest.MonkeyPatch, project: ProjectFolder
 ) -> None:

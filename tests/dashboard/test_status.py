@@ -16,6 +16,7 @@ from mbqueue.dashboard.snapshot import Status
 from mbqueue.dashboard.status import Dashboard, gpu_seconds, no_session, time_left, time_text
 from mbqueue.errors import ONLY_UNDER_A_NEW_NAME
 from mbqueue.experiment import Spec
+from mbqueue.queue.obstacles import paused_jobs
 from mbqueue.queue.processes import identity_of
 from mbqueue.queue.store import Queue
 
@@ -439,25 +440,93 @@ def test_time_left_is_unknown_before_the_first_prediction_if_nothing_is_trained(
     [
         (
             {"failed": 1, "waiting": 3, "ready": 0},
-            ", and only failed jobs are left.\nAfter fixing the cause: mbqueue retry small",
+            ", and no job can run: jobs failed.\nAfter fixing the cause: mbqueue retry small",
         ),
         ({"failed": 1, "ready": 1}, ". Start one with: mbqueue work"),
         ({"committed": 4, "skipped": 1, "failed": 0}, ", and no job is left to run."),
     ],
 )
 def test_without_a_session_status_suggests_only_a_command_that_does_something(jobs, said):
-    overview = {**overview_of([fold_entry()]), "jobs": jobs, "errors": [error_entry(experiment="small")]}
+    overview = {**overview_of([fold_entry()], name="small", jobs=jobs), "jobs": jobs}
+    overview["errors"] = [error_entry(experiment="small")]
     assert f"No session is running{said}\n" in draw(overview)
     waiting = {"name": "s", "state": "waiting"}
     assert no_session({**overview, "searches": [waiting]}).endswith("Start one with: mbqueue work")
 
 
+def failed_overview(*names):
+    overview = overview_of([])
+    (entry,) = overview["experiments"]
+    overview["experiments"] = [{**entry, "name": name, "jobs": {"failed": 1}} for name in names]
+    return {**overview, "jobs": {"failed": len(names)}}
+
+
 def test_several_failures_have_a_general_advice_and_one_without_a_retry_has_its_own():
-    overview = {**overview_of([fold_entry()]), "jobs": {"failed": 2}}
+    overview = failed_overview("a", "b")
     overview["errors"] = [error_entry(experiment="a"), error_entry(experiment="b")]
     assert no_session(overview).endswith("After fixing the cause: mbqueue retry EXPERIMENT")
-    overview["errors"] = [error_entry(error=f"Too large. {ONLY_UNDER_A_NEW_NAME}")]
+    overview = failed_overview("a")
+    overview["errors"] = [error_entry(experiment="a", error=f"Too large. {ONLY_UNDER_A_NEW_NAME}")]
     assert no_session(overview).endswith("Enqueue the experiment again under a new name (--name)")
+
+
+def test_the_advice_names_failed_experiments_whose_errors_the_overview_has_cut():
+    cut = failed_overview("a", "b")
+    cut["errors"] = [error_entry(experiment="a") for _ in range(20)]
+    assert no_session(cut).endswith("After fixing the cause: mbqueue retry EXPERIMENT")
+    of_others = [error_entry(experiment="a", state="ready")]
+    assert no_session({**failed_overview("b"), "errors": of_others}).endswith("mbqueue retry b")
+
+
+def test_paused_jobs_are_not_counted_as_ready(queue):
+    for name in ("small", "other"):
+        queue.enqueue(Spec(name=name, folds=(0, 1), train={"epochs": 1}), results_dir=f"results/{name}", now=NOW)
+    start = "No session is running. Start one with: mbqueue work"
+    queue.pause("small", now=NOW)
+    assert no_session(queue.overview(now=NOW)) == start
+    queue.cancel("other", now=NOW)
+    paused = (
+        "No session is running, and no job can run: jobs are paused.\nTo continue paused jobs: mbqueue resume small"
+    )
+    assert no_session(queue.overview(now=NOW)) == paused
+    queue.resume("small", now=NOW)
+    assert no_session(queue.overview(now=NOW)) == start
+
+
+def test_a_paused_fold_is_told_apart_from_the_folds_that_a_session_would_train(queue):
+    queue.enqueue(Spec(name="small", folds=(0, 1), train={"epochs": 1}), results_dir="results/small", now=NOW)
+    session = queue.start_session(device="cpu", now=NOW, alive_seconds=60)
+    queue.commit(
+        queue.claim(session, now=NOW, lease_seconds=60), result={"dataset_hash": "ab", "seconds": 1.0}, now=NOW
+    )
+    queue.end_session(session, reason="done", now=NOW)
+    queue.pause("small", fold=0, now=NOW)
+    assert no_session(queue.overview(now=NOW)).endswith("Start one with: mbqueue work")
+    queue.pause("small", now=NOW)
+    queue.resume("small", fold=1, now=NOW)
+    assert paused_jobs(queue.overview(now=NOW)) == {"small": 1}
+    assert no_session(queue.overview(now=NOW)).endswith("Start one with: mbqueue work")
+    queue.cancel("small", fold=1, now=NOW)
+    assert no_session(queue.overview(now=NOW)).endswith("mbqueue resume small")
+
+
+def test_a_paused_search_is_resumed_by_its_own_name():
+    trial = {"search": "hunt", "number": 0, "of": 2, "gpu_hours": 0.0, "settings": {}}
+    overview = overview_of([], name="hunt.000", trial=trial, jobs={"ready": 1}, paused=True)
+    assert no_session({**overview, "jobs": {"ready": 1}}).endswith("mbqueue resume hunt")
+
+
+def test_jobs_that_depend_on_cancelled_jobs_are_no_reason_to_start_a_session(queue):
+    queue.enqueue(Spec(name="small", folds=(0, 1), train={"epochs": 1}), results_dir="results/small", now=NOW)
+    session = queue.start_session(device="cpu", now=NOW, alive_seconds=60)
+    queue.commit(
+        queue.claim(session, now=NOW, lease_seconds=60), result={"dataset_hash": "ab", "seconds": 1.0}, now=NOW
+    )
+    queue.end_session(session, reason="done", now=NOW)
+    for fold in (0, 1):
+        queue.cancel("small", fold=fold, now=NOW)
+    told = no_session(queue.overview(now=NOW))
+    assert told.endswith("depend on cancelled jobs.\nTo run cancelled jobs again: mbqueue retry small")
 
 
 def test_epochs_skipped_by_early_stopping_are_not_left():
