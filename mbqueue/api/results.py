@@ -32,9 +32,10 @@ class Results(Searches):
         from mbqueue.results.folder import newest_folder, read_recorded, read_unfinished  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
         from mbqueue.results.tables import advised  # noqa: PLC0415
+        from mbqueue.session.commits_binding import opened_store  # noqa: PLC0415
         from mbqueue.session.record_inputs import fingerprint_changes, record_inputs  # noqa: PLC0415
         from mbqueue.storage.commits import Commits  # noqa: PLC0415
-        from mbqueue.storage.places import in_folder  # noqa: PLC0415
+        from mbqueue.storage.places import place_of  # noqa: PLC0415
 
         folder = self._folder_in_queue(experiment)
         if folder is None or (folder / RESULTS_FILE).exists():
@@ -52,10 +53,8 @@ class Results(Searches):
                     f"from the checkpoints: mbqueue retry {experiment}, then mbqueue work"
                 )
             entry = queue.experiment(experiment)
-            commits = {
-                fold: Commits(in_folder(self.folder.checkpoints_dir(entry.name, fold)), entry.identity(fold))
-                for fold in entry.spec["folds"]
-            }
+            store, folds = opened_store(self.folder, queue), [entry.identity(fold) for fold in entry.spec["folds"]]
+            commits = {one.fold: Commits(place_of(self.folder, store, one), one) for one in folds}
             changes = fingerprint_changes(commits)
             inputs = record_inputs(queue, entry, now=self._clock.now(), fingerprint_changes=changes)
         unfinished = read_unfinished(folder, inputs)

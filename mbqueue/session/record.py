@@ -16,11 +16,12 @@ from mbqueue.session.session import Rewound, Session
 from mbqueue.session.shared_results import fetch_results, recorded_checksums, send_results
 from mbqueue.session.working_set import WorkingSet
 from mbqueue.storage.commits import Commits
+from mbqueue.storage.places import place_of
 from mbqueue.storage.results import ResultFile
 from mbqueue.task import target_of
 
 
-def run(session: Session, working_set: WorkingSet, lease: Lease) -> str:
+def run(session: Session, _working_set: WorkingSet, lease: Lease) -> str:
     """Score the folds, write results.json, RESULTS.md and matbench's file, commit the job, and return the score.
 
     Raises:
@@ -59,7 +60,7 @@ def run(session: Session, working_set: WorkingSet, lease: Lease) -> str:
         session.damaged(lease, f"The commit {stem} is skipped: {why} {lost}")
 
     folds = [experiment.identity(fold) for fold in spec.folds]
-    commits = {one.fold: Commits(working_set.place_of(one), one, passed_over) for one in folds}
+    commits = {one.fold: Commits(place_of(session.project, session.store, one), one, passed_over) for one in folds}
     changes = fingerprint_changes(commits)
     inputs = record_inputs(session.queue, experiment, now=session.clock.now(), fingerprint_changes=changes)
     content = record_experiment(folder, inputs, commit=commit)

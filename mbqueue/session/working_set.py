@@ -15,9 +15,8 @@ from mbqueue.session.compiling import Compiling
 from mbqueue.session.crystal_copies import CrystalCopies
 from mbqueue.session.loading import LoadedData, load_data
 from mbqueue.session.sources import DataRequest
-from mbqueue.storage.manifest import Identity
 from mbqueue.storage.mounted import Drive
-from mbqueue.storage.places import Place, in_folder, in_store
+from mbqueue.storage.places import place_of
 from mbqueue.train.backbone import is_prepared, kinds_needed, open_frozen, prepare_frozen
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.fold import FoldRun
@@ -106,17 +105,11 @@ class WorkingSet:
         if store is not None and not send_shards(store, frozen, kinds_needed(spec), should_stop=should_stop):
             raise self._session.stopped()
 
-    def place_of(self, identity: Identity) -> Place:
-        """Where a fold's commits are stored: in the object store if there is one, else in a folder."""
-        if self._session.store is not None:
-            return in_store(self._session.store, identity)
-        return in_folder(self._session.project.checkpoints_dir(identity.experiment, identity.fold))
-
     def _checkpoints(self, lease: Lease, experiment: Experiment, fold: int) -> Checkpoints:
         identity = experiment.identity(fold)
         folder = self._session.project.checkpoints_dir(experiment.name, fold)
         return Checkpoints(
-            self.place_of(identity),
+            place_of(self._session.project, self._session.store, identity),
             identity,
             lambda stem, why: self._session.damaged(lease, f"{stem} was set aside: {why}"),
             near=None if self._session.store is None else folder,

@@ -16,7 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbqueue.project import FOLD_PATTERN, PUBLISHED_CHECKPOINTS, STORED_CHECKPOINTS, fold_name, fold_named
+from mbqueue.project import (
+    FOLD_PATTERN,
+    PUBLISHED_CHECKPOINTS,
+    STORED_CHECKPOINTS,
+    ProjectFolder,
+    fold_name,
+    fold_named,
+)
 from mbqueue.storage.blobs import Blobs, Folder
 from mbqueue.storage.manifest import Commit, Identity
 from mbqueue.storage.names import CHECKPOINT, MANIFEST, CommitFile, file_name, hashed_name, manifests_named, with_hash
@@ -71,6 +78,13 @@ def in_folder(folder: Path) -> Place:
 
 def in_store(store: Blobs, identity: Identity) -> Place:
     return Place(store, fold_folder(STORED_CHECKPOINTS, identity), has_hashed_checkpoints=True)
+
+
+def place_of(project: ProjectFolder, store: Blobs | None, identity: Identity) -> Place:
+    """Where a fold's commits are stored: in the object store if there is one, else in a folder."""
+    if store is not None:
+        return in_store(store, identity)
+    return in_folder(project.checkpoints_dir(identity.experiment, identity.fold))
 
 
 def on_mount(drive: Blobs, identity: Identity) -> Place:

@@ -40,6 +40,7 @@ from mbqueue.storage import objects
 from mbqueue.storage.manifest import manifest_of
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.topology import LIVE_VARIABLE, QUEUE_VARIABLE
+from mbqueue.train import arithmetic
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -146,6 +147,19 @@ def test_the_results_of_a_fold_in_training_are_seen_from_another_machine(
     reader = Machine(tmp_path / "reader", shared[0])
     recorded = Project(reader.project.root).results("full_finetune")
     assert [row["epoch"] for row in recorded.histories[0]] == [1]
+
+
+def test_a_change_of_device_during_training_is_seen_from_another_machine(
+    shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(tmp_path / "one", shared[0]).work(2)
+    monkeypatch.setattr(arithmetic, "device_name", lambda _device: "another CPU")
+    Machine(tmp_path / "two", shared[0]).work(1)
+    recorded = Project(Machine(tmp_path / "reader", shared[0]).project.root).results("full_finetune")
+    assert not recorded.is_complete
+    (change,) = recorded.content["run"]["fingerprint_changes"]
+    assert change["fold"] == 0
+    assert change["changes"]["device_name"][1] == "another CPU"
 
 
 def machine_with_a_faulty_store(
