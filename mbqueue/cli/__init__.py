@@ -39,6 +39,8 @@ def _tell(error: BaseException, *, hint: bool) -> None:
     say(f"error: {error or type(error).__name__}", style="bold red")
     for cause in causes(error):
         said = str(cause).strip().splitlines()[:1]
+        if said and said[0] in str(error):
+            continue  # the message has already given this cause
         say(f"  because: {': '.join([type(cause).__name__, *said])}")
     if what_to_do := remedy(error):
         say(f"  {what_to_do}")

@@ -153,8 +153,6 @@ def test_pictures_that_cannot_be_drawn_are_reported_with_the_cause(
     command = ["report", "pretrained_infer", "--output", str(tmp_path / "page.html"), "--png", str(tmp_path)]
     with pytest.raises(SystemExit):
         main(["--project", str(recorded.folder.root), *command])
-    causes = [line.strip() for line in capsys.readouterr().err.splitlines() if "because" in line]
-    assert causes == [
-        "because: RuntimeError: Kaleido requires Google Chrome to be installed.",
-        "because: TimeoutError",
-    ]
+    told = capsys.readouterr().err
+    assert told.count("Kaleido requires Google Chrome to be installed.") == 1
+    assert [line.strip() for line in told.splitlines() if "because" in line] == ["because: TimeoutError"]
