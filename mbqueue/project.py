@@ -58,7 +58,7 @@ from mbqueue.belonging import Belonging, answer_within, live_dir_of
 from mbqueue.errors import ProjectNotFound, UsageError
 from mbqueue.settings import SETTINGS_FILE, Settings, load_settings
 from mbqueue.task import N_FOLDS
-from mbqueue.topology import LIVE_VARIABLE, Topology, live_folder
+from mbqueue.topology import LIVE_VARIABLE, STATE_FOLDER, Topology, live_folder
 
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
 #: The pattern of an experiment's name, which is also the name of its folders.
@@ -147,7 +147,7 @@ class ProjectFolder:
     @property
     def state_dir(self) -> Path:
         """The state/ folder: mbqueue's own files or, in a split project, only the published ones."""
-        return self.root / "state"
+        return self.root / STATE_FOLDER
 
     @property
     def results_dir(self) -> Path:
@@ -386,7 +386,7 @@ def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:
     root = from_here(root.expanduser())
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file. Give the path of a folder instead.")
-    for folder in ("jobs", "state", "results"):
+    for folder in ("jobs", STATE_FOLDER, "results"):
         files.make_folder(root / folder)
     written = []
     templates = resources.files("mbqueue") / "templates"
@@ -399,4 +399,4 @@ def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:
 
 
 def _is_project(folder: Path) -> bool:
-    return (folder / "jobs").is_dir() and (folder / "state").is_dir()
+    return (folder / "jobs").is_dir() and (folder / STATE_FOLDER).is_dir()

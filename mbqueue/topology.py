@@ -25,6 +25,8 @@ from mbqueue.settings import Settings, wrong_queue_url
 
 LIVE_VARIABLE = "MBQUEUE_LIVE_DIR"
 QUEUE_VARIABLE = "MBQUEUE_QUEUE"
+#: The folder of the live state in a project without a live folder.
+STATE_FOLDER = "state"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +186,7 @@ def live_folder(root: Path, settings: Settings, *, on_server: bool | None = None
     given = os.environ.get(LIVE_VARIABLE) or settings.live_dir
     if given:
         live = (root / Path(given).expanduser()).absolute()
-        return None if live == root / "state" else live
+        return None if live == root / STATE_FOLDER else live
     if on_server is None:
         on_server = bool(_queue_url(settings))
     mount = mount_of(root)

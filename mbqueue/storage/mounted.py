@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mbqueue.belonging import Belonging
 from mbqueue.files import fsync_dir
+from mbqueue.project import PUBLISHED_ID
 from mbqueue.storage.blobs import Listed, Unreadable
 
 #: How many bytes to write between checks for a stop request.
@@ -77,10 +78,10 @@ class Drive:
     def check(self) -> None:
         """Raise OSError if the project is not on the mount."""
         why = None
-        if not ((self.root / "jobs").is_dir() and (self.root / "state").is_dir()):
+        if not ((self.root / "jobs").is_dir() and (self.root / PUBLISHED_ID).is_dir()):
             why = "the project is no longer on the mount"
         elif self.belonging is not None:
-            why = self.belonging.missing(self.root / "state")
+            why = self.belonging.missing(self.root / PUBLISHED_ID)
         if why is not None:
             raise OSError(errno.ENOTCONN, f"{why}; is the drive still mounted?", str(self.root))
 
