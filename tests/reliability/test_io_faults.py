@@ -42,6 +42,7 @@ def test_a_failing_operation_gives_a_helpful_error_and_a_later_session_the_same_
     options = {"action": "fail", "only": (), **FAULTS[name]}
     counted = Counter(operation.split(" ")[0] for operation in straight.operations)
     n_operations = sum(n for kind, n in counted.items() if not options["only"] or kind in options["only"])
+    assert n_operations > 0, "no operation of this kind was counted"
     codes = Counter()
     for point in points_of(name, n_operations, sample=SAMPLE):
         lab = Lab(warm, tmp_path / str(point))
