@@ -164,6 +164,8 @@ def _begin(
         queue.end_session(session_id, reason=str(error), now=clock.now())
         raise
     report.session_started(session_id, device_name(device), options.session_seconds)
+    if project.topology.why_not_safe is not None:
+        report.note(project.topology.why_not_safe)
     return Session(
         id=session_id,
         project=project,

@@ -16,8 +16,10 @@ import pytest
 import torch
 from small_project import ManualClock, RememberedReport, enqueue, make_project, small_spec
 
+from mbqueue import topology
 from mbqueue.data import datasets
 from mbqueue.errors import QueueError, UsageError
+from mbqueue.mounts import Mount
 from mbqueue.project import ProjectFolder
 from mbqueue.provenance import TrialOf
 from mbqueue.queue.jobs import State
@@ -263,6 +265,19 @@ def test_data_that_changed_since_prepare_is_refused(tmp_path: Path, report: Reme
         project, WorkOptions(device="cpu", max_jobs=1, session_seconds=60), report=report, stop=_stop_at_failure(report)
     )
     assert any("has changed since this experiment was prepared" in line for line in report.lines), report.lines
+
+
+@pytest.mark.parametrize(("fstype", "is_noted"), [("nfs4", True), ("ext4", False)])
+def test_a_queue_file_on_a_network_mount_is_noted_at_the_start(
+    tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch, fstype: str, is_noted: bool
+) -> None:
+    monkeypatch.setattr(topology, "mount_of", lambda path: Mount(point=path, fstype=fstype, source="x"))
+    monkeypatch.setenv(topology.LIVE_VARIABLE, "state")
+    project = make_project(tmp_path)
+    enqueue(project, small_spec(project))
+    work(project, WorkOptions(device="cpu", max_jobs=0), report=report)
+    noted = [line for line in report.lines if "not safe on a network mount" in line]
+    assert noted == [f"note: {project.topology.why_not_safe}"] * is_noted
 
 
 @pytest.mark.parametrize(("share", "is_noted"), [(0.3, True), (0.4, False)])
