@@ -53,7 +53,11 @@ class Results(Searches):
                     f"from the checkpoints: mbqueue retry {experiment}, then mbqueue work"
                 )
             entry = queue.experiment(experiment)
-            store, folds = opened_store(self.folder, queue), [entry.identity(fold) for fold in entry.spec["folds"]]
+            place = queue.commits_place()
+            # The first session with a new store sends the commits there. Until then, they are only in the folder.
+            is_in_store = place is not None and place.kind == "store"
+            store = opened_store(self.folder, queue) if is_in_store else None
+            folds = [entry.identity(fold) for fold in entry.spec["folds"]]
             commits = {one.fold: Commits(place_of(self.folder, store, one), one) for one in folds}
             changes = fingerprint_changes(commits)
             inputs = record_inputs(queue, entry, now=self._clock.now(), fingerprint_changes=changes)

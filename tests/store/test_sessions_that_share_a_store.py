@@ -356,6 +356,18 @@ def test_a_lost_queue_is_rebuilt_from_the_store_on_a_machine_that_has_nothing(
     assert any("predict: test MAE" in line for line in report.lines), report.lines
 
 
+def test_the_results_of_a_fold_in_training_are_seen_before_the_first_session_with_a_new_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path / "project")
+    enqueue(project, small_spec(project))
+    work(project, WorkOptions(device="cpu", max_jobs=2), report=RememberedReport())
+    (tmp_path / "store").mkdir()
+    monkeypatch.setenv(STORE_VARIABLE, (tmp_path / "store").as_uri())
+    recorded = Project(project.root).results("full_finetune")
+    assert [row["epoch"] for row in recorded.histories[0]] == [1]
+
+
 def test_checkpoints_from_before_the_store_was_set_are_sent_to_it(
     plain: tuple[ProjectFolder, Path], s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
