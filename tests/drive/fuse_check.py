@@ -26,7 +26,7 @@ from small_project import enqueue, make_project, small_spec
 
 from mbqueue.mounts import mount_of
 
-EPOCHS = 60
+EPOCHS = 80
 SERVER = Path(__file__).parents[1] / "support" / "faulty_fuse.py"
 
 
@@ -86,7 +86,7 @@ def check(base: Path) -> None:
     """Train on the mount through every failure, and compare with a local disk."""
     straight = make_project(base / "straight", checkpoint_minutes=60.0)
     expected = enqueue(straight, small_spec(straight, train__epochs=EPOCHS))
-    assert run(straight.root, "work", "--device", "cpu").returncode == 0
+    assert start(straight.root, "work", "--device", "cpu").wait() == 0
 
     mount = Mount(base)
     os.environ["XDG_CACHE_HOME"] = str(base / "cache")
@@ -122,7 +122,7 @@ def check(base: Path) -> None:
     assert run(base, "init", str(project.root)).returncode == 0  # a user runs `init` without mounting the drive
     check_away(project.root)
     back = said("The mount is back")
-    until(lambda: "another folder" in status(project.root)["why"], session)
+    until(lambda: "is not the project's folder" in status(project.root)["why"], session)
     assert said("The mount is back") == back
     shutil.rmtree(project.root)
     mount.mount()
