@@ -71,9 +71,8 @@ class Data(OpenedProject):
             dataset: the dataset's name or path, or a ``DataSpec``, which can also set the id column or drop unusable
                 entries.
             models: model_fold_*.pth files; several files make an ensemble.
-            target_column: column of the dataset's table with the true values; by default, the column that the first
-                model was trained on, if the table has it, or for an energy a column with a name that mbqueue
-                recognises.
+            target_column: column of the dataset's table with the true values; by default, a column with a name that
+                mbqueue recognises.
             strains: number of pairs of small opposite strains over which each prediction is averaged.
             device: cpu, cuda or cuda:1; by default the first GPU, or the CPU if there is no GPU.
 

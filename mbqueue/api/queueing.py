@@ -306,6 +306,16 @@ class Queueing(OpenedProject):
             errors_in_full=experiment is not None,
         )
 
+    def errors(self, experiment: str) -> list[dict[str, Any]]:
+        """Return the errors of an experiment's jobs, newest first, as in `status`.
+
+        Raises:
+            UsageError: if the experiment does not exist; the message lists the existing experiments.
+        """
+        with self._reading_queue(experiment) as queue:
+            overview = queue.overview(now=self._clock.now(), project=str(self.folder.root), experiments=[experiment])
+        return list(overview["errors"])
+
     def events(
         self, experiment: str | None = None, *, since: float = 0.0, after: int = 0, limit: int = 50
     ) -> tuple[Event, ...]:

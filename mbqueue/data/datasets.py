@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,7 +117,6 @@ def load(
     drop_invalid: bool = False,
     targets_required: bool = True,
     target: Target = FORMATION_ENERGY.target,
-    target_names: Sequence[str] = (),
     id_column: str = "",
     progress: Progress | None = None,
 ) -> Dataset:
@@ -132,7 +130,6 @@ def load(
         drop_invalid: leave out unusable entries instead of raising ``InvalidCrystals``.
         targets_required: whether an entry without a target is invalid; if not, its target is nan (for prediction).
         target: the target's kind and column.
-        target_names: columns to try, in order, if ``target`` names none; by default, those of its kind.
         id_column: name of the id column; empty to choose a known name (``columns``).
         progress: called with (bytes done, total bytes), first for the download, then for reading.
 
@@ -148,7 +145,7 @@ def load(
     check_dataset(name_or_path, project_root=project_root, targets_required=targets_required)
     task = TASKS.get(name_or_path)
     wanted = target if task is None else task.target
-    columns = _columns(wanted, id_column, targets_required=targets_required, target_names=target_names)
+    columns = _columns(wanted, id_column, targets_required=targets_required)
     gatherer = Gatherer(targets_required=targets_required, target=wanted)
     if task is not None:
         path = _read_official(gatherer, columns, task, progress)
@@ -175,13 +172,11 @@ def load(
     )
 
 
-def _columns(target: Target, id_column: str, *, targets_required: bool, target_names: Sequence[str] = ()) -> Columns:
+def _columns(target: Target, id_column: str, *, targets_required: bool) -> Columns:
     from mbqueue.data.columns import ColumnNames, Columns  # noqa: PLC0415  as in `load`
 
     return Columns(
-        ColumnNames(id=id_column, target=target.column),
-        targets_required=targets_required,
-        target_names=target_names or target.columns,
+        ColumnNames(id=id_column, target=target.column), targets_required=targets_required, target_names=target.columns
     )
 
 

@@ -20,7 +20,7 @@ from mbqueue.session.loading import Progress, load_data
 from mbqueue.session.model_origins import is_known_data, unseen_elements
 from mbqueue.session.prediction_files import COLUMNS, read_files, require_table
 from mbqueue.session.sources import DataRequest
-from mbqueue.task import TASKS, Target
+from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train.family import ModelFamily, family_of_file
 from mbqueue.train.partial_outputs import forget_old
 from mbqueue.train.predict import EnsemblePredictions, predict_crystals
@@ -98,8 +98,8 @@ def predict_dataset(
     Args:
         data_spec: the [data] section of the crystals to predict, which may have no targets.
         models: model_fold_*.pth files.
-        target_column: column of the dataset's table with the true values; by default, the column that the first model
-            was trained on, if the table has it, or for an energy a column with a name that mbqueue recognises.
+        target_column: column of the dataset's table with the true values; by default, a column with a name that mbqueue
+            recognises.
         strains: number of pairs of small opposite strains over which each prediction is averaged.
 
     Raises:
@@ -111,12 +111,9 @@ def predict_dataset(
     family = _one_family(paths)
     loaded = [family.load_model(path) for path in paths]
     target = _one_target(family, paths)
-    request = DataRequest(
-        data=data_spec,
-        target=replace(target, column=target_column),
-        target_names=_column_names(target),
-        targets_required=False,
-    )
+    # If no column is named, look only for formation energies.
+    compared = replace(target if target_column else FORMATION_ENERGY.target, column=target_column)
+    request = DataRequest(data=data_spec, target=compared, targets_required=False)
     data = load_data(project, request, dataset_hash=None, progress=progress, note=note)
     assert data is not None, "no stop was requested"
     for warning in unseen_elements(project, data.crystals, paths):
@@ -141,7 +138,7 @@ def predict_dataset(
         found,
         data.dropped,
         is_known_data=is_known_data(project, data.crystals.hash, paths),
-        is_compared=data_spec.dataset not in TASKS or _is_same(TASKS[data_spec.dataset].target, target),
+        is_compared=bool(target_column) or target.kind == "energy",
         made_from=read_files(project, data_spec.dataset, paths),
     )
 
@@ -161,24 +158,9 @@ def _one_target(family: ModelFamily, models: Sequence[Path]) -> Target:
     first = family.target_of_model(models[0])
     for path in models[1:]:
         other = family.target_of_model(path)
-        if not _is_same(other, first):
+        if (other.name, other.unit, other.kind) != (first.name, first.unit, first.kind):
             raise UsageError(
                 f"{models[0]} predicts the {first.axis}, but {path} predicts the {other.axis}, so they cannot be "
                 "averaged. Use models with the same target."
             )
     return first
-
-
-def _is_same(one: Target, other: Target) -> bool:
-    """Whether two targets are the same property, even if they come from different columns."""
-    return replace(one, column="") == replace(other, column="")
-
-
-def _column_names(target: Target) -> tuple[str, ...]:
-    """Columns that may contain a model's target: the column that it was trained on and, for an energy, the usual ones.
-
-    A model trained on a column that mbqueue chose records no column.
-    """
-    if target.column and target.kind != "energy":
-        return (target.column,)
-    return tuple(dict.fromkeys(name for name in (target.column, *target.columns) if name))

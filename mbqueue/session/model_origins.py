@@ -72,8 +72,9 @@ def _absent_in_queue(project: ProjectFolder) -> Iterator[tuple[str, frozenset[st
                 jobs = queue.jobs(state=State.COMMITTED)
             for job in jobs:
                 if job.kind is Kind.PREDICT and job.result and job.fold is not None:
-                    digest = _digest(job.result.get("files"), job.fold)
-                    yield digest, frozenset(map(symbol_of, job.result.get("absent_elements", ())))
+                    with suppress(AttributeError, LookupError, TypeError):  # an odd result must not end the prediction
+                        absent = frozenset(map(symbol_of, job.result["absent_elements"]))
+                        yield _digest(job.result.get("files"), job.fold), absent
 
 
 def _absent_in_results(folder: Path) -> Iterator[tuple[str, frozenset[str]]]:

@@ -30,14 +30,12 @@ class DataRequest:
     Attributes:
         seed: the random seed for choosing crystals if the section has a limit.
         target: the kind and column of the property to predict.
-        target_names: columns to try, in order, if ``target`` names none; by default, those of its kind.
         targets_required: whether a crystal without a target is an error; if False, a missing target becomes NaN.
     """
 
     data: DataSpec
     seed: int = 0
     target: Target = FORMATION_ENERGY.target
-    target_names: tuple[str, ...] = ()
     targets_required: bool = True
 
 
@@ -55,7 +53,6 @@ def source_key(request: DataRequest, *, project_root: Path) -> str | None:
             "wanted": request.data.model_dump(mode="json"),
             "seed": request.seed if request.data.limit else None,
             "target": repr(request.target),
-            "target_names": request.target_names,
             "targets_required": request.targets_required,
             "reader": reader_version(),
         }

@@ -232,7 +232,7 @@ class _Board:
             **shared,
             entry=entry,
             time=time_text([entry], session_seconds),
-            errors=self._project.status(name).overview["errors"],  # the overview has only the newest errors of all
+            errors=self._project.errors(name),  # the overview has only the newest errors of all
             events=reversed(self._project.events(name, limit=_EVENTS_SHOWN)),
             target=self._project.target(name),
             spec=_flat(self._project.spec(name)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,8 @@ from pymatgen.core import Lattice, Structure
 from mbqueue import families
 from mbqueue.api import Project
 from mbqueue.errors import UsageError
-from mbqueue.experiment import DataSpec
 from mbqueue.files import write_bytes
-from mbqueue.session import ensemble
-from mbqueue.task import FORMATION_ENERGY, TASKS, Target
+from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train.chgnet import load_pretrained, model_bytes, target_of_model
 
 CLASS = Target(name="metallicity", unit="", kind="class", column="is_metal")
@@ -51,49 +48,6 @@ def test_ensembles_of_a_class_average_probabilities(project: Project, tmp_path: 
     table = project.predict(data, [saved(tmp_path / f"{name}.pth", CLASS) for name in "bc"], device="cpu")
     assert table.target == CLASS
     assert table.predictions.mean == pytest.approx(1 / (1 + np.exp(-logits)))
-    assert table.mae is None
-
-
-ENERGY = Target(name="formation energy", unit="eV/atom", kind="energy", column="mine")
-
-
-@pytest.mark.parametrize(
-    ("trained_on", "columns", "named", "used"),
-    [
-        (ENERGY, {"e_form": 1.0, "mine": 5.0}, "", "mine"),
-        (ENERGY, {"e_form": 1.0}, "", "e_form"),
-        (ENERGY, {"e_form": 1.0, "mine": 5.0}, "e_form", "e_form"),
-        (FORMATION_ENERGY.target, {"e_form": 1.0, "mine": 5.0}, "", "e_form"),
-        (MODULUS, {"e_form": 1.0, "K": 5.0}, "", "K"),
-        (MODULUS, {"e_form": 1.0}, "", None),
-        (replace(MODULUS, column=""), {"target": 5.0}, "", "target"),
-    ],
-)
-def test_predictions_are_compared_with_the_column_that_the_model_was_trained_on(
-    project: Project,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    trained_on: Target,
-    columns: dict[str, float],
-    named: str,
-    used: str | None,
-) -> None:
-    rows = [json.loads(line) | columns for line in (tmp_path / "new.jsonl").read_text().splitlines()]
-    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    model = saved(tmp_path / "a.pth", trained_on)
-    table = project.predict(tmp_path / "new.jsonl", [model], target_column=named, device="cpu")
-    assert f"target: {used or 'none'}," in caplog.text
-    assert table.crystals.targets.tolist() == pytest.approx([columns.get(used or "", np.nan)] * 2, nan_ok=True)
-    assert (table.mae is None) == (used is None)
-
-
-def test_a_matbench_task_of_another_property_gives_no_error(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ensemble, "TASKS", {"sample": TASKS["matbench_mp_gap"]})
-    few = DataSpec(dataset="sample", limit=2)
-    table = project.predict(few, [saved(tmp_path / "a.pth", FORMATION_ENERGY.target)], device="cpu")
-    assert np.isfinite(table.crystals.targets).all()
     assert table.mae is None
 
 
