@@ -158,6 +158,13 @@ def no_session(overview: Mapping[str, Any]) -> str:
         return "No session is running. Start one with: mbqueue work"
     why = obstacles(overview)
     if not why:
+        # A search that was paused between two trials has no job, but trials left.
+        searches = [one["name"] for one in overview.get("searches", ()) if one["state"] == "paused"]
+        if searches:
+            return (
+                "No session is running, and only paused searches have trials left.\n"
+                f"To continue a search: mbqueue resume {searches[0] if len(searches) == 1 else 'SEARCH'}"
+            )
         return "No session is running, and no job is left to run."
     steps = _ways_out(overview)
     return "\n".join([f"No session is running, and no job can run: {', and '.join(why)}.", *steps])

@@ -516,6 +516,12 @@ def test_a_paused_search_is_resumed_by_its_own_name():
     assert no_session({**overview, "jobs": {"ready": 1}}).endswith("mbqueue resume hunt")
 
 
+def test_a_search_paused_between_two_trials_is_resumed_by_its_name():
+    overview = overview_of([], name="hunt.000", jobs={"committed": 4})
+    told = no_session({**overview, "jobs": {"committed": 4}, "searches": [{"name": "hunt", "state": "paused"}]})
+    assert told.endswith("mbqueue resume hunt")
+
+
 def test_jobs_that_depend_on_cancelled_jobs_are_no_reason_to_start_a_session(queue):
     queue.enqueue(Spec(name="small", folds=(0, 1), train={"epochs": 1}), results_dir="results/small", now=NOW)
     session = queue.start_session(device="cpu", now=NOW, alive_seconds=60)
