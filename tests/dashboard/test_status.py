@@ -493,13 +493,18 @@ def test_paused_jobs_are_not_counted_as_ready(queue):
     assert no_session(queue.overview(now=NOW)) == start
 
 
-def test_a_paused_fold_is_told_apart_from_the_folds_that_a_session_would_train(queue):
+def enqueue_prepared(queue):
+    """Enqueue an experiment with two folds, and do its `prepare` job in a session that has ended."""
     queue.enqueue(Spec(name="small", folds=(0, 1), train={"epochs": 1}), results_dir="results/small", now=NOW)
     session = queue.start_session(device="cpu", now=NOW, alive_seconds=60)
     queue.commit(
         queue.claim(session, now=NOW, lease_seconds=60), result={"dataset_hash": "ab", "seconds": 1.0}, now=NOW
     )
     queue.end_session(session, reason="done", now=NOW)
+
+
+def test_a_paused_fold_is_told_apart_from_the_folds_that_a_session_would_train(queue):
+    enqueue_prepared(queue)
     queue.pause("small", fold=0, now=NOW)
     assert no_session(queue.overview(now=NOW)).endswith("Start one with: mbqueue work")
     queue.pause("small", now=NOW)
@@ -523,12 +528,7 @@ def test_a_search_paused_between_two_trials_is_resumed_by_its_name():
 
 
 def test_jobs_that_depend_on_cancelled_jobs_are_no_reason_to_start_a_session(queue):
-    queue.enqueue(Spec(name="small", folds=(0, 1), train={"epochs": 1}), results_dir="results/small", now=NOW)
-    session = queue.start_session(device="cpu", now=NOW, alive_seconds=60)
-    queue.commit(
-        queue.claim(session, now=NOW, lease_seconds=60), result={"dataset_hash": "ab", "seconds": 1.0}, now=NOW
-    )
-    queue.end_session(session, reason="done", now=NOW)
+    enqueue_prepared(queue)
     for fold in (0, 1):
         queue.cancel("small", fold=fold, now=NOW)
     told = no_session(queue.overview(now=NOW))
