@@ -85,6 +85,8 @@ class Warm:
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request to the warm process; return the answer."""
