@@ -1,44 +1,122 @@
-"""Compiled code on disk never comes from older source."""
+"""Compiled code on disk never comes from another source or version."""
 
 from __future__ import annotations
 
-import importlib.util
+import errno
+import importlib
+import itertools
+import os
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import numba
 import pytest
 
-from mbqueue.data import conversion, machine_code
-from mbqueue.train import kernels
+from mbqueue.data import machine_code
+
+HELPER = """
+from mbqueue.data.machine_code import compiled
+@compiled
+def step(x):
+    return x + {step}
+"""
+CALLER = """
+import helper
+from mbqueue.data.machine_code import compiled_with
+@compiled_with(helper)
+def two_steps(x):
+    return helper.step(helper.step(x))
+"""
 
 
-def module_at(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def two_steps(tmp_path, monkeypatch):
+    """Return a function that writes the two modules and returns ``two_steps``, as a new process imports it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "code"))
+
+    def imported(step: int):
+        (tmp_path / "helper.py").write_text(HELPER.format(step=step))
+        (tmp_path / "caller.py").write_text(CALLER)
+        for name in ("helper", "caller"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        return importlib.import_module("caller").two_steps
+
+    return imported
 
 
-def test_code_is_named_after_the_content_of_the_modules_that_it_calls(tmp_path):
-    def named_after(text: str) -> str:
-        (tmp_path / "helper.py").write_text(text)
-        compiled = machine_code.compiled_with(module_at(tmp_path / "helper.py"))
+def from_disk(kernel) -> int:
+    """How many signatures of ``kernel`` were loaded from disk instead of being compiled."""
+    return sum(kernel.stats.cache_hits.values())
 
-        def double(x: int) -> int:
-            return 2 * x
 
-        function = compiled(double)
-        assert function(4) == 8
-        return function.__qualname__
+def test_code_is_loaded_for_every_signature_until_a_called_module_changes(two_steps):
+    first = two_steps(step=1)
+    assert (first(0), first(0.5), from_disk(first)) == (2, 2.5, 0)
+    again = two_steps(step=1)
+    assert (again(0), again(0.5), from_disk(again)) == (2, 2.5, 2)
+    changed = two_steps(step=2)
+    assert (changed(0), changed(0.5), from_disk(changed)) == (4, 4.5, 0)
+    back = two_steps(step=1)
+    assert (back(0), from_disk(back)) == (2, 1)
 
-    first = named_after("A = 1\n")
-    assert first == named_after("A = 1\n")
-    assert first != named_after("A = 2\n")
-    assert conversion.pack_rows.__qualname__ != "pack_rows"
-    assert kernels.bonds_forward.__qualname__ != "bonds_forward"
+
+def test_code_of_another_version_of_numba_is_not_loaded(two_steps, monkeypatch):
+    assert two_steps(step=1)(0) == 2
+    monkeypatch.setattr(numba, "__version__", "0.0.1")
+    other = two_steps(step=1)
+    assert (other(0), from_disk(other)) == (2, 0)
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_a_process_that_dies_while_it_saves_code_leaves_no_older_code(two_steps, monkeypatch, renames):
+    assert two_steps(step=1)(0) == 2
+    count = itertools.count()
+
+    def die(replace):
+        def replace_or_die(*args, **options):
+            if next(count) == renames:
+                raise KeyboardInterrupt
+            return replace(*args, **options)
+
+        return replace_or_die
+
+    with monkeypatch.context() as dying, suppress(KeyboardInterrupt):
+        for module, name in ((os, "replace"), (os, "rename"), (Path, "replace"), (Path, "rename")):
+            dying.setattr(module, name, die(getattr(module, name)))
+        two_steps(step=2)(0)
+    assert two_steps(step=2)(0) == 4
+
+
+def test_damaged_code_is_compiled_again(two_steps, tmp_path):
+    assert two_steps(step=1)(0) == 2
+    files = list(tmp_path.rglob("*.code"))
+    assert len(files) == 2
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    again = two_steps(step=1)
+    assert (again(0), from_disk(again)) == (2, 0)
+    later = two_steps(step=1)
+    assert (later(0), from_disk(later)) == (2, 1)
+
+
+def test_on_a_full_disk_code_is_compiled_with_one_note(two_steps, monkeypatch, caplog):
+    def no_space(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(machine_code, "write_bytes", no_space)
+    machine_code._tell_that_nothing_is_kept.cache_clear()
+    assert two_steps(step=1)(0) == 2
+    assert two_steps(step=1)(0) == 2
+    assert [record.getMessage().count("NUMBA_CACHE_DIR") for record in caplog.records] == [1]
+    machine_code._tell_that_nothing_is_kept.cache_clear()
 
 
 REFUSING = """
