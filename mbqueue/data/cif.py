@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,8 @@ def read_cif(text: str, name: str) -> dict[str, Any]:
     elements = _check_atoms(block)
     group = space_group_of(block)
     listed = [parse_operation(text) for tag in _OPERATIONS for text in block.listed(tag)]
+    if not listed and group.number is not None:
+        _created_group(group.number)
     with heard("pymatgen") as kept:
         parser = CifParser.from_str(block.text, check_cif=False)
         try:
@@ -109,6 +112,18 @@ def read_cif(text: str, name: str) -> dict[str, Any]:
     )
     check_symmetry(symmetry, np.asarray(structure.lattice.matrix), _sites(block), is_confirmed=is_confirmed)
     return structure.as_dict()  # type: ignore[no-any-return]
+
+
+@cache
+def _created_group(number: int) -> Any:
+    """Pymatgen's space group with this number.
+
+    Pymatgen reuses a group that is still in memory. Creating a cubic group takes up to 0.7 seconds, so keep each group
+    for later files.
+    """
+    from pymatgen.symmetry.groups import SpaceGroup  # noqa: PLC0415  as in `read_cif`
+
+    return SpaceGroup.from_int_number(number)
 
 
 def _sites(block: CifBlock) -> Sites:
