@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mbqueue.experiment import Spec
+from mbqueue.experiment import Spec, parse_spec
+from mbqueue.results.folder import Recorded, read_recorded
 from mbqueue.results.record import DatasetFacts, RecordInputs, SessionFacts, record_experiment
 from mbqueue.results.tables import (
     Predictions,
@@ -21,7 +23,7 @@ from mbqueue.results.tables import (
     write_history,
     write_predictions,
 )
-from mbqueue.task import FORMATION_ENERGY
+from mbqueue.task import Task
 
 FORMULAS = ["NaCl", "Fe2O3", "SiC", "LiFePO4", "GaN", "CsCl", "MgO", "TiO2"]
 
@@ -85,12 +87,6 @@ def made_up_inputs() -> RecordInputs:
     )
 
 
-@pytest.fixture(scope="session")
-def make_inputs() -> Callable[[], RecordInputs]:
-    """The function ``made_up_inputs``, for fixtures of a module."""
-    return made_up_inputs
-
-
 @pytest.fixture
 def inputs() -> RecordInputs:
     """``made_up_inputs``."""
@@ -131,35 +127,68 @@ def predictions() -> Callable[..., Predictions]:
     return made_up_predictions
 
 
-@pytest.fixture(scope="session")
-def official_predictions() -> dict[int, Predictions]:
-    """All five official test sets with shuffled rows, since nothing may depend on their order."""
+@cache
+def made_up_folds(task: Task) -> dict[int, Predictions]:
+    """All five official test sets with made-up numbers and shuffled rows, since nothing may depend on their order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # matbench's imports warn
         from matbench.metadata import mbv01_validation
     rng = np.random.default_rng(0)
     folds = {}
-    for fold, split in enumerate(mbv01_validation.splits["matbench_mp_e_form"].values()):
-        ids = [split.test[i] for i in rng.permutation(len(split.test))]
-        y_true = rng.normal(-1.5, 1.0, len(ids))
-        y_pred = y_true + rng.laplace(0, 0.02, len(ids))
-        folds[fold] = Predictions(ids, ["NaCl"] * len(ids), np.full(len(ids), 2), y_true, y_pred)
+    for fold, split in enumerate(mbv01_validation.splits[task.dataset].values()):
+        n = len(split.test)
+        y_true = rng.normal(0, 1, n)
+        y_pred = y_true + rng.normal(0, 0.5, n)
+        if task.target.is_class:
+            y_true, y_pred = (y_true > 0).astype(float), 1 / (1 + np.exp(-y_pred))
+        ids = [split.test[row] for row in rng.permutation(n)]
+        folds[fold] = Predictions(ids, ["NaCl"] * n, np.full(n, 2), y_true, y_pred)
     return folds
 
 
 @pytest.fixture(scope="session")
-def recorded_official(tmp_path_factory, official_predictions):
-    folder = tmp_path_factory.mktemp("official")
-    for fold, table in official_predictions.items():
-        write_predictions(predictions_file(folder, fold), table)
-        write_history(history_file(folder, fold), [])
-        model_file(folder, fold).write_bytes(b"weights")
-    return folder
+def official_predictions() -> Callable[[Task], dict[int, Predictions]]:
+    """``made_up_folds``."""
+    return made_up_folds
 
 
 @pytest.fixture(scope="session")
-def official_inputs():
-    dataset = DatasetFacts(
-        name="matbench_mp_e_form", source="matminer", hash="cd" * 32, n=FORMATION_ENERGY.n, official=True
-    )
-    return dataclasses.replace(made_up_inputs(), dataset=dataset, folds=range(5))
+def record_task() -> Callable[[Task, Path], dict[str, Any]]:
+    """A function that records ``made_up_folds`` in a folder and returns the content of results.json."""
+
+    def record(task: Task, folder: Path) -> dict[str, Any]:
+        for fold, table in made_up_folds(task).items():
+            write_predictions(predictions_file(folder, fold), table)
+            write_history(history_file(folder, fold), [])
+            model_file(folder, fold).write_bytes(b"weights")
+        inputs = made_up_inputs()
+        spec = parse_spec({"name": f"mine-{task.dataset}", "data": {"dataset": task.dataset}}, source="test")
+        dataset = dataclasses.replace(
+            inputs.dataset, name=task.dataset, source=task.dataset, n=task.n, official=True, dropped=[]
+        )
+        whole = dataclasses.replace(
+            inputs,
+            experiment=spec.name,
+            spec=spec.to_json(),
+            spec_hash=spec.hash,
+            dataset=dataset,
+            folds=tuple(range(5)),
+        )
+        return record_experiment(folder, whole)
+
+    return record
+
+
+@pytest.fixture(scope="session")
+def recorded_task(
+    tmp_path_factory: pytest.TempPathFactory, record_task: Callable[[Task, Path], dict[str, Any]]
+) -> Callable[[Task], Recorded]:
+    """A function that returns a recorded task, which tests must not change."""
+
+    @cache
+    def recorded(task: Task) -> Recorded:
+        folder = tmp_path_factory.mktemp(task.dataset)
+        record_task(task, folder)
+        return read_recorded(folder)
+
+    return recorded

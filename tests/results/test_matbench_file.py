@@ -14,17 +14,19 @@ import pytest
 
 from mbqueue.errors import ResultsError
 from mbqueue.results.matbench_file import read_matbench_scores, write_matbench_file
-from mbqueue.results.record import record_experiment
-from mbqueue.task import FORMATION_ENERGY
+from mbqueue.task import FORMATION_ENERGY, TASKS
+
+#: The smallest task, for tests that need any official file.
+SMALLEST = min(TASKS.values(), key=lambda task: task.n)
 
 
 def test_the_official_task_is_recorded_and_valid_by_matbench_itself(
-    recorded_official, official_inputs, official_predictions, tmp_path, capsys
+    record_task, official_predictions, tmp_path, capsys
 ):
-    content = record_experiment(recorded_official, official_inputs)
-    path = recorded_official / "matbench_results.json.gz"
+    content = record_task(FORMATION_ENERGY, tmp_path)
+    path = tmp_path / "matbench_results.json.gz"
     printed = capsys.readouterr().out
-    plain = tmp_path / "results.json"
+    plain = tmp_path / "matbench_results.json"
     plain.write_bytes(gzip.decompress(path.read_bytes()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # matbench calls datetime.utcnow, deprecated from Python 3.12 on
@@ -39,20 +41,19 @@ def test_the_official_task_is_recorded_and_valid_by_matbench_itself(
     assert scores.mae.mean == pytest.approx(content["summary"]["mae"]["mean"], rel=1e-12)
     assert scores.mape.std == pytest.approx(content["summary"]["mape"]["std"], rel=1e-9)
     data = benchmark.matbench_mp_e_form.results.fold_3.data
-    table = official_predictions[3]
+    table = official_predictions(FORMATION_ENERGY)[3]
     assert {crystal_id: data[crystal_id] for crystal_id in table.ids} == dict(
         zip(table.ids, table.y_pred.tolist(), strict=True)
     )
     assert read_matbench_scores(path)["matbench_mp_e_form"]["mae"]["mean"] == scores.mae.mean
-    assert "a leaderboard score" in (recorded_official / "RESULTS.md").read_text()
+    assert "a leaderboard score" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_two_files_of_the_same_numbers_differ_only_in_date_stamp_and_hash(tmp_path, official_predictions):
+    predictions = official_predictions(SMALLEST)
     contents = []
     for name in ("a.json.gz", "b.json.gz"):
-        write_matbench_file(
-            tmp_path / name, official_predictions, FORMATION_ENERGY, models="CHGNet", parameters={"seed": 0}
-        )
+        write_matbench_file(tmp_path / name, predictions, SMALLEST, models="CHGNet", parameters={"seed": 0})
         contents.append(json.loads(gzip.decompress((tmp_path / name).read_bytes())))
         assert (tmp_path / name).read_bytes()[4:8] == bytes(4)  # the gzip header's time is 0
     for content in contents:
@@ -60,12 +61,10 @@ def test_two_files_of_the_same_numbers_differ_only_in_date_stamp_and_hash(tmp_pa
     assert json.dumps(contents[0]) == json.dumps(contents[1])
 
 
-def test_a_changed_prediction_is_noticed_by_matbench_own_hash(tmp_path, recorded_official, official_inputs):
-    path = recorded_official / "matbench_results.json.gz"
-    if not path.exists():
-        record_experiment(recorded_official, official_inputs)
+def test_a_changed_prediction_is_noticed_by_matbench_own_hash(tmp_path, recorded_task):
+    path = recorded_task(SMALLEST).folder / "matbench_results.json.gz"
     content = json.loads(gzip.decompress(path.read_bytes()))
-    data = content["tasks"]["matbench_mp_e_form"]["results"]["fold_0"]["data"]
+    data = content["tasks"][SMALLEST.dataset]["results"]["fold_0"]["data"]
     data[next(iter(data))] += 0.1
     changed = tmp_path / "changed.json.gz"
     changed.write_bytes(gzip.compress(json.dumps(content).encode()))
@@ -74,13 +73,14 @@ def test_a_changed_prediction_is_noticed_by_matbench_own_hash(tmp_path, recorded
 
 
 def test_ids_of_other_crystals_are_refused(tmp_path, official_predictions):
-    first = official_predictions[0]
+    predictions = official_predictions(SMALLEST)
+    first = predictions[0]
     foreign = dataclasses.replace(first, ids=["mine", *first.ids[1:]])
     with pytest.raises(ResultsError, match="fold 0 is not the official one: 2 ids differ"):
         write_matbench_file(
             tmp_path / "m.json.gz",
-            {**official_predictions, 0: foreign},
-            FORMATION_ENERGY,
+            {**predictions, 0: foreign},
+            SMALLEST,
             models="CHGNet",
             parameters={},
         )
@@ -88,9 +88,9 @@ def test_ids_of_other_crystals_are_refused(tmp_path, official_predictions):
 
 
 def test_a_missing_fold_is_refused(tmp_path, official_predictions):
-    four = {fold: table for fold, table in official_predictions.items() if fold != 2}
+    four = {fold: table for fold, table in official_predictions(SMALLEST).items() if fold != 2}
     with pytest.raises(ResultsError, match="Fold 2 is missing"):
-        write_matbench_file(tmp_path / "m.json.gz", four, FORMATION_ENERGY, models="CHGNet", parameters={})
+        write_matbench_file(tmp_path / "m.json.gz", four, SMALLEST, models="CHGNet", parameters={})
 
 
 def test_without_matbench_the_error_says_how_to_install_it(tmp_path, official_predictions, monkeypatch):
@@ -101,11 +101,10 @@ def test_without_matbench_the_error_says_how_to_install_it(tmp_path, official_pr
             raise ModuleNotFoundError("No module named 'matbench'", name="matbench")
         return real(name, *args, **kwargs)
 
+    predictions = official_predictions(SMALLEST)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ResultsError, match=r"pip install --no-deps matbench==0\.6"):
-        write_matbench_file(
-            tmp_path / "m.json.gz", official_predictions, FORMATION_ENERGY, models="CHGNet", parameters={}
-        )
+        write_matbench_file(tmp_path / "m.json.gz", predictions, SMALLEST, models="CHGNet", parameters={})
 
 
 def test_a_damaged_matbench_file_is_refused(tmp_path):
