@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,6 +17,17 @@ from small_project import ManualClock, RememberedReport
 
 from mbqueue import families
 from mbqueue.project import ProjectFolder, init_project
+
+#: A file system in memory, and the free bytes that the temporary folders of a test run need.
+MEMORY, MEMORY_BYTES = Path("/dev/shm"), 4 * 1024**3
+
+
+def pytest_configure() -> None:
+    """Put the temporary folders in memory if there is room, because on a disk, tests wait for thousands of fsyncs."""
+    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < MEMORY_BYTES:
+        return
+    if not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:  # some tests run programs in their folders
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 @pytest.fixture(scope="session", autouse=True)

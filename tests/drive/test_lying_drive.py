@@ -12,8 +12,6 @@ import json
 import os
 import random
 import shutil
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -198,19 +196,6 @@ def check_chain(schedule: Schedule, folder: Path, fold: int) -> None:
     assert model.lineage[: len(best)].tolist() == best, "the model is of another line"
 
 
-@pytest.fixture
-def fast_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory if possible, to avoid waiting for thousands of fsync calls that the test does not need."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir():
-        yield tmp_path
-        return
-    folder = memory / f"mbqueue-{os.getpid()}-{time.monotonic_ns()}"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep files for less than half an hour: a schedule takes minutes, and its folds have few commits."""
@@ -219,11 +204,11 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("part", range(5))
-def test_sessions_on_an_unreliable_drive_converge_on_one_whole_chain_per_fold(part: int, fast_folder: Path) -> None:
+def test_sessions_on_an_unreliable_drive_converge_on_one_whole_chain_per_fold(part: int, tmp_path: Path) -> None:
     seeds = range(part, SCHEDULES, 5) if ONE_SEED is None else [int(ONE_SEED)][: 1 if part == 0 else 0]
     trained = deaths = aside = 0
     for seed in seeds:
-        base = fast_folder / str(seed)
+        base = tmp_path / str(seed)
         base.mkdir()
         try:
             schedule = Schedule(base, seed)
