@@ -32,17 +32,23 @@ class Checkpoints(OwnCommits):
     ) -> None:
         super().__init__(place, identity, on_wrong, **own)
         self.hold_on = hold_on or _raise
+        #: The hash of each checkpoint that was loaded → the spec, dataset, fold and work that the checkpoint contains.
+        self._contained: dict[str, tuple[object, ...]] = {}
 
     def checkpoint(self, commit: Commit) -> bytes:
         """Read a checkpoint, and check that its bytes are the training state that the manifest describes."""
         content, manifest = super().checkpoint(commit), commit.manifest
         path = f"{self.place.blobs.url}/{self.place.checkpoint(commit)}"
-        try:
-            state = deserialise(content)
-        except CheckpointError as error:
-            raise Damaged(f"{path}: {error}") from error
-        told = (state.spec_hash, state.dataset_hash, state.fold, state.epoch, state.complete, state.step)
-        if told != (manifest.spec_hash, manifest.dataset_hash, manifest.fold, *manifest.work):
+        # The bytes have the manifest's hash, so bytes that were loaded before need not be loaded again.
+        if manifest.sha256 not in self._contained:
+            try:
+                state = deserialise(content)
+            except CheckpointError as error:
+                raise Damaged(f"{path}: {error}") from error
+            contained = (state.spec_hash, state.dataset_hash, state.fold, state.epoch, state.complete, state.step)
+            self._contained[manifest.sha256] = contained
+        told = (manifest.spec_hash, manifest.dataset_hash, manifest.fold, *manifest.work)
+        if self._contained[manifest.sha256] != told:
             raise Damaged(f"{path} and its manifest belong to different commits.")
         return content
 

@@ -16,6 +16,7 @@ from mbqueue.errors import CheckpointError, LeaseLost
 from mbqueue.files import sha256_of_json
 from mbqueue.storage.manifest import Damaged, Manifest, Rank, manifest_of
 from mbqueue.storage.own_commits import Staged
+from mbqueue.train.state import TrainState, deserialise
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,30 @@ def test_a_manifest_of_a_newer_format_is_an_error_and_stays_where_it_is(commits:
     with pytest.raises(CheckpointError, match="newer mbqueue"):
         commits.checkpoints().newest()
     assert name in commits.names()
+
+
+def test_a_checkpoint_is_loaded_once_but_its_bytes_are_verified_at_each_read(
+    local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[TrainState] = []
+
+    def remembering(content: bytes) -> TrainState:
+        loaded.append(deserialise(content))
+        return loaded[-1]
+
+    monkeypatch.setattr("mbqueue.train.checkpoint.deserialise", remembering)
+    commits = small_commits(local)
+    newest = commits.newest()
+    assert newest is not None
+    assert commits.newest() == newest
+    assert [state.epoch for state in loaded] == [1, 2]
+    path = local / f"{newest.base}.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    before = commits.newest()
+    assert before is not None
+    assert before.base == "e0001-done-f0001"
 
 
 def test_a_failing_file_system_does_not_make_a_commit_count_as_damaged(
