@@ -172,7 +172,7 @@ def _terminated() -> StopCause:
 def test_a_real_session_stops_while_reading_the_mount_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     project = make_split_project(tmp_path)
-    enqueue(project, small_spec(project, train__epochs=1))
+    enqueue(project, small_spec(project, train__epochs=1, data__limit=20))
     hangs, back, stop, names = threading.Event(), threading.Event(), StopRequest(), Drive.names
 
     def hang(self: Drive, folder: str) -> list[str]:

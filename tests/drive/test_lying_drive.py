@@ -31,7 +31,7 @@ from mbqueue.results.tables import history_file, model_file, write_history
 from mbqueue.storage.manifest import Identity, Manifest, manifest_of
 from mbqueue.storage.mounted import Drive
 
-SCHEDULES = int(os.environ.get("MBQUEUE_SCHEDULES", "20"))
+SCHEDULES = int(os.environ.get("MBQUEUE_SCHEDULES", "10"))
 ONE_SEED = os.environ.get("MBQUEUE_SCHEDULE_SEED")
 EPOCHS = 2
 

@@ -26,6 +26,9 @@ from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import Ending, work
 from mbqueue.train.checkpoint import Checkpoints
 
+#: An experiment with four small steps in an epoch.
+FOUR_STEPS = {"data__limit": 24, "train__batch_size": 5}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Any:
@@ -41,7 +44,7 @@ def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_uninterru
     # All sessions run in this process, so killed sessions seem to be alive, but later sessions must not wait for them.
     monkeypatch.setattr("mbqueue.drive.announcements.ALIVE_SECONDS", 0.1)
     straight = make_project(tmp_path / "straight", checkpoint_minutes=60.0)
-    expected = enqueue(straight, small_spec(straight))
+    expected = enqueue(straight, small_spec(straight, **FOUR_STEPS))
     assert work(straight, WorkOptions(device="cpu"), report=RememberedReport()).ending is Ending.DONE
 
     drive = LyingDrive(tmp_path / "drive", random.Random(5))
@@ -54,7 +57,7 @@ def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_uninterru
         report, stop = RememberedReport(), StopRequest()
         enter(project, note=report.note)
         if number == 0:
-            enqueue(project, small_spec(straight))
+            enqueue(project, small_spec(straight, **FOUR_STEPS))
             assert Publisher(project, None, note=report.note, clock=_clock()).round()
             drive.settle()  # let the drive upload the enqueued experiment
         steps: list[int] = []
@@ -102,7 +105,7 @@ def test_a_full_disk_ends_the_session_with_the_last_commit_safe_and_says_what_to
     tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project(tmp_path)
-    enqueue(project, small_spec(project))
+    enqueue(project, small_spec(project, train__epochs=1, **FOUR_STEPS))
     stage, staged = Checkpoints.stage, []
 
     def stage_until_full(self: Checkpoints, content: bytes, fields: Any) -> Any:

@@ -70,14 +70,14 @@ RESTORE = ("restore", ARCHIVE, "--force")
 WHOLE = "is intact. To replace it"
 AGAIN, RESTORE_AGAIN = ("mbqueue recover",), ("mbqueue restore",)
 KEEPINGS = [
-    Keeping("recover, the queue gone", RECOVER, 2, lose_queue, names=AGAIN, is_enough=WHOLE),
-    Keeping("recover, the queue damaged", RECOVER, 2, damage_queue, names=AGAIN, is_enough=WHOLE),
+    Keeping("recover, the queue gone", RECOVER, 1, lose_queue, names=AGAIN, is_enough=WHOLE),
+    Keeping("recover, the queue damaged", RECOVER, 1, damage_queue, names=AGAIN, is_enough=WHOLE),
     Keeping("recover, on a drive", RECOVER, 1, damage_queue, on_a_drive=True, names=AGAIN, is_enough=WHOLE),
-    Keeping("restore", RESTORE, 3, names=RESTORE_AGAIN),
+    Keeping("restore", RESTORE, 2, names=RESTORE_AGAIN),
     # If `restore` dies before it moves a file, the next session only reports that the queue is missing.
     Keeping("restore, the queue gone", RESTORE, 1, lose_queue, names=(*RESTORE_AGAIN, *AGAIN)),
     Keeping("restore, on a drive", RESTORE, 1, on_a_drive=True, names=RESTORE_AGAIN),
-    Keeping("backup", ("backup", ARCHIVE), 2, is_enough="exists"),
+    Keeping("backup", ("backup", ARCHIVE), 1, is_enough="exists"),
 ]
 
 

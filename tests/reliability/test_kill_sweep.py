@@ -67,10 +67,10 @@ class Death:
 
 
 DEATHS = [
-    Death("killed", "kill", sample=5),
-    Death("power lost", "lose", sample=5),
-    Death("killed, on a drive", "kill", sample=3, on_a_drive=True),
-    Death("machine lost, on a drive", "kill", sample=3, on_a_drive=True, with_machine=True),
+    Death("killed", "kill", sample=3),
+    Death("power lost", "lose", sample=3),
+    Death("killed, on a drive", "kill", sample=2, on_a_drive=True),
+    Death("machine lost, on a drive", "kill", sample=2, on_a_drive=True, with_machine=True),
 ]
 
 
@@ -122,7 +122,7 @@ def test_an_experiment_of_any_kind_that_dies_twice_equals_an_uninterrupted_one(
 ) -> None:
     enqueue = (*ENQUEUE, *SOUPS[kind]) if kind in SOUPS else of_target(kind, write_table(tmp_path / "table.jsonl", 60))
     straight = go_straight(Lab(warm, tmp_path / "straight", enqueue=enqueue))
-    death = Death(f"dies, {kind}", "kill", sample=2)
+    death = Death(f"dies, {kind}", "kill", sample=1)
     sweep(straight, death, straight.operations, lambda place: Lab(warm, tmp_path / place, enqueue=enqueue))
 
 
@@ -197,7 +197,7 @@ def test_an_experiment_made_from_others_that_dies_twice_equals_an_uninterrupted_
         return MadeLab(warm, tmp_path / place, enqueue=(*MADE[made], "--name", "made"), members=members)
 
     straight = go_straight(lab_at("straight"))
-    sweep(straight, Death(f"dies, {made}", "kill", sample=3), straight.operations, lab_at)
+    sweep(straight, Death(f"dies, {made}", "kill", sample=2), straight.operations, lab_at)
 
 
 def die_twice(lab: Lab, straight: Straight, death: Death, point: int, again: int, n_operations: int) -> int:

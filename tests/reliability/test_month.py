@@ -38,11 +38,11 @@ CODES = {
 }
 #: The number of operations in the shortest and the longest session. With a project on a drive, a new
 #: machine performs about 100 operations before training starts.
-SHORTEST, LONGEST = 8, 60 if LONG else 45
+SHORTEST, LONGEST = 8, 60 if LONG else 200
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
 #: The maximum number of operations in the first `LEAST_SESSIONS` sessions. With longer sessions, the run might finish
 #: before each way to end a session has occurred.
-LONGEST_AT_FIRST_ON_A_DRIVE = 330 if LONG else 170
+LONGEST_AT_FIRST, LONGEST_AT_FIRST_ON_A_DRIVE = (60, 330) if LONG else (45, 170)
 
 
 @dataclass
@@ -131,7 +131,7 @@ def test_a_month_of_sessions_that_all_end_badly_equals_one_uninterrupted_run(
     while True:
         ending = next_ending(chance, endings)
         # Interrupt each session after a few operations, so that the run needs many sessions.
-        at = chance.randrange(SHORTEST, LONGEST)
+        at = chance.randrange(SHORTEST, LONGEST_AT_FIRST if len(endings) < LEAST_SESSIONS else LONGEST)
         fault = {
             "deadline": None,
             "SIGTERM": Fault(at=at, action="end"),

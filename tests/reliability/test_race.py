@@ -20,11 +20,11 @@ from mbqueue.session.worker import Ending, work
 
 from .conftest import LONG, SEED, WORK, Lab, tell
 
-FREEZES = 25 if LONG else 3
+FREEZES = 25 if LONG else 2
 LEASE_SECONDS = 1.0
 EPOCHS = 12 if LONG else 3
 ENQUEUE = ("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0,1", "--epochs", str(EPOCHS))
-ENQUEUE += ("--set", "data.limit=24", "--set", "train.batch_size=4")
+ENQUEUE += ("--set", "data.limit=16", "--set", "train.batch_size=4")
 
 
 def test_two_workers_frozen_beyond_their_leases_commit_every_epoch_once_and_the_same_bytes(

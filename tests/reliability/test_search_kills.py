@@ -30,7 +30,7 @@ if LONG:
 BASE = f"""
 [data]
 dataset = "sample"
-limit = 60
+limit = 24
 [model]
 trainable = "head"
 [train]
