@@ -25,6 +25,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from long_runs import LONG
 
 from mbqueue.errors import LeaseLost, QueueError, RewoundBefore
 from mbqueue.experiment import parse_spec
@@ -72,6 +73,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.given: list[Lease] = []
         self.sessions: list[str] = []
         self.released: dict[str, list[int]] = {}
+        self.last_event = 0
+        self.holder: dict[Key, str | None] = {}
+        self.put_back: dict[Key, list[tuple[str, str]]] = defaultdict(list)
 
     def teardown(self) -> None:
         self.queue.close()
@@ -645,16 +649,16 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def no_job_goes_round_in_circles(self):
         """Check in the events that a job is rewound only a few times between commits, and once for each reason."""
-        put_back, holder = defaultdict(list), {}
-        for event in sorted(self.queue.events(limit=100_000), key=lambda event: event.id):
+        for event in sorted(self.queue.events(after=self.last_event, limit=100_000), key=lambda event: event.id):
+            self.last_event = event.id
             key = (event.experiment, event.kind, event.fold, event.epoch)
             if event.to_state == "leased":
-                holder[key] = event.by
+                self.holder[key] = event.by
             if event.to_state == "committed" or event.from_state in {"failed", "cancelled"}:
-                put_back.pop(key, None)
-            elif (event.from_state, event.to_state, event.by) == ("leased", "waiting", holder.get(key)):
-                put_back[key].append((event.by, event.why))
-        for key, times in put_back.items():
+                self.put_back.pop(key, None)
+            elif (event.from_state, event.to_state, event.by) == ("leased", "waiting", self.holder.get(key)):
+                self.put_back[key].append((event.by, event.why))
+        for key, times in self.put_back.items():
             assert len(times) <= MAX_REWINDS, key
             assert len(set(times)) == len(times), key
 
@@ -709,7 +713,7 @@ def test_any_order_of_commands_agrees_with_the_model(open_queue_in, make_model):
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=50,
+            max_examples=50 if LONG else 25,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],  # the test machine may have a slow disk or a busy CPU

@@ -14,6 +14,7 @@ from typing import Any
 
 import processes
 import pytest
+from long_runs import LONG
 from processes import outcome
 from tripwire import Fault
 from warm import Warm
@@ -23,8 +24,6 @@ from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 
-#: With MBQUEUE_LONG=1, each test runs all its cases; otherwise it runs a random sample of them.
-LONG = os.environ.get("MBQUEUE_LONG", "") not in {"", "0"}
 #: The seed of the sample; every failure prints it.
 SEED = int(os.environ.get("MBQUEUE_TEST_SEED", random.SystemRandom().randrange(10**6)))
 #: MBQUEUE_SHARE=2/5 runs only the second fifth of a long run, so you can split the run across machines or days.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+from long_runs import LONG
 from official_folds import made_classes
 from pymatgen.core import Lattice, Structure
 
@@ -19,8 +19,7 @@ from mbqueue.data import official
 from mbqueue.files import sha256_of_file
 from mbqueue.task import TASKS, Task
 
-#: MBQUEUE_LONG=1 tests all nine tasks. By default, test only the smallest task and the classification task.
-LONG = os.environ.get("MBQUEUE_LONG", "") not in {"", "0"}
+#: A short run tests only the smallest task and the classification task.
 SAMPLE = ("matbench_jdft2d", "matbench_mp_is_metal")
 #: With more crystals than this, training takes too long on a CPU, so the test uses the composition-only model.
 LARGEST_TRAINED = 20_000
