@@ -9,7 +9,7 @@ import pytest
 
 from mbqueue.queue import Queue
 
-N_LARGE, N_SMALL = 1000, 2
+N_LARGE, N_SMALL = 200, 2
 EPOCHS = 19  # 5 × (19 + 1) + 2 = 102 jobs for each experiment
 
 
@@ -72,9 +72,9 @@ def _steps(queue, action):
     return every * next(taken)
 
 
-def test_the_overview_of_102_000_jobs_takes_as_many_steps_a_job_as_that_of_204(small, large):
+def test_the_overview_of_20_400_jobs_takes_as_many_steps_a_job_as_that_of_204(small, large):
     shown = large.overview(now=2.0)
-    assert sum(shown["jobs"].values()) == 102_000
+    assert sum(shown["jobs"].values()) == 20_400
     assert shown["experiments"][1]["folds"][0]["epochs_done"] == 5
     few = _steps(small, lambda: small.overview(now=2.0)) / N_SMALL
     many = _steps(large, lambda: large.overview(now=2.0)) / N_LARGE
@@ -113,7 +113,7 @@ def _worker(queue):
 @pytest.mark.parametrize(
     "action", ["claim", "claim of the fold that is loaded", "commit and claim", "end of a session", "taking back"]
 )
-def test_a_worker_takes_no_more_steps_among_102_000_jobs_than_among_204(small, large, action):
+def test_a_worker_takes_no_more_steps_among_20_400_jobs_than_among_204(small, large, action):
     assert _steps(large, _worker(large)[action]) < 1.2 * _steps(small, _worker(small)[action])
 
 

@@ -18,13 +18,13 @@ from mbqueue.session.worker import work
 
 def test_a_session_on_a_crashing_server_gives_the_same_as_one_on_a_file(tmp_path, postgres_server: PostgresServer):
     on_file = make_project(tmp_path / "on_file")
-    there = enqueue(on_file, small_spec(on_file, train__epochs=1))
+    there = enqueue(on_file, small_spec(on_file, train__epochs=1, data__limit=16))
     beside = start(on_file.root, "work")
     root = make_project(tmp_path / "on_server").root
     with (root / "mbqueue.toml").open("a") as settings:
         settings.write(f'queue = "{postgres_server.url()}"\n')
     project = Project(root).folder
-    here = enqueue(project, small_spec(project, train__epochs=1))
+    here = enqueue(project, small_spec(project, train__epochs=1, data__limit=16))
     log = tmp_path / "log"
     session = start(root, "work", log=log)
     with open_queue(project, read_only=True) as queue:

@@ -6,17 +6,16 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from mbqueue.queue import Queue, State
 
 CHILD = Path(__file__).parents[1] / "queue" / "child.py"
 
 
-def start(command: str, queue: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
+def start(command: str, queue: str, folder: Path) -> subprocess.Popen[str]:
     """Start a process that runs a command of child.py on the queue at a path or URL."""
     arguments = [sys.executable, str(CHILD), command, queue, str(folder)]
-    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def start_draining(queue: str, folder: Path, *, n: int) -> list[subprocess.Popen[str]]:
