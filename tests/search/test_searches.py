@@ -33,20 +33,29 @@ def now() -> float:
     return NOW
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The path or URL of a queue for one test."""
+@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
+def make_address(request: pytest.FixtureRequest) -> Callable[[Path], str]:
+    """A function that returns the URL of a new queue, or the path of one in a folder."""
     if request.param == "sqlite":
-        return str(tmp_path / "queue.db")
-    return str(request.getfixturevalue("postgres_server").url())
+        return lambda folder: str(folder / "queue.db")
+    server = request.getfixturevalue("postgres_server")
+    return lambda _folder: str(server.url())
+
+
+@pytest.fixture
+def address(make_address: Callable[[Path], str], tmp_path: Path) -> str:
+    """The path or URL of a queue for one test."""
+    return make_address(tmp_path)
+
+
+def opened(address: str) -> Queue:
+    return open_on_server(address) if address.startswith("postgresql:") else Queue(Path(address))
 
 
 @pytest.fixture
 def open_at() -> Iterator[Callable[[str], Queue]]:
     with ExitStack() as stack:
-        yield lambda address: stack.enter_context(
-            open_on_server(address) if address.startswith("postgresql:") else Queue(Path(address))
-        )
+        yield lambda address: stack.enter_context(opened(address))
 
 
 @pytest.fixture
@@ -71,12 +80,20 @@ def searched(queue: Queue, search: Search) -> list[Trial]:
     return trials(queue)
 
 
+@pytest.fixture(scope="module")
+def finished(make_address: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
+    """A queue whose search is finished; tests must not change it."""
+    with opened(make_address(tmp_path_factory.mktemp("finished"))) as queue:
+        searched(queue, make_search())
+        yield queue
+
+
 def shown(found: list[Trial]) -> list[Any]:
     return [(trial.number, dict(trial.settings), trial.state, trial.epochs_done) for trial in found]
 
 
-def test_one_session_finishes_a_search_and_ends_most_trials_early(queue):
-    found = searched(queue, make_search())
+def test_one_session_finishes_a_search_and_ends_most_trials_early(finished):
+    found = trials(finished)
     assert [trial.number for trial in found] == list(range(12))
     states = {trial.state for trial in found}
     assert states == {TrialState.DONE, TrialState.PRUNED}
@@ -90,15 +107,15 @@ def test_a_sampler_that_suggests_refused_settings_does_not_end_the_search(queue)
     assert len(searched(queue, make_search(epochs=4, reduction=2, trials=8))) == 8
 
 
-def test_the_rest_of_a_pruned_trial_is_skipped_with_the_reason(queue):
-    pruned = next(trial for trial in searched(queue, make_search()) if trial.state is TrialState.PRUNED)
-    jobs = queue.jobs(experiment=pruned.experiment)
+def test_the_rest_of_a_pruned_trial_is_skipped_with_the_reason(finished):
+    pruned = next(trial for trial in trials(finished) if trial.state is TrialState.PRUNED)
+    jobs = finished.jobs(experiment=pruned.experiment)
     assert {job.state for job in jobs} == {State.COMMITTED, State.SKIPPED}
     skipped = [job for job in jobs if job.state is State.SKIPPED]
     assert {job.kind.value for job in skipped} == {"train", "predict", "record"}
     for job in skipped:
         assert job.changed_why.startswith(f"pruned: halving ends it after epoch {pruned.epochs_done} of fold 0 with")
-    (entry,) = (entry for entry in queue.overview(now=NOW)["experiments"] if entry["name"] == pruned.experiment)
+    (entry,) = (entry for entry in finished.overview(now=NOW)["experiments"] if entry["name"] == pruned.experiment)
     assert (entry["state"], entry["folds"][0]["state"]) == ("pruned", "pruned")
 
 
@@ -114,9 +131,9 @@ def test_a_pruned_trial_that_is_retried_resumes_where_it_was_and_is_not_pruned_a
     assert all(job in now_committed for job in committed)
 
 
-def test_a_trial_runs_as_the_experiment_with_its_settings_would(queue):
-    (trial, *_) = searched(queue, make_search())
-    spec = parse_spec(queue.experiment(trial.experiment).spec, source="test")
+def test_a_trial_runs_as_the_experiment_with_its_settings_would(finished):
+    (trial, *_) = trials(finished)
+    spec = parse_spec(finished.experiment(trial.experiment).spec, source="test")
     alone = parse_spec({**make_search().spec_with(trial.settings, name="alone").to_json(), "folds": [0]}, source="test")
     assert spec.hash == alone.hash
 
@@ -230,9 +247,9 @@ def test_all_trials_have_the_priority_of_the_newest_trial(queue):
     assert [trial.priority for trial in trials(queue)] == [7, 7]
 
 
-def test_a_summary_adds_up_the_time_used_and_saved(queue):
-    found = searched(queue, make_search())
-    (summary,) = summaries(queue.overview(now=NOW))
+def test_a_summary_adds_up_the_time_used_and_saved(finished):
+    found = trials(finished)
+    (summary,) = summaries(finished.overview(now=NOW))
     done = sum(trial.epochs_done for trial in found)
     best = min((trial for trial in found if trial.state is TrialState.DONE), key=lambda trial: trial.value)
     assert (summary["name"], summary["state"], summary["trials_wanted"]) == ("hunt", "done", 12)
@@ -335,7 +352,7 @@ def test_a_search_killed_at_20_random_moments_ends_as_an_uninterrupted_one(queue
     while not queue.outlook(now=NOW).is_exhausted or len(queue.trials()) < 12:
         worker = start(address)
         if deaths < 20:
-            worker.join(chance.uniform(0.02, 0.25))
+            worker.join(chance.uniform(0.02, 0.15))
             worker.kill()
         worker.join(120)
         deaths += worker.exitcode == -signal.SIGKILL

@@ -80,8 +80,8 @@ def main(address: str) -> None:
         session = queue.start_session(device="recorded", now=time.time(), alive_seconds=60)
         while True:
             queue.reap_dead(by=session, now=time.time())
-            do_jobs(queue, session, now=time.time, pause=0.05)
+            do_jobs(queue, session, now=time.time, pause=0.02)
             if queue.outlook(now=time.time()).is_exhausted:
                 break
-            time.sleep(0.05)
+            time.sleep(0.02)
         queue.end_session(session, reason="nothing is left", now=time.time())
