@@ -29,7 +29,7 @@ def assert_equal(one: Batch, other: Batch) -> None:
 
 def chgnet_lengths_and_angles(structure: Structure):
     """Bond lengths and angles from CHGNet's own graph by its formulas (BondEncoder, AngleEncoder), in float64."""
-    theirs = CrystalGraphConverter(atom_graph_cutoff=6, bond_graph_cutoff=3)(structure)
+    theirs = CrystalGraphConverter(atom_graph_cutoff=6, bond_graph_cutoff=3, algorithm="fast")(structure)
     lattice = torch.tensor(structure.lattice.matrix)
     cart = torch.tensor(structure.frac_coords) @ lattice
     center, neighbor = theirs.atom_graph.long().T

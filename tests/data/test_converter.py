@@ -35,7 +35,7 @@ def assert_equals_chgnet(structure: Structure) -> None:
     assert sorted(map(tuple, ours.bond_graph.tolist())) == sorted(map(tuple, theirs.bond_graph.tolist()))
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(structure=structures())
 @example(structure=SALT)
 @example(structure=Structure(Lattice.cubic(3.0), ["Po"], [[0, 0, 0]]))
