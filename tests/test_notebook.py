@@ -139,7 +139,7 @@ def make_small(project: Path) -> None:
     text = path.read_text()
     for old, new in {
         'dataset = "matbench_mp_e_form"': 'dataset = "sample"',
-        "limit = 0": "limit = 40",
+        "limit = 0": "limit = 20",
         "epochs = 20": "epochs = 1",
         "folds = [0, 1, 2, 3, 4]": "folds = [0]",
     }.items():
