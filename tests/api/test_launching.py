@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from processes import outcome, run, until
 from small_project import RememberedReport, enqueue, make_project, small_spec
 
@@ -28,15 +27,13 @@ NOW = 1_800_000_000.0
 
 
 def test_a_preempted_job_saves_its_work_and_runs_again_to_the_same_result_byte_for_byte(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    smaller = {"data__limit": 20, "train__epochs": 1}
     alone = make_project(tmp_path / "alone", checkpoint_minutes=60.0)
-    straight = enqueue(alone, small_spec(alone))
-    work(alone, WorkOptions(device="cpu"), report=RememberedReport())
-    torch.set_num_threads(threads)
+    straight = enqueue(alone, small_spec(alone, **smaller))
+    assert run(alone.root, "work", "--device", "cpu").returncode == 0
 
     project = make_project(tmp_path / "launched", checkpoint_minutes=60.0)
-    folder = enqueue(project, small_spec(project))
+    folder = enqueue(project, small_spec(project, **smaller))
     launched = run(project.root, "launch", "local", "--workers", "1", "--time", "10m")
     assert launched.returncode == 0, launched.stderr
     job = launched.stdout.split()[1].rstrip(",")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import run, until
+from processes import run, start_in_background, until
 from small_project import enqueue as put
 from small_project import make_project, small_spec
 
@@ -23,15 +23,14 @@ from mbqueue.session import background
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def project(tmp_path: Path) -> Project:
     folder = make_project(tmp_path / "project", checkpoint_minutes=60.0)
     put(folder, small_spec(folder, train__epochs=1000))
     return Project(folder.root)
 
 
 def test_a_session_in_the_background_is_the_only_one_and_ends_gracefully(project: Project) -> None:
-    started = project.work_in_background(device="cpu", session="none")
+    started = start_in_background(project.folder, "--device", "cpu")
     try:
         assert started.is_running
         assert started.session is not None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import until
+from processes import start_in_background, until
 from small_project import RememberedReport, make_project
 
 from mbqueue.api import Project
@@ -30,7 +30,7 @@ class Pair:
         self.original = Project(folder.root)
         small = {"data.limit": 40, "train.batch_size": 8}
         self.original.enqueue("full_finetune", folds=[0], epochs=1000, dataset="sample", settings=small)
-        self.session: BackgroundSession = self.original.work_in_background(device="cpu", session="none")
+        self.session: BackgroundSession = start_in_background(folder, "--device", "cpu")
         until(lambda: any(job.state == "leased" for job in self.jobs(self.original)))
         shutil.copytree(folder.root, base / "copy")
         self.copy = Project(base / "copy")
@@ -42,8 +42,7 @@ class Pair:
 
 
 @pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def pair(tmp_path: Path) -> Iterator[Pair]:
     pair = Pair(tmp_path)
     yield pair
     pair.original.stop()
@@ -79,7 +78,7 @@ def test_the_copy_has_a_background_session_of_its_own_and_says_whose_log_it_show
     caplog.clear()
 
     pair.copy.pause("full_finetune")  # the next session then finds nothing to do, and ends
-    started = pair.copy.work_in_background(device="cpu", session="none")
+    started = start_in_background(pair.copy.folder, "--device", "cpu")
     assert started.session is not None
     assert started.session != pair.session.session
     assert started.log.parent == pair.copy.folder.logs_dir

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE_SECONDS, freeze, kill, outcome, run, start, until
+from processes import PATIENCE_SECONDS, freeze, kill, outcome, run, start, until, warm
 from small_project import enqueue, make_project, small_spec
 from warm import Child
 
@@ -147,22 +147,23 @@ def _everything(project: ProjectFolder, folder: Path) -> tuple[object, ...]:
     return jobs, {path: path.read_bytes() for path in named}
 
 
-def test_two_workers_share_a_queue_and_take_different_folds(tmp_path: Path) -> None:
+def test_workers_share_a_queue_and_take_different_folds(tmp_path: Path) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
-    # Use enough epochs that an idle worker checks for jobs while a fold is still being trained.
-    folder = enqueue(project, small_spec(project, folds=[0, 1], train__epochs=10))
+    folder = enqueue(project, small_spec(project, folds=[0, 1], data__limit=20, train__epochs=4))
     with Queue(project.queue_db) as queue:
         queue.pause("full_finetune", now=0.0)
-        logs = [tmp_path / f"{name}.log" for name in ("first", "second")]
-        workers = [start(project.root, "work", "--forever", "--device", "cpu", log=log) for log in logs]
-        until(lambda: len(queue.sessions()) == 2)
+        # With more workers than folds, an idle worker checks for jobs all the time.
+        logs = [tmp_path / f"{name}.log" for name in ("first", "second", "third")]
+        arguments = ("work", "--forever", "--device", "cpu")
+        workers = [warm().start(project.root, arguments, log=log, patience=PATIENCE_SECONDS) for log in logs]
+        until(lambda: len(queue.sessions()) == 3)
         queue.resume("full_finetune", now=0.0)
         until(lambda: all(job.state is State.COMMITTED for job in queue.jobs()), workers[0])
         for worker, log in zip(workers, logs, strict=True):
             worker.terminate()
             assert worker.wait(timeout=60) == WORK_LEFT, log.read_text()
         epochs = [e for e in queue.events(limit=10_000) if e.epoch and e.to_state is State.COMMITTED]
-    assert len(epochs) == 20
+    assert len(epochs) == 8
     by = {fold: {event.by for event in epochs if event.fold == fold} for fold in (0, 1)}
     assert by[0].isdisjoint(by[1]), "both workers trained epochs of one fold while the other lived"
     assert (folder / "results.json").exists()

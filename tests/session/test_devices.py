@@ -15,8 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from processes import PATIENCE_SECONDS, outcome, run, until
+from processes import PATIENCE_SECONDS, outcome, run, start_in_background, until
 from small_project import RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue.api import Project
@@ -27,20 +26,15 @@ from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 from mbqueue.session.devices import DevicesOutcome, parse_devices
 from mbqueue.session.messages import JsonLines, read_message, retell
-from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
 from mbqueue.session.stop import StopRequest
-from mbqueue.session.worker import work
 
 
 def test_two_sessions_at_once_give_the_same_bytes_as_one(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     alone = make_project(tmp_path / "alone", checkpoint_minutes=60.0)
     straight = enqueue(alone, small_spec(alone, folds=[0, 1], train__epochs=1))
-    work(alone, WorkOptions(device="cpu"), report=RememberedReport())
-    torch.set_num_threads(threads)
+    assert run(alone.root, "work", "--device", "cpu", "--session", "none").returncode == 0
 
     project = make_project(tmp_path / "two", checkpoint_minutes=60.0)
     folder = enqueue(project, small_spec(project, folds=[0, 1], train__epochs=1))
@@ -56,14 +50,11 @@ def test_two_sessions_at_once_give_the_same_bytes_as_one(tmp_path: Path) -> None
     assert said.stdout.count("nothing is left to do") == 2
 
 
-def test_a_dead_session_is_reported_and_the_others_continue_until_they_are_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_a_dead_session_is_reported_and_the_others_continue_until_they_are_stopped(tmp_path: Path) -> None:
     folder = make_project(tmp_path / "project", checkpoint_minutes=60.0, lease_seconds=3600.0)
     enqueue(folder, small_spec(folder, folds=[0, 1], train__epochs=1000))
     project = Project(folder.root)
-    started = project.work_in_background(devices=["cpu", "cpu"], session="none")
+    started = start_in_background(folder, "--devices", "cpu,cpu")
     try:
         until(lambda: len(at_work(folder)) == 2)
         with Queue(folder.queue_db, read_only=True) as queue:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from warm import Child, Warm
 
+from mbqueue.project import ProjectFolder
 from mbqueue.results.tables import TIMING_COLUMNS, history_file, model_file, predictions_file, read_history
+from mbqueue.session import background
 
 PATIENCE_SECONDS = 180
 
@@ -38,6 +40,15 @@ def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         out, errors = Path(folder, "out"), Path(folder, "errors")
         process = warm().start(root, arguments, log=out, errors=errors, retry_seconds=None, patience=PATIENCE_SECONDS)
         return subprocess.CompletedProcess(arguments, process.wait(), out.read_text(), errors.read_text())
+
+
+def start_in_background(project: ProjectFolder, *options: str) -> background.BackgroundSession:
+    """Run `mbqueue work --background` without a deadline; return the sessions that it started."""
+    done = run(project.root, "work", "--background", "--session", "none", *options)
+    assert done.returncode == 0, done.stderr
+    started = background.current(project)
+    assert started is not None
+    return started
 
 
 def until(condition: Callable[[], bool], process: Child | None = None) -> None:

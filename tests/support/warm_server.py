@@ -8,17 +8,20 @@ Requests and answers are lines of JSON on standard input and output:
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from functools import cache
+from functools import cache, partial
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tripwire import Fault, Tripwire, install
 
@@ -61,10 +64,10 @@ def _child(request: dict[str, Any]) -> int:
     for stream, file in ((1, request["log"]), (2, request["errors"])):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdout, sys.stderr = (open(fd, "w", closefd=False, buffering=1) for fd in (1, 2))  # noqa: SIM115
+    _use_standard_streams()
     os.chdir(request["folder"])
-    os.environ.clear()
-    os.environ.update(request["environment"])
+    _use_environment(request["environment"])
+    subprocess.Popen = _Popen  # type: ignore[misc]
     signal.alarm(request["patience"])
     if request["retry_seconds"] is not None:
         _make_impatient(request["retry_seconds"])
@@ -72,19 +75,68 @@ def _child(request: dict[str, Any]) -> int:
         fault = Fault(**request["fault"]) if request["fault"] else None
         install(Tripwire(Path(request["watched"]), fault, Path(request["trace"]) if request["trace"] else None))
 
+    code = 0
+    for arguments in request["commands"]:
+        code = _run(["--project", request["root"], *arguments])
+        if code:
+            break
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     from mbqueue.cli import main
 
     code = 0
-    for arguments in request["commands"]:
-        try:
-            main(["--project", request["root"], *arguments])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        if code:
-            break
+    try:
+        main(list(arguments))
+    except SystemExit as ended:
+        code = int(ended.code or 0)
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+class _Popen(subprocess.Popen[Any]):
+    """Run ``python -m mbqueue …`` in a fork of this process, which has imported everything, instead of a new Python.
+
+    The parent's pipes, signals and process ids work as with a new Python.
+    """
+
+    def __init__(self, args: Any, **options: Any) -> None:
+        if list(args[:3]) == [sys.executable, "-m", "mbqueue"]:
+            options["preexec_fn"] = partial(_run_in_fork, args[3:], options.get("env"))
+        super().__init__(args, **options)
+
+
+def _run_in_fork(arguments: Sequence[str], environment: Mapping[str, str] | None) -> NoReturn:
+    code = 70
+    try:
+        gc.freeze()  # or a file of the parent, once collected, would close a file of the same number
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        if environment is not None:
+            _use_environment(environment)
+        _use_standard_streams()
+        code = _run(arguments)
+    except BaseException:  # noqa: BLE001 - whatever it is, the fork must not return to the parent's code
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _use_standard_streams() -> None:
+    sys.stdout, sys.stderr = (open(fd, "w", closefd=False, buffering=1) for fd in (1, 2))  # noqa: SIM115
+
+
+def _use_environment(environment: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def _make_impatient(retry_seconds: float) -> None:

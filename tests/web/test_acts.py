@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from processes import start_in_background
 from web_board import Board, MakeBoard
 
 from mbqueue.api import Project
@@ -50,23 +51,23 @@ def test_stop_says_that_no_session_runs_here(board: Board) -> None:
 
 def test_stopping_one_session_leaves_the_others_running(board: Board) -> None:
     board.project.enqueue("pretrained_infer", dataset="sample", name="p")
-    started = [board.project.work_in_background(forever=True, device="cpu")]
-    (session,) = started[0].sessions
+    started = start_in_background(board.project.folder, "--forever", "--device", "cpu")
+    (session,) = started.sessions
     html = board.get("/part?part=overview").json["html"]
     try:
         assert board.act({"act": "stop", "session": "another"}).json == {
             "said": "This session is not running on this machine."
         }
-        assert started[0].is_running
+        assert started.is_running
         assert f'data-session="{session}"' in html
     finally:
         said = board.act({"act": "stop", "session": session}).json["said"]
     assert said.startswith("Sessions on this machine: 1 ")
     for _ in range(300):
-        if not started[0].is_running:
+        if not started.is_running:
             break
         time.sleep(0.1)
-    assert not started[0].is_running
+    assert not started.is_running
 
 
 @pytest.mark.parametrize(
