@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,7 @@ def load_pretrained(version: str) -> CHGNet:
         CheckpointError: if chgnet's file cannot be read.
     """
     path = Path(str(resources.files("chgnet"))) / "pretrained" / CHGNET.pretrained[version]
-    content = _read(path)
+    content = _read_pretrained(path)
     # Like CHGNet.load, pass mlp_out_bias=False, because the pretrained weights were trained without this bias.
     return _build(content, path, mlp_out_bias=False, version=version)
 
@@ -197,6 +198,10 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict) or not {"model_args", "state_dict"} <= set(content.get("model", ())):
         raise CheckpointError(f"{path} contains no CHGNet model: model.model_args and model.state_dict are missing.")
     return content
+
+
+#: A session loads the pretrained weights for each fold, but they never change.
+_read_pretrained = cache(_read)
 
 
 def _build(content: Mapping[str, Any], path: Path, **overrides: Any) -> CHGNet:

@@ -18,7 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from functools import cache, partial
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,10 +33,6 @@ def _warm_up() -> None:
 
     torch.set_num_threads(1)
     from mbqueue.cli import main
-    from mbqueue.train import chgnet
-
-    # Cache the weights that chgnet ships, so that child processes do not have to read them again.
-    chgnet._read = cache(chgnet._read)
 
     with (
         tempfile.TemporaryDirectory() as folder,
