@@ -19,8 +19,8 @@ from mbqueue.data import official
 from mbqueue.files import sha256_of_file
 from mbqueue.task import TASKS, Task
 
-#: A short run tests only the smallest task and the classification task.
-SAMPLE = ("matbench_jdft2d", "matbench_mp_is_metal")
+#: A short run tests only the smallest task.
+SAMPLE = ("matbench_jdft2d",)
 #: With more crystals than this, training takes too long on a CPU, so the test uses the composition-only model.
 LARGEST_TRAINED = 20_000
 
