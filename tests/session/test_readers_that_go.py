@@ -36,7 +36,7 @@ def project(tmp_path: Path) -> ProjectFolder:
             f'end_command = "touch {tmp_path}/ended"\n'
             f'[notify]\ncommand = \'echo "$MBQUEUE_TEXT" >> {tmp_path}/told\'\nevents = ["session ended"]\n'
         )
-    enqueue(project, small_spec(project, train__epochs=50))
+    enqueue(project, small_spec(project, data__limit=20, train__epochs=50))
     return init_project(tmp_path)[0]
 
 
