@@ -61,10 +61,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     open_queue: Callable[[Path], Queue]
     make_model: Callable[[], Any]
+    root: Path
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
+        self.folder = tempfile.TemporaryDirectory(dir=type(self).root)
         self.queue = type(self).open_queue(Path(self.folder.name))
         self.model = type(self).make_model()
         self.now = 1_000_000.0
@@ -704,16 +705,19 @@ def key_of(job: Job) -> Key:
     return (job.experiment, job.kind, job.fold, job.epoch)
 
 
-def test_any_order_of_commands_agrees_with_the_model(open_queue_in, make_model):
+def test_any_order_of_commands_agrees_with_the_model(open_queue_in, make_model, tmp_path, request):
+    is_slow = request.node.callspec.params["open_queue_in"] == "postgresql"
+
     class Machine(QueueMachine):
         open_queue = staticmethod(open_queue_in)
+        root = tmp_path
 
     Machine.make_model = staticmethod(make_model)
 
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=50 if LONG else 25,
+            max_examples=25 if is_slow and not LONG else 50,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],  # the test machine may have a slow disk or a busy CPU

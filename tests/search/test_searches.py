@@ -120,7 +120,7 @@ def test_the_rest_of_a_pruned_trial_is_skipped_with_the_reason(finished):
 
 
 def test_a_pruned_trial_that_is_retried_resumes_where_it_was_and_is_not_pruned_again(queue):
-    found = searched(queue, make_search())
+    found = searched(queue, make_search(trials=6))
     pruned = next(trial for trial in found if trial.state is TrialState.PRUNED)
     committed = queue.jobs(experiment=pruned.experiment, state=State.COMMITTED)
     assert queue.retry(pruned.experiment, now=NOW)
@@ -187,7 +187,7 @@ def test_a_trial_of_several_folds_is_pruned_as_a_whole(queue):
 
 
 def test_the_wilcoxon_pruner_saves_folds(queue):
-    found = searched(queue, make_search(folds=[0, 1, 2, 3, 4], epochs=1, trials=8, pruner="wilcoxon", space={
+    found = searched(queue, make_search(folds=[0, 1, 2, 3, 4], epochs=1, trials=4, pruner="wilcoxon", space={
         "train.lr": {"low": 1e-4, "high": 1e-2, "log": True}
     }))  # fmt: skip
     pruned = [trial for trial in found if trial.state is TrialState.PRUNED]
@@ -378,7 +378,9 @@ def test_two_concurrent_workers_lose_no_trial_and_begin_none_twice(queue, addres
 
 
 def pruned_trial(queue: Queue) -> Trial:
-    return next(trial for trial in searched(queue, make_search(folds=[0, 1])) if trial.state is TrialState.PRUNED)
+    return next(
+        trial for trial in searched(queue, make_search(folds=[0, 1], trials=6)) if trial.state is TrialState.PRUNED
+    )
 
 
 def released(queue: Queue, *, seconds: float) -> list[str]:
@@ -389,7 +391,9 @@ def released(queue: Queue, *, seconds: float) -> list[str]:
 
 
 def test_checkpoints_of_pruned_trials_are_removed_after_a_while(queue):
-    pruned = {trial.experiment for trial in searched(queue, make_search()) if trial.state is TrialState.PRUNED}
+    found = searched(queue, make_search(trials=6))
+    pruned = {trial.experiment for trial in found if trial.state is TrialState.PRUNED}
+    assert pruned
     assert released(queue, seconds=0.0) == []
     before = shown(trials(queue))
     assert set(released(queue, seconds=3600.0)) == pruned
