@@ -1,4 +1,4 @@
-"""Run each file in ``interpreted/`` in a process where Triton's interpreter runs kernels on the CPU."""
+"""Run the files in ``interpreted/`` in one process, where Triton's interpreter runs kernels on the CPU."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 FOLDER = Path(__file__).parent / "interpreted"
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("*.py")))
-def test_kernels_in_the_interpreter(file: str) -> None:
+def test_kernels_in_the_interpreter() -> None:
+    files = sorted(str(path) for path in FOLDER.glob("*.py"))
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(FOLDER / file)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=FOLDER.parents[2],  # makes `benchmarks` importable
         capture_output=True,

@@ -159,8 +159,10 @@ def test_a_step_takes_few_launches_of_kernels_that_are_compiled_offline(
     # Do not count torch operations that the interpreter runs inside a kernel, because a GPU would not launch them.
     for kernel in {k for m in list(sys.modules.values()) for k in vars(m).values() if _is_kernel(k)}:
         monkeypatch.setattr(kernel, "run", _outside(kernel.run))
+    step()  # in its first step, the optimizer allocates its moments
     with gpu_path.using(kernels=True):
-        step()  # in its first step, the optimizer allocates its moments
+        with torch.no_grad():
+            forward.formation_energies(model, batch)  # the first call with the kernels arranges the weights
         launching.launches.clear()
         with Launches() as launches:
             step()
