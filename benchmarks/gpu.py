@@ -301,28 +301,32 @@ def _in_turn(
     def within(way: str) -> AbstractContextManager[None]:
         return _torchs_own() if way == "stock" else bench.way(way)
 
-    times: dict[str, list[float]] = {way: [] for way in ways}
+    measured: dict[str, list[tuple[float, int]]] = {way: [] for way in ways}
     warming = bench.device.type != "cpu"  # a GPU compiles kernels in the first round
     for turn in range(repeats + warming):
         for rows in batches:
-            for way in list(times):
+            for way in list(measured):
                 with within(way):
-                    seconds = _seconds_if_it_fits(partial(ways[way], rows), bench.device)
-                if seconds is None:
-                    del times[way]
+                    figures = _measured_if_it_fits(partial(ways[way], rows), bench.device)
+                if figures is None:
+                    del measured[way]
                 elif turn >= warming:
-                    times[way].append(seconds)
-    found = {way: {"ms": 1e3 * statistics.median(times[way])} if way in times else {} for way in ways}
-    for way, work in ((way, ways[way]) for way in times):
+                    measured[way].append(figures)
+    found: dict[str, dict[str, float]] = {way: {} for way in ways}
+    for way, all_figures in measured.items():
+        seconds, peaks = zip(*all_figures, strict=True)
+        found[way]["ms"] = 1e3 * statistics.median(seconds)
         found[way]["crystals_per_second"] = 1e3 * len(batches[0]) / found[way]["ms"]
-        with within(way):
-            found[way]["peak_mib"] = peak_bytes(partial(work, batches[0]), bench.device) / 2**20
+        found[way]["peak_mib"] = max(peaks) / 2**20
     return found
 
 
-def _seconds_if_it_fits(work: Callable[[], object], device: torch.device) -> float | None:
+def _measured_if_it_fits(work: Callable[[], object], device: torch.device) -> tuple[float, int] | None:
+    """Run ``work``; return its seconds and peak memory, or None if it does not fit the device's memory."""
+    times: list[float] = []
     try:
-        return seconds_of(work, device)
+        peak = peak_bytes(lambda: times.append(seconds_of(work, device)), device)
+        return times[0], peak
     except (OutOfMemory, RuntimeError) as error:
         if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)):
             raise
@@ -352,7 +356,8 @@ def precision(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
             ours = energies(model, host.to(bench.device))
             gradient = _gradient(model, ours)
             stepping = bench.ours(len(rows), name)
-            stepping.step(rows)
+            if bench.device.type != "cpu":
+                stepping.step(rows)  # a GPU compiles kernels in the first step
             times = [seconds_of(partial(stepping.step, rows), bench.device) for _ in range(options.repeats)]
         error = 1e3 * (ours.double() - exact).abs()
         found[name] = {
@@ -384,7 +389,8 @@ def kernels(bench: Bench, options: argparse.Namespace) -> list[dict[str, Any]]:
     ours, on_gpu = bench.ours(len(rows)), bench.device.type == "cuda"
     activity = torch.profiler.ProfilerActivity
     with bench.way("fused"):
-        ours.step(rows)
+        if on_gpu:
+            ours.step(rows)  # a GPU compiles kernels in the first step
         with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profile:
             for _ in range(options.repeats):
                 ours.step(rows)
@@ -453,7 +459,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     is_tiny = pick_device(options.device).type == "cpu"
     options.crystals = options.crystals or (5 if is_tiny else 1000)
-    options.batch_sizes = [1, 2] if is_tiny else [64, 128, 256]
+    options.batch_sizes = [2, 3] if is_tiny else [64, 128, 256]
     options.batches, options.repeats = (1, 1) if is_tiny else (3, 3)
     return options
 
