@@ -1,14 +1,18 @@
 """A worker process for the tests in this folder.
 
-    python child.py COMMAND ADDRESS FOLDER
+    python child.py COMMAND ADDRESS FOLDER [WORKERS]
 
-The process never imports torch.
+The process never imports torch. To `drain` a queue, it forks WORKERS processes, which share its standard streams.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mbqueue.errors import LeaseLost
@@ -51,7 +55,7 @@ def drain(queue: Queue, folder: Path) -> None:
     session = queue.start_session(device="cpu", now=time.time(), alive_seconds=DAY)
     loaded = None
     say("ready")
-    sys.stdin.readline()
+    os.read(0, 1)  # a buffered read would take the other workers' signals, too
     while True:
         lease = queue.claim(session, now=time.time(), lease_seconds=DAY, loaded=loaded)
         if lease is None:
@@ -77,13 +81,36 @@ def publishing(queue: Queue, folder: Path) -> None:
         say(done.job.id)
 
 
+def forked(n: int, work: Callable[[], None]) -> bool:
+    """Run ``work`` in ``n`` forks of this process; return whether all of them succeeded."""
+    pids = []
+    for _ in range(n):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                work()
+                code = 0
+            except BaseException:  # noqa: BLE001 - whatever it is, a fork must not return
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    return [os.waitpid(pid, 0)[1] for pid in pids] == [0] * n
+
+
 if __name__ == "__main__":
-    command, address, folder = sys.argv[1:]
+    command, address, folder, *workers = sys.argv[1:]
+    open_queue: Callable[[], Queue] = partial(Queue, Path(address))
     if address.startswith("postgresql:"):
         from mbqueue.queue.postgresql.server import PostgresServer
 
-        queue = Queue(PostgresServer(address, server_clock="conformance" not in address))
-    else:
-        queue = Queue(Path(address))
-    with queue as opened:
-        {"stale": stale, "drain": drain, "publishing": publishing}[command](opened, Path(folder))
+        open_queue = lambda: Queue(PostgresServer(address, server_clock="conformance" not in address))  # noqa: E731
+
+    def run() -> None:
+        with open_queue() as opened:
+            {"stale": stale, "drain": drain, "publishing": publishing}[command](opened, Path(folder))
+
+    if command == "drain":
+        sys.exit(not forked(int(*workers), run))
+    run()

@@ -12,22 +12,24 @@ from mbqueue.queue import Queue, State
 CHILD = Path(__file__).parents[1] / "queue" / "child.py"
 
 
-def start(command: str, queue: str, folder: Path) -> subprocess.Popen[str]:
+def start(command: str, queue: str, folder: Path, *options: str) -> subprocess.Popen[str]:
     """Start a process that runs a command of child.py on the queue at a path or URL."""
-    arguments = [sys.executable, str(CHILD), command, queue, str(folder)]
+    arguments = [sys.executable, str(CHILD), command, queue, str(folder), *options]
     return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def start_draining(queue: str, folder: Path, *, n: int) -> list[subprocess.Popen[str]]:
-    """Start ``n`` processes that run all jobs; the processes begin at the same time, so that each gets some jobs."""
-    workers = [start("drain", queue, folder) for _ in range(n)]
-    for worker in workers:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "ready\n"
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write("\n")
-        worker.stdin.flush()
+def start_draining(queue: str, folder: Path, *, n: int) -> subprocess.Popen[str]:
+    """Start ``n`` workers that run all jobs; the workers begin at the same time, so that each gets some jobs.
+
+    Returns:
+        the process that forked the workers; it ends after them, and fails if one of them fails.
+    """
+    workers = start("drain", queue, folder, str(n))
+    assert workers.stdout is not None
+    assert [workers.stdout.readline() for _ in range(n)] == ["ready\n"] * n
+    assert workers.stdin is not None
+    workers.stdin.write("\n" * n)
+    workers.stdin.flush()
     return workers
 
 
@@ -40,10 +42,10 @@ def claimed(queue: Queue, make_spec, **options):
     return session, take()
 
 
-def drained(queue: Queue, workers: list[subprocess.Popen[str]]) -> list[str]:
+def drained(queue: Queue, workers: subprocess.Popen[str]) -> list[str]:
     """Return the workers' output, after checking that each job was committed once, and each fold in order."""
-    lines = [line for worker in workers for line in worker.communicate(timeout=240)[0].splitlines()]
-    assert [worker.returncode for worker in workers] == [0] * len(workers)
+    lines = workers.communicate(timeout=240)[0].splitlines()
+    assert workers.returncode == 0
     assert {job.state for job in queue.jobs()} == {State.COMMITTED}
     events = queue.events(limit=100_000)
     commits = Counter(event.job_id for event in events if event.to_state == "committed")
