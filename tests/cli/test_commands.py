@@ -257,16 +257,14 @@ def test_init_makes_a_project_and_prints_the_next_step(mbqueue: Command, tmp_pat
     assert (tmp_path / "fresh" / "jobs" / "full_finetune.toml").exists()
 
 
-@pytest.mark.parametrize("arguments", [("status", "--json"), ("enqueue", "full_finetune", "--dataset", "sample")])
-def test_status_and_enqueue_import_nothing_heavy(
-    mbqueue: Command, project: ProjectFolder, arguments: tuple[str, ...]
-) -> None:
+def test_status_and_enqueue_import_nothing_heavy(mbqueue: Command, project: ProjectFolder) -> None:
     mbqueue("enqueue", "head_finetune", "--dataset", "sample")  # the first command also creates the database
     program = (
         "import sys\n"
         "from mbqueue.cli import main\n"
-        f"try: main({['--project', str(project.root), *arguments]!r})\n"
-        "except SystemExit as end: assert not end.code, end.code\n"
+        "for arguments in (['status', '--json'], ['enqueue', 'full_finetune', '--dataset', 'sample']):\n"
+        f"    try: main(['--project', {str(project.root)!r}, *arguments])\n"
+        "    except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 'chgnet', 'pymatgen', 'matbench', 'matminer', 'pandas', 'numba', 'scipy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
@@ -274,31 +272,28 @@ def test_status_and_enqueue_import_nothing_heavy(
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("dataset", "model", "output", "said"),
-    [
-        ("missing.csv", "model.pth", "new.csv", "There is no dataset"),
-        ("sample", "missing.pth", "new.csv", "There is no model file"),
-        ("sample", "model.pth", "notes.csv", "already exists"),
-        ("sample", "model.pth", "missing/new.csv", "Create the folder first"),
-    ],
-)
-def test_predict_checks_its_paths_before_it_loads_pytorch(
-    project: ProjectFolder, tmp_path: Path, dataset: str, model: str, output: str, said: str
-) -> None:
+def test_predict_checks_its_paths_before_it_loads_pytorch(project: ProjectFolder, tmp_path: Path) -> None:
     for name in ("model.pth", "notes.csv"):
         (tmp_path / name).write_text("mine")
-    arguments = ["--project", str(project.root), "predict", dataset, model, "--output", output]
+    refused = {
+        ("missing.csv", "model.pth", "new.csv"): "There is no dataset",
+        ("sample", "missing.pth", "new.csv"): "There is no model file",
+        ("sample", "model.pth", "notes.csv"): "already exists",
+        ("sample", "model.pth", "missing/new.csv"): "Create the folder first",
+    }
     program = (
         "import sys\n"
         "from mbqueue.cli import main\n"
-        f"try: main({arguments!r})\n"
-        "except SystemExit as end: assert end.code == 2, end.code\n"
+        f"for dataset, model, output in {list(refused)!r}:\n"
+        f"    try: main(['--project', {str(project.root)!r}, 'predict', dataset, model, '--output', output])\n"
+        "    except SystemExit as end: assert end.code == 2, end.code\n"
+        "    print('---', file=sys.stderr)\n"
         "assert not {'torch', 'chgnet', 'pymatgen'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert said in done.stderr
+    for said, why in zip(done.stderr.split("---\n")[:-1], refused.values(), strict=True):
+        assert why in said
     assert "loading" not in done.stderr
 
 

@@ -15,6 +15,7 @@ from mbqueue.api.data import Data
 from mbqueue.cli import main
 from mbqueue.cli.app import app
 from mbqueue.errors import UsageError
+from mbqueue.experiment import DataSpec
 from mbqueue.results.tables import model_file
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.worker import work
@@ -65,7 +66,7 @@ def test_no_output_replaces_the_settings_or_the_state_of_the_project(recorded: P
 
 def test_a_table_of_predictions_replaces_only_tables_of_predictions(recorded: Project, tmp_path: Path) -> None:
     model = model_file(recorded.results("pretrained_infer").folder, 0)
-    table = recorded.predict("sample", [str(model)], device="cpu")
+    table = recorded.predict(DataSpec(dataset="sample", limit=8), [str(model)], device="cpu")
     table.write(str(tmp_path / "out.csv"))
     table.write(tmp_path / "out.csv")
     (tmp_path / "notes.csv").write_text("mine")
