@@ -93,6 +93,7 @@ def forked(n: int, work: Callable[[], None]) -> bool:
                 code = 0
             except BaseException:  # noqa: BLE001 - whatever it is, a fork must not return
                 traceback.print_exc()
+                say("failed")  # the parent may be waiting for "ready"
             finally:
                 os._exit(code)
         pids.append(pid)
