@@ -16,10 +16,11 @@ from triton.runtime import interpreter
 def quicken(patch: pytest.MonkeyPatch) -> None:
     """Speed up Triton's interpreter more than tenfold.
 
-    Prepare each module once per launch instead of at every call, do not check integers for overflow (a GPU does not
-    either), and make each type of a tensor once.
+    Prepare each module once per launch instead of at every call, find the functions to prepare once, do not check
+    integers for overflow (a GPU does not either), and make each type of a tensor once.
     """
     prepared: set[str] = set()
+    builtins: dict[int, list[tuple[str, Any]]] = {}
     launch = interpreter.GridExecutor.__call__
 
     def launched(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -32,11 +33,19 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
             prepared.add(self.fn.__module__)
         return self.rewrite()(*args, **kwargs)
 
+    def patch_builtin(owner: Any, builder: Any, scope: Any) -> None:
+        if id(owner) not in builtins:
+            members = inspect.getmembers(owner)
+            builtins[id(owner)] = [(name, member) for name, member in members if core.is_builtin(member)]
+        for name, member in builtins[id(owner)]:
+            interpreter._patch_attr(owner, name, member, builder, scope)
+
     builder = interpreter.interpreter_builder
     patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
     patch.setattr(interpreter.GridExecutor, "__call__", launched)
     patch.setattr(interpreter.InterpretedFunction, "__call__", called)
     patch.setattr(interpreter, "_patch_attr", _patch_attr)
+    patch.setattr(interpreter, "_patch_builtin", patch_builtin)
     _remember_types(patch)
 
 
