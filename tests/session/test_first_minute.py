@@ -46,7 +46,7 @@ def test_compiling_on_a_new_machine_is_noted_once(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
     package = Path(shutil.copytree(Path(mbqueue.__file__).parent, tmp_path / "mbqueue"))
     # Compiling everything takes half a minute, so keep the code of other modules if this machine has compiled it.
-    for code in (package / "data" / "__pycache__").glob("json_values.*.nb?"):
+    for code in (package / "data" / "__pycache__").glob("json_values.*.code"):
         code.unlink()
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     command = [sys.executable, "-m", "mbqueue", "--project", str(project.root), "prepare", "sample", "--limit"]
@@ -56,7 +56,7 @@ def test_compiling_on_a_new_machine_is_noted_once(tmp_path: Path) -> None:
         ).stderr
         for limit in ("10", "11")
     )
-    assert list((package / "data" / "__pycache__").glob("json_values.*.nbi"))
+    assert list((package / "data" / "__pycache__").glob("json_values.*.code"))
     assert first.count(ONCE) == 1
     lines = first.splitlines()
     assert lines[0] == "preparing sample …"
