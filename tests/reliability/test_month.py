@@ -39,7 +39,7 @@ CODES = {
 #: The number of operations in the shortest and the longest session. With a project on a drive, a new
 #: machine performs about 100 operations before training starts.
 SHORTEST, LONGEST = 8, 60 if LONG else 200
-SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
+SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330 if LONG else 900
 #: The maximum number of operations in the first `LEAST_SESSIONS` sessions. With longer sessions, the run might finish
 #: before each way to end a session has occurred.
 LONGEST_AT_FIRST, LONGEST_AT_FIRST_ON_A_DRIVE = (60, 330) if LONG else (45, 170)
