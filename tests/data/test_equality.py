@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import importlib
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -56,9 +55,7 @@ def test_graphs_that_differ_are_named(equality, sample, monkeypatch):
     assert set(differ) <= set(sample.crystals.ids[20:30])
 
 
-def test_parts_that_are_noted_are_not_compared_again(equality, tmp_path: Path, capsys, monkeypatch):
-    # A spawned process would spend seconds on importing PyTorch and pymatgen again.
-    monkeypatch.setattr(equality, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+def test_parts_that_are_noted_are_not_compared_again(equality, tmp_path: Path, capsys):
     file, state = tmp_path / "few.jsonl.gz", tmp_path / "state.jsonl"
     with gzip.open(SAMPLE_FILE) as whole, gzip.open(file, "wb") as few:
         few.writelines(line for line, _ in zip(whole, range(4), strict=False))
