@@ -38,10 +38,8 @@ def test_ids_that_a_spreadsheet_could_misread_are_recorded_unchanged(tmp_path: P
     ids = [f"{text}{number}" for number, text in enumerate(odd)]
     with (project.root / "odd.jsonl").open("w") as stream:
         for number, one in enumerate(ids):
-            rock_salt = Structure.from_spacegroup(
-                "Fm-3m", Lattice.cubic(5.6 + number / 100), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-            )
-            line = {"id": one, "structure": rock_salt.as_dict(), "e_form": -2.0 + number / 10}
+            caesium_chloride = Structure(Lattice.cubic(4.1 + number / 100), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+            line = {"id": one, "structure": caesium_chloride.as_dict(), "e_form": -2.0 + number / 10}
             stream.write(json.dumps(line) + "\n")
     folder = enqueue(
         project,
