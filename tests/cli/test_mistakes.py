@@ -287,7 +287,7 @@ def test_make_with_an_old_python_says_which_version_it_needs(tmp_path: Path) -> 
 def test_enqueue_refuses_a_csv_without_a_known_target_and_its_advice_leads_to_an_experiment(
     mbqueue: Command, project: ProjectFolder
 ) -> None:
-    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    salt = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     rows = [f'c{number},"{salt.to(fmt="cif")}",{number}.5' for number in range(5)]
     (project.root / "mine.csv").write_text("\n".join(["id,cif,band_gap", *rows]))
     enqueue = ("enqueue", "head_finetune", "--dataset", "mine.csv")
@@ -315,7 +315,7 @@ def test_enqueue_refuses_a_csv_without_a_known_target_and_its_advice_leads_to_an
 def test_both_ways_out_of_a_table_without_a_known_target_lead_to_an_experiment(
     mbqueue: Command, project: ProjectFolder
 ) -> None:
-    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    salt = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     rows = [json.dumps({"id": f"c{n}", "structure": salt.as_dict(), "band_gap": n + 0.5}) for n in range(5)]
     (project.root / "mine.jsonl").write_text("\n".join(rows))
     enqueue = ("enqueue", "head_finetune", "--dataset", "mine.jsonl")
