@@ -162,9 +162,11 @@ def test_training_never_sees_the_database_and_the_queue_never_sees_torch() -> No
     assert seen == []
 
 
-def test_nothing_uses_pickle_and_torch_loads_only_weights() -> None:
+def test_only_compiled_code_is_pickled_and_torch_loads_only_weights() -> None:
     unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
-    assert [f"{file}: {name}" for file, _, name in imports() if name.split(".")[0] in unsafe] == []
+    found = [f"{file}: {name}" for file, _, name in imports() if name.split(".")[0] in unsafe]
+    # Numba's code has no other form. Its folder contains the code that Python runs anyway, as `*.pyc` files.
+    assert found == ["mbqueue/data/machine_code.py: pickle"]
     loads = 0
     for path, tree in trees():
         assert not any(name.startswith("torch.load") for name in imported(tree, "")), f"{path}: write torch.load(…)"

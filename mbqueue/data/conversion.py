@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from mbqueue.data import machine_code, neighbors
+from mbqueue.data.machine_code import compiled
 from mbqueue.data.neighbors import find_bonds, sufficient_cutoff
 
 #: Two bits for each directed bond: whether the bond is the first bond of an angle, and whether it is the second.
 AS_I = 1
 AS_J = 2
-
-compiled = machine_code.compiled_with(neighbors)
 
 
 @compiled

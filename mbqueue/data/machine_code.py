@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import logging
 import os
@@ -11,89 +12,117 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import llvmlite  # type: ignore[import-untyped]
 import numba
 from numba.core import event
+from numba.core.caching import FunctionCache
 from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
 
-from mbqueue.files import write_bytes
+from mbqueue.files import sha256_of_file, sha256_of_json, write_bytes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(function: Function, *, calls: tuple[ModuleType, ...] = (), **options: Any) -> Function:
+def compiled(function: Function, **options: Any) -> Function:
     """Compile ``function`` on its first call, cache the code on disk, and run it without the GIL.
 
     Numba chooses the folder: next to the source or, if that folder is read-only, the user's cache folder. ``options``
     are passed to ``numba.njit``.
-
-    Args:
-        calls: the other modules whose compiled functions ``function`` calls. Its code contains theirs.
     """
-    make = partial(numba.njit, nogil=True, error_model="numpy", **options)
-    try:
-        kernel = make(cache=True)(function)
-    except RuntimeError:
-        _tell_that_nothing_is_kept()
-        return make()(function)  # type: ignore[no-any-return]
+    kernel = numba.njit(nogil=True, error_model="numpy", **options)(function)
     if isinstance(kernel, Dispatcher):  # with NUMBA_DISABLE_JIT, it is the function itself
-        own = Path(function.__code__.co_filename)
-        sources = [own, *(Path(str(module.__file__)) for module in calls)]
-        digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-        versions = (sys.version, numba.__version__, llvmlite.__version__)
-        name = f"{own.stem}.{function.__name__.strip('<>')}"
-        files: Any = kernel._cache  # type: ignore[attr-defined]
-        files._cache_file = _CodeOnDisk(Path(files.cache_path), name, f"{digest} {versions}")
+        try:
+            kernel._cache = _CodeOnDisk(function)  # type: ignore[attr-defined]
+        except RuntimeError:  # Numba finds no writable folder
+            _tell_that_nothing_is_kept()
     return kernel  # type: ignore[no-any-return]
 
 
-def compiled_with(*modules: ModuleType, **options: Any) -> Callable[[Function], Function]:
-    """Return a decorator like ``compiled``, for functions that call compiled functions of other ``modules``."""
-    return partial(compiled, calls=modules, **options)
-
-
-class _CodeOnDisk:
+class _CodeOnDisk(FunctionCache):  # type: ignore[misc]
     """The machine code of one function, in one file for each source, version, processor and signature.
 
     Numba's own files can give a function the code of another version or signature: Numba writes an index, and then the
     code to which it refers. Between the two, other processes load the previous code; if the process dies there, all
-    later ones do. Two processes that compile two signatures at once can give both the same file.
+    later ones do. Two processes that compile two signatures at once can give both the same file. Numba also does not
+    notice changes in other modules whose functions and constants are part of the code.
     """
 
-    def __init__(self, folder: Path, name: str, made_from: str) -> None:
-        self._folder = folder
-        self._name = name
-        self._made_from = made_from
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        source = Path(function.__code__.co_filename)
+        self._name = f"{source.stem}.{function.__name__.strip('<>')}"
+        self._made_from = (
+            _hash_of_sources(source),
+            function.__qualname__,
+            function.__code__.co_firstlineno,
+            (sys.version, numba.__version__, llvmlite.__version__),
+        )
 
-    def load(self, key: Any) -> Any:
-        """Return the code saved with ``key``; None if there is none, or its file is damaged."""
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Load the code for the signature ``sig``; return None if there is none, or its file is damaged."""
+        target_context.refresh()
         try:
-            saved = self._file(key).read_bytes()
+            saved = self._file(sig, target_context.codegen()).read_bytes()
         except OSError:
             return None
         if hashlib.sha256(saved[32:]).digest() != saved[:32]:
             return None
-        return pickle.loads(saved[32:])  # noqa: S301  only ``save`` writes in this folder, as Numba does
+        code = pickle.loads(saved[32:])  # noqa: S301  Numba's own files are pickles too
+        return self._impl.rebuild(target_context, code)
 
-    def save(self, key: Any, code: Any) -> None:
-        content = dumps(code)
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Save compiled code for the signature ``sig``."""
+        if not self._impl.check_cachable(data):
+            return
+        content = dumps(self._impl.reduce(data))
         try:
-            write_bytes(self._file(key), hashlib.sha256(content).digest() + content)
+            write_bytes(self._file(sig, data.codegen), hashlib.sha256(content).digest() + content)
         except OSError:
             _tell_that_nothing_is_kept()
 
     def flush(self) -> None:
-        """Do nothing: Numba flushes before it recompiles all signatures, and ``save`` replaces their files."""
+        """Remove all saved code of the function, as Numba asks before it recompiles all signatures."""
+        for file in Path(self.cache_path).glob(f"{self._name}-*.code"):
+            file.unlink(missing_ok=True)
 
-    def _file(self, key: Any) -> Path:
-        digest = hashlib.sha256(f"{self._made_from} {key}".encode()).hexdigest()
-        return self._folder / f"{self._name}-{digest[:32]}.code"
+    def _file(self, sig: Any, codegen: Any) -> Path:
+        made_from = f"{self._made_from} {self._index_key(sig, codegen)}"
+        digest = hashlib.sha256(made_from.encode()).hexdigest()
+        return Path(self.cache_path) / f"{self._name}-{digest[:32]}.code"
+
+
+@cache
+def _hash_of_sources(source: Path) -> str:
+    """Hash ``source`` and all modules that it imports from its own package, directly or through other modules."""
+    found: set[Path] = set()
+    left = [source, Path(__file__)]
+    while left:
+        path = left.pop()
+        if path not in found:
+            found.add(path)
+            left += _imported(path)
+    return sha256_of_json(sorted(sha256_of_file(path) for path in found))
+
+
+@cache
+def _imported(source: Path) -> list[Path]:
+    """The modules that ``source`` imports from its own package, at its top and by their full names."""
+    names = []
+    for node in ast.parse(source.read_bytes()).body:
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    folders = {folder.name: folder for folder in reversed(source.parents)}
+    split = [name.split(".") for name in names]
+    modules = [folders[package].joinpath(*below) for package, *below in split if package in folders and below]
+    candidates = [path for module in modules for path in (module.with_suffix(".py"), module / "__init__.py")]
+    return [path for path in candidates if path.is_file()]
 
 
 def keep_gpu_code() -> Path | None:

@@ -130,7 +130,7 @@ def test_a_month_of_sessions_that_all_end_badly_equals_one_uninterrupted_run(
     assert warm.run(month.root, *month.commands[:2], log=month.log) == 0, month.said
     while True:
         ending = next_ending(chance, endings)
-        # Interrupt each session after a few operations, so that the run needs many sessions.
+        # Interrupt each session before it can finish, so that the run needs many sessions.
         at = chance.randrange(SHORTEST, LONGEST_AT_FIRST if len(endings) < LEAST_SESSIONS else LONGEST)
         fault = {
             "deadline": None,

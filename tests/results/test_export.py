@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+from official_folds import SMALLEST_TASK
 
 from mbqueue import families, files
 from mbqueue.errors import ResultsError, UsageError
@@ -17,15 +18,11 @@ from mbqueue.results.folder import read_recorded
 from mbqueue.results.leaderboard import overlap_note
 from mbqueue.results.matbench_file import read_matbench_scores
 from mbqueue.results.report.comparison import write_comparison
-from mbqueue.task import TASKS
-
-#: The smallest task; test_official_tasks.py exports larger ones.
-TASK = min(TASKS.values(), key=lambda task: task.n)
 
 
 @pytest.fixture(scope="module")
 def official(recorded_task):
-    return recorded_task(TASK)
+    return recorded_task(SMALLEST_TASK)
 
 
 def test_five_official_folds_become_a_folder_in_matbench_form(official, tmp_path):
@@ -37,7 +34,7 @@ def test_five_official_folds_become_a_folder_in_matbench_form(official, tmp_path
     assert "torch==2.13.0" in info["requirements"]["python"]
     assert "MPtrj" in info["notes"]
     scores = read_matbench_scores(folder / "results.json.gz")
-    assert scores[TASK.dataset]["mae"]["mean"] == pytest.approx(official.content["summary"]["mae"]["mean"])
+    assert scores[SMALLEST_TASK.dataset]["mae"]["mean"] == pytest.approx(official.content["summary"]["mae"]["mean"])
 
 
 def test_the_exported_experiment_file_is_the_same_experiment(official, tmp_path):

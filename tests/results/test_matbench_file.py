@@ -11,13 +11,11 @@ import sys
 import warnings
 
 import pytest
+from official_folds import SMALLEST_TASK
 
 from mbqueue.errors import ResultsError
 from mbqueue.results.matbench_file import read_matbench_scores, write_matbench_file
-from mbqueue.task import FORMATION_ENERGY, TASKS
-
-#: The smallest task, for tests that need any official file.
-SMALLEST = min(TASKS.values(), key=lambda task: task.n)
+from mbqueue.task import FORMATION_ENERGY
 
 
 def test_the_official_task_is_recorded_and_valid_by_matbench_itself(
@@ -50,10 +48,10 @@ def test_the_official_task_is_recorded_and_valid_by_matbench_itself(
 
 
 def test_two_files_of_the_same_numbers_differ_only_in_date_stamp_and_hash(tmp_path, official_predictions):
-    predictions = official_predictions(SMALLEST)
+    predictions = official_predictions(SMALLEST_TASK)
     contents = []
     for name in ("a.json.gz", "b.json.gz"):
-        write_matbench_file(tmp_path / name, predictions, SMALLEST, models="CHGNet", parameters={"seed": 0})
+        write_matbench_file(tmp_path / name, predictions, SMALLEST_TASK, models="CHGNet", parameters={"seed": 0})
         contents.append(json.loads(gzip.decompress((tmp_path / name).read_bytes())))
         assert (tmp_path / name).read_bytes()[4:8] == bytes(4)  # the gzip header's time is 0
     for content in contents:
@@ -62,9 +60,9 @@ def test_two_files_of_the_same_numbers_differ_only_in_date_stamp_and_hash(tmp_pa
 
 
 def test_a_changed_prediction_is_noticed_by_matbench_own_hash(tmp_path, recorded_task):
-    path = recorded_task(SMALLEST).folder / "matbench_results.json.gz"
+    path = recorded_task(SMALLEST_TASK).folder / "matbench_results.json.gz"
     content = json.loads(gzip.decompress(path.read_bytes()))
-    data = content["tasks"][SMALLEST.dataset]["results"]["fold_0"]["data"]
+    data = content["tasks"][SMALLEST_TASK.dataset]["results"]["fold_0"]["data"]
     data[next(iter(data))] += 0.1
     changed = tmp_path / "changed.json.gz"
     changed.write_bytes(gzip.compress(json.dumps(content).encode()))
@@ -73,14 +71,14 @@ def test_a_changed_prediction_is_noticed_by_matbench_own_hash(tmp_path, recorded
 
 
 def test_ids_of_other_crystals_are_refused(tmp_path, official_predictions):
-    predictions = official_predictions(SMALLEST)
+    predictions = official_predictions(SMALLEST_TASK)
     first = predictions[0]
     foreign = dataclasses.replace(first, ids=["mine", *first.ids[1:]])
     with pytest.raises(ResultsError, match="fold 0 is not the official one: 2 ids differ"):
         write_matbench_file(
             tmp_path / "m.json.gz",
             {**predictions, 0: foreign},
-            SMALLEST,
+            SMALLEST_TASK,
             models="CHGNet",
             parameters={},
         )
@@ -88,9 +86,9 @@ def test_ids_of_other_crystals_are_refused(tmp_path, official_predictions):
 
 
 def test_a_missing_fold_is_refused(tmp_path, official_predictions):
-    four = {fold: table for fold, table in official_predictions(SMALLEST).items() if fold != 2}
+    four = {fold: table for fold, table in official_predictions(SMALLEST_TASK).items() if fold != 2}
     with pytest.raises(ResultsError, match="Fold 2 is missing"):
-        write_matbench_file(tmp_path / "m.json.gz", four, SMALLEST, models="CHGNet", parameters={})
+        write_matbench_file(tmp_path / "m.json.gz", four, SMALLEST_TASK, models="CHGNet", parameters={})
 
 
 def test_without_matbench_the_error_says_how_to_install_it(tmp_path, official_predictions, monkeypatch):
@@ -101,10 +99,10 @@ def test_without_matbench_the_error_says_how_to_install_it(tmp_path, official_pr
             raise ModuleNotFoundError("No module named 'matbench'", name="matbench")
         return real(name, *args, **kwargs)
 
-    predictions = official_predictions(SMALLEST)
+    predictions = official_predictions(SMALLEST_TASK)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ResultsError, match=r"pip install --no-deps matbench==0\.6"):
-        write_matbench_file(tmp_path / "m.json.gz", predictions, SMALLEST, models="CHGNet", parameters={})
+        write_matbench_file(tmp_path / "m.json.gz", predictions, SMALLEST_TASK, models="CHGNet", parameters={})
 
 
 def test_a_damaged_matbench_file_is_refused(tmp_path):

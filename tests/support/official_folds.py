@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbqueue.data.folds import test_rows
-from mbqueue.task import N_FOLDS, Task
+from mbqueue.task import N_FOLDS, TASKS, Task
 
 #: The fraction of metals in the task matbench_mp_is_metal (``frac_true`` in matbench's metadata).
 SHARE_OF_METALS = 0.43492314796490533
+
+#: For tests to which every official task is the same.
+SMALLEST_TASK = min(TASKS.values(), key=lambda task: task.n)
 
 
 def matbench_splits() -> dict[str, Any]:

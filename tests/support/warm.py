@@ -1,8 +1,9 @@
 """Start real `mbqueue` processes within a fraction of a second, by forking one that has imported everything.
 
-A child process does what the command line does, and tests can kill, freeze and signal it. There are three differences:
-CHGNet and its weights are in memory already, Python ignores warnings, and the child exits without closing the
-interpreter. `mbqueue demo`, the notebook and the tests of closed terminals run the command itself.
+A child process does what the command line does, and tests can kill, freeze and signal it. There are four differences:
+CHGNet and its weights are in memory already, Python ignores warnings, the child exits without closing the interpreter,
+and the `mbqueue` commands that the child starts are forks of the child, which keep its shortened waits.
+`mbqueue demo`, the notebook and the tests of closed terminals run the command itself.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import threading
 from contextlib import redirect_stdout
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from chgnet.model import CHGNet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from long_runs import LONG
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbqueue.data.batches import make_batch
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with require
 
 
 #: MBQUEUE_LONG=1 compares 256 crystals, and the gradients of 128. By default, compare 64 and 32.
-BATCH = 64 if os.environ.get("MBQUEUE_LONG", "") not in {"", "0"} else 16
+BATCH = 64 if LONG else 16
 
 
 def gradients(model: CHGNet, energy: torch.Tensor) -> dict[str, torch.Tensor]:

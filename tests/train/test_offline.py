@@ -1,7 +1,7 @@
 """Registers, spills and shared memory of the GPU kernels, compiled for GPUs that this machine lacks.
 
 ``make test-kernels`` compiles every kernel for every chip and precision. ``make test`` compiles every kernel once, and
-for every chip and precision at least one kernel. Which kernel is compiled for which changes every day.
+for every chip and precision at least one kernel. The selection changes daily.
 """
 
 from __future__ import annotations

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mbqueue.data.machine_code import compiled_with
-from mbqueue.train.kernels import blocks
+from mbqueue.data.machine_code import compiled
 from mbqueue.train.kernels.blocks import (
+    FAST,
     ROWS,
     add_outer,
     add_product,
     clear,
     gated,
     gated_back,
+    inlined,
     normalise,
     second_layer,
     silu,
@@ -23,11 +25,10 @@ from mbqueue.train.kernels.blocks import (
 )
 
 _ZERO = np.float32(0)
-_compiled = compiled_with(blocks, fastmath=blocks.FAST)
-_inlined = compiled_with(blocks, fastmath=blocks.FAST, forceinline=True)
+_compiled = partial(compiled, fastmath=FAST)
 
 
-@_inlined
+@inlined
 def _angle_block(first: int, n: int, graph: Any, inputs: Any, weight: Any, features: Any, pre: Any) -> None:
     """Apply the first layer to the concatenation [bond i ‖ bond j ‖ angle ‖ centre] for ``n`` angles."""
     center, bond_i, bond_j = graph
@@ -42,7 +43,7 @@ def _angle_block(first: int, n: int, graph: Any, inputs: Any, weight: Any, featu
     add_product(features, 0, weight, 64, pre, 64, n + (n & 1))
 
 
-@_inlined
+@inlined
 def _angle_block_back(
     first: int, n: int, graph: Any, features: Any, g: Any, back: Any, weight_back: Any, d_inputs: Any, d_weight: Any
 ) -> None:

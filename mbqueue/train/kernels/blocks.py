@@ -26,7 +26,7 @@ _64TH = np.float32(1 / 64)
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
-def _inlined(function: Function) -> Function:
+def inlined(function: Function) -> Function:
     """Compile a function so that its callers inline it.
 
     If a caller passes constant offsets and sizes, inlining lets the compiler vectorise the function's loops.
@@ -44,7 +44,7 @@ def _float_of_bits(_typing_context: Any, _bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@_inlined
+@inlined
 def sigmoid(x: Any) -> Any:
     """Compute 1 / (1 + exp(−x)) in float32 with an error of about 2e-7, in a form that vectorises.
 
@@ -67,7 +67,7 @@ def sigmoid(x: Any) -> Any:
     return _ONE / (_ONE + p * _float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23)))
 
 
-@_inlined
+@inlined
 def add_product(x: Any, x0: int, weight: Any, w0: int, out: Any, o0: int, n: int) -> None:
     """Add x[r, x0 : x0 + 64] @ weight[w0 : w0 + 64, :] to out[r, o0 : o0 + 64] for ``n`` rows; ``n`` must be even."""
     for r in range(0, n, 2):
@@ -100,7 +100,7 @@ def add_product(x: Any, x0: int, weight: Any, w0: int, out: Any, o0: int, n: int
                 )
 
 
-@_inlined
+@inlined
 def add_outer(x: Any, x0: int, y: Any, y0: int, out: Any, o0: int) -> None:
     """Add Σ_r x[r, x0 + i] · y[r, y0 : y0 + 64] to out[o0 + i, :], over all 64 rows; unused rows of x must be zero."""
     for i in range(0, 64, 2):
@@ -132,7 +132,7 @@ def add_outer(x: Any, x0: int, y: Any, y0: int, out: Any, o0: int) -> None:
                 )
 
 
-@_inlined
+@inlined
 def normalise(z: Any, n: int, inverse: Any) -> None:
     """Normalise both halves of ``n`` rows in place, without scale or shift; write 1/σ to ``inverse`` [64, 2]."""
     for r in range(n):
@@ -157,7 +157,7 @@ def normalise(z: Any, n: int, inverse: Any) -> None:
             z[r, 64 + j] *= gate
 
 
-@_inlined
+@inlined
 def through_norm(d: Any, z: Any, inverse: Any, gamma: Any, r: int, sums: Any) -> None:
     """Back-propagate row ``r`` of ``d`` in place through a layer norm with scale and shift.
 
@@ -179,7 +179,7 @@ def through_norm(d: Any, z: Any, inverse: Any, gamma: Any, r: int, sums: Any) ->
             sums[2, j] += d[r, j]
 
 
-@_inlined
+@inlined
 def silu(pre: Any, n: int) -> None:
     """Apply SiLU in place to ``n`` rows of 128 numbers."""
     for r in range(n):
@@ -187,7 +187,7 @@ def silu(pre: Any, n: int) -> None:
             pre[r, j] *= sigmoid(pre[r, j])
 
 
-@_inlined
+@inlined
 def silu_and_slope(pre: Any, slope: Any, n: int) -> None:
     """Apply SiLU in place to ``n`` rows of 128 numbers, and write its derivative to ``slope``."""
     for r in range(n):
@@ -198,7 +198,7 @@ def silu_and_slope(pre: Any, slope: Any, n: int) -> None:
             slope[r, j] = s * (_ONE + x * (_ONE - s))
 
 
-@_inlined
+@inlined
 def second_layer(hidden: Any, weight: Any, bias: Any, z: Any, n: int) -> None:
     """Apply the second linear layers of core and gate.
 
@@ -212,7 +212,7 @@ def second_layer(hidden: Any, weight: Any, bias: Any, z: Any, n: int) -> None:
     add_product(hidden, 64, weight, 64, z, 64, even)
 
 
-@_inlined
+@inlined
 def gated(z: Any, r: int, j: int, scale: Any, shift: Any) -> Any:
     """Return feature ``j`` of a gated MLP's output for the normalised row ``r``."""
     x = z[r, j] * scale[j] + shift[j]
@@ -220,7 +220,7 @@ def gated(z: Any, r: int, j: int, scale: Any, shift: Any) -> Any:
     return x * sigmoid(x) * sigmoid(y)
 
 
-@_inlined
+@inlined
 def gated_back(z: Any, r: int, j: int, scale: Any, shift: Any) -> Any:
     """Return the output of ``gated`` and its derivatives with respect to the scaled and shifted core and gate."""
     x = z[r, j] * scale[j] + shift[j]
@@ -230,7 +230,7 @@ def gated_back(z: Any, r: int, j: int, scale: Any, shift: Any) -> Any:
     return core * gate, gate * s * (_ONE + x * (_ONE - s)), core * gate * (_ONE - gate)
 
 
-@_inlined
+@inlined
 def clear(rows: Any, first: int) -> None:
     """Set the block's rows from ``first`` onwards to zero."""
     for r in range(first, ROWS):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mbqueue.data.machine_code import compiled_with
-from mbqueue.train.kernels import blocks
+from mbqueue.data.machine_code import compiled
 from mbqueue.train.kernels.blocks import (
+    FAST,
     ROWS,
     add_outer,
     add_product,
     clear,
     gated,
     gated_back,
+    inlined,
     normalise,
     second_layer,
     silu,
@@ -22,11 +24,10 @@ from mbqueue.train.kernels.blocks import (
     through_norm,
 )
 
-_compiled = compiled_with(blocks, fastmath=blocks.FAST)
-_inlined = compiled_with(blocks, fastmath=blocks.FAST, forceinline=True)
+_compiled = partial(compiled, fastmath=FAST)
 
 
-@_inlined
+@inlined
 def _bond_block(first: int, n: int, graph: Any, inputs: Any, pre: Any) -> None:
     center, neighbor, undirected = graph
     atoms, bonds, _ = inputs
