@@ -10,7 +10,7 @@ import pickle
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -37,7 +37,7 @@ def compiled(function: Function, **options: Any) -> Function:
     kernel = numba.njit(nogil=True, error_model="numpy", **options)(function)
     if isinstance(kernel, Dispatcher):  # with NUMBA_DISABLE_JIT, it is the function itself
         try:
-            kernel._cache = _CodeOnDisk(function)  # type: ignore[attr-defined]
+            kernel._cache = _CodeOnDisk(function, options)  # type: ignore[attr-defined]
         except RuntimeError:  # Numba finds no writable folder
             _tell_that_nothing_is_kept()
     return kernel  # type: ignore[no-any-return]
@@ -52,7 +52,7 @@ class _CodeOnDisk(FunctionCache):  # type: ignore[misc]
     notice changes in other modules whose functions and constants are part of the code.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
         super().__init__(function)
         source = Path(function.__code__.co_filename)
         self._name = f"{source.stem}.{function.__name__.strip('<>')}"
@@ -60,6 +60,8 @@ class _CodeOnDisk(FunctionCache):  # type: ignore[misc]
             _hash_of_sources(source),
             function.__qualname__,
             function.__code__.co_firstlineno,
+            # A set has another order in each process.
+            [(name, sorted(value) if isinstance(value, set) else value) for name, value in sorted(options.items())],
             (sys.version, numba.__version__, llvmlite.__version__),
         )
 
@@ -106,14 +108,14 @@ def _hash_of_sources(source: Path) -> str:
         if path not in found:
             found.add(path)
             left += _imported(path)
-    return sha256_of_json(sorted(sha256_of_file(path) for path in found))
+    return sha256_of_json(sorted((path.name, sha256_of_file(path)) for path in found))
 
 
 @cache
 def _imported(source: Path) -> list[Path]:
-    """The modules that ``source`` imports from its own package, at its top and by their full names."""
+    """The modules that ``source`` imports from its own package by their full names."""
     names = []
-    for node in ast.parse(source.read_bytes()).body:
+    for node in ast.walk(ast.parse(source.read_bytes())):
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):

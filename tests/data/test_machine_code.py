@@ -163,6 +163,20 @@ def test_two_functions_of_one_name_do_not_share_code(tmp_path, monkeypatch):
         assert (twice.step_1(0), twice.step_2(0)) == (1, 2)
 
 
+def test_options_are_part_of_the_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    x, y, z = 1e30, -1e30, 1.0
+
+    def total(x, y, z):
+        return (x + y) + z
+
+    exact = machine_code.compiled(total)
+    assert exact(x, y, z) == 1.0
+    fast = machine_code.compiled(total, fastmath={"reassoc", "nsz"})
+    fast(x, y, z)
+    assert (from_disk(fast), len(list(tmp_path.rglob("*.code")))) == (0, 2)
+
+
 def test_recompiling_does_not_load_the_code_again(two_steps):
     kernel = two_steps(step=1)
     assert kernel(0) == 2
